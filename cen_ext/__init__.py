@@ -1,0 +1,18 @@
+"""Channel exchanging for multimodal networks: one fused operator for normalise, check the threshold, exchange."""
+
+from cen_ext.backends import available_backends
+from cen_ext.functional import norm_exchange, replaced_channels, stack_modalities, unstack_modalities
+from cen_ext.modules import ExchangeBatchNorm2d, exchanging_layers, sparsity_penalty
+from cen_ext.version import __version__
+
+__all__ = [
+    "ExchangeBatchNorm2d",
+    "__version__",
+    "available_backends",
+    "exchanging_layers",
+    "norm_exchange",
+    "replaced_channels",
+    "sparsity_penalty",
+    "stack_modalities",
+    "unstack_modalities",
+]

@@ -1,0 +1,94 @@
+"""Which implementation runs a call. One predicate a backend both chooses it and explains a refusal."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from cen_ext import reference
+from cen_ext.reference import Options
+
+Run = Callable[
+    [Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Options],
+    tuple[Tensor, Tensor, Tensor],
+]
+
+
+def _load_compiled() -> str | None:
+    """Load the compiled part, which registers ``torch.ops.cen_ext.*``; the reason if it is not there."""
+    try:
+        importlib.import_module("cen_ext._C")
+    except ImportError as error:
+        return f"the compiled part is missing ({error}); build it with: python setup.py build_ext --inplace"
+    return None
+
+
+_NOT_COMPILED = _load_compiled()
+if _NOT_COMPILED is None:
+    from cen_ext import compiled
+else:
+    warnings.warn(f"cen_ext: {_NOT_COMPILED}. Running in plain PyTorch.", RuntimeWarning, stacklevel=2)
+
+
+def why_not_reference(x: Tensor | None = None, options: Options | None = None) -> str | None:
+    """The definition runs everywhere."""
+    return None
+
+
+def why_not_cpu(x: Tensor | None = None, options: Options | None = None) -> str | None:
+    """Reason why the compiled CPU kernels cannot run this call (or any call, without arguments)."""
+    if _NOT_COMPILED is not None:
+        return _NOT_COMPILED
+    if x is not None and x.device.type != "cpu":
+        return f"x is on {x.device}"
+    if x is not None and x.dtype not in (torch.float32, torch.float64):
+        return f"x is {x.dtype}; the CPU kernels cover float32 and float64"
+    if options is not None and options.norm != "batch":
+        return f"norm is {options.norm!r}; the CPU kernels cover batch norm"
+    return None
+
+
+def _run_compiled(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    residual: Tensor | None,
+    options: Options,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return compiled.norm_exchange(x, weight, bias, mean, var, residual, *options)
+
+
+# Best first. Names are part of the public API.
+_BACKENDS: dict[str, tuple[Callable[..., str | None], Run]] = {
+    "cpu": (why_not_cpu, _run_compiled),
+    "reference": (why_not_reference, reference.norm_exchange),
+}
+
+
+def available_backends() -> dict[str, str]:
+    """Every backend's name with ``"ok"``, or with the reason why it cannot run here."""
+    return {name: why_not() or "ok" for name, (why_not, _) in _BACKENDS.items()}
+
+
+def choose(backend: str | None, x: Tensor, options: Options) -> Run:
+    """The function that runs this call: the best backend that can, or the one asked for.
+
+    Raises:
+        ValueError: no backend has that name.
+        RuntimeError: the backend asked for cannot run this call; the message says why.
+    """
+    if backend is None:
+        return next(run for why_not, run in _BACKENDS.values() if why_not(x, options) is None)
+    if backend not in _BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, _BACKENDS))} or None, got {backend!r}")
+    why_not, run = _BACKENDS[backend]
+    reason = why_not(x, options)
+    if reason is not None:
+        raise RuntimeError(f"backend {backend!r} cannot run this call: {reason}")
+    return run

@@ -1,0 +1,81 @@
+"""The compiled operator's registration: fake kernels and autograd for ``torch.ops.cen_ext.*``.
+
+``cen_ext._C`` defines the ops and their kernels through the LibTorch stable ABI (``csrc/binding.cpp``):
+
+    norm_exchange(x, weight, bias, mean?, var?, residual?, *options) -> (y, mean, var)
+    norm_exchange_backward(dy, x, weight, bias, mean, var, residual?, batch_statistics, *options)
+        -> (dx, dweight, dbias, dresidual)
+
+mean and var that come out are those of x, and empty where statistics were given; dresidual is empty
+without a residual. The backward recomputes the activation's argument, so that nothing but the inputs and
+the ``[M, C]`` statistics is kept for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cen_ext.reference import Options, statistics_dtype
+
+norm_exchange = torch.ops.cen_ext.norm_exchange.default
+norm_exchange_backward = torch.ops.cen_ext.norm_exchange_backward.default
+
+
+@torch.library.register_fake("cen_ext::norm_exchange")
+def _norm_exchange_fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    residual: Tensor | None,
+    *options: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = weight.shape[0] if Options(*options).norm == "batch" else x.shape[0]
+    shape = (rows, x.shape[1]) if mean is None else (0,)
+    dtype = statistics_dtype(x.dtype)
+    return torch.empty_like(x), x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
+
+
+@torch.library.register_fake("cen_ext::norm_exchange_backward")
+def _norm_exchange_backward_fake(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    residual: Tensor | None,
+    batch_statistics: bool,
+    *options: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dresidual = x.new_empty((0,)) if residual is None else torch.empty_like(x)
+    return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias), dresidual
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, bias, mean, var, residual, *options = inputs
+    _, batch_mean, batch_var = output
+    ctx.options = Options(*options)
+    ctx.batch_statistics = mean is None
+    ctx.has_residual = residual is not None
+    # Without an activation the residual's gradient is dy itself and the residual is not needed again.
+    kept = residual if ctx.options.activation != "identity" else None
+    ctx.save_for_backward(x, weight, bias, *((batch_mean, batch_var) if mean is None else (mean, var)), kept)
+
+
+def _backward(ctx: Any, dy: Tensor, _dmean: Tensor, _dvar: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, bias, mean, var, residual = ctx.saved_tensors
+    dx, dweight, dbias, dresidual = norm_exchange_backward(
+        dy, x, weight, bias, mean, var, residual, ctx.batch_statistics, *ctx.options
+    )
+    grad_residual = None
+    if ctx.has_residual:
+        grad_residual = dy if residual is None else dresidual
+    return dx, dweight, dbias, None, None, grad_residual, *(None,) * len(ctx.options)
+
+
+torch.library.register_autograd("cen_ext::norm_exchange", _backward, setup_context=_setup_context)

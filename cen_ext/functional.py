@@ -1,0 +1,240 @@
+"""The public functions: argument checks, choice of backend, running statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cen_ext import backends, reference
+from cen_ext.reference import Options, statistics_dtype
+
+CHOICES = {
+    "region": ("own", "all"),
+    "criterion": ("abs", "signed"),
+    "norm": ("batch", "instance"),
+    "activation": ("identity", "relu", "leaky_relu"),
+}
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def norm_exchange(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    threshold: float = 0.0,
+    region: str = "own",
+    criterion: str = "abs",
+    norm: str = "batch",
+    training: bool = False,
+    momentum: float | Tensor = 0.1,
+    eps: float = 1e-5,
+    activation: str = "identity",
+    negative_slope: float = 0.01,
+    backend: str | None = None,
+) -> Tensor:
+    """Normalise each modality with its own affine, replace its useless channels, add, activate.
+
+    Channels whose scale falls below the threshold are replaced by the mean of the other modalities'
+    channels (Wang et al., NeurIPS 2020, Eq. 5 and 6). A replaced channel is detached from its own input;
+    the gradient flows through the channels that took its place.
+
+    Args:
+        x: ``[M*N, C, *spatial]``, M modalities stacked modality-major on the batch axis
+            (``stack_modalities``); spatial has 0 to 3 dimensions. float16, bfloat16, float32 or float64,
+            contiguous or channels_last; other strides are accepted.
+        weight, bias: ``[M, C]``, the private affine; float32, or float64 with float64 x.
+        running_mean, running_var: ``[M, C]``, of weight's dtype. Updated in place with ``training=True``,
+            required and used as the statistics with ``training=False``.
+        residual: added before the activation; shape, dtype and device of x.
+        threshold: exchange threshold θ >= 0 on the scale; 0 switches exchanging off.
+        region: ``"own"`` exchanges channel c of modality m only in its share ``[m*C//M, (m+1)*C//M)``
+            (section 3.3), ``"all"`` everywhere.
+        criterion: ``"abs"`` replaces where ``|weight| < threshold``, ``"signed"`` where
+            ``weight <= threshold`` (Eq. 6 as printed).
+        norm: ``"batch"`` (statistics over N and spatial) or ``"instance"`` (over spatial).
+        training: statistics of x (True) or the running ones (False).
+        momentum: weight of the new statistics in the running ones; a number or a 0-d tensor.
+        eps: added to the variance.
+        activation: ``"identity"``, ``"relu"`` or ``"leaky_relu"`` with ``negative_slope``.
+        backend: a name from ``available_backends()``, or None for the best that can run.
+
+    Returns:
+        A tensor of x's shape, dtype and memory format.
+
+    Raises:
+        TypeError: an argument is not a tensor or of the wrong dtype.
+        ValueError: wrong shape, device or value; statistics missing; one value a channel in training.
+        RuntimeError: the backend asked for cannot run this call.
+    """
+    options = Options(threshold, region, criterion, norm, eps, activation, negative_slope)
+    _check_options(options)
+    _check_tensors(x, weight, bias, running_mean, running_var, residual)
+    if not training and (running_mean is None or running_var is None):
+        raise ValueError("running_mean and running_var are required with training=False")
+    if training and x.numel() > 0:
+        _check_enough_values(x, weight.shape[0], norm)
+    run = backends.choose(backend, x, options)
+    if not training:
+        return run(x, weight, bias, running_mean, running_var, residual, options)[0]
+    y, mean, var = run(x, weight, bias, None, None, residual, options)
+    if running_mean is not None and running_var is not None and x.numel() > 0:
+        _update_running(running_mean, running_var, mean, var, x, momentum, norm)
+    return y
+
+
+def replaced_channels(
+    weight: Tensor, threshold: float, region: str = "own", criterion: str = "abs"
+) -> Tensor:
+    """Which channels the exchange replaces (Eq. 6; section 3.3 for the region).
+
+    Args:
+        weight: ``[M, C]`` scales of the private norms.
+        threshold, region, criterion: as in ``norm_exchange``.
+
+    Returns:
+        ``[M, C]`` bool on weight's device; all False where M is 1 or the threshold 0.
+
+    Raises:
+        TypeError, ValueError: as ``norm_exchange``.
+    """
+    options = Options(threshold, region, criterion)
+    _check_options(options)
+    if weight.dim() != 2:
+        raise ValueError(f"weight must be [M, C], got shape {tuple(weight.shape)}")
+    return reference.replaced_channels(weight.detach(), options)
+
+
+def stack_modalities(modalities: Sequence[Tensor]) -> Tensor:
+    """Stack M tensors ``[N, C, *spatial]`` modality-major into one ``[M*N, C, *spatial]``.
+
+    Raises:
+        ValueError: no tensors, or tensors of different shape, dtype or device.
+    """
+    if isinstance(modalities, Tensor) or len(modalities) == 0:
+        raise ValueError("modalities must be a non-empty sequence of tensors, one a modality")
+    first = modalities[0]
+    for m, other in enumerate(modalities[1:], start=1):
+        if (other.shape, other.dtype, other.device) != (first.shape, first.dtype, first.device):
+            raise ValueError(
+                f"modality {m} is {_describe(other)}, but modality 0 is {_describe(first)}; "
+                "all modalities must agree in shape, dtype and device"
+            )
+    return torch.cat(list(modalities))
+
+
+def unstack_modalities(x: Tensor, num_modalities: int) -> list[Tensor]:
+    """Split a stacked ``[M*N, ...]`` tensor into M views ``[N, ...]``.
+
+    Raises:
+        ValueError: the batch axis is not divisible by num_modalities.
+    """
+    _check_stacked(x, num_modalities)
+    return list(x.unflatten(0, (num_modalities, x.shape[0] // num_modalities)).unbind(0))
+
+
+def _update_running(
+    running_mean: Tensor,
+    running_var: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    x: Tensor,
+    momentum: float | Tensor,
+    norm: str,
+) -> None:
+    """``running = (1 - momentum) * running + momentum * batch``, with the unbiased variance."""
+    with torch.no_grad():
+        num_modalities = running_mean.shape[0]
+        values = x.numel() // (mean.shape[0] * x.shape[1])
+        unbiased = var * (values / (values - 1))
+        if norm == "instance":
+            mean = mean.unflatten(0, (num_modalities, -1)).mean(1)
+            unbiased = unbiased.unflatten(0, (num_modalities, -1)).mean(1)
+        weight = momentum if isinstance(momentum, Tensor) else float(momentum)
+        running_mean.lerp_(mean, weight)
+        running_var.lerp_(unbiased, weight)
+
+
+def _check_options(options: Options) -> None:
+    for name, choices in CHOICES.items():
+        value = getattr(options, name)
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    for name in ("threshold", "eps"):
+        value = getattr(options, name)
+        if not value >= 0:  # NaN fails too
+            raise ValueError(f"{name} must not be negative, got {value!r}")
+
+
+def _check_tensors(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    residual: Tensor | None,
+) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, got {type(x).__name__}; stack_modalities makes one of a list")
+    if x.dtype not in DTYPES:
+        raise TypeError(f"x must be float16, bfloat16, float32 or float64, got {x.dtype}")
+    if not 2 <= x.dim() <= 5:
+        raise ValueError(f"x must be [M*N, C, *spatial] with 0 to 3 spatial dimensions, got {tuple(x.shape)}")
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight must be a tensor, got {type(weight).__name__}")
+    if weight.dim() != 2 or weight.shape[0] == 0:
+        raise ValueError(f"weight must be [M, C] with M >= 1, got shape {tuple(weight.shape)}")
+    _check_stacked(x, weight.shape[0])
+    if weight.shape[1] != x.shape[1]:
+        raise ValueError(f"weight has {weight.shape[1]} channels, but x has {x.shape[1]}")
+    dtype = statistics_dtype(x.dtype)
+    for name, table in (
+        ("weight", weight),
+        ("bias", bias),
+        ("running_mean", running_mean),
+        ("running_var", running_var),
+    ):
+        if table is not None or name == "bias":
+            _check_same(name, table, tuple(weight.shape), dtype, x.device)
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("running_mean and running_var must be given together")
+    if residual is not None:
+        _check_same("residual", residual, tuple(x.shape), x.dtype, x.device)
+
+
+def _check_same(
+    name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
+    if tensor.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype}, got {tensor.dtype}")
+    if tensor.device != device:
+        raise ValueError(f"{name} must be on {device} as x is, got {tensor.device}")
+
+
+def _check_stacked(x: Tensor, num_modalities: int) -> None:
+    if num_modalities < 1:
+        raise ValueError(f"num_modalities must be at least 1, got {num_modalities}")
+    if x.dim() == 0 or x.shape[0] % num_modalities != 0:
+        rows = x.shape[0] if x.dim() else "no"
+        raise ValueError(f"the batch axis of x has {rows} rows, not divisible by {num_modalities} modalities")
+
+
+def _check_enough_values(x: Tensor, num_modalities: int, norm: str) -> None:
+    groups = num_modalities if norm == "batch" else x.shape[0]
+    if x.numel() // (groups * x.shape[1]) == 1:
+        raise ValueError(
+            f"more than one value a channel is needed in training, got x of shape {tuple(x.shape)}"
+        )
+
+
+def _describe(x: Tensor) -> str:
+    return f"{x.dtype} {tuple(x.shape)} on {x.device}"

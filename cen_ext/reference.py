@@ -1,0 +1,102 @@
+"""The operator in plain PyTorch: the definition that every kernel is tested against.
+
+Channel exchanging after normalisation, Wang et al., "Deep Multimodal Fusion by Channel Exchanging",
+NeurIPS 2020, Eq. 5 (normalise), Eq. 6 (exchange), section 3.3 (each modality's own share of the channels).
+
+Shapes: ``x [M*N, C, *spatial]`` holds M modalities stacked modality-major on the batch axis;
+``weight, bias [M, C]``; ``mean, var [M, C]`` for batch norm, ``[M*N, C]`` for instance norm.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Options(NamedTuple):
+    """What a call of the operator does apart from its tensors; ``norm_exchange`` documents each field."""
+
+    threshold: float = 0.0
+    region: str = "own"
+    criterion: str = "abs"
+    norm: str = "batch"
+    eps: float = 1e-5
+    activation: str = "identity"
+    negative_slope: float = 0.01
+
+
+def replaced_channels(weight: Tensor, options: Options) -> Tensor:
+    """``[M, C]`` bool: which channels of which modality Eq. 6 replaces."""
+    num_modalities, channels = weight.shape
+    if num_modalities == 1 or options.threshold == 0:
+        return torch.zeros_like(weight, dtype=torch.bool)
+    if options.criterion == "abs":
+        below = weight.abs() < options.threshold
+    else:
+        below = weight <= options.threshold
+    return below & own_region(weight) if options.region == "own" else below
+
+
+def own_region(weight: Tensor) -> Tensor:
+    """``[M, C]`` bool: modality m's own share of the channels, ``[m*C//M, (m+1)*C//M)``."""
+    num_modalities, channels = weight.shape
+    m = torch.arange(num_modalities, device=weight.device)[:, None]
+    c = torch.arange(channels, device=weight.device)[None, :]
+    return (c >= m * channels // num_modalities) & (c < (m + 1) * channels // num_modalities)
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Statistics, parameters and reductions are float32 for half types and float32, float64 for float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def statistics(x: Tensor, num_modalities: int, norm: str) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of x: ``[M, C]`` over (N, spatial), or ``[M*N, C]`` over spatial."""
+    groups = num_modalities if norm == "batch" else x.shape[0]
+    rows = x.to(statistics_dtype(x.dtype)).unflatten(0, (groups, -1))  # [groups, rows, C, *spatial]
+    dims = [1, *range(3, rows.dim())]
+    var, mean = torch.var_mean(rows, dim=dims, correction=0)
+    return mean, var
+
+
+def norm_exchange(
+    x: Tensor,  # [M*N, C, *spatial]
+    weight: Tensor,  # [M, C]
+    bias: Tensor,  # [M, C]
+    mean: Tensor | None,  # given statistics, or None for those of x
+    var: Tensor | None,
+    residual: Tensor | None,  # as x
+    options: Options,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise, exchange, add the residual, activate. Returns y (as x) and the statistics that were used.
+
+    Differentiating this function through autograd is the definition of the backward pass: a replaced
+    channel takes no part in it, the channels that took its place do.
+    """
+    num_modalities, channels = weight.shape
+    if mean is None or var is None:
+        mean, var = statistics(x, num_modalities, options.norm)
+    z_dtype = statistics_dtype(x.dtype)
+    spatial = (1,) * (x.dim() - 2)
+
+    def per_row(table: Tensor) -> Tensor:  # [M or M*N, C] -> [M, 1 or N, C, 1, ...]
+        return table.unflatten(0, (num_modalities, -1)).reshape(num_modalities, -1, channels, *spatial)
+
+    rows = x.to(z_dtype).unflatten(0, (num_modalities, -1))  # [M, N, C, *spatial]
+    invstd = torch.rsqrt(per_row(var) + options.eps)
+    z = per_row(weight) * ((rows - per_row(mean)) * invstd) + per_row(bias)
+    u = z
+    if num_modalities > 1:
+        others = torch.stack([z[torch.arange(num_modalities) != m].mean(0) for m in range(num_modalities)])
+        u = torch.where(per_row(replaced_channels(weight, options)), others, z)
+    u = u.flatten(0, 1)
+    if residual is not None:
+        u = u + residual.to(z_dtype)
+    if options.activation == "relu":
+        u = F.relu(u)
+    elif options.activation == "leaky_relu":
+        u = F.leaky_relu(u, options.negative_slope)
+    return u.to(x.dtype), mean, var
