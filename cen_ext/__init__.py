@@ -1,4 +1,4 @@
-"""Channel exchanging for multimodal networks: one fused operator for normalise, check the threshold, exchange."""
+"""Channel exchanging for multimodal networks: normalise, check the threshold and exchange in one operator."""
 
 from cen_ext.backends import available_backends
 from cen_ext.functional import norm_exchange, replaced_channels, stack_modalities, unstack_modalities

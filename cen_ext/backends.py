@@ -61,7 +61,10 @@ def _run_compiled(
     residual: Tensor | None,
     options: Options,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return compiled.norm_exchange(x, weight, bias, mean, var, residual, *options)
+    outputs: tuple[Tensor, Tensor, Tensor] = compiled.norm_exchange(
+        x, weight, bias, mean, var, residual, *options
+    )
+    return outputs
 
 
 # Best first. Names are part of the public API.

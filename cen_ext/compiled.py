@@ -24,7 +24,6 @@ norm_exchange = torch.ops.cen_ext.norm_exchange.default
 norm_exchange_backward = torch.ops.cen_ext.norm_exchange_backward.default
 
 
-@torch.library.register_fake("cen_ext::norm_exchange")
 def _norm_exchange_fake(
     x: Tensor,
     weight: Tensor,
@@ -40,7 +39,6 @@ def _norm_exchange_fake(
     return torch.empty_like(x), x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
 
 
-@torch.library.register_fake("cen_ext::norm_exchange_backward")
 def _norm_exchange_backward_fake(
     dy: Tensor,
     x: Tensor,
@@ -78,4 +76,6 @@ def _backward(ctx: Any, dy: Tensor, _dmean: Tensor, _dvar: Tensor) -> tuple[Tens
     return dx, dweight, dbias, None, None, grad_residual, *(None,) * len(ctx.options)
 
 
+torch.library.register_fake("cen_ext::norm_exchange", _norm_exchange_fake)
+torch.library.register_fake("cen_ext::norm_exchange_backward", _norm_exchange_backward_fake)
 torch.library.register_autograd("cen_ext::norm_exchange", _backward, setup_context=_setup_context)

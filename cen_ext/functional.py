@@ -135,7 +135,7 @@ def unstack_modalities(x: Tensor, num_modalities: int) -> list[Tensor]:
         ValueError: the batch axis is not divisible by num_modalities.
     """
     _check_stacked(x, num_modalities)
-    return list(x.unflatten(0, (num_modalities, x.shape[0] // num_modalities)).unbind(0))
+    return list(reference.split_rows(x, num_modalities).unbind())
 
 
 def _update_running(
@@ -153,8 +153,8 @@ def _update_running(
         values = x.numel() // (mean.shape[0] * x.shape[1])
         unbiased = var * (values / (values - 1))
         if norm == "instance":
-            mean = mean.unflatten(0, (num_modalities, -1)).mean(1)
-            unbiased = unbiased.unflatten(0, (num_modalities, -1)).mean(1)
+            mean = reference.split_rows(mean, num_modalities).mean(1)
+            unbiased = reference.split_rows(unbiased, num_modalities).mean(1)
         weight = momentum if isinstance(momentum, Tensor) else float(momentum)
         running_mean.lerp_(mean, weight)
         running_var.lerp_(unbiased, weight)

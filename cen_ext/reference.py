@@ -30,13 +30,9 @@ class Options(NamedTuple):
 
 def replaced_channels(weight: Tensor, options: Options) -> Tensor:
     """``[M, C]`` bool: which channels of which modality Eq. 6 replaces."""
-    num_modalities, channels = weight.shape
-    if num_modalities == 1 or options.threshold == 0:
+    if weight.shape[0] == 1 or options.threshold == 0:
         return torch.zeros_like(weight, dtype=torch.bool)
-    if options.criterion == "abs":
-        below = weight.abs() < options.threshold
-    else:
-        below = weight <= options.threshold
+    below = weight.abs() < options.threshold if options.criterion == "abs" else weight <= options.threshold
     return below & own_region(weight) if options.region == "own" else below
 
 
@@ -56,10 +52,14 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
 def statistics(x: Tensor, num_modalities: int, norm: str) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of x: ``[M, C]`` over (N, spatial), or ``[M*N, C]`` over spatial."""
     groups = num_modalities if norm == "batch" else x.shape[0]
-    rows = x.to(statistics_dtype(x.dtype)).unflatten(0, (groups, -1))  # [groups, rows, C, *spatial]
-    dims = [1, *range(3, rows.dim())]
-    var, mean = torch.var_mean(rows, dim=dims, correction=0)
+    rows = split_rows(x.to(statistics_dtype(x.dtype)), groups)  # [groups, rows, C, *spatial]
+    var, mean = torch.var_mean(rows, dim=[1, *range(3, rows.dim())], correction=0)
     return mean, var
+
+
+def split_rows(x: Tensor, groups: int) -> Tensor:
+    """``[groups*rows, ...]`` to ``[groups, rows, ...]``, a view."""
+    return x.view(groups, x.shape[0] // max(groups, 1), *x.shape[1:])
 
 
 def norm_exchange(
@@ -83,15 +83,15 @@ def norm_exchange(
     spatial = (1,) * (x.dim() - 2)
 
     def per_row(table: Tensor) -> Tensor:  # [M or M*N, C] -> [M, 1 or N, C, 1, ...]
-        return table.unflatten(0, (num_modalities, -1)).reshape(num_modalities, -1, channels, *spatial)
+        return split_rows(table, num_modalities).view(num_modalities, -1, channels, *spatial)
 
-    rows = x.to(z_dtype).unflatten(0, (num_modalities, -1))  # [M, N, C, *spatial]
+    rows = split_rows(x.to(z_dtype), num_modalities)  # [M, N, C, *spatial]
     invstd = torch.rsqrt(per_row(var) + options.eps)
     z = per_row(weight) * ((rows - per_row(mean)) * invstd) + per_row(bias)
     u = z
     if num_modalities > 1:
         others = torch.stack([z[torch.arange(num_modalities) != m].mean(0) for m in range(num_modalities)])
-        u = torch.where(per_row(replaced_channels(weight, options)), others, z)
+        u = torch.where(per_row(replaced_channels(weight.detach(), options)), others, z)
     u = u.flatten(0, 1)
     if residual is not None:
         u = u + residual.to(z_dtype)
