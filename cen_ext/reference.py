@@ -52,6 +52,9 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
 def statistics(x: Tensor, num_modalities: int, norm: str) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of x: ``[M, C]`` over (N, spatial), or ``[M*N, C]`` over spatial."""
     groups = num_modalities if norm == "batch" else x.shape[0]
+    if x.numel() == 0:  # nothing is normalised; zeros keep NaN and torch's warning out
+        zeros = x.new_zeros((groups, x.shape[1]), dtype=statistics_dtype(x.dtype))
+        return zeros, zeros
     rows = split_rows(x.to(statistics_dtype(x.dtype)), groups)  # [groups, rows, C, *spatial]
     var, mean = torch.var_mean(rows, dim=[1, *range(3, rows.dim())], correction=0)
     return mean, var
@@ -60,6 +63,15 @@ def statistics(x: Tensor, num_modalities: int, norm: str) -> tuple[Tensor, Tenso
 def split_rows(x: Tensor, groups: int) -> Tensor:
     """``[groups*rows, ...]`` to ``[groups, rows, ...]``, a view."""
     return x.view(groups, x.shape[0] // max(groups, 1), *x.shape[1:])
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """The format that the output keeps: channels_last where x is laid out so, else contiguous."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    wanted = formats.get(x.dim(), torch.contiguous_format)
+    if not x.is_contiguous() and x.is_contiguous(memory_format=wanted):
+        return wanted
+    return torch.contiguous_format
 
 
 def norm_exchange(
@@ -99,4 +111,4 @@ def norm_exchange(
         u = F.relu(u)
     elif options.activation == "leaky_relu":
         u = F.leaky_relu(u, options.negative_slope)
-    return u.to(x.dtype), mean, var
+    return u.to(x.dtype).contiguous(memory_format=memory_format(x)), mean, var

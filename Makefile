@@ -1,0 +1,44 @@
+# Every target makes what it needs in .venv; nothing has to be installed by hand.
+PYTHON ?= python3
+# Any torch from 2.10 on works; this one is what the figures in README.md were measured with.
+TORCH ?= torch==2.13.0
+export MAX_JOBS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+SOURCES := $(wildcard csrc/*.* csrc/*/*.*)
+
+.PHONY: demo test build lint bench clean
+
+demo: build
+	$(BIN)/python -m bench.demo
+
+test: build
+	$(BIN)/python -m pytest
+
+build: $(VENV)/installed
+	$(BIN)/python setup.py --quiet build_ext --inplace
+
+lint: $(VENV)/installed-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
+	$(BIN)/mypy
+
+bench: build
+	$(BIN)/python -m bench.training
+
+clean:
+	rm -rf build dist *.egg-info cen_ext/*.so $(VENV)
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) "setuptools>=77" ninja pybind11 numpy "$(TORCH)"
+	CEN_EXT_NO_BUILD=1 $(PIP) --no-build-isolation --editable ".[models,test]"
+	touch $@
+
+$(VENV)/installed-lint: $(VENV)/installed
+	$(PIP) --no-build-isolation ruff mypy clang-format
+	touch $@

@@ -1,0 +1,77 @@
+"""The shapes that tests and benchmarks of the operator share."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Shape(NamedTuple):
+    """One call's size: ``[num_modalities * batch, channels, *spatial]``."""
+
+    num_modalities: int
+    batch: int
+    channels: int
+    spatial: tuple[int, ...]
+
+    @property
+    def full(self) -> tuple[int, ...]:
+        return (self.num_modalities * self.batch, self.channels, *self.spatial)
+
+
+# Small, and each awkward in its own way: one modality, odd sizes, C not divisible by M, one row, 0 to 3-d.
+SMALL = [
+    Shape(1, 2, 4, (3, 5)),
+    Shape(2, 3, 8, (7, 5)),
+    Shape(3, 2, 7, (4, 4)),
+    Shape(5, 1, 11, (3, 3)),
+    Shape(2, 6, 5, ()),
+    Shape(2, 2, 6, (9,)),
+    Shape(3, 2, 3, (2, 3, 4)),
+    Shape(2, 2, 64, (17, 19)),
+]
+
+
+class Inputs(NamedTuple):
+    """Tensors of one call."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    var: Tensor
+    residual: Tensor
+    dy: Tensor
+
+
+def make_inputs(
+    shape: Shape,
+    dtype: torch.dtype = torch.float64,
+    channels_last: bool = False,
+    small_scales: float = 0.4,
+) -> Inputs:
+    """Random tensors of a case; a share ``small_scales`` of the scales lies in (-0.02, 0.02)."""
+    parameters = torch.float64 if dtype == torch.float64 else torch.float32
+    table = (shape.num_modalities, shape.channels)
+    weight = torch.where(
+        torch.rand(table) < small_scales,
+        torch.empty(table).uniform_(-0.02, 0.02),
+        torch.empty(table).uniform_(0.5, 1.5) * torch.randn(table).sign(),
+    )
+
+    def like_x() -> Tensor:
+        t = torch.randn(shape.full, dtype=dtype)
+        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+        return t.contiguous(memory_format=formats[t.dim()]) if channels_last and t.dim() in formats else t
+
+    return Inputs(
+        x=like_x() * 2 + 0.5,
+        weight=weight.to(parameters),
+        bias=torch.randn(table, dtype=parameters) * 0.3,
+        mean=torch.randn(table, dtype=parameters) * 0.3,
+        var=torch.rand(table, dtype=parameters) + 0.5,
+        residual=like_x(),
+        dy=like_x(),
+    )

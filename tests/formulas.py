@@ -1,0 +1,121 @@
+"""The operator a second time, from the formulas: lists of modalities, masks, a hand-written backward.
+
+Independent of ``cen_ext.reference``, which it checks: forward by torch's own batch and instance norm and by
+assignment under a mask; backward by the equations, without autograd. float64, slow, obvious.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def replaced(weight: Tensor, threshold: float, region: str, criterion: str) -> Tensor:
+    """``[M, C]`` bool by a plain loop over modalities and channels."""
+    num_modalities, channels = weight.shape
+    table = torch.zeros(num_modalities, channels, dtype=torch.bool)
+    if num_modalities == 1 or threshold == 0:
+        return table
+    for m in range(num_modalities):
+        for c in range(channels):
+            own = m * channels // num_modalities <= c < (m + 1) * channels // num_modalities
+            scale = weight[m, c].item()
+            below = abs(scale) < threshold if criterion == "abs" else scale <= threshold
+            table[m, c] = below and (own or region == "all")
+    return table
+
+
+def _normalised(x: Tensor, mean: Tensor | None, var: Tensor | None, norm: str, eps: float) -> Tensor:
+    """xhat of one modality ``[N, C, *spatial]``."""
+    if norm == "instance" and mean is None:
+        return F.instance_norm(x, eps=eps)
+    return F.batch_norm(x, mean, var, training=mean is None, eps=eps)
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    residual: Tensor | None,
+    *,
+    threshold: float = 0.0,
+    region: str = "own",
+    criterion: str = "abs",
+    norm: str = "batch",
+    eps: float = 1e-5,
+    activation: str = "identity",
+    negative_slope: float = 0.01,
+) -> tuple[Tensor, Tensor]:
+    """y, and u + residual (the argument of the activation). Given statistics are ``[M, C]``."""
+    num_modalities, channels = weight.shape
+    column = (1, channels) + (1,) * (x.dim() - 2)
+    z = [
+        _normalised(part, *((None, None) if mean is None else (mean[m], var[m])), norm, eps)
+        * weight[m].view(column)
+        + bias[m].view(column)
+        for m, part in enumerate(x.chunk(num_modalities))
+    ]
+    table = replaced(weight, threshold, region, criterion)
+    u = []
+    for m in range(num_modalities):
+        exchanged = z[m].clone()
+        if num_modalities > 1:
+            others = sum(z[k] for k in range(num_modalities) if k != m) / (num_modalities - 1)
+            exchanged[:, table[m]] = others[:, table[m]]
+        u.append(exchanged)
+    argument = torch.cat(u) if residual is None else torch.cat(u) + residual
+    slope = {"identity": 1.0, "relu": 0.0, "leaky_relu": negative_slope}[activation]
+    return torch.where(argument > 0, argument, slope * argument), argument
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    residual: Tensor | None,
+    **options: float | str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dx, dweight, dbias, dresidual by the equations of the backward pass."""
+    num_modalities, channels = weight.shape
+    norm, eps = options.get("norm", "batch"), options.get("eps", 1e-5)
+    slope = {
+        "identity": 1.0,
+        "relu": 0.0,
+        "leaky_relu": options.get("negative_slope", 0.01),
+    }[options.get("activation", "identity")]
+    _, argument = forward(x, weight, bias, mean, var, residual, **options)
+    g = torch.where(argument > 0, dy, slope * dy)
+    table = replaced(
+        weight,
+        options.get("threshold", 0.0),
+        options.get("region", "own"),
+        options.get("criterion", "abs"),
+    )
+    column = (1, channels) + (1,) * (x.dim() - 2)
+    parts, gs = x.chunk(num_modalities), g.chunk(num_modalities)
+    dx, dweight, dbias = [], [], []
+    for m, part in enumerate(parts):
+        dz = gs[m] * ~table[m].view(column)
+        for k in range(num_modalities):
+            if k != m:
+                dz = dz + gs[k] * table[k].view(column) / (num_modalities - 1)
+        given = (None, None) if mean is None else (mean[m], var[m])
+        xhat = _normalised(part, *given, norm, eps)
+        every = [0, *range(2, x.dim())]
+        dbias.append(dz.sum(every))
+        dweight.append((dz * xhat).sum(every))
+        if mean is not None:
+            invstd = (var[m] + eps).rsqrt().view(column)
+            dx.append(weight[m].view(column) * invstd * dz)
+            continue
+        over = every if norm == "batch" else list(range(2, x.dim()))
+        invstd = (part.var(over, correction=0, keepdim=True) + eps).rsqrt()
+        centred = dz - dz.mean(over, keepdim=True) - xhat * (dz * xhat).mean(over, keepdim=True)
+        dx.append(weight[m].view(column) * invstd * centred)
+    return torch.cat(dx), torch.stack(dweight), torch.stack(dbias), g
