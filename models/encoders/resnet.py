@@ -1,0 +1,204 @@
+"""ResNet encoders for M modalities that share every convolution and exchange channels.
+
+Wang et al., "Deep Multimodal Fusion by Channel Exchanging", NeurIPS 2020, section 3.3 and 3.4: convolutions
+shared, norms private, an exchange after the norm of every 3x3 convolution. All modalities run stacked on the
+batch axis, so that each convolution is one call and each norm, exchange, residual and relu is one more.
+Modules and parameters carry torchvision's names; the stride sits in the 3x3 convolution, as there.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from cen_ext import ExchangeBatchNorm2d, stack_modalities
+
+
+class Norms(NamedTuple):
+    """Makes the private norms of one encoder, which differ only in channels, exchange and activation."""
+
+    num_modalities: int
+    threshold: float
+    region: str
+    criterion: str
+
+    def __call__(
+        self, channels: int, *, exchange: bool = False, activation: str = "relu"
+    ) -> ExchangeBatchNorm2d:
+        return ExchangeBatchNorm2d(
+            channels,
+            self.num_modalities,
+            threshold=self.threshold if exchange else 0.0,
+            region=self.region,
+            criterion=self.criterion,
+            activation=activation,
+        )
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions; both norms exchange, the second before the skip is added."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, width: int, stride: int, norms: Norms) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, padding=1, bias=False)
+        self.bn1 = norms(width, exchange=True)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = norms(width, exchange=True)
+        self.downsample = _downsample(in_channels, width, stride, norms)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = x if self.downsample is None else self.downsample(x)
+        x = self.bn1(self.conv1(x))
+        return self.bn2(self.conv2(x), skip)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions; the norm of the 3x3 exchanges."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, stride: int, norms: Norms) -> None:
+        super().__init__()
+        out_channels = self.expansion * width
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn1 = norms(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.bn2 = norms(width, exchange=True)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.bn3 = norms(out_channels)
+        self.downsample = _downsample(in_channels, out_channels, stride, norms)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = x if self.downsample is None else self.downsample(x)
+        x = self.bn1(self.conv1(x))
+        x = self.bn2(self.conv2(x))
+        return self.bn3(self.conv3(x), skip)
+
+
+def _downsample(in_channels: int, out_channels: int, stride: int, norms: Norms) -> nn.Sequential | None:
+    """The skip's projection, where shapes differ."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
+        norms(out_channels, activation="identity"),
+    )
+
+
+# name -> (block, blocks of the four stages)
+RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+    "resnet152": (Bottleneck, (3, 8, 36, 3)),
+}
+
+
+class ExchangeResNet(nn.Module):
+    """A ResNet whose M modalities share convolutions and exchange channels; returns four stages' features.
+
+    Args:
+        name: ``"resnet18"``, ``"resnet34"``, ``"resnet50"``, ``"resnet101"`` or ``"resnet152"``.
+        num_modalities: M >= 1; 1 is a plain ResNet.
+        threshold, region, criterion: of the exchange, as ``cen_ext.norm_exchange`` describes them.
+        in_channels: channels of every modality's input.
+        frozen_statistics: ``train()`` leaves the norms in eval mode: running statistics are used and not
+            updated, while weight and bias train. The paper's recipe for segmentation from ImageNet weights.
+
+    Attributes:
+        channels: widths of the four stages' features.
+
+    Raises:
+        ValueError: unknown name, num_modalities or in_channels below 1.
+    """
+
+    def __init__(
+        self,
+        name: str = "resnet101",
+        num_modalities: int = 2,
+        *,
+        threshold: float = 0.02,
+        region: str = "own",
+        criterion: str = "abs",
+        in_channels: int = 3,
+        frozen_statistics: bool = True,
+    ) -> None:
+        super().__init__()
+        if name not in RESNETS:
+            close = difflib.get_close_matches(name, RESNETS, n=1, cutoff=0.0)
+            raise ValueError(
+                f"encoder must be one of {', '.join(RESNETS)}, got {name!r}; did you mean {close[0]!r}?"
+            )
+        if in_channels < 1:
+            raise ValueError(f"in_channels must be at least 1, got {in_channels}")
+        block, depths = RESNETS[name]
+        self.num_modalities = num_modalities
+        self.in_channels = in_channels
+        self.frozen_statistics = frozen_statistics
+        self.channels = tuple(block.expansion * width for width in (64, 128, 256, 512))
+
+        norms = Norms(num_modalities, threshold, region, criterion)
+        self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = norms(64)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        channels = 64
+        for stage, depth in enumerate(depths):
+            width = 64 << stage
+            blocks = []
+            for i in range(depth):
+                blocks.append(block(channels, width, 2 if stage > 0 and i == 0 else 1, norms))
+                channels = block.expansion * width
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def train(self, mode: bool = True) -> ExchangeResNet:
+        """As ``nn.Module.train``, but with ``frozen_statistics`` the norms stay in eval mode."""
+        super().train(mode)
+        if self.frozen_statistics:
+            for module in self.modules():
+                if isinstance(module, ExchangeBatchNorm2d):
+                    module.eval()
+        return self
+
+    def forward(self, x: Tensor | Sequence[Tensor]) -> list[Tensor]:
+        """Features at 1/4, 1/8, 1/16 and 1/32 of the input's size.
+
+        Args:
+            x: ``[M*N, in_channels, H, W]`` stacked modality-major, or a sequence of M ``[N, in_channels, H, W]``.
+
+        Returns:
+            Four ``[M*N, channels[i], h, w]``.
+
+        Raises:
+            ValueError: another number of modalities or channels, or modalities of different shapes.
+        """
+        x = self.bn1(self.conv1(self._stacked(x)))
+        x = self.maxpool(x)
+        features = []
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
+            features.append(x)
+        return features
+
+    def _stacked(self, x: Tensor | Sequence[Tensor]) -> Tensor:
+        """x as one checked tensor."""
+        num_modalities = self.num_modalities
+        if not isinstance(x, Tensor):
+            if len(x) != num_modalities:
+                raise ValueError(f"the network has {num_modalities} modalities, but x is a list of {len(x)}")
+            x = stack_modalities(x)
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f"x must be [M*N, {self.in_channels}, H, W], got {tuple(x.shape)}")
+        if x.shape[0] % num_modalities != 0:
+            raise ValueError(
+                f"x has {x.shape[0]} rows on its batch axis, not divisible by {num_modalities} modalities"
+            )
+        return x

@@ -1,0 +1,102 @@
+"""Weights from files: safe reading, and torchvision's ImageNet weights for the encoders."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from models.encoders.resnet import ExchangeResNet
+
+_WRAPPERS = ("segmenter", "state_dict", "model")  # under which training scripts file the state dict
+_PARALLEL = "module."  # what DataParallel puts before every key
+
+
+class LoadReport(NamedTuple):
+    """Keys that the network has and the file lacks (they keep their values), and the other way round."""
+
+    missing: list[str]
+    unexpected: list[str]
+
+
+def load_imagenet(encoder: ExchangeResNet, path: str | Path) -> LoadReport:
+    """Load torchvision-named ResNet weights; every modality's norms start from the same entries.
+
+    Args:
+        encoder: changed in place, and only if every shape fits.
+        path: a local ``.pth`` or ``.safetensors`` file. Its classifier ``fc.*`` is left out.
+
+    Returns:
+        What did not match. Batch counters are not counted as missing: old files have none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a state dict, shares no key with the encoder, or has another shape.
+    """
+    own = encoder.state_dict()
+    state = {k: v for k, v in read_state_dict(path).items() if not k.startswith("fc.")}
+    usable = {key: value for key, value in state.items() if key in own}
+    if not usable:
+        raise ValueError(f"{path}: no key of a torchvision ResNet in it; it starts with {some(state)}")
+    wrong = [
+        f"{key} is {tuple(value.shape)} in the file, but {tuple(expected.shape)} in the encoder"
+        for key, value in usable.items()
+        for expected in [own[key]]
+        # A private norm's [M, C] takes [C] too.
+        if value.shape != expected.shape and (expected.dim() != 2 or value.shape != expected.shape[1:])
+    ]
+    if wrong:
+        raise ValueError(f"{path}: wrong shapes: {some(wrong)}")
+    encoder.load_state_dict(usable, strict=False)
+    return LoadReport(
+        missing=[k for k in own if k not in state and not k.endswith(".num_batches_tracked")],
+        unexpected=[k for k in state if k not in own],
+    )
+
+
+def read_state_dict(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
+    """The flat state dict in a file or a loaded checkpoint.
+
+    A wrapping entry (``segmenter``, ``state_dict``, ``model``) is opened, and DataParallel's ``module.``
+    taken off every key. Files are read without running any code in them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read safely, or is not a state dict.
+    """
+    content = source if isinstance(source, Mapping) else _read(Path(source))
+    where = "the state dict" if isinstance(source, Mapping) else str(source)
+    if isinstance(content, Mapping):
+        content = next((content[k] for k in _WRAPPERS if isinstance(content.get(k), Mapping)), content)
+    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise ValueError(f"{where}: not a state dict (a mapping of names to tensors)")
+    prefix = _PARALLEL if all(key.startswith(_PARALLEL) for key in content) else ""
+    return {key.removeprefix(prefix): value for key, value in content.items()}
+
+
+def some(names: Iterable[str], most: int = 6) -> str:
+    """The first names, and how many more there are; for error messages."""
+    names = list(names)
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return (", ".join(names[:most]) or "nothing") + rest
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such weights file")
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path}: not a readable safetensors file: {error}") from error
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ValueError(f"{path}: not a file of weights that can be loaded safely: {error}") from error

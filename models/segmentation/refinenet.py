@@ -1,0 +1,188 @@
+"""RefineNet on a channel-exchanging ResNet, the paper's segmentation network.
+
+Decoder: Lin et al., "RefineNet: Multi-Path Refinement Networks for High-Resolution Semantic Segmentation",
+CVPR 2017, in the layout of the released channel-exchanging networks. The decoder is shared by the modalities
+and holds no norm, so that the stacked batch runs through it like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.encoders import ExchangeResNet
+from models.segmentation.output import SegmentationOutput, with_ensemble
+
+
+def _conv3x3(in_channels: int, out_channels: int, bias: bool = False) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
+
+
+class ResidualUnit(nn.Module):
+    """Residual convolution unit: ``r + conv2(relu(conv1(r)))`` with ``r = relu(x)``.
+
+    The skip carries r where Lin et al. draw x: the released networks rectify x in place, and their weights
+    were trained so.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = _conv3x3(channels, channels, bias=True)
+        self.conv2 = _conv3x3(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(x)
+        return x + self.conv2(F.relu_(self.conv1(x)))
+
+
+class ChainedPooling(nn.Module):
+    """Chained residual pooling: x plus the outputs of a chain of 5x5 max pooling and 3x3 convolution."""
+
+    def __init__(self, channels: int, length: int = 4) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(_conv3x3(channels, channels) for _ in range(length))
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = link = x
+        for conv in self.convs:
+            link = conv(F.max_pool2d(link, 5, stride=1, padding=2))
+            total = total + link
+        return total
+
+
+class Cascade(nn.Module):
+    """One level of the decoder: adapt the encoder's feature, join the coarser level, pool, refine.
+
+    Args:
+        in_channels: channels of the encoder's feature.
+        channels: channels inside.
+        out_channels: channels for the next level, or None at the finest.
+        joins: whether a coarser level comes in, of ``channels`` channels.
+    """
+
+    def __init__(self, in_channels: int, channels: int, out_channels: int | None, joins: bool) -> None:
+        super().__init__()
+        self.reduce = _conv3x3(in_channels, channels)
+        self.adapt = nn.Sequential(*(ResidualUnit(channels) for _ in range(2)))
+        self.join = _conv3x3(channels, channels) if joins else None
+        self.pool = ChainedPooling(channels)
+        self.refine = nn.Sequential(*(ResidualUnit(channels) for _ in range(3)))
+        self.project = None if out_channels is None else _conv3x3(channels, out_channels)
+
+    def forward(self, feature: Tensor, coarser: Tensor | None) -> Tensor:
+        x = self.adapt(self.reduce(feature))
+        if self.join is not None and coarser is not None:
+            x = self.join(x) + F.interpolate(coarser, x.shape[-2:], mode="bilinear", align_corners=True)
+        x = self.refine(self.pool(F.relu(x)))
+        return x if self.project is None else self.project(x)
+
+
+class RefineNetDecoder(nn.Module):
+    """Four cascades from the coarsest feature to the finest, and a classifier.
+
+    Args:
+        in_channels: channels of the encoder's four features, finest first.
+        num_classes: K.
+        width: channels of the three finer cascades; the coarsest has twice as many.
+        dropout: probability, on the two coarsest features and before the classifier.
+    """
+
+    def __init__(self, in_channels: Sequence[int], num_classes: int, width: int, dropout: float) -> None:
+        super().__init__()
+        finest, fine, coarse, coarsest = in_channels
+        self.cascades = nn.ModuleList(
+            [
+                Cascade(coarsest, 2 * width, width, joins=False),
+                Cascade(coarse, width, width, joins=True),
+                Cascade(fine, width, width, joins=True),
+                Cascade(finest, width, None, joins=True),
+            ]
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = _conv3x3(width, num_classes, bias=True)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Four features, finest first, to logits ``[M*N, K, h, w]`` of the finest feature's size."""
+        finest, fine, coarse, coarsest = features
+        levels = (self.dropout(coarsest), self.dropout(coarse), fine, finest)
+        x = None
+        for cascade, feature in zip(self.cascades, levels, strict=True):
+            x = cascade(feature, x)
+        return self.classifier(self.dropout(x))
+
+
+class RefineNet(nn.Module):
+    """Encoder, decoder and the ensemble's weights; ``refinenet`` builds one and describes the arguments."""
+
+    def __init__(self, encoder: ExchangeResNet, decoder: RefineNetDecoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.alpha = nn.Parameter(torch.zeros(encoder.num_modalities))
+
+    @property
+    def num_modalities(self) -> int:
+        return self.encoder.num_modalities
+
+    def forward(self, x: Tensor | Sequence[Tensor]) -> SegmentationOutput:
+        """Logits at a quarter of the input's size.
+
+        Args:
+            x: ``[M*N, 3, H, W]`` stacked modality-major, or a sequence of M tensors ``[N, 3, H, W]``.
+
+        Raises:
+            ValueError: x does not hold M modalities of the encoder's input channels.
+        """
+        return with_ensemble(self.decoder(self.encoder(x)), self.alpha)
+
+
+def refinenet(
+    encoder: str = "resnet101",
+    num_classes: int = 40,
+    num_modalities: int = 2,
+    *,
+    threshold: float = 0.02,
+    region: str = "own",
+    criterion: str = "abs",
+    dropout: float = 0.5,
+    width: int = 256,
+    in_channels: int = 3,
+    frozen_statistics: bool = True,
+) -> RefineNet:
+    """A channel-exchanging RefineNet for M modalities (Wang et al. 2020, section 4.1).
+
+    Args:
+        encoder: ``"resnet18"``, ``"resnet34"``, ``"resnet50"``, ``"resnet101"`` or ``"resnet152"``.
+        num_classes: K.
+        num_modalities: M >= 1; 1 is a plain RefineNet, its ensemble the detached branch.
+        threshold, region, criterion: of the exchange, as ``cen_ext.norm_exchange`` describes them; threshold 0
+            trains without exchange.
+        dropout: probability, on the features at 1/16 and 1/32 and before the classifier.
+        width: channels of the decoder (the coarsest cascade has twice as many); 256 in the paper.
+        in_channels: channels of every modality's input.
+        frozen_statistics: the encoder's norms use their running statistics in training too (the paper's recipe,
+            for encoders with ImageNet weights); False trains with batch statistics.
+
+    Returns:
+        A module with ``encoder``, ``decoder`` and ``alpha`` (``[M]``, zeros: equal weights); its output is a
+        ``SegmentationOutput``.
+
+    Raises:
+        ValueError: an unknown name, or a number out of its range.
+    """
+    for name, value in (("num_classes", num_classes), ("width", width)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    body = ExchangeResNet(
+        encoder,
+        num_modalities,
+        threshold=threshold,
+        region=region,
+        criterion=criterion,
+        in_channels=in_channels,
+        frozen_statistics=frozen_statistics,
+    )
+    return RefineNet(body, RefineNetDecoder(body.channels, num_classes, width, dropout))

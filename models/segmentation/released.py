@@ -1,0 +1,100 @@
+"""Import of the checkpoints that the paper's authors released for RefineNet.
+
+The released networks keep one batch norm a modality (``bn1.bn_0.weight``, ``bn1.bn_1.weight``) where ours has
+one ``[M, C]`` entry, wrap every shared convolution (``conv1.module.weight``), and name the decoder as the table
+below says. Levels and units count from 1 there and from 0 here.
+
+    ours                                        released
+    encoder.<conv>.weight                       <conv>.module.weight
+    encoder.<norm>.<entry>  [M, C]              <norm>.bn_<m>.<entry>  [C], one a modality
+    encoder.<norm>.num_batches_tracked          <norm>.bn_<m>.num_batches_tracked, equal for all m
+    alpha                                       alpha
+    decoder.<conv>.{weight,bias}                <conv>.module.{weight,bias}, by the table
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.encoders.weights import read_state_dict, some
+from models.segmentation.refinenet import RefineNet
+
+_DECODER = {
+    "reduce": "p_ims1d2_outl{level}_dimred",
+    "adapt.#.conv1": "adapt_stage{level}_b.0.{unit}_conv",
+    "adapt.#.conv2": "adapt_stage{level}_b.0.{unit}_conv_relu_varout_dimred",
+    "join": "adapt_stage{level}_b2_joint_varout_dimred",
+    "pool.convs.#": "mflow_conv_g{level}_pool.0.{unit}_outvar_dimred",
+    "refine.#.conv1": "mflow_conv_g{level}_b.0.{unit}_conv",
+    "refine.#.conv2": "mflow_conv_g{level}_b.0.{unit}_conv_relu_varout_dimred",
+    "project": "mflow_conv_g{level}_b3_joint_varout_dimred",
+}
+
+
+def load_released(net: RefineNet, source: str | Path | Mapping[str, Any]) -> RefineNet:
+    """Load a checkpoint of the authors' released RefineNet.
+
+    Args:
+        net: of the same encoder, class count and number of modalities, with the default width; changed in
+            place, and only if everything fits.
+        source: a file that ``torch.save`` or safetensors wrote, or a loaded state dict; bare or below
+            ``segmenter``, ``state_dict`` or ``model``, with or without DataParallel's ``module.``.
+
+    Returns:
+        net.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not a state dict; or keys are missing, left over or of another shape: the message names them.
+    """
+    state = read_state_dict(source)
+    own = net.state_dict()
+    names = {key: released_keys(key, net.num_modalities) for key in own}
+    shapes = {  # a private entry [M, C] is M entries [C]
+        name: own[key].shape[1:] if own[key].dim() == 2 else own[key].shape
+        for key in own
+        for name in names[key]
+    }
+    problems = {
+        "missing": [name for name in shapes if name not in state],
+        "left over": [name for name in state if name not in shapes],
+        "of another shape": [
+            f"{name} {tuple(state[name].shape)} (expected {tuple(shape)})"
+            for name, shape in shapes.items()
+            if name in state and state[name].shape != shape
+        ],
+    }
+    if any(problems.values()):
+        found = "; ".join(f"{what}: {some(entries)}" for what, entries in problems.items() if entries)
+        raise ValueError(f"the checkpoint does not fit this {net.num_modalities}-modality network: {found}")
+    net.load_state_dict(
+        {
+            key: torch.stack([state[name] for name in names[key]]) if value.dim() == 2 else state[names[key][0]]
+            for key, value in own.items()
+        }
+    )
+    return net
+
+
+def released_keys(key: str, num_modalities: int) -> list[str]:
+    """The released network's names for an entry of our state dict: one a modality for norms, else one."""
+    module, _, leaf = key.rpartition(".")
+    part, _, path = module.partition(".")
+    if part == "encoder":
+        if re.search(r"(bn\d|downsample\.1)$", path):
+            return [f"{path}.bn_{m}.{leaf}" for m in range(num_modalities)]
+        return [f"{path}.module.{leaf}"]
+    if path == "classifier":
+        return [f"clf_conv.module.{leaf}"]
+    if part == "decoder":
+        _, level, rest = path.split(".", 2)
+        unit = re.search(r"\b\d+\b", rest)
+        template = _DECODER[re.sub(r"\b\d+\b", "#", rest)]
+        name = template.format(level=int(level) + 1, unit=int(unit[0]) + 1 if unit else None)
+        return [f"{name}.module.{leaf}"]
+    return [key]
