@@ -1,0 +1,217 @@
+"""Batches in an order that depends on nothing but (seed, epoch, step)."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from models.data.images import DataError, size_of
+from models.data.layouts import Sample
+from models.data.transforms import broaden
+
+Transform = Callable[[Sample, np.random.Generator], Sample]
+Key = tuple[int, int]  # epoch, index of a sample
+
+_STEM_CHANNELS = 3  # encoders take three channels, so that ImageNet weights fit
+
+
+class SampleSet(Protocol):
+    """What loaders need of a data set."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+
+@dataclass
+class Batch:
+    """N samples of M modalities, stacked modality-major: rows ``m*N .. m*N+N-1`` are modality m."""
+
+    images: Tensor  # [M*N, C, H, W] float32
+    target: Tensor  # [N, H, W] int64
+    names: list[str]  # N
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        images, target = (
+            tensor.to(device, non_blocking=non_blocking) for tensor in (self.images, self.target)
+        )
+        return replace(self, images=images, target=target)
+
+    def pin_memory(self) -> Batch:
+        return replace(self, images=self.images.pin_memory(), target=self.target.pin_memory())
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples; channels are broadened to their least common multiple and that of 3.
+
+    Raises:
+        DataError: the samples are of different sizes.
+    """
+    first = samples[0]
+    for sample in samples:
+        if sample.target.shape != first.target.shape:
+            raise DataError(
+                f"{sample.name} is {size_of(sample.target)} and {first.name} {size_of(first.target)}:"
+                " samples of one batch must be of one size; use batch_size=1"
+            )
+    rows = [broaden(sample.images, _STEM_CHANNELS) for sample in samples]  # N times M images
+    images = torch.empty(len(first.images), len(samples), rows[0][0].shape[2], *first.target.shape)
+    for n, row in enumerate(rows):
+        for m, image in enumerate(row):
+            images[m, n] = torch.from_numpy(image).permute(2, 0, 1)
+    target = torch.from_numpy(np.stack([sample.target for sample in samples]).astype(np.int64))
+    return Batch(images.flatten(0, 1), target, [sample.name for sample in samples])
+
+
+class Loader:
+    """Iterates over the batches of one epoch from one step on; made by ``train_loader`` and ``eval_loader``.
+
+    Worker processes, if any, outlive an epoch: ``seek`` to the next one instead of making another loader.
+    Iterating draws nothing from torch's global random state.
+    """
+
+    def __init__(self, batches: _Batches, schedule: _Schedule, workers: int) -> None:
+        if workers < 0:
+            raise ValueError(f"workers must not be negative, got {workers}")
+        self._schedule = schedule
+        self._loader: DataLoader[Batch | DataError] = DataLoader(
+            batches,
+            batch_size=None,  # the schedule gives whole batches
+            sampler=schedule,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            worker_init_fn=_start_worker,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._schedule.steps
+
+    def seek(self, epoch: int, start_step: int = 0) -> None:
+        """The next iteration begins at ``start_step`` of ``epoch``.
+
+        Raises:
+            ValueError: ``epoch`` is negative or ``start_step`` not in ``0 .. steps_per_epoch``.
+        """
+        self._schedule.seek(epoch, start_step)
+
+    def __len__(self) -> int:
+        """Batches that an iteration yields: those from the start step on."""
+        return len(self._schedule)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+
+
+def train_loader(
+    dataset: SampleSet,
+    transform: Transform,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int = 0,
+    start_step: int = 0,
+    workers: int = 0,
+    drop_last: bool = True,
+) -> Loader:
+    """Shuffled, augmented batches of ``epoch`` from ``start_step`` on.
+
+    The order follows from (seed, epoch) and the augmentation of a sample from (seed, epoch, its index), so
+    that batches are the same with any number of workers and a resumed run goes on where it stopped.
+
+    Args:
+        dataset: for example ``NyuCen``.
+        transform: for example ``TrainTransform``; gets the sample's own random generator.
+        batch_size: samples a batch.
+        seed: not negative.
+        epoch, start_step: where the first iteration begins; see ``Loader.seek``.
+        workers: processes that read and augment; 0 does it in this one.
+        drop_last: leave out an incomplete last batch (the images left out differ from epoch to epoch).
+
+    Raises:
+        ValueError: an argument is out of range; ``dataset`` holds less than one batch.
+    """
+    schedule = _Schedule(len(dataset), batch_size, drop_last, seed)
+    schedule.seek(epoch, start_step)
+    return Loader(_Batches(dataset, transform, seed), schedule, workers)
+
+
+def eval_loader(dataset: SampleSet, batch_size: int = 1, workers: int = 0) -> Loader:
+    """All samples in order, whole and unchanged; with a ``batch_size`` above 1 they must be of one size."""
+    return Loader(_Batches(dataset, None, 0), _Schedule(len(dataset), batch_size, False, None), workers)
+
+
+class _Schedule(Sampler[list[Key]]):
+    """The keys of each batch; shuffled by ``seed`` and epoch, or in order where ``seed`` is None."""
+
+    def __init__(self, size: int, batch_size: int, drop_last: bool, seed: int | None) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be positive, got {batch_size}")
+        if seed is not None and seed < 0:
+            raise ValueError(f"seed must not be negative, got {seed}")
+        if drop_last and size < batch_size:
+            raise ValueError(f"batch_size={batch_size} is more than the {size} images of the data set")
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.steps = size // batch_size if drop_last else -(-size // batch_size)
+        self.seek(0)
+
+    def seek(self, epoch: int, start_step: int = 0) -> None:
+        if epoch < 0:
+            raise ValueError(f"epoch must not be negative, got {epoch}")
+        if not 0 <= start_step <= self.steps:
+            raise ValueError(f"start_step must be 0 to {self.steps}, the steps of an epoch, got {start_step}")
+        self.epoch, self.start_step = epoch, start_step
+
+    def __len__(self) -> int:
+        return self.steps - self.start_step
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch, order = self.epoch, np.arange(self.size)
+        if self.seed is not None:
+            _generator(self.seed, epoch).shuffle(order)
+        for step in range(self.start_step, self.steps):
+            yield [(epoch, int(i)) for i in order[step * self.batch_size : (step + 1) * self.batch_size]]
+
+
+class _Batches(Dataset["Batch | DataError"]):
+    """Keys to batches; holds no state, so that it does not matter which process does which batch."""
+
+    def __init__(self, dataset: SampleSet, transform: Transform | None, seed: int) -> None:
+        self.dataset, self.transform, self.seed = dataset, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, keys: list[Key]) -> Batch | DataError:
+        # A DataError is handed over as a value: raised in a worker, its message would drown in a traceback.
+        try:
+            return collate([self._sample(*key) for key in keys])
+        except DataError as error:
+            return error
+
+    def _sample(self, epoch: int, index: int) -> Sample:
+        sample = self.dataset[index]
+        return self.transform(sample, _generator(self.seed, epoch, index)) if self.transform else sample
+
+
+def _generator(seed: int, epoch: int, index: int = -1) -> np.random.Generator:
+    """Independent streams: of an epoch's order, and of each sample in it."""
+    # index + 1, because numpy pads short seeds with zeros: (seed, epoch) and (seed, epoch, 0) are the same.
+    return np.random.default_rng((seed, epoch, index + 1))
+
+
+def _start_worker(_: int) -> None:
+    cv2.setNumThreads(0)  # the workers are the parallelism
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which still wants its batch

@@ -1,0 +1,371 @@
+"""Procedural rooms seen by an RGB-D camera, made so that neither modality alone tells all classes.
+
+| classes | geometry | colours |
+|---|---|---|
+| floor, rug | the same | differ |
+| wall, poster | the same | differ |
+| crate, chest | the same | differ |
+| niche, panel | into the wall, out of it | the same |
+| ball, disc | solid, flat; the same outline | the same |
+
+Surfaces are met by rays in closed form; the camera adds the errors of a structured-light sensor.
+World axes: x to the right, y up, z into the room; metres.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float32]
+Generator = np.random.Generator
+
+CLASSES = ("floor", "wall", "ceiling", "rug", "poster", "niche", "panel", "crate", "chest", "ball", "disc")
+FLOOR, WALL, CEILING, RUG, POSTER, NICHE, PANEL, CRATE, CHEST, BALL, DISC = range(len(CLASSES))
+
+X, Y, Z = np.eye(3, dtype=np.float32)
+FIELD_OF_VIEW = 65.0  # degrees, horizontal
+DISPARITY = (
+    8 * 580 * 0.075
+)  # Kinect: steps of 1/8 pixel at a focal length of 580 pixels and a baseline of 7.5 cm
+
+
+class Texture(NamedTuple):
+    """A grid of colours, its middle in the middle of a surface, repeated all over it."""
+
+    colours: Array  # [rows, columns, 3] in 0..1
+    cell: tuple[float, float]  # width and height of a grid cell in metres
+    glow: float = 0.0  # how much darker than the middle it is one metre off
+
+    def __call__(self, u: Array, v: Array) -> Array:
+        rows, columns = self.colours.shape[:2]
+        column, row = np.floor(u / self.cell[0]).astype(int), np.floor(v / self.cell[1]).astype(int)
+        colours = self.colours[(row + rows // 2) % rows, (column + columns // 2) % columns]
+        return colours * (1 - self.glow * np.hypot(u, v))[:, None] if self.glow else colours
+
+
+class Hit(NamedTuple):
+    """Where rays meet a surface: distance along the rays (infinite for a miss), its own coordinates."""
+
+    t: Array
+    u: Array
+    v: Array
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A flat rectangle, or the ellipse in it; rectangular holes may be cut out."""
+
+    label: int
+    texture: Texture
+    centre: Array
+    right: Array
+    up: Array
+    half: tuple[float, float]  # half width and height
+    round: bool = False
+    holes: tuple[tuple[float, float, float, float], ...] = ()  # middle u, v and half width, height
+
+    def meet(self, origin: Array, rays: Array) -> Hit:
+        offset = self.centre - origin
+        normal = np.cross(self.right, self.up)
+        with np.errstate(divide="ignore", invalid="ignore"):  # parallel rays: inf or nan, which hit nothing
+            t = (offset @ normal) / (rays @ normal)
+            u = t * (rays @ self.right) - offset @ self.right
+            v = t * (rays @ self.up) - offset @ self.up
+            if self.round:
+                hit = (u / self.half[0]) ** 2 + (v / self.half[1]) ** 2 <= 1
+            else:
+                hit = (np.abs(u) <= self.half[0]) & (np.abs(v) <= self.half[1])
+            for middle_u, middle_v, half_u, half_v in self.holes:
+                hit &= (np.abs(u - middle_u) > half_u) | (np.abs(v - middle_v) > half_v)
+        return Hit(np.where(hit & (t > 0), t, np.inf), u, v)
+
+
+@dataclass(frozen=True)
+class Sphere:
+    """A ball; u and v are those of the upright plane through its centre that faces the camera."""
+
+    label: int
+    texture: Texture
+    centre: Array
+    right: Array
+    up: Array
+    radius: float
+
+    def meet(self, origin: Array, rays: Array) -> Hit:
+        offset = self.centre - origin
+        square, half = np.einsum("pi,pi->p", rays, rays), rays @ offset
+        root = half**2 - square * (offset @ offset - self.radius**2)
+        with np.errstate(invalid="ignore"):
+            t = (half - np.sqrt(root)) / square
+        point = np.nan_to_num(t)[:, None] * rays - offset
+        return Hit(np.where((root >= 0) & (t > 0), t, np.inf), point @ self.right, point @ self.up)
+
+
+Surface = Patch | Sphere
+
+
+class Room(NamedTuple):
+    """A scene and the camera in it."""
+
+    surfaces: list[Surface]
+    origin: Array
+    axes: Array  # [3, 3], rows: the camera's right, down and forward
+
+
+def render(
+    size: tuple[int, int], rng: Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.uint16], NDArray[np.uint8]]:
+    """A random room.
+
+    Args:
+        size: height and width of the pictures.
+        rng: decides everything.
+
+    Returns:
+        RGB ``[H, W, 3]`` uint8, red first; depth ``[H, W]`` uint16 in 1/5000 m, 0 where missing; labels
+        ``[H, W]`` uint8, indices into ``CLASSES``.
+    """
+    room = random_room(rng)
+    rays = _rays((2 * size[0], 2 * size[1])) @ room.axes  # two by two rays a pixel smooth the colours
+    depth = np.full(len(rays), np.inf, np.float32)
+    owner, u, v = np.zeros(len(rays), np.intp), np.zeros_like(depth), np.zeros_like(depth)
+    for index, surface in enumerate(room.surfaces):
+        hit = surface.meet(room.origin, rays)
+        nearer = hit.t < depth
+        owner[nearer] = index
+        for mine, its in zip((depth, u, v), hit, strict=True):
+            mine[nearer] = its[nearer]
+    colours = np.empty((len(rays), 3), np.float32)
+    for index, surface in enumerate(room.surfaces):
+        seen = owner == index
+        colours[seen] = surface.texture(u[seen], v[seen])
+    labels = np.array([surface.label for surface in room.surfaces], np.uint8)[owner]
+    image = (2 * size[0], 2 * size[1])
+    return (
+        _photograph(colours.reshape(*image, 3), rng),
+        _measure(depth.reshape(image)[::2, ::2], rng),
+        labels.reshape(image)[::2, ::2].copy(),
+    )
+
+
+def _rays(size: tuple[int, int]) -> Array:
+    """Directions through pixel centres in camera axes, of length 1 along the optical axis: t is depth."""
+    height, width = size
+    focal = width / 2 / np.tan(np.radians(FIELD_OF_VIEW / 2))
+    rows, columns = np.mgrid[:height, :width] + 0.5
+    rays = [(columns - width / 2) / focal, (rows - height / 2) / focal, np.ones(size)]
+    return np.stack(rays, axis=-1).reshape(-1, 3).astype(np.float32)
+
+
+def _photograph(colours: Array, rng: Generator) -> NDArray[np.uint8]:
+    """Average two by two rays; uneven light, white balance, noise."""
+    image = cv2.resize(colours, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    light = cv2.resize(rng.uniform(0.7, 1.1, (3, 4)), image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+    image = image * light[:, :, None] * rng.uniform(0.92, 1.08, 3) + rng.normal(0, 0.025, image.shape)
+    return np.rint(255 * image.clip(0, 1)).astype(np.uint8)
+
+
+def _measure(depth: Array, rng: Generator) -> NDArray[np.uint16]:
+    """What a Kinect would say: noisy disparity in whole steps, shadows beside near edges, blind spots."""
+    disparity = np.rint(DISPARITY / depth + rng.normal(0, 0.4, depth.shape))
+    measured = DISPARITY / np.maximum(disparity, 1)
+    # The projector sits to the right of the camera: left of a near edge the far surface lies in its shadow.
+    width = max(1, depth.shape[1] // 100)
+    shadow = np.zeros(depth.shape, bool)
+    shadow[:, :-width] = depth[:, :-width] > 1.08 * depth[:, width:]
+    spots = cv2.resize(rng.random((9, 12)), depth.shape[::-1], interpolation=cv2.INTER_CUBIC) > 0.97
+    missing = shadow | spots | (rng.random(depth.shape) < 0.003)
+    return np.where(missing, 0, np.rint(5000 * measured)).astype(np.uint16)
+
+
+def random_room(rng: Generator) -> Room:
+    """Floor, walls and ceiling, what hangs on the walls and stands on the floor, and where one looks from."""
+    width, height, length = rng.uniform((3.5, 2.4, 4.5), (5.5, 3.0, 6.0))
+    origin = _vector(width * rng.uniform(0.3, 0.7), rng.uniform(1.2, 1.7), 0.2)
+    yaw, pitch = np.radians(rng.uniform((-20, 4), (20, 20)))
+    forward = _vector(np.sin(yaw) * np.cos(pitch), -np.sin(pitch), np.cos(yaw) * np.cos(pitch))
+    right = _vector(np.cos(yaw), 0, -np.sin(yaw))
+    axes = np.stack([right, np.cross(right, forward), forward])
+    middle, half = _vector(width, height, length) / 2, (width / 2, height / 2, length / 2)
+
+    paint = _mottled(rng.uniform(0.55, 0.85, 3), 0.03, rng)
+    surfaces: list[Surface] = [
+        Patch(FLOOR, _planks(rng), middle - half[1] * Y, X, Z, (half[0], half[2])),
+        Patch(
+            CEILING,
+            _mottled(rng.uniform(0.85, 0.95), 0.02, rng),
+            middle + half[1] * Y,
+            X,
+            Z,
+            (half[0], half[2]),
+        ),
+        Patch(WALL, _shade(paint, 0.8), middle - half[2] * Z, X, Y, half[:2]),
+    ]
+    walls = (
+        Patch(WALL, paint, middle + half[2] * Z, X, Y, half[:2]),
+        Patch(WALL, _shade(paint, 0.85), middle - half[0] * X, Z, Y, half[:0:-1]),
+        Patch(WALL, _shade(paint, 0.92), middle + half[0] * X, -Z, Y, half[:0:-1]),
+    )
+    for wall in walls:
+        surfaces += _furnish(wall, rng)
+    surfaces += _rug(origin, forward, rng)
+    surfaces += _objects(origin, forward, (width, length), rng)
+    return Room(surfaces, origin, axes.astype(np.float32))
+
+
+def _furnish(wall: Patch, rng: Generator) -> Iterator[Surface]:
+    """The wall and, side by side on it, posters, niches and panels, all of like sizes."""
+    places = 3
+    step = 2 * wall.half[0] / places
+    inward = np.cross(wall.up, wall.right)
+    for place in range(places):
+        kind = int(rng.choice([WALL, POSTER, NICHE, PANEL], p=[0.16, 0.28, 0.28, 0.28]))
+        half = tuple(rng.uniform((0.28, 0.25), (0.46 * step, 0.6)))
+        u = (place + 0.5) * step - wall.half[0] + rng.uniform(-1, 1) * (0.47 * step - half[0])
+        v = rng.uniform(-0.4, 0.3)
+        centre = wall.centre + u * wall.right + v * wall.up
+        if kind == POSTER:
+            yield Patch(POSTER, _picture(rng), centre + 1e-4 * inward, wall.right, wall.up, half)
+        elif kind != WALL:
+            reach = rng.uniform(0.075, 0.175) * (1 if kind == PANEL else -1)
+            axes, box = (wall.right, wall.up, inward), (*half, abs(reach))
+            *sides, front = _box(kind, _tiles(rng), centre + reach * inward, axes, box)
+            yield from sides
+            if kind == PANEL:
+                yield front
+            else:
+                wall = replace(wall, holes=(*wall.holes, (u, v, *half)))
+    yield wall
+
+
+def _rug(origin: Array, forward: Array, rng: Generator) -> Iterator[Surface]:
+    if rng.random() < 0.85:
+        angle, half = rng.uniform(0, np.pi), rng.uniform((0.6, 0.5), (1.2, 0.9))
+        centre = _spot(origin, forward, rng, (1.6, 3.2))
+        right = _vector(np.cos(angle), 0, np.sin(angle))
+        yield Patch(RUG, _weave(rng), centre + 1e-4 * Y, right, np.cross(Y, right), tuple(half))
+
+
+def _objects(origin: Array, forward: Array, floor: tuple[float, float], rng: Generator) -> Iterator[Surface]:
+    """Crates, chests, balls and discs on the floor, clear of each other and of the walls."""
+    taken: list[tuple[Array, float]] = []
+    for _ in range(12):
+        centre, reach = _spot(origin, forward, rng, (1.8, 4.2)), rng.uniform(0.22, 0.42)
+        margin = np.minimum(centre[[0, 2]], np.array(floor) - centre[[0, 2]]).min()
+        if margin < reach + 0.1 or any(np.linalg.norm(centre - c) < reach + r + 0.1 for c, r in taken):
+            continue
+        taken.append((centre, reach))
+        yield from _object(int(rng.choice([CRATE, CHEST, BALL, DISC])), centre, reach, origin, rng)
+        if len(taken) == 4:
+            return
+
+
+def _object(kind: int, spot: Array, reach: float, origin: Array, rng: Generator) -> Iterator[Surface]:
+    """One object that stands at ``spot`` and reaches ``reach`` to the sides."""
+    if kind in (CRATE, CHEST):
+        angle, height = rng.uniform(0, np.pi / 2), rng.uniform(0.3, 0.8)
+        right = _vector(np.cos(angle), 0, np.sin(angle))
+        half = (reach * rng.uniform(0.6, 0.8), height / 2, reach * rng.uniform(0.5, 0.6))
+        cover = _slats(rng) if kind == CRATE else _checks(rng)
+        yield from _box(kind, cover, spot + height / 2 * Y, (right, Y, np.cross(right, Y)), half)
+        return
+    centre, cover = spot + reach * Y, _blotches(rng)
+    facing = (origin - centre) / np.linalg.norm(origin - centre)
+    right = np.cross(Y, facing) / np.linalg.norm(np.cross(Y, facing))
+    up = np.cross(facing, right)
+    if kind == BALL:
+        yield Sphere(BALL, cover, centre, right, up, reach)
+    else:
+        yield Patch(DISC, cover, centre, right, up, (reach, reach), round=True)
+
+
+def _spot(origin: Array, forward: Array, rng: Generator, distance: tuple[float, float]) -> Array:
+    """A point of the floor within sight."""
+    bearing = np.arctan2(forward[0], forward[2]) + np.radians(FIELD_OF_VIEW) * rng.uniform(-0.42, 0.42)
+    reach = rng.uniform(*distance)
+    return _vector(origin[0] + reach * np.sin(bearing), 0, origin[2] + reach * np.cos(bearing))
+
+
+def _box(
+    label: int,
+    texture: Texture,
+    centre: Array,
+    axes: tuple[Array, Array, Array],
+    half: tuple[float, float, float],
+) -> Iterator[Patch]:
+    """The six faces of a box, the one at +axes[2] last; sides a little darker than the front."""
+    a, b, c = axes
+    for (right, up, out), (i, j, k), shade in (
+        ((a, c, b), (0, 2, 1), 1.06),
+        ((c, b, a), (2, 1, 0), 0.94),
+        ((a, b, c), (0, 1, 2), 1.0),
+    ):
+        for side in (-1, 1):
+            face = centre + side * half[k] * out
+            yield Patch(label, _shade(texture, shade), face, right, up, (half[i], half[j]))
+
+
+def _vector(x: float, y: float, z: float) -> Array:
+    return np.array([x, y, z], np.float32)
+
+
+def _shade(texture: Texture, factor: float) -> Texture:
+    return texture._replace(colours=texture.colours * np.float32(factor))
+
+
+def _mottled(colour: ArrayLike, contrast: float, rng: Generator) -> Texture:
+    """One colour, lighter and darker in soft spots."""
+    uneven = 1 + contrast * cv2.resize(rng.uniform(-1, 1, (16, 16)), (64, 64), interpolation=cv2.INTER_CUBIC)
+    return Texture((np.broadcast_to(colour, 3) * uneven[:, :, None]).astype(np.float32), (0.03, 0.03))
+
+
+def _planks(rng: Generator) -> Texture:
+    colour = np.array([0.55, 0.42, 0.3]) * rng.uniform(0.7, 1.2)
+    return Texture((colour * rng.uniform(0.88, 1.1, (4, 32, 1))).astype(np.float32), (0.14, 1.3))
+
+
+def _weave(rng: Generator) -> Texture:
+    """Rug: stripes of two strong colours."""
+    return Texture(_vivid(rng, 2)[None], (rng.uniform(0.08, 0.2), 1.0))
+
+
+def _picture(rng: Generator) -> Texture:
+    """Poster: a coarse mosaic of strong colours."""
+    return Texture(_vivid(rng, 16).reshape(4, 4, 3), (rng.uniform(0.12, 0.3), rng.uniform(0.12, 0.3)))
+
+
+def _tiles(rng: Generator) -> Texture:
+    """Niche and panel: dull green or blue, unevenly."""
+    return _mottled((rng.uniform(0.3, 0.5), rng.uniform(0.5, 0.7), rng.uniform(0.5, 0.7)), 0.12, rng)
+
+
+def _slats(rng: Generator) -> Texture:
+    """Crate: horizontal slats of yellow wood."""
+    colour = np.array([0.8, 0.6, 0.3]) * rng.uniform(0.8, 1.1)
+    return Texture(
+        (colour * np.array([[[1.0]], [[0.55]]])).astype(np.float32), (1.0, rng.uniform(0.05, 0.09))
+    )
+
+
+def _checks(rng: Generator) -> Texture:
+    """Chest: a chequerboard of dark red and grey."""
+    pair = np.array([[0.5, 0.15, 0.15], [0.45, 0.42, 0.42]]) * rng.uniform(0.8, 1.2)
+    side = rng.uniform(0.08, 0.14)
+    return Texture(pair[[[0, 1], [1, 0]]].astype(np.float32), (side, side))
+
+
+def _blotches(rng: Generator) -> Texture:
+    """Ball and disc: purple blotches, brighter in the middle as if round."""
+    return _mottled((0.65, 0.35, 0.75), 0.4, rng)._replace(glow=rng.uniform(0, 1.2))
+
+
+def _vivid(rng: Generator, count: int) -> Array:
+    """Saturated colours, [count, 3]."""
+    hsv = np.stack([rng.uniform(0, 360, count), rng.uniform(0.6, 1, count), rng.uniform(0.5, 1, count)], -1)
+    return cv2.cvtColor(hsv[None].astype(np.float32), cv2.COLOR_HSV2RGB)[0]

@@ -1,0 +1,145 @@
+"""A data set of procedural rooms, written in the ``nyu_cen`` layout."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from models.data.classes import NAMES_FILE
+from models.data.images import DataError
+from models.data.scenes import CLASSES, render
+
+_RECORD = "synthetic.json"
+_GENERATOR = 1  # to be raised with every change of what the same parameters give
+
+
+def prepare_synthetic(
+    out: Path | str,
+    *,
+    train: int = 400,
+    val: int = 100,
+    size: tuple[int, int] = (96, 128),
+    seed: int = 0,
+    processes: int | None = None,
+) -> Path:
+    """Render ``train`` + ``val`` rooms (``models.data.scenes``) for ``NyuCen(out, ..., num_classes=11)``.
+
+    The same parameters give the same files, whatever the number of processes; the pictures of one split do
+    not depend on the length of the other. The folder appears under its name once it is complete; one that is
+    there already, from the same parameters, is kept.
+
+    Args:
+        out: folder to make; its parents are made as well.
+        train, val: images in each split.
+        size: height and width.
+        seed: not negative.
+        processes: how many render at a time; None takes as many as there are processors.
+
+    Returns:
+        ``out`` as a Path.
+
+    Raises:
+        ValueError: an argument is out of range.
+        DataError: ``out`` is there and holds something else.
+    """
+    out = Path(out)
+    _check(train, val, size, seed)
+    record = {
+        "generator": _GENERATOR,
+        **{"train": train, "val": val, "height": size[0], "width": size[1], "seed": seed},
+        "depth_scale": 5000,
+    }
+    names = {
+        "train": [f"{i + 1:06d}" for i in range(train)],
+        "val": [f"{train + i + 1:06d}" for i in range(val)],
+    }
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        _check_finished(out, record, names)
+        print(f"{out}: already there, made with the same parameters; kept")
+        return out
+    partial_out = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        for folder in ("rgb", "masks", "depth"):
+            (partial_out / folder).mkdir(parents=True)
+        _render_all(partial_out, names, size, seed, processes)
+        for split, stems in names.items():
+            (partial_out / f"{split}.txt").write_text("".join(f"{_line(stem)}\n" for stem in stems))
+        (partial_out / NAMES_FILE).write_text("".join(f"{name}\n" for name in CLASSES))
+        (partial_out / _RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        partial_out.replace(out)
+    finally:
+        shutil.rmtree(partial_out, ignore_errors=True)
+    return out
+
+
+def _check(train: int, val: int, size: tuple[int, int], seed: int) -> None:
+    least = {
+        "train": (train, 1),
+        "val": (val, 1),
+        "height": (size[0], 16),
+        "width": (size[1], 16),
+        "seed": (seed, 0),
+    }
+    for name, (value, minimum) in least.items():
+        if value < minimum:
+            raise ValueError(f"{name} must be at least {minimum}, got {value}")
+
+
+def _check_finished(out: Path, record: dict[str, int], names: dict[str, list[str]]) -> None:
+    """Raise unless ``out`` holds the files of this very record and no others."""
+    path = out / _RECORD
+    if not path.is_file():
+        raise DataError(f"{out}: not empty, and no synthetic data set (no {_RECORD}); name another folder")
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise DataError(f"{path}: broken ({error}); remove {out} to make the data set anew") from error
+    if found != record:
+        raise DataError(
+            f"{out}: holds a data set of other parameters: {found}, asked for {record}; name another folder"
+        )
+    expected = {"train.txt", "val.txt", NAMES_FILE, _RECORD}
+    expected.update(file for stems in names.values() for stem in stems for file in _line(stem).split("\t"))
+    differing = expected ^ {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()}
+    if differing:
+        raise DataError(
+            f"{out / min(differing)}: missing or not of this data set, like {len(differing) - 1} other files;"
+            f" remove {out} to make the data set anew"
+        )
+
+
+def _line(stem: str) -> str:
+    return f"rgb/{stem}.png\tmasks/{stem}.png\tdepth/{stem}.png"
+
+
+def _render_all(
+    out: Path, names: dict[str, list[str]], size: tuple[int, int], seed: int, processes: int | None
+) -> None:
+    jobs = [
+        (stem, (seed, split, i)) for split, stems in enumerate(names.values()) for i, stem in enumerate(stems)
+    ]
+    work = partial(_render_one, out, size)
+    workers = min(processes or os.cpu_count() or 1, len(jobs))
+    # The processes are the parallelism: no threads of OpenCV's in them.
+    with (
+        multiprocessing.Pool(workers, cv2.setNumThreads, (0,)) as pool,
+        tqdm(total=len(jobs), desc="rendering rooms", unit="image", disable=None) as progress,
+    ):
+        for _ in pool.imap_unordered(work, jobs, chunksize=4):
+            progress.update()
+
+
+def _render_one(out: Path, size: tuple[int, int], job: tuple[str, tuple[int, int, int]]) -> None:
+    stem, seed = job
+    rgb, depth, labels = render(size, np.random.default_rng(seed))
+    for folder, image in (("rgb", rgb[:, :, ::-1]), ("depth", depth), ("masks", labels)):
+        path = out / folder / f"{stem}.png"
+        path.write_bytes(cv2.imencode(".png", image)[1].tobytes())
