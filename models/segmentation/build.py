@@ -1,0 +1,123 @@
+"""A recipe's parts: network, weights, data."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from models.data import DataError, Loader, NyuCen, TrainTransform, train_loader
+from models.encoders import load_imagenet
+from models.segmentation.refinenet import RefineNet, refinenet
+from models.segmentation.settings import DataSettings, SegmentationRecipe
+from models.training.errors import UsageError, existing
+
+log = logging.getLogger(__name__)
+
+
+def output_names(recipe: SegmentationRecipe) -> tuple[str, ...]:
+    """The network's outputs: a branch a modality, and the ensemble."""
+    return (*recipe.data.modalities, "ensemble")
+
+
+def build_network(recipe: SegmentationRecipe) -> RefineNet:
+    """The recipe's network with random weights.
+
+    Raises:
+        UsageError: a setting that the network refuses.
+    """
+    model = recipe.model
+    try:
+        return refinenet(
+            model.encoder,
+            recipe.data.num_classes,
+            len(recipe.data.modalities),
+            threshold=model.threshold,
+            region=model.region,
+            criterion=model.criterion,
+            dropout=model.dropout,
+            width=model.width,
+            frozen_statistics=model.frozen_statistics,
+        )
+    except ValueError as error:
+        raise UsageError(f"model.{error}") from None
+
+
+def load_weights(net: RefineNet, recipe: SegmentationRecipe) -> None:
+    """Load ``model.weights`` into the encoder and log what the file lacks.
+
+    Raises:
+        UsageError: there is no such file, it does not fit, or none is given though statistics are frozen.
+    """
+    path = recipe.model.weights
+    if path is None:
+        if recipe.model.frozen_statistics:
+            raise UsageError(
+                "model.weights must be set to a file of the encoder's ImageNet weights: with "
+                "model.frozen_statistics=true the norms would keep meaningless statistics. "
+                "To train from random weights set model.frozen_statistics=false"
+            )
+        return
+    try:
+        report = load_imagenet(net.encoder, existing(path, "model.weights"))
+    except ValueError as error:
+        raise UsageError(f"model.weights: {error}") from None
+    if report.missing:
+        log.warning("%s lacks %s; these start from random weights", path, ", ".join(report.missing))
+    if report.unexpected:
+        log.warning("%s: not used: %s", path, ", ".join(report.unexpected))
+
+
+def open_split(settings: DataSettings, split: str) -> NyuCen:
+    """The images of ``train`` or ``val``.
+
+    Raises:
+        UsageError: ``data.root`` is not set or does not exist, or a setting is refused.
+        DataError: the data set is not whole.
+    """
+    root = data_root(settings)
+    try:
+        return NyuCen(
+            root,
+            split,
+            modalities=settings.modalities,
+            num_classes=settings.num_classes,
+            depth_scale=settings.depth_scale,
+            label_offset=settings.label_offset,
+            ignore_index=settings.ignore_index,
+        )
+    except DataError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"data: {error}") from None
+
+
+def data_root(settings: DataSettings) -> Path:
+    """The folder of the data.
+
+    Raises:
+        UsageError: it is not set, or does not exist.
+    """
+    if settings.root is None:
+        raise UsageError("data.root must be set to the folder of the data set: data.root=FOLDER")
+    return existing(settings.root, "data.root")
+
+
+def build_train_loader(recipe: SegmentationRecipe) -> Loader:
+    """Shuffled, augmented training batches.
+
+    Raises:
+        UsageError, DataError: as ``open_split``; fewer images than a batch.
+    """
+    settings = recipe.data
+    transform = TrainTransform(settings.crop, settings.shorter_side, settings.scale, settings.ignore_index)
+    dataset = open_split(settings, "train")
+    try:
+        return train_loader(
+            dataset,
+            transform,
+            batch_size=settings.batch_size,
+            seed=recipe.run.seed,
+            workers=recipe.run.workers,
+        )
+    except ValueError as error:
+        raise UsageError(f"data.{error}") from None

@@ -1,0 +1,141 @@
+"""Metrics of a network on the validation images, and pictures of what it does there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Subset
+from tqdm import tqdm
+
+from models.data import Batch, NyuCen, eval_loader
+from models.segmentation.build import build_network, open_split, output_names
+from models.segmentation.losses import outputs
+from models.segmentation.metrics import SegmentationMetrics, table
+from models.segmentation.pictures import Picture, beside, colour, show_input
+from models.segmentation.refinenet import RefineNet
+from models.segmentation.settings import SegmentationRecipe
+from models.training import checkpoint, config
+from models.training.devices import device_of
+from models.training.errors import UsageError
+from models.training.files import write_json
+
+
+def load_network(path: Path, overrides: Sequence[str] = ()) -> tuple[RefineNet, SegmentationRecipe, Path]:
+    """The network of a run's best checkpoint, or of the checkpoint given.
+
+    Returns:
+        The network in evaluation mode on the recipe's device, the recipe with the overrides applied, and the
+        checkpoint's path.
+
+    Raises:
+        UsageError: no checkpoint there; an override is wrong or does not fit the weights.
+    """
+    path, contents = checkpoint.load(path, checkpoint.BEST)
+    recipe = config.override(checkpoint.settings(contents), overrides)
+    net = build_network(recipe)
+    try:
+        net.load_state_dict(contents["task"]["net"])
+    except RuntimeError as error:
+        raise UsageError(f"{path} does not fit these settings: {error}") from None
+    return net.to(device_of(recipe.run.device)).eval(), recipe, path
+
+
+@torch.no_grad()
+def predict_labels(net: nn.Module, images: Tensor, size: Sequence[int], interpolation: str) -> list[Tensor]:
+    """Labels ``[N, H, W]`` of every branch and of the ensemble, for stacked images ``[M*N, 3, h, w]``.
+
+    Args:
+        net: in evaluation mode.
+        images: on the network's device.
+        size: H and W; the logits are resized to it.
+        interpolation: ``"bicubic"`` or ``"bilinear"``, ``align_corners=False``.
+    """
+    return [
+        F.interpolate(logits, tuple(size), mode=interpolation, align_corners=False).argmax(1)
+        for logits in outputs(net(images))
+    ]
+
+
+def evaluate(
+    net: RefineNet, dataset: NyuCen, recipe: SegmentationRecipe, stop: Callable[[], bool] = lambda: False
+) -> dict[str, float] | None:
+    """Metrics over a data set, as ``SegmentationMetrics.compute`` names them.
+
+    Args:
+        net: in any mode, which is restored.
+        dataset: the images.
+        recipe: how to evaluate, and the outputs' names.
+        stop: asked after every batch.
+
+    Returns:
+        The metrics, or None once ``stop()`` was true.
+    """
+    metrics = SegmentationMetrics(output_names(recipe), recipe.data.num_classes, recipe.data.ignore_index)
+    with evaluating(net):
+        for batch in tqdm(_batches(dataset, recipe), desc="evaluate", leave=False, disable=None):
+            batch = batch.to(next(net.parameters()).device)
+            size = batch.target.shape[-2:]
+            metrics.update(predict_labels(net, batch.images, size, recipe.eval.interpolation), batch.target)
+            if stop():
+                return None
+    return metrics.compute()
+
+
+def example_pictures(net: RefineNet, dataset: NyuCen, recipe: SegmentationRecipe) -> dict[str, Picture]:
+    """For a few images, by name: inputs, target, and what every output says, in a row."""
+    modalities, classes = recipe.data.modalities, recipe.data.num_classes
+    chosen = torch.linspace(0, len(dataset) - 1, min(recipe.eval.pictures, len(dataset))).long().tolist()
+    pictures = {}
+    with evaluating(net):
+        for batch in eval_loader(Subset(dataset, chosen)):
+            images = batch.images.to(next(net.parameters()).device)
+            labels = predict_labels(net, images, batch.target.shape[-2:], recipe.eval.interpolation)
+            inputs = [show_input(x.numpy(), name) for x, name in zip(batch.images, modalities, strict=True)]
+            maps = [colour(x[0].cpu().numpy(), classes) for x in (batch.target, *labels)]
+            pictures[batch.names[0]] = beside(inputs + maps)
+    return pictures
+
+
+def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | None) -> dict[str, float]:
+    """The evaluate command: print the metrics and write them as JSON.
+
+    Args:
+        path: run folder or checkpoint.
+        overrides: ``field=value`` assignments.
+        output: the JSON file; None: beside the checkpoint, ``evaluation_<checkpoint>.json``.
+
+    Raises:
+        UsageError, DataError: as ``load_network`` and ``open_split``.
+    """
+    net, recipe, path = load_network(path, overrides)
+    dataset = open_split(recipe.data, "val")
+    metrics = evaluate(net, dataset, recipe)
+    count = len(dataset) if recipe.eval.limit is None else min(recipe.eval.limit, len(dataset))
+    alpha = dict(zip(recipe.data.modalities, net.alpha.softmax(0).tolist(), strict=True))
+    print(f"{path}, {count} images, in per cent\n{table(metrics)}")
+    print("ensemble of " + ", ".join(f"{weight:.2f} {name}" for name, weight in alpha.items()))
+    output = output or path.with_name(f"evaluation_{path.stem}.json")
+    write_json(output, {"checkpoint": str(path), "images": count, "alpha": alpha, "metrics": metrics})
+    return metrics
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """The network in evaluation mode, and back in the mode that it was in."""
+    training = net.training
+    net.eval()
+    try:
+        yield
+    finally:
+        net.train(training)
+
+
+def _batches(dataset: NyuCen, recipe: SegmentationRecipe) -> Iterable[Batch]:
+    limit = recipe.eval.limit
+    chosen = dataset if limit is None else Subset(dataset, range(min(limit, len(dataset))))
+    return eval_loader(chosen, recipe.eval.batch_size, recipe.run.workers)

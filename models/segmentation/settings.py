@@ -1,0 +1,125 @@
+"""The settings of a segmentation training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from models.training.config import setting
+from models.training.settings import RunSettings, Stage, require
+
+if TYPE_CHECKING:
+    from models.segmentation.task import SegmentationTask
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Where the images are, how they are read and augmented."""
+
+    root: Path | None = setting(None, "the data set's folder, in the nyu_cen layout; required", free=True)
+    modalities: tuple[str, ...] = setting(("rgb", "depth"), "inputs, one branch each")
+    num_classes: int = setting(40, "classes; labels are 0 ... num_classes - 1")
+    ignore_index: int = setting(255, "label of pixels that do not count")
+    label_offset: int = setting(0, "what stored labels add to the class")
+    depth_scale: float = setting(5000.0, "stored depth units a metre")
+    batch_size: int = setting(6, "images a step")
+    shorter_side: int = setting(350, "length in pixels that the shorter side gets before the random scale")
+    scale: tuple[float, float] = setting((0.5, 2.0), "range of the random scale")
+    crop: int = setting(500, "side in pixels of the square crop; padded where the image is smaller")
+
+    def __post_init__(self) -> None:
+        require(len(self.modalities) > 0, "modalities must name at least one")
+        require(len(set(self.modalities)) == len(self.modalities), "modalities must not repeat one")
+        require(self.num_classes >= 2, f"num_classes must be at least 2, got {self.num_classes}")
+        require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
+        require(self.depth_scale > 0, f"depth_scale must be positive, got {self.depth_scale}")
+        require(0 < self.scale[0] <= self.scale[1], f"scale must be a range above 0, got {self.scale}")
+        require(self.shorter_side >= 1, f"shorter_side must be at least 1, got {self.shorter_side}")
+        require(self.crop >= 32, f"crop must be at least 32, got {self.crop}")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The network; the arguments of ``models.refinenet`` but for what the data decides."""
+
+    encoder: str = setting("resnet101", "resnet18, resnet34, resnet50, resnet101 or resnet152")
+    weights: Path | None = setting(
+        None, "torchvision's ImageNet weights of the encoder, .pth or .safetensors", free=True
+    )
+    frozen_statistics: bool = setting(
+        True, "train with the running statistics of the weights, as the paper does"
+    )
+    threshold: float = setting(0.02, "exchange threshold on the scales; 0: no exchange")
+    region: Literal["own", "all"] = setting(
+        "own", "own: a modality gives up channels of its share only; all: any"
+    )
+    criterion: Literal["abs", "signed"] = setting(
+        "abs", "what the threshold is compared with: |scale| or scale"
+    )
+    width: int = setting(256, "channels of the decoder")
+    dropout: float = setting(0.5, "probability, in the decoder")
+
+
+@dataclass(frozen=True)
+class SegmentationStage(Stage):
+    """A stage's learning rates."""
+
+    encoder_lr: float = setting(5e-4, "learning rate of the encoder")
+    decoder_lr: float = setting(3e-3, "learning rate of the decoder and of the ensemble's weights")
+
+
+def stages(epochs: int) -> tuple[SegmentationStage, ...]:
+    """The paper's three stages, each of so many epochs."""
+    rates = ((5e-4, 3e-3), (2.5e-4, 1.5e-3), (1e-4, 7e-4))
+    return tuple(SegmentationStage(epochs, None, encoder, decoder) for encoder, decoder in rates)
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """The optimiser."""
+
+    method: Literal["sgd", "adamw"] = setting("sgd", "kind of optimiser")
+    momentum: float = setting(0.9, "momentum of sgd; first beta of adamw")
+    weight_decay: float = setting(1e-5, "weight decay")
+    stages: tuple[SegmentationStage, ...] = setting(stages(100), "stretches of constant learning rates")
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """The loss beside the cross-entropies."""
+
+    sparsity: float = setting(5e-3, "weight of the penalty on the scales")
+    per_output: bool = setting(
+        False, "add the penalty once for every branch and the ensemble, as the released code"
+    )
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """Evaluation."""
+
+    batch_size: int = setting(1, "images a step; more than 1 needs images of one size", free=True)
+    interpolation: Literal["bicubic", "bilinear"] = setting(
+        "bicubic", "how logits are resized to the labels", free=True
+    )
+    limit: int | None = setting(None, "evaluate the first so many images only; none: all", free=True)
+    pictures: int = setting(4, "validation images shown in TensorBoard", free=True)
+
+
+@dataclass(frozen=True)
+class SegmentationRecipe:
+    """A segmentation training, whole."""
+
+    data: DataSettings = setting(DataSettings(), "")
+    model: ModelSettings = setting(ModelSettings(), "")
+    optim: OptimSettings = setting(OptimSettings(), "")
+    loss: LossSettings = setting(LossSettings(), "")
+    eval: EvalSettings = setting(EvalSettings(), "")
+    run: RunSettings = setting(RunSettings(), "")
+
+    def task(self) -> SegmentationTask:
+        """Read the data's lists, build the network, load its weights."""
+        from models.segmentation.task import SegmentationTask
+
+        return SegmentationTask(self)

@@ -1,0 +1,1 @@
+"""What every training shares: typed configuration, registry, run folder, checkpoints, the loop."""

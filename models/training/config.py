@@ -1,0 +1,210 @@
+"""Typed settings: nested frozen dataclasses, changed field by field with ``path.to.field=value``.
+
+A settings dataclass declares each field with ``setting``. Types: bool, int, float, str, Path, Literal of
+strings, tuples of these, any of them ``| None``, another settings dataclass, or a tuple of those (addressed
+by index, ``optim.stages.0.encoder_lr``). A ``__post_init__`` that raises a ValueError beginning with the
+field's name validates values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from models.training.errors import UsageError, suggest
+
+C = TypeVar("C")
+_BOOLS = {"true": True, "false": False}
+
+
+def setting(default: Any, help: str, *, free: bool = False) -> Any:
+    """A field with its one-line description; a ``free`` one may change when a run is resumed."""
+    return dataclasses.field(default=default, metadata={"help": help, "free": free})
+
+
+def override(config: C, assignments: Sequence[str]) -> C:
+    """The settings with ``path.to.field=value`` assignments applied, left to right.
+
+    Raises:
+        UsageError: no ``=``; an unknown field (the nearest name is suggested); a value of the wrong type or
+            one that the settings' own checks refuse.
+    """
+    paths = list(flatten(config))
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise UsageError(f"expected field=value, got {assignment!r}{_suggest_path(path, paths)}")
+        config = _assign(config, path.split("."), text, path, paths)
+    return config
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Every value by its dotted path."""
+    if dataclasses.is_dataclass(config):
+        children = [(field.name, getattr(config, field.name)) for field in dataclasses.fields(config)]
+    elif _is_group(config):
+        children = [(str(index), item) for index, item in enumerate(config)]
+    else:
+        return {prefix: config}
+    dotted = f"{prefix}." if prefix else ""
+    return {path: value for name, child in children for path, value in flatten(child, dotted + name).items()}
+
+
+def describe(config: Any) -> list[str]:
+    """One line a field, as it can be overridden: ``path=value  # what it means``."""
+    values = {path: f"{path}={show(value)}" for path, value in flatten(config).items()}
+    width = max(map(len, values.values()))
+    return [f"{line:<{width}}  # {_field(config, path).metadata['help']}" for path, line in values.items()]
+
+
+def show(value: Any) -> str:
+    """A value the way an override writes it."""
+    if isinstance(value, tuple):
+        return ",".join(map(show, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def to_plain(config: Any) -> Any:
+    """The settings as dicts, lists, numbers and strings: for JSON and for checkpoints."""
+    if dataclasses.is_dataclass(config):
+        return {field.name: to_plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    if isinstance(config, tuple):
+        return [to_plain(item) for item in config]
+    return str(config) if isinstance(config, Path) else config
+
+
+def from_plain(default: C, plain: Mapping[str, Any]) -> C:
+    """Settings of the type of ``default`` from ``to_plain``'s return; absent fields are the default's."""
+    hints = get_type_hints(type(default))
+    return dataclasses.replace(
+        default,  # type: ignore[type-var]
+        **{
+            name: _restore(value, hints[name], getattr(default, name))
+            for name, value in plain.items()
+            if name in hints
+        },
+    )
+
+
+def differing(old: Any, new: Any) -> list[str]:
+    """The fields that differ and are not ``free``, as ``path: old -> new``."""
+    before, after = flatten(old), flatten(new)
+    return [
+        f"{path}: {show(before.get(path))} -> {show(after.get(path))}"
+        for path in before | after
+        if before.get(path) != after.get(path)
+        and not _field(new if path in after else old, path).metadata.get("free")
+    ]
+
+
+def parse(text: str, kind: Any) -> Any:
+    """A value of the type ``kind`` from its text.
+
+    Raises:
+        ValueError: the text is none; the message says what was expected.
+    """
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        (inner,) = (arg for arg in args if arg is not type(None))
+        return None if text.lower() in ("none", "null") else parse(text, inner)
+    if origin is Literal:
+        if text not in args:
+            raise ValueError(f"one of {', '.join(args)}{suggest(text, args)}")
+        return text
+    if origin is tuple:
+        return _parse_tuple(text, args)
+    if kind is bool:
+        if text.lower() not in _BOOLS:
+            raise ValueError("true or false")
+        return _BOOLS[text.lower()]
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            raise ValueError("a whole number" if kind is int else "a number") from None
+    return kind(text)
+
+
+def _parse_tuple(text: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    items = [item.strip() for item in text.strip("()[]").split(",") if item.strip()]
+    if args[-1] is Ellipsis:
+        kinds = (args[0],) * len(items)
+    elif len(items) == len(args):
+        kinds = args
+    else:
+        raise ValueError(f"{len(args)} values separated by commas")
+    return tuple(parse(item, kind) for item, kind in zip(items, kinds, strict=True))
+
+
+def _assign(config: Any, path: list[str], text: str, full: str, paths: list[str]) -> Any:
+    """The settings with one value replaced, rebuilt from the innermost dataclass outwards."""
+    name, *rest = path
+    if isinstance(config, tuple):
+        index = int(name) if name.isdecimal() else -1
+        if not 0 <= index < len(config) or not rest:
+            raise _unknown(full, paths)
+        return (*config[:index], _assign(config[index], rest, text, full, paths), *config[index + 1 :])
+    if name not in (field.name for field in dataclasses.fields(config)):
+        raise _unknown(full, paths)
+    value = getattr(config, name)
+    if (dataclasses.is_dataclass(value) or _is_group(value)) != bool(rest):
+        raise _unknown(full, paths)
+    if rest:
+        return dataclasses.replace(config, **{name: _assign(value, rest, text, full, paths)})
+    try:
+        new = parse(text, get_type_hints(type(config))[name])
+    except ValueError as error:
+        raise UsageError(f"{full}={text}: expected {error}") from None
+    try:
+        return dataclasses.replace(config, **{name: new})
+    except ValueError as error:  # the settings' own check, which begins with the field's name
+        raise UsageError(f"{full.removesuffix(name)}{error}") from None
+
+
+def _unknown(path: str, paths: list[str]) -> UsageError:
+    inside = [known for known in paths if known.startswith(f"{path}.")]
+    if inside:
+        return UsageError(f"{path} is a group of fields; set one of them: {', '.join(inside)}")
+    return UsageError(f"unknown field {path!r}{_suggest_path(path, paths)}")
+
+
+def _suggest_path(path: str, paths: list[str]) -> str:
+    """The nearest field: one of that very last name first, else the nearest whole path or last name."""
+    leaves: dict[str, str] = {}
+    for known in paths:
+        leaves.setdefault(known.rpartition(".")[2], known)
+    leaf = path.rpartition(".")[2]
+    same = [known for known in paths if known.rpartition(".")[2] == leaf]
+    hint = suggest(path, same or paths)
+    if hint:
+        return hint
+    near = next((known for name, known in leaves.items() if suggest(leaf, [name])), None)
+    return f"; did you mean {near!r}?" if near else ""
+
+
+def _is_group(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) > 0 and all(map(dataclasses.is_dataclass, value))
+
+
+def _field(config: Any, path: str) -> dataclasses.Field[Any]:
+    """The dataclass field at a dotted path."""
+    *groups, name = path.split(".")
+    for group in groups:
+        config = config[int(group)] if isinstance(config, tuple) else getattr(config, group)
+    return next(field for field in dataclasses.fields(config) if field.name == name)
+
+
+def _restore(value: Any, kind: Any, default: Any) -> Any:
+    """One field of ``from_plain``: lists become tuples, strings paths, dicts settings."""
+    args = get_args(kind)
+    if isinstance(value, Mapping):
+        return from_plain(default, value)
+    if isinstance(value, list):
+        item = args[0] if args else None
+        if dataclasses.is_dataclass(item):
+            return tuple(from_plain(item(), entry) for entry in value)  # type: ignore[operator]
+        return tuple(value)
+    return Path(value) if isinstance(value, str) and (kind is Path or Path in args) else value

@@ -1,0 +1,54 @@
+"""Files that are whole or not there at all."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path of the same suffix, renamed to ``path`` once the block has written it."""
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain data as indented JSON."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+class Table:
+    """A CSV file whose first column is the step; it grows by rows and is rewritten whole.
+
+    Args:
+        path: the file; rows of it up to ``last_step`` are kept, later ones are those of a run that did not
+            get to save them and comes by there again.
+    """
+
+    def __init__(self, path: Path, last_step: int) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        if path.exists():
+            with path.open(newline="") as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= last_step]
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a row; the first row names the columns."""
+        self.rows.append(row)
+        with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(self.rows[0]))
+            writer.writeheader()
+            writer.writerows(self.rows)

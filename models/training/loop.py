@@ -1,0 +1,243 @@
+"""The training loop: steps, looks at the losses, evaluations, checkpoints. Everything else is a ``Task``.
+
+Where a run stands is one number, the step: epoch, place in the epoch and stage follow from it. The state of
+a run is the task's state, the generators' states and the loop's ``Progress``; a checkpoint holds all three,
+and a run that is resumed from it computes the same bits on the CPU as one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from models.training import checkpoint
+from models.training.errors import UsageError
+from models.training.interrupt import Interrupt
+from models.training.rng import preserved_rng, rng_state, set_rng_state
+from models.training.run_folder import RunFolder
+from models.training.settings import RunSettings, Stage, stage_ends
+
+log = logging.getLogger(__name__)
+
+
+class Task(Protocol):
+    """What is trained: networks, data, optimisers, metrics."""
+
+    steps_per_epoch: int
+    images_per_step: int
+    stages: Sequence[Stage]
+
+    def start_stage(self, index: int) -> None:
+        """Make the stage's fresh optimisers."""
+
+    def batches(self, epoch: int, start_step: int) -> Iterable[Any]:
+        """The epoch's batches from ``start_step`` on; the same whenever asked for."""
+
+    def step(self, batch: Any) -> dict[str, Tensor]:
+        """Train on one batch; 0-d detached losses on the device, ``loss`` the one that was differentiated."""
+
+    def status(self) -> dict[str, Tensor]:
+        """0-d values on the device that are shown beside the losses."""
+
+    def learning_rates(self) -> dict[str, float]:
+        """The optimisers' learning rates by parameter group."""
+
+    def evaluate(self, stop: Callable[[], bool]) -> dict[str, float] | None:
+        """Validation metrics; None once ``stop()`` is true. Leaves the task as it was."""
+
+    def score(self, metrics: dict[str, float]) -> float:
+        """What the best checkpoint is chosen by: higher is better."""
+
+    def record(self, board: SummaryWriter, step: int) -> None:
+        """Write pictures, histograms and the like to TensorBoard."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that training changes, in tensors and plain containers."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore ``state_dict``; the stage has been started."""
+
+
+class Diverged(UsageError):
+    """The loss is no longer a finite number."""
+
+
+@dataclass
+class Progress:
+    """The loop's own part of a checkpoint."""
+
+    steps_per_epoch: int
+    step: int = 0  # steps completed
+    evaluated: int = 0  # the step of the last evaluation
+    best: float = -float("inf")
+    count: int = 0  # steps in the sums
+    sums: dict[str, Tensor] = field(default_factory=dict)  # losses since the last look, on the device
+
+
+class Loop:
+    """A run of a task.
+
+    Args:
+        task: what is trained.
+        run: how often to look, to save, to evaluate.
+        folder: where it is written.
+        header: what checkpoints name the recipe with: ``recipe`` and ``config``.
+        interrupt: stops the loop between two steps.
+    """
+
+    def __init__(
+        self, task: Task, run: RunSettings, folder: RunFolder, header: dict[str, Any], interrupt: Interrupt
+    ) -> None:
+        self.task, self.run_settings, self.folder, self.header, self.interrupt = (
+            task,
+            run,
+            folder,
+            header,
+            interrupt,
+        )
+        self.ends = stage_ends(task.stages, task.steps_per_epoch)
+        self.total = min(self.ends[-1], run.steps or self.ends[-1])
+        self.evaluate_every = run.evaluate_steps or run.evaluate_epochs * task.steps_per_epoch
+        self.progress = Progress(task.steps_per_epoch)
+        self.not_finite: Tensor | None = None  # the first step whose loss was not, or -1; on the device
+
+    def restore(self, contents: dict[str, Any]) -> None:
+        """Take up where a checkpoint was written.
+
+        Raises:
+            UsageError: the data has changed in size.
+        """
+        self.progress = Progress(**contents["loop"])
+        before, now = self.progress.steps_per_epoch, self.task.steps_per_epoch
+        if before != now:
+            raise UsageError(
+                f"--resume: the data makes {now} steps an epoch, but {before} when the run began"
+            )
+        if self.progress.step > 0:
+            # At a boundary this is the stage just completed: the next one starts in the loop.
+            self.task.start_stage(bisect_right(self.ends, self.progress.step - 1))
+        self.task.load_state_dict(contents["task"])
+        set_rng_state(contents["rng"])
+
+    def run(self) -> None:
+        """Train until every stage is complete, or until interrupted; either way ``last.pt`` is the end.
+
+        Raises:
+            Diverged: the loss was not finite; ``last.pt`` is from before that.
+        """
+        start = self.progress.step
+        self.folder.open_tables(start)
+        with (
+            SummaryWriter(self.folder.path / "tensorboard", purge_step=start + 1) as self.board,
+            tqdm(total=self.total, initial=start, unit="step", disable=None, dynamic_ncols=True) as self.bar,
+        ):
+            self._restart_clock()
+            while not self.interrupt:
+                if self._evaluation_due() and not self._evaluate():
+                    break
+                if self.progress.step >= self.total:
+                    break
+                self._train_on()
+            self._save()
+
+    def _train_on(self) -> None:
+        """Train to the next end of an epoch or stage, evaluation or signal."""
+        progress, task = self.progress, self.task
+        if progress.step == 0 or progress.step in self.ends:
+            task.start_stage(bisect_right(self.ends, progress.step))
+        for batch in task.batches(*divmod(progress.step, task.steps_per_epoch)):
+            self._accumulate(task.step(batch))
+            self.bar.update()
+            if progress.step % self.run_settings.log_steps == 0:
+                self._look()
+            if progress.step % self.run_settings.checkpoint_steps == 0:
+                self._save()
+            if self.interrupt or progress.step in (self.total, *self.ends) or self._evaluation_due():
+                break
+
+    def _accumulate(self, losses: dict[str, Tensor]) -> None:
+        """Count the step and its losses, without waiting for the device."""
+        progress = self.progress
+        progress.step += 1
+        progress.count += 1
+        progress.sums = {name: value + progress.sums.get(name, 0) for name, value in losses.items()}
+        total = losses["loss"]
+        if self.not_finite is None:
+            self.not_finite = torch.full_like(total, -1, dtype=torch.long)
+        first = (self.not_finite < 0) & ~torch.isfinite(total)
+        self.not_finite = torch.where(first, progress.step, self.not_finite)
+
+    def _look(self) -> None:
+        """Read the mean losses since the last look: the one place where training waits for the device."""
+        self._check_finite()
+        progress = self.progress
+        scalars = {f"loss/{name}": value / progress.count for name, value in progress.sums.items()}
+        scalars |= self.task.status()
+        values = dict(
+            zip(scalars, torch.stack([v.float().cpu() for v in scalars.values()]).tolist(), strict=True)
+        )
+        self.folder.losses.append({"step": progress.step, **values})
+        progress.count, progress.sums = 0, {}
+        images = (progress.step - self.clock_step) * self.task.images_per_step
+        values["images_per_second"] = images / max(time.perf_counter() - self.clock, 1e-9)
+        values |= {f"learning_rate/{name}": rate for name, rate in self.task.learning_rates().items()}
+        for name, value in values.items():
+            self.board.add_scalar(name, value, progress.step)
+        shown = {"loss": f"{values['loss/loss']:.4f}", "images/s": f"{values['images_per_second']:.1f}"}
+        shown |= {name: f"{values[name]:.2%}" for name in self.task.status()}
+        self.bar.set_postfix(shown)
+        text = ", ".join(f"{name} {value}" for name, value in shown.items())
+        log.log(logging.INFO if self.bar.disable else logging.DEBUG, "step %d: %s", progress.step, text)
+        self._restart_clock()
+
+    def _check_finite(self) -> None:
+        step = -1 if self.not_finite is None else int(self.not_finite)
+        if step >= 0:
+            raise Diverged(
+                f"the loss of step {step} is not a finite number; the last good checkpoint is "
+                f"{self.folder.last_checkpoint() or 'none: this run had not written one'}"
+            )
+
+    def _evaluation_due(self) -> bool:
+        step = self.progress.step
+        return step > self.progress.evaluated and (step % self.evaluate_every == 0 or step == self.total)
+
+    def _evaluate(self) -> bool:
+        """Evaluate, record, keep the checkpoint if it is the best so far; False if interrupted meanwhile."""
+        self._check_finite()
+        progress = self.progress
+        with preserved_rng():
+            metrics = self.task.evaluate(lambda: bool(self.interrupt))
+            if metrics is None:
+                return False
+            self.task.record(self.board, progress.step)
+        for name, value in metrics.items():
+            self.board.add_scalar(f"metrics/{name}", value, progress.step)
+        epoch = progress.step / self.task.steps_per_epoch
+        score = self.task.score(metrics)
+        best = score > progress.best
+        progress.evaluated, progress.best = progress.step, max(score, progress.best)
+        self.folder.metrics.append({"step": progress.step, "epoch": epoch, **metrics})
+        log.info("step %d, epoch %.2f: score %.4f%s", progress.step, epoch, score, " (best)" if best else "")
+        if best:
+            self._save(checkpoint.BEST)
+        self._save()
+        self._restart_clock()
+        return True
+
+    def _save(self, name: str = checkpoint.LAST) -> None:
+        self._check_finite()
+        contents = {"loop": vars(self.progress), "task": self.task.state_dict(), "rng": rng_state()}
+        checkpoint.save(self.folder.path / name, {**self.header, **contents})
+
+    def _restart_clock(self) -> None:
+        self.clock, self.clock_step = time.perf_counter(), self.progress.step

@@ -1,0 +1,51 @@
+"""The one list of recipes: plain functions that return the settings of a whole training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from models.training.errors import UsageError, suggest
+from models.training.settings import RunSettings
+
+
+class Recipe(Protocol):
+    """What the command line and the loop ask of a recipe; each system's dataclass adds its own groups."""
+
+    @property
+    def run(self) -> RunSettings: ...
+
+    def task(self) -> Any:
+        """Build the networks, the data and the optimisers: a ``models.training.loop.Task``."""
+        ...
+
+
+F = TypeVar("F", bound=Callable[[], Any])
+RECIPES: dict[str, Callable[[], Any]] = {}
+
+
+def recipe(function: F) -> F:
+    """Decorator: list a function without arguments as the recipe of its name; its docstring describes it."""
+    if function.__name__ in RECIPES:
+        raise ValueError(f"there are two recipes named {function.__name__!r}")
+    RECIPES[function.__name__] = function
+    return function
+
+
+def find(name: str) -> Any:
+    """The recipe's settings.
+
+    Raises:
+        UsageError: no recipe has that name; the nearest is suggested.
+    """
+    if name not in RECIPES:
+        raise UsageError(
+            f"unknown recipe {name!r}{suggest(name, RECIPES)} (python -m models recipes lists them)"
+        )
+    return RECIPES[name]()
+
+
+def listing() -> list[str]:
+    """One line a recipe: its name and what it is."""
+    width = max(map(len, RECIPES))
+    return [f"{name:<{width}}  {(make.__doc__ or '').splitlines()[0]}" for name, make in RECIPES.items()]

@@ -1,0 +1,50 @@
+"""The states of the random number generators: torch's, numpy's and Python's."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def seed_all(seed: int) -> None:
+    """Seed every generator."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - seeded because libraries may draw from it
+    torch.manual_seed(seed)
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of every generator, in tensors and plain containers, so that ``weights_only`` loads it."""
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "python": random.getstate(),
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Put every generator back to what ``rng_state`` returned."""
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    random.setstate(state["python"])
+    torch.set_rng_state(state["torch"])
+    # A run may be resumed on a machine with another number of devices; exactness is promised on the CPU.
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+@contextmanager
+def preserved_rng() -> Iterator[None]:
+    """What the block draws does not change what is drawn after it."""
+    state = rng_state()
+    try:
+        yield
+    finally:
+        set_rng_state(state)

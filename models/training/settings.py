@@ -1,0 +1,67 @@
+"""The settings that every system shares: how a run is carried out, and how long its stages are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+from models.training.config import setting
+
+
+def require(holds: bool, message: str) -> None:
+    """Check a settings dataclass's value; the message begins with the field's name.
+
+    Raises:
+        ValueError: it does not hold.
+    """
+    if not holds:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Where a run writes, on what it runs, and how often it looks up from training."""
+
+    output: Path | None = setting(None, "run folder; none: runs/<recipe>/<time>", free=True)
+    seed: int = setting(0, "seeds the weights, the order and the augmentation of the data")
+    device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: cuda where there is one", free=True)
+    workers: int = setting(2, "processes that load data; 0 loads in the training process", free=True)
+    steps: int | None = setting(None, "stop after so many steps in all; none: run every stage", free=True)
+    log_steps: int = setting(20, "steps between two looks at the losses", free=True)
+    checkpoint_steps: int = setting(500, "steps between two checkpoints", free=True)
+    evaluate_epochs: int = setting(
+        5, "epochs between two evaluations; there is one at the end as well", free=True
+    )
+    evaluate_steps: int | None = setting(
+        None, "steps between two evaluations, instead of evaluate_epochs", free=True
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("log_steps", "checkpoint_steps", "evaluate_epochs", "evaluate_steps", "steps"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
+        require(self.workers >= 0, f"workers must not be negative, got {self.workers}")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training with constant settings and fresh optimisers."""
+
+    epochs: int = setting(100, "length in epochs")
+    steps: int | None = setting(None, "length in steps, instead of epochs")
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "steps"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
+
+    def length(self, steps_per_epoch: int) -> int:
+        """Length in steps."""
+        return self.epochs * steps_per_epoch if self.steps is None else self.steps
+
+
+def stage_ends(stages: Sequence[Stage], steps_per_epoch: int) -> list[int]:
+    """The step at which each stage is complete."""
+    return list(accumulate(stage.length(steps_per_epoch) for stage in stages))

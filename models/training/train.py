@@ -1,0 +1,80 @@
+"""The train command: settings, task, folder and loop put together, from the start or from a checkpoint."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from models.training import checkpoint, config, registry
+from models.training.errors import UsageError
+from models.training.interrupt import Interrupt
+from models.training.loop import Loop
+from models.training.rng import seed_all
+from models.training.run_folder import RunFolder, default_output, logging_to
+
+log = logging.getLogger(__name__)
+
+
+def train(name: str, overrides: Sequence[str], resume: Path | bool = False) -> int:
+    """Run a recipe.
+
+    Args:
+        name: the recipe's.
+        overrides: ``field=value`` assignments.
+        resume: True continues the run in ``run.output``, a path that run or checkpoint. The settings are the
+            run's own; overrides may change those that are marked free.
+
+    Returns:
+        The exit code: 0, or 128 + the signal's number when interrupted.
+
+    Raises:
+        UsageError: a wrong name, field, value or path; settings that differ from the run's; a loss that is
+            not finite.
+    """
+    recipe, contents = _settings(name, overrides, resume)
+    output = recipe.run.output or default_output(name)
+    header = {"recipe": name, "config": config.to_plain(recipe)}
+    seed_all(recipe.run.seed)
+    task = recipe.task()
+    folder = RunFolder(output, header, resume=contents is not None)
+    with logging_to(output / "log.txt"), Interrupt() as interrupt:
+        log.info("%s in %s", name, output)
+        loop = Loop(task, recipe.run, folder, header, interrupt)
+        if contents is not None:
+            loop.restore(contents)
+            log.info("resumed at step %d", loop.progress.step)
+        loop.run()
+        if interrupt.received is None:
+            log.info("done: %s", folder.path)
+            return 0
+        again = f"python -m models train {name} --resume {folder.path}"
+        log.info("interrupted at step %d and saved; continue with: %s", loop.progress.step, again)
+        return 128 + interrupt.received
+
+
+def _settings(
+    name: str, overrides: Sequence[str], resume: Path | bool
+) -> tuple[registry.Recipe, dict[str, Any] | None]:
+    """The settings to run with, and the checkpoint to continue from."""
+    recipe = config.override(registry.find(name), overrides)
+    if resume is False:
+        return recipe, None
+    source = recipe.run.output if resume is True else resume
+    if source is None:
+        raise UsageError("--resume needs a run: give its folder, --resume FOLDER, or set run.output=FOLDER")
+    path, contents = checkpoint.load(source)
+    if contents["recipe"] != name:
+        raise UsageError(f"--resume: {path} is of the recipe {contents['recipe']!r}, not of {name!r}")
+    saved = checkpoint.settings(contents)
+    recipe = config.override(saved, overrides)
+    changed = config.differing(saved, recipe)
+    if changed:
+        raise UsageError(
+            f"--resume: {path} was trained with other settings, which cannot change: {'; '.join(changed)}"
+        )
+    if not any(assignment.startswith("run.output=") for assignment in overrides):
+        recipe = replace(recipe, run=replace(recipe.run, output=path.parent))
+    return recipe, contents
