@@ -1,0 +1,41 @@
+// The choice of instruction set at run time.
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#include "kernels.h"
+
+namespace cen::cpu {
+
+const InstructionSet* instruction_sets() {
+  static const InstructionSet sets[kInstructionSets] = {
+      {"default", &baseline, true},
+#if defined(__x86_64__)
+      {"avx2", &avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+      {"avx512", &avx512,
+       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")},
+#endif
+  };
+  return sets;
+}
+
+static const InstructionSet& choose() {
+  const char* asked = std::getenv("CEN_EXT_CPU_CAPABILITY");
+  std::string runs;
+  for (int i = kInstructionSets - 1; i >= 0; --i) {
+    const InstructionSet& set = instruction_sets()[i];
+    if (!set.supported) continue;
+    if (!asked || std::string(asked) == set.name) return set;
+    runs += std::string(runs.empty() ? "" : ", ") + set.name;
+  }
+  throw std::runtime_error(std::string("CEN_EXT_CPU_CAPABILITY is '") + asked + "'; this processor runs " +
+                           runs);
+}
+
+const InstructionSet& instruction_set() {
+  static const InstructionSet& chosen = choose();
+  return chosen;
+}
+
+}  // namespace cen::cpu

@@ -1,0 +1,46 @@
+// The CPU kernels, compiled once an instruction set and picked at run time.
+#pragma once
+
+#include "../problem.h"
+
+namespace cen::cpu {
+
+// How kernels use the cores: run() calls body(context, begin, end) for ranges that cover [0, tasks), each on
+// any thread. Results never depend on the number of threads: reductions are cut by sizes alone.
+struct Parallel {
+  int64_t threads;
+  void (*run)(int64_t tasks, void (*body)(void* context, int64_t begin, int64_t end), void* context);
+};
+
+struct Kernels {
+  void (*forward_float)(const Problem&, const ForwardTensors<float>&, const Parallel&);
+  void (*forward_double)(const Problem&, const ForwardTensors<double>&, const Parallel&);
+  void (*backward_float)(const Problem&, const BackwardTensors<float>&, const Parallel&);
+  void (*backward_double)(const Problem&, const BackwardTensors<double>&, const Parallel&);
+};
+
+extern const Kernels baseline;
+#if defined(__x86_64__)
+extern const Kernels avx2, avx512;
+#endif
+
+struct InstructionSet {
+  const char* name;
+  const Kernels* kernels;
+  bool supported;  // by this processor
+};
+
+#if defined(__x86_64__)
+constexpr int kInstructionSets = 3;
+#else
+constexpr int kInstructionSets = 1;
+#endif
+
+// What this build holds, best last.
+const InstructionSet* instruction_sets();
+
+// The best that this processor runs, and at most what the environment variable CEN_EXT_CPU_CAPABILITY names.
+// Decided at the first call. Throws std::runtime_error if the variable names none that runs here.
+const InstructionSet& instruction_set();
+
+}  // namespace cen::cpu

@@ -1,0 +1,25 @@
+#if defined(__x86_64__)
+
+// Before the instruction set is chosen: no code of the standard library may be compiled for it (vec.h).
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <new>
+#include <type_traits>
+
+#define CEN_KERNELS avx2
+#define CEN_VECTOR_BYTES 32
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma")
+#endif
+
+#include "table.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+
+#endif

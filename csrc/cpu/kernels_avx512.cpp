@@ -1,0 +1,26 @@
+#if defined(__x86_64__)
+
+// Before the instruction set is chosen: no code of the standard library may be compiled for it (vec.h).
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <new>
+#include <type_traits>
+
+#define CEN_KERNELS avx512
+#define CEN_VECTOR_BYTES 64
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))), \
+                             apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma")
+#endif
+
+#include "table.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+
+#endif

@@ -1,0 +1,40 @@
+// The Python module cen_ext._C. Importing it registers the ops (binding.cpp); it tells what was built.
+#include <pybind11/pybind11.h>
+#include <torch/headeronly/version.h>
+
+#include "cpu/kernels.h"
+
+namespace py = pybind11;
+
+namespace {
+
+#if defined(__clang__)
+constexpr const char* kCompiler = "clang " __clang_version__;
+#elif defined(__GNUC__)
+constexpr const char* kCompiler = "gcc " __VERSION__;
+#else
+constexpr const char* kCompiler = "unknown";
+#endif
+
+py::dict build_info() {
+  py::list compiled;
+  for (int i = 0; i < cen::cpu::kInstructionSets; ++i) compiled.append(cen::cpu::instruction_sets()[i].name);
+  py::dict info;
+  info["compiler"] = kCompiler;
+  info["torch"] = TORCH_VERSION;
+  info["cuda_architectures"] = py::list();
+  info["instruction_sets"] = compiled;
+  info["instruction_set"] = cen::cpu::instruction_set().name;
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "The compiled part of cen_ext. Importing it registers torch.ops.cen_ext.*.";
+  cen::cpu::instruction_set();  // a wrong CEN_EXT_CPU_CAPABILITY is told now, not at the first call
+  m.def(
+      "build_info", &build_info,
+      "What was built: compiler, torch (the version compiled against), cuda_architectures, instruction_sets "
+      "(of the CPU kernels), and instruction_set, the one that runs here.");
+}
