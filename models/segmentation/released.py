@@ -74,7 +74,9 @@ def load_released(net: RefineNet, source: str | Path | Mapping[str, Any]) -> Ref
         raise ValueError(f"the checkpoint does not fit this {net.num_modalities}-modality network: {found}")
     net.load_state_dict(
         {
-            key: torch.stack([state[name] for name in names[key]]) if value.dim() == 2 else state[names[key][0]]
+            key: torch.stack([state[name] for name in names[key]])
+            if value.dim() == 2
+            else state[names[key][0]]
             for key, value in own.items()
         }
     )

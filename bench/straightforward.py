@@ -1,0 +1,262 @@
+"""RefineNet with channel exchange as it is usually written: the baseline, and a check of ``models.refinenet``.
+
+Lists of M tensors everywhere, one call a modality for every shared layer, ``nn.BatchNorm2d`` a modality, the
+exchange by boolean masks into a fresh tensor. Parameter names are those of ``models.refinenet``, with the
+modality's number inside the norms' (``bn1.0.weight``); ``split_state`` and ``stacked_state`` convert.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+DEPTHS = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+    "resnet152": (3, 8, 36, 3),
+}
+
+
+def each(layer: nn.Module, xs: list[Tensor]) -> list[Tensor]:
+    return [layer(x) for x in xs]
+
+
+class PrivateNorm(nn.ModuleList):
+    """A batch norm a modality and, with a threshold, the exchange after it."""
+
+    def __init__(self, channels: int, num_modalities: int, threshold: float = 0.0, region: str = "own"):
+        super().__init__(nn.BatchNorm2d(channels) for _ in range(num_modalities))
+        self.threshold = threshold
+        self.region = region
+
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        xs = [norm(x) for norm, x in zip(self, xs, strict=True)]
+        return self.exchange(xs) if self.threshold > 0 and len(xs) > 1 else xs
+
+    def exchange(self, xs: list[Tensor]) -> list[Tensor]:
+        exchanged = []
+        for m, x in enumerate(xs):
+            donors = xs[:m] + xs[m + 1 :]
+            donor = donors[0] if len(donors) == 1 else torch.stack(donors).mean(0)
+            mask = self.replaced(m)
+            y = torch.zeros_like(x)
+            y[:, ~mask] = x[:, ~mask]
+            y[:, mask] = donor[:, mask]
+            exchanged.append(y)
+        return exchanged
+
+    def replaced(self, m: int) -> Tensor:
+        mask = self[m].weight.abs() < self.threshold
+        if self.region == "own":
+            share = torch.zeros_like(mask)
+            share[m * len(mask) // len(self) : (m + 1) * len(mask) // len(self)] = True
+            mask = mask & share
+        return mask
+
+
+class Block(nn.Module):
+    """A residual block from pairs (convolution, norm); relu after each, after the last when the skip is in."""
+
+    def __init__(self, convs: list[nn.Conv2d], norms: list[PrivateNorm], downsample: nn.Sequential | None):
+        super().__init__()
+        self.length = len(convs)
+        for i, (conv, norm) in enumerate(zip(convs, norms, strict=True), start=1):
+            self.add_module(f"conv{i}", conv)
+            self.add_module(f"bn{i}", norm)
+        self.downsample = downsample
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        skips = xs
+        for i in range(1, self.length + 1):
+            xs = getattr(self, f"bn{i}")(each(getattr(self, f"conv{i}"), xs))
+            if i < self.length:
+                xs = each(self.relu, xs)
+        if self.downsample is not None:
+            conv, norm = self.downsample
+            skips = norm(each(conv, skips))
+        return each(self.relu, [x + skip for x, skip in zip(xs, skips, strict=True)])
+
+
+class Encoder(nn.Module):
+    def __init__(self, name: str, num_modalities: int, threshold: float, region: str) -> None:
+        super().__init__()
+        self.num_modalities, self.threshold, self.region = num_modalities, threshold, region
+        self.bottleneck = name not in ("resnet18", "resnet34")
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1 = PrivateNorm(64, num_modalities)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        channels = 64
+        for stage, depth in enumerate(DEPTHS[name]):
+            blocks = []
+            for i in range(depth):
+                blocks.append(self.block(channels, 64 * 2**stage, 2 if stage and not i else 1))
+                channels = 64 * 2**stage * (4 if self.bottleneck else 1)
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+        self.channels = [channels // 8, channels // 4, channels // 2, channels]
+
+    def block(self, channels: int, width: int, stride: int) -> Block:
+        def conv(*sizes: int) -> nn.Conv2d:  # in, out, kernel, stride
+            return nn.Conv2d(*sizes, padding=sizes[2] // 2, bias=False)
+
+        plain = (self.num_modalities,)
+        exchanging = (self.num_modalities, self.threshold, self.region)
+        out = 4 * width if self.bottleneck else width
+        if self.bottleneck:
+            convs = [conv(channels, width, 1), conv(width, width, 3, stride), conv(width, out, 1)]
+            norms = [PrivateNorm(width, *plain), PrivateNorm(width, *exchanging), PrivateNorm(out, *plain)]
+        else:
+            convs = [conv(channels, width, 3, stride), conv(width, width, 3)]
+            norms = [PrivateNorm(width, *exchanging), PrivateNorm(width, *exchanging)]
+        downsample = None
+        if stride != 1 or channels != out:
+            downsample = nn.Sequential(conv(channels, out, 1, stride), PrivateNorm(out, *plain))
+        return Block(convs, norms, downsample)
+
+    def forward(self, xs: list[Tensor]) -> list[list[Tensor]]:
+        xs = each(self.maxpool, each(self.relu, self.bn1(each(self.conv1, xs))))
+        features = []
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            xs = stage(xs)
+            features.append(xs)
+        return features
+
+
+def conv3x3(channels: int, out: int, bias: bool = False) -> nn.Conv2d:
+    return nn.Conv2d(channels, out, 3, padding=1, bias=bias)
+
+
+class Unit(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = conv3x3(channels, channels, bias=True)
+        self.conv2 = conv3x3(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(x)
+        return self.conv2(F.relu(self.conv1(x))) + x
+
+
+class Pool(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(conv3x3(channels, channels) for _ in range(4))
+        self.maxpool = nn.MaxPool2d(5, 1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(x)
+        top = x
+        for conv in self.convs:
+            top = conv(self.maxpool(top))
+            x = x + top
+        return x
+
+
+class Level(nn.Module):
+    def __init__(self, channels: int, width: int, first: bool = False, last: bool = False) -> None:
+        super().__init__()
+        inner = 2 * width if first else width
+        self.reduce = conv3x3(channels, inner)
+        self.adapt = nn.Sequential(Unit(inner), Unit(inner))
+        self.pool = Pool(inner)
+        self.refine = nn.Sequential(Unit(inner), Unit(inner), Unit(inner))
+        if not first:
+            self.join = conv3x3(width, width)
+        if not last:
+            self.project = conv3x3(inner, width)
+
+    def forward(self, xs: list[Tensor], coarser: list[Tensor] | None) -> list[Tensor]:
+        xs = each(self.adapt, each(self.reduce, xs))
+        if coarser is not None:
+            up = nn.Upsample(size=xs[0].shape[2:], mode="bilinear", align_corners=True)
+            xs = [x + y for x, y in zip(each(self.join, xs), each(up, coarser), strict=True)]
+        xs = each(self.refine, each(self.pool, xs))
+        return each(self.project, xs) if hasattr(self, "project") else xs
+
+
+class Decoder(nn.Module):
+    def __init__(self, channels: list[int], num_classes: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.cascades = nn.ModuleList(
+            Level(c, width, first=i == 0, last=i == 3) for i, c in enumerate(reversed(channels))
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = conv3x3(width, num_classes, bias=True)
+
+    def forward(self, features: list[list[Tensor]]) -> list[Tensor]:
+        finest, fine, coarse, coarsest = features
+        levels = (each(self.dropout, coarsest), each(self.dropout, coarse), fine, finest)
+        xs = None
+        for cascade, level in zip(self.cascades, levels, strict=True):
+            xs = cascade(level, xs)
+        return each(self.classifier, each(self.dropout, xs))
+
+
+class StraightforwardRefineNet(nn.Module):
+    """Arguments as ``models.refinenet``; takes a list of M ``[N, 3, H, W]``, returns M branches and the ensemble."""
+
+    def __init__(
+        self,
+        encoder: str,
+        num_classes: int = 40,
+        num_modalities: int = 2,
+        *,
+        threshold: float = 0.02,
+        region: str = "own",
+        dropout: float = 0.5,
+        width: int = 256,
+        frozen_statistics: bool = True,
+    ) -> None:
+        super().__init__()
+        self.frozen_statistics = frozen_statistics
+        self.encoder = Encoder(encoder, num_modalities, threshold, region)
+        self.decoder = Decoder(self.encoder.channels, num_classes, width, dropout)
+        self.alpha = nn.Parameter(torch.zeros(num_modalities))
+
+    def train(self, mode: bool = True) -> StraightforwardRefineNet:
+        super().train(mode)
+        for module in self.encoder.modules():
+            if self.frozen_statistics and isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def forward(self, xs: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        branches = self.decoder(self.encoder(xs))
+        weights = F.softmax(self.alpha, dim=0)
+        ensemble = sum(weights[m] * branch.detach() for m, branch in enumerate(branches))
+        return branches, ensemble
+
+
+def split_state(state: Mapping[str, Tensor], num_modalities: int) -> dict[str, Tensor]:
+    """The state dict of ``models.refinenet`` as the one of ``StraightforwardRefineNet``."""
+    split = {}
+    for key, value in state.items():
+        module, _, leaf = key.rpartition(".")
+        private = value.dim() == 2 or leaf == "num_batches_tracked"
+        for m in range(num_modalities if private else 1):
+            name = f"{module}.{m}.{leaf}" if private else key
+            split[name] = value[m] if value.dim() == 2 else value
+    return split
+
+
+def stacked_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of ``split_state``; for gradients too."""
+    stacked = {}
+    private: dict[str, list[Tensor]] = defaultdict(list)
+    for key, value in state.items():
+        match = re.fullmatch(r"(.*(?:bn\d|downsample\.1))\.\d+\.(\w+)", key)
+        if match:
+            private[f"{match[1]}.{match[2]}"].append(value)
+        else:
+            stacked[key] = value
+    for key, values in private.items():
+        stacked[key] = torch.stack(values) if values[0].dim() == 1 else values[0]
+    return stacked

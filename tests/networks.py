@@ -1,0 +1,21 @@
+"""What the network tests share."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from cen_ext import ExchangeBatchNorm2d
+
+
+def randomise_norms(net: nn.Module, small_scales: float = 0.3) -> None:
+    """Random private norms; a share ``small_scales`` of the scales lies in (-0.01, 0.01)."""
+    for module in net.modules():
+        if isinstance(module, ExchangeBatchNorm2d):
+            with torch.no_grad():
+                module.weight.uniform_(0.3, 0.8).mul_(torch.randn_like(module.weight).sign())
+                small = torch.rand_like(module.weight) < small_scales
+                module.weight[small] = module.weight[small].uniform_(-0.01, 0.01)
+                module.bias.normal_(std=0.1)
+                module.running_mean.normal_(std=0.1)
+                module.running_var.uniform_(0.5, 1.5)
