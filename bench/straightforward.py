@@ -1,4 +1,4 @@
-"""RefineNet with channel exchange as it is usually written: the baseline, and a check of ``models.refinenet``.
+"""RefineNet with channel exchange as it is usually written: a baseline, and a check of ``models.refinenet``.
 
 Lists of M tensors everywhere, one call a modality for every shared layer, ``nn.BatchNorm2d`` a modality, the
 exchange by boolean masks into a fresh tensor. Parameter names are those of ``models.refinenet``, with the
@@ -62,7 +62,7 @@ class PrivateNorm(nn.ModuleList):
 
 
 class Block(nn.Module):
-    """A residual block from pairs (convolution, norm); relu after each, after the last when the skip is in."""
+    """A residual block from pairs (convolution, norm); relu after each, the last after the skip."""
 
     def __init__(self, convs: list[nn.Conv2d], norms: list[PrivateNorm], downsample: nn.Sequential | None):
         super().__init__()
@@ -201,7 +201,7 @@ class Decoder(nn.Module):
 
 
 class StraightforwardRefineNet(nn.Module):
-    """Arguments as ``models.refinenet``; takes a list of M ``[N, 3, H, W]``, returns M branches and the ensemble."""
+    """Arguments as ``models.refinenet``; a list of M ``[N, 3, H, W]`` to M branches and the ensemble."""
 
     def __init__(
         self,

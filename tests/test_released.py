@@ -1,4 +1,4 @@
-"""Released checkpoints load, and the network then gives the released code's numbers (tests/golden/README.md)."""
+"""Released checkpoints load; the network then gives the released code's numbers (tests/golden/README.md)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def released_shapes(encoder: str) -> dict[str, list[int]]:
 
 def draw(key: str, shape: list[int]) -> Tensor:
     """A weight as a function of its released name; the recipe of tests/golden/README.md."""
-    r = np.random.RandomState(zlib.crc32(f"0:{key}".encode()))  # noqa: NPY002 (the golden numbers' generator)
+    r = np.random.RandomState(zlib.crc32(f"0:{key}".encode()))
     leaf = key.rpartition(".")[2]
     if leaf == "num_batches_tracked":
         return torch.tensor(0)
@@ -70,7 +70,7 @@ def draw(key: str, shape: list[int]) -> Tensor:
 
 def inputs_and_target() -> tuple[list[Tensor], Tensor]:
     xs = [draw(f"input:{name}", [2, 3, 65, 97]) for name in ("rgb", "depth")]
-    r = np.random.RandomState(zlib.crc32(b"0:target"))  # noqa: NPY002
+    r = np.random.RandomState(zlib.crc32(b"0:target"))
     target = torch.from_numpy(r.randint(0, 40, (2, 65, 97)))
     target[:, :5] = 255
     return xs, target

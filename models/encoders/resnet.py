@@ -131,10 +131,9 @@ class ExchangeResNet(nn.Module):
     ) -> None:
         super().__init__()
         if name not in RESNETS:
-            close = difflib.get_close_matches(name, RESNETS, n=1, cutoff=0.0)
-            raise ValueError(
-                f"encoder must be one of {', '.join(RESNETS)}, got {name!r}; did you mean {close[0]!r}?"
-            )
+            close = difflib.get_close_matches(str(name).lower(), RESNETS, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"encoder must be one of {', '.join(RESNETS)}, got {name!r}{hint}")
         if in_channels < 1:
             raise ValueError(f"in_channels must be at least 1, got {in_channels}")
         block, depths = RESNETS[name]
@@ -172,7 +171,8 @@ class ExchangeResNet(nn.Module):
         """Features at 1/4, 1/8, 1/16 and 1/32 of the input's size.
 
         Args:
-            x: ``[M*N, in_channels, H, W]`` stacked modality-major, or a sequence of M ``[N, in_channels, H, W]``.
+            x: ``[M*N, in_channels, H, W]`` stacked modality-major, or a sequence of M tensors
+                ``[N, in_channels, H, W]``.
 
         Returns:
             Four ``[M*N, channels[i], h, w]``.

@@ -158,13 +158,13 @@ def refinenet(
         encoder: ``"resnet18"``, ``"resnet34"``, ``"resnet50"``, ``"resnet101"`` or ``"resnet152"``.
         num_classes: K.
         num_modalities: M >= 1; 1 is a plain RefineNet, its ensemble the detached branch.
-        threshold, region, criterion: of the exchange, as ``cen_ext.norm_exchange`` describes them; threshold 0
-            trains without exchange.
+        threshold, region, criterion: of the exchange, as ``cen_ext.norm_exchange`` describes them; with
+            threshold 0 nothing is exchanged.
         dropout: probability, on the features at 1/16 and 1/32 and before the classifier.
         width: channels of the decoder (the coarsest cascade has twice as many); 256 in the paper.
         in_channels: channels of every modality's input.
-        frozen_statistics: the encoder's norms use their running statistics in training too (the paper's recipe,
-            for encoders with ImageNet weights); False trains with batch statistics.
+        frozen_statistics: the encoder's norms use their running statistics in training too (the paper's
+            recipe, for encoders with ImageNet weights); False trains with batch statistics.
 
     Returns:
         A module with ``encoder``, ``decoder`` and ``alpha`` (``[M]``, zeros: equal weights); its output is a

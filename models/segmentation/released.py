@@ -1,8 +1,8 @@
 """Import of the checkpoints that the paper's authors released for RefineNet.
 
-The released networks keep one batch norm a modality (``bn1.bn_0.weight``, ``bn1.bn_1.weight``) where ours has
-one ``[M, C]`` entry, wrap every shared convolution (``conv1.module.weight``), and name the decoder as the table
-below says. Levels and units count from 1 there and from 0 here.
+The released networks keep one batch norm a modality (``bn1.bn_0.weight``, ``bn1.bn_1.weight``) where ours
+has one ``[M, C]`` entry, wrap every shared convolution (``conv1.module.weight``), and name the decoder as the
+table below says. Levels and units count from 1 there and from 0 here.
 
     ours                                        released
     encoder.<conv>.weight                       <conv>.module.weight
@@ -50,7 +50,8 @@ def load_released(net: RefineNet, source: str | Path | Mapping[str, Any]) -> Ref
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not a state dict; or keys are missing, left over or of another shape: the message names them.
+        ValueError: not a state dict; or keys are missing, left over or of another shape, and the message
+            names them.
     """
     state = read_state_dict(source)
     own = net.state_dict()
