@@ -6,7 +6,7 @@
 | wall, poster | the same | differ |
 | crate, chest | the same | differ |
 | niche, panel | into the wall, out of it | the same |
-| ball, disc | solid, flat; the same outline | the same |
+| ball, bowl | towards the camera, away from it; the same outline | the same |
 
 Surfaces are met by rays in closed form; the camera adds the errors of a structured-light sensor.
 World axes: x to the right, y up, z into the room; metres.
@@ -25,10 +25,11 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float32]
 Generator = np.random.Generator
 
-CLASSES = ("floor", "wall", "ceiling", "rug", "poster", "niche", "panel", "crate", "chest", "ball", "disc")
-FLOOR, WALL, CEILING, RUG, POSTER, NICHE, PANEL, CRATE, CHEST, BALL, DISC = range(len(CLASSES))
+CLASSES = ("floor", "wall", "ceiling", "rug", "poster", "niche", "panel", "crate", "chest", "ball", "bowl")
+FLOOR, WALL, CEILING, RUG, POSTER, NICHE, PANEL, CRATE, CHEST, BALL, BOWL = range(len(CLASSES))
 
 X, Y, Z = np.eye(3, dtype=np.float32)
+DEPTH_SCALE = 5000  # stored units a metre
 FIELD_OF_VIEW = 65.0  # degrees, horizontal
 DISPARITY = (
     8 * 580 * 0.075
@@ -59,7 +60,7 @@ class Hit(NamedTuple):
 
 @dataclass(frozen=True)
 class Patch:
-    """A flat rectangle, or the ellipse in it; rectangular holes may be cut out."""
+    """A flat rectangle; smaller ones may be cut out."""
 
     label: int
     texture: Texture
@@ -67,7 +68,6 @@ class Patch:
     right: Array
     up: Array
     half: tuple[float, float]  # half width and height
-    round: bool = False
     holes: tuple[tuple[float, float, float, float], ...] = ()  # middle u, v and half width, height
 
     def meet(self, origin: Array, rays: Array) -> Hit:
@@ -77,10 +77,7 @@ class Patch:
             t = (offset @ normal) / (rays @ normal)
             u = t * (rays @ self.right) - offset @ self.right
             v = t * (rays @ self.up) - offset @ self.up
-            if self.round:
-                hit = (u / self.half[0]) ** 2 + (v / self.half[1]) ** 2 <= 1
-            else:
-                hit = (np.abs(u) <= self.half[0]) & (np.abs(v) <= self.half[1])
+            hit = (np.abs(u) <= self.half[0]) & (np.abs(v) <= self.half[1])
             for middle_u, middle_v, half_u, half_v in self.holes:
                 hit &= (np.abs(u - middle_u) > half_u) | (np.abs(v - middle_v) > half_v)
         return Hit(np.where(hit & (t > 0), t, np.inf), u, v)
@@ -88,7 +85,7 @@ class Patch:
 
 @dataclass(frozen=True)
 class Sphere:
-    """A ball; u and v are those of the upright plane through its centre that faces the camera."""
+    """The near side of a sphere, or the far one; u and v are those of the plane through its centre."""
 
     label: int
     texture: Texture
@@ -96,13 +93,14 @@ class Sphere:
     right: Array
     up: Array
     radius: float
+    hollow: bool
 
     def meet(self, origin: Array, rays: Array) -> Hit:
         offset = self.centre - origin
         square, half = np.einsum("pi,pi->p", rays, rays), rays @ offset
         root = half**2 - square * (offset @ offset - self.radius**2)
         with np.errstate(invalid="ignore"):
-            t = (half - np.sqrt(root)) / square
+            t = (half + (1 if self.hollow else -1) * np.sqrt(root)) / square
         point = np.nan_to_num(t)[:, None] * rays - offset
         return Hit(np.where((root >= 0) & (t > 0), t, np.inf), point @ self.right, point @ self.up)
 
@@ -128,30 +126,43 @@ def render(
         rng: decides everything.
 
     Returns:
-        RGB ``[H, W, 3]`` uint8, red first; depth ``[H, W]`` uint16 in 1/5000 m, 0 where missing; labels
-        ``[H, W]`` uint8, indices into ``CLASSES``.
+        RGB ``[H, W, 3]`` uint8, red first; depth ``[H, W]`` uint16, ``DEPTH_SCALE`` units a metre, 0 where
+        missing; labels ``[H, W]`` uint8, indices into ``CLASSES``.
     """
     room = random_room(rng)
-    rays = _rays((2 * size[0], 2 * size[1])) @ room.axes  # two by two rays a pixel smooth the colours
-    depth = np.full(len(rays), np.inf, np.float32)
-    owner, u, v = np.zeros(len(rays), np.intp), np.zeros_like(depth), np.zeros_like(depth)
-    for index, surface in enumerate(room.surfaces):
-        hit = surface.meet(room.origin, rays)
-        nearer = hit.t < depth
-        owner[nearer] = index
-        for mine, its in zip((depth, u, v), hit, strict=True):
-            mine[nearer] = its[nearer]
-    colours = np.empty((len(rays), 3), np.float32)
+    image = (2 * size[0], 2 * size[1])  # two by two rays a pixel smooth the colours
+    depth, owner, u, v = cast(room, _rays(image) @ room.axes)
+    colours = np.empty((len(depth), 3), np.float32)
     for index, surface in enumerate(room.surfaces):
         seen = owner == index
         colours[seen] = surface.texture(u[seen], v[seen])
     labels = np.array([surface.label for surface in room.surfaces], np.uint8)[owner]
-    image = (2 * size[0], 2 * size[1])
     return (
         _photograph(colours.reshape(*image, 3), rng),
         _measure(depth.reshape(image)[::2, ::2], rng),
         labels.reshape(image)[::2, ::2].copy(),
     )
+
+
+def cast(room: Room, rays: Array) -> tuple[Array, NDArray[np.intp], Array, Array]:
+    """What each ray from the camera meets first.
+
+    Args:
+        room: a closed one.
+        rays: ``[P, 3]`` directions in world axes.
+
+    Returns:
+        Distance in lengths of the ray, index of the surface, and u and v on it; ``[P]`` each.
+    """
+    owner = np.zeros(len(rays), np.intp)
+    first = Hit(*np.full((3, len(rays)), np.inf, np.float32))
+    for index, surface in enumerate(room.surfaces):
+        hit = surface.meet(room.origin, rays)
+        nearer = hit.t < first.t
+        owner[nearer] = index
+        for kept, its in zip(first, hit, strict=True):
+            kept[nearer] = its[nearer]
+    return first.t, owner, first.u, first.v
 
 
 def _rays(size: tuple[int, int]) -> Array:
@@ -181,7 +192,7 @@ def _measure(depth: Array, rng: Generator) -> NDArray[np.uint16]:
     shadow[:, :-width] = depth[:, :-width] > 1.08 * depth[:, width:]
     spots = cv2.resize(rng.random((9, 12)), depth.shape[::-1], interpolation=cv2.INTER_CUBIC) > 0.97
     missing = shadow | spots | (rng.random(depth.shape) < 0.003)
-    return np.where(missing, 0, np.rint(5000 * measured)).astype(np.uint16)
+    return np.where(missing, 0, np.rint(DEPTH_SCALE * measured)).astype(np.uint16)
 
 
 def random_room(rng: Generator) -> Room:
@@ -253,7 +264,7 @@ def _rug(origin: Array, forward: Array, rng: Generator) -> Iterator[Surface]:
 
 
 def _objects(origin: Array, forward: Array, floor: tuple[float, float], rng: Generator) -> Iterator[Surface]:
-    """Crates, chests, balls and discs on the floor, clear of each other and of the walls."""
+    """Crates, chests, balls and bowls on the floor, clear of each other and of the walls."""
     taken: list[tuple[Array, float]] = []
     for _ in range(12):
         centre, reach = _spot(origin, forward, rng, (1.8, 4.2)), rng.uniform(0.22, 0.42)
@@ -261,7 +272,7 @@ def _objects(origin: Array, forward: Array, floor: tuple[float, float], rng: Gen
         if margin < reach + 0.1 or any(np.linalg.norm(centre - c) < reach + r + 0.1 for c, r in taken):
             continue
         taken.append((centre, reach))
-        yield from _object(int(rng.choice([CRATE, CHEST, BALL, DISC])), centre, reach, origin, rng)
+        yield from _object(int(rng.choice([CRATE, CHEST, BALL, BOWL])), centre, reach, origin, rng)
         if len(taken) == 4:
             return
 
@@ -279,10 +290,7 @@ def _object(kind: int, spot: Array, reach: float, origin: Array, rng: Generator)
     facing = (origin - centre) / np.linalg.norm(origin - centre)
     right = np.cross(Y, facing) / np.linalg.norm(np.cross(Y, facing))
     up = np.cross(facing, right)
-    if kind == BALL:
-        yield Sphere(BALL, cover, centre, right, up, reach)
-    else:
-        yield Patch(DISC, cover, centre, right, up, (reach, reach), round=True)
+    yield Sphere(kind, cover, centre, right, up, reach, hollow=kind == BOWL)
 
 
 def _spot(origin: Array, forward: Array, rng: Generator, distance: tuple[float, float]) -> Array:
@@ -361,7 +369,7 @@ def _checks(rng: Generator) -> Texture:
 
 
 def _blotches(rng: Generator) -> Texture:
-    """Ball and disc: purple blotches, brighter in the middle as if round."""
+    """Ball and bowl: purple blotches, brighter in the middle as if round."""
     return _mottled((0.65, 0.35, 0.75), 0.4, rng)._replace(glow=rng.uniform(0, 1.2))
 
 

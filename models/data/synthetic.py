@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from models.data.classes import NAMES_FILE
 from models.data.images import DataError
-from models.data.scenes import CLASSES, render
+from models.data.scenes import CLASSES, DEPTH_SCALE, render
 
 _RECORD = "synthetic.json"
 _GENERATOR = 1  # to be raised with every change of what the same parameters give
@@ -51,12 +51,9 @@ def prepare_synthetic(
         DataError: ``out`` is there and holds something else.
     """
     out = Path(out)
-    _check(train, val, size, seed)
-    record = {
-        "generator": _GENERATOR,
-        **{"train": train, "val": val, "height": size[0], "width": size[1], "seed": seed},
-        "depth_scale": 5000,
-    }
+    parameters = {"train": train, "val": val, "height": size[0], "width": size[1], "seed": seed}
+    _check(parameters)
+    record = {"generator": _GENERATOR, **parameters, "depth_scale": DEPTH_SCALE}
     names = {
         "train": [f"{i + 1:06d}" for i in range(train)],
         "val": [f"{train + i + 1:06d}" for i in range(val)],
@@ -65,7 +62,7 @@ def prepare_synthetic(
         _check_finished(out, record, names)
         print(f"{out}: already there, made with the same parameters; kept")
         return out
-    partial_out = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    partial_out = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.partial")
     try:
         for folder in ("rgb", "masks", "depth"):
             (partial_out / folder).mkdir(parents=True)
@@ -80,17 +77,10 @@ def prepare_synthetic(
     return out
 
 
-def _check(train: int, val: int, size: tuple[int, int], seed: int) -> None:
-    least = {
-        "train": (train, 1),
-        "val": (val, 1),
-        "height": (size[0], 16),
-        "width": (size[1], 16),
-        "seed": (seed, 0),
-    }
-    for name, (value, minimum) in least.items():
-        if value < minimum:
-            raise ValueError(f"{name} must be at least {minimum}, got {value}")
+def _check(parameters: dict[str, int]) -> None:
+    for name, least in {"train": 1, "val": 1, "height": 16, "width": 16, "seed": 0}.items():
+        if parameters[name] < least:
+            raise ValueError(f"{name} must be at least {least}, got {parameters[name]}")
 
 
 def _check_finished(out: Path, record: dict[str, int], names: dict[str, list[str]]) -> None:

@@ -1,0 +1,79 @@
+"""Real NYUDv2 images through the whole chain, where they lie beside the checkout."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.data import NYU40, NyuCen, TrainTransform, eval_loader, train_loader
+
+# folder, depth scale, size, images in train and val
+SETS = {
+    "nyudv2_sample": (5000.0, (480, 640), {"train": 24, "val": 16}),
+    "nyudv2_384": (6528.0, (288, 384), {"train": 795, "val": 654}),
+}
+
+
+@pytest.fixture(params=SETS)
+def name(request: pytest.FixtureRequest, shared: Path) -> str:
+    if not (shared / "data" / request.param).is_dir():
+        pytest.skip(f"needs the real images {request.param} beside the checkout")
+    return request.param
+
+
+def opened(shared: Path, name: str, split: str) -> NyuCen:
+    return NyuCen(shared / "data" / name, split, depth_scale=SETS[name][0])
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_images(shared: Path, name: str, split: str) -> None:
+    dataset, (_, size, counts) = opened(shared, name, split), SETS[name]
+    assert len(dataset) == counts[split]
+    assert dataset.class_names == NYU40
+    labels, depths, colours = set(), [], []
+    for index in range(0, len(dataset), 10 if len(dataset) < 100 else 40):
+        (rgb, depth), target, *_ = dataset[index]
+        assert (rgb.shape, depth.shape, target.shape) == ((*size, 3), (*size, 1), size)
+        labels.update(np.unique(target))
+        depths.append(np.median(depth))
+        colours.append(rgb.mean((0, 1)))
+    assert labels <= {*range(40), 255}
+    assert {0, 1, 255} <= labels  # wall, floor, void
+    assert 1.5 < np.mean(depths) < 4  # metres, in rooms
+    assert np.abs(np.mean(colours, axis=0)).max() < 0.7  # near ImageNet's mean
+
+
+def test_the_two_sets_agree(shared: Path) -> None:
+    """The same scene in both resolutions: depth in metres within the 8-bit copy's error."""
+    for folder in SETS:
+        if not (shared / "data" / folder).is_dir():
+            pytest.skip(f"needs the real images {folder} beside the checkout")
+    full, small = (opened(shared, folder, "train") for folder in SETS)
+    positions = {Path(entry[-1]).stem: index for index, entry in enumerate(small._entries)}
+    for index in range(3):
+        large = full[index]
+        other = small[positions[large.name]]
+        # Three pixels are as wide as five: these centres coincide.
+        assert np.median(np.abs(large.images[1][2::5, 2::5] - other.images[1][1::3, 1::3])) < 0.03
+
+
+def test_training_batches(shared: Path, name: str) -> None:
+    loader = train_loader(
+        opened(shared, name, "train"), TrainTransform(crop=256), batch_size=3, seed=0, workers=1
+    )
+    batch = next(iter(loader))
+    assert batch.images.shape == (2 * 3, 3, 256, 256)
+    rgb, depth = batch.images.split(3)
+    assert torch.isfinite(batch.images).all()
+    assert -2.2 < rgb.min() < rgb.max() < 2.7
+    assert 0 <= depth.min() < depth.max() < 11
+    padded = (rgb == 0).all(1)
+    assert (batch.target[padded & (depth[:, 0] == 0)] == 255).all()
+
+
+def test_evaluation_batches(shared: Path, name: str) -> None:
+    dataset = opened(shared, name, "val")
+    batch = next(iter(eval_loader(dataset)))
+    assert batch.images.shape == (2, 3, *SETS[name][1])
+    np.testing.assert_array_equal(batch.target[0], dataset[0].target)
