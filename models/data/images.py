@@ -38,7 +38,7 @@ def read_rgb(path: Path) -> NDArray[np.float32]:
     image = _decode(path)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise DataError(f"{path}: expected a colour picture of 8 bits and 3 channels, found {_kind(image)}")
-    return cv2.LUT(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), _NORMALISED)
+    return np.asarray(cv2.LUT(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), _NORMALISED), np.float32)
 
 
 def read_depth(path: Path, depth_scale: float) -> NDArray[np.float32]:
@@ -53,7 +53,7 @@ def read_depth(path: Path, depth_scale: float) -> NDArray[np.float32]:
     image = _decode(path)
     if image.dtype != np.uint16 or image.ndim != 2:
         raise DataError(f"{path}: expected depth of 16 bits and 1 channel, found {_kind(image)}")
-    return (image / np.float32(depth_scale))[:, :, None]
+    return np.asarray(image / np.float32(depth_scale), np.float32)[:, :, None]
 
 
 def read_labels(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from models.data.images import DataError, size_of
 from models.data.layouts import Sample
 from models.data.transforms import broaden
+from models.data.workers import start_worker
 
 Transform = Callable[[Sample, np.random.Generator], Sample]
 Key = tuple[int, int]  # epoch, index of a sample
@@ -87,7 +86,7 @@ class Loader:
             sampler=schedule,
             num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),
         )
@@ -210,8 +209,3 @@ def _generator(seed: int, epoch: int, index: int = -1) -> np.random.Generator:
     """Independent streams: of an epoch's order, and of each sample in it."""
     # index + 1, because numpy pads short seeds with zeros: (seed, epoch) and (seed, epoch, 0) are the same.
     return np.random.default_rng((seed, epoch, index + 1))
-
-
-def _start_worker(_: int) -> None:
-    cv2.setNumThreads(0)  # the workers are the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which still wants its batch

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from models.data.classes import NAMES_FILE
 from models.data.images import DataError
 from models.data.scenes import CLASSES, DEPTH_SCALE, render
+from models.data.workers import start_worker
 
 _RECORD = "synthetic.json"
 _GENERATOR = 1  # to be raised with every change of what the same parameters give
@@ -118,9 +119,8 @@ def _render_all(
     ]
     work = partial(_render_one, out, size)
     workers = min(processes or os.cpu_count() or 1, len(jobs))
-    # The processes are the parallelism: no threads of OpenCV's in them.
     with (
-        multiprocessing.Pool(workers, cv2.setNumThreads, (0,)) as pool,
+        multiprocessing.Pool(workers, start_worker) as pool,
         tqdm(total=len(jobs), desc="rendering rooms", unit="image", disable=None) as progress,
     ):
         for _ in pool.imap_unordered(work, jobs, chunksize=4):
