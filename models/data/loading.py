@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -86,7 +87,7 @@ class Loader:
             sampler=schedule,
             num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=start_worker,
+            worker_init_fn=_start_worker,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),
         )
@@ -209,3 +210,9 @@ def _generator(seed: int, epoch: int, index: int = -1) -> np.random.Generator:
     """Independent streams: of an epoch's order, and of each sample in it."""
     # index + 1, because numpy pads short seeds with zeros: (seed, epoch) and (seed, epoch, 0) are the same.
     return np.random.default_rng((seed, epoch, index + 1))
+
+
+def _start_worker(worker: int) -> None:
+    """As every helper; a scheduler's SIGTERM, sent to the whole group, is for the trainer as well."""
+    start_worker(worker)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a worker whose trainer has died ends by itself
