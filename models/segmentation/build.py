@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from torch import nn
+
+from cen_ext import ExchangeBatchNorm2d
 from models.data import DataError, Loader, NyuCen, TrainTransform, train_loader
 from models.encoders import load_imagenet
 from models.segmentation.refinenet import RefineNet, refinenet
@@ -27,7 +30,7 @@ def build_network(recipe: SegmentationRecipe) -> RefineNet:
     """
     model = recipe.model
     try:
-        return refinenet(
+        net = refinenet(
             model.encoder,
             recipe.data.num_classes,
             len(recipe.data.modalities),
@@ -40,6 +43,12 @@ def build_network(recipe: SegmentationRecipe) -> RefineNet:
         )
     except ValueError as error:
         raise UsageError(f"model.{error}") from None
+    if model.initial_scale is not None:
+        for layer in net.modules():
+            # Single-modality networks as well, so that they are comparable.
+            if isinstance(layer, ExchangeBatchNorm2d) and layer.threshold > 0:
+                nn.init.constant_(layer.weight, model.initial_scale)
+    return net
 
 
 def load_weights(net: RefineNet, recipe: SegmentationRecipe) -> None:

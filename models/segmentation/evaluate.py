@@ -16,7 +16,7 @@ from models.data import Batch, NyuCen, eval_loader
 from models.segmentation.build import build_network, open_split, output_names
 from models.segmentation.losses import outputs
 from models.segmentation.metrics import SegmentationMetrics, table
-from models.segmentation.pictures import Picture, beside, colour, show_input
+from models.segmentation.pictures import Picture, colour, show_input
 from models.segmentation.refinenet import RefineNet
 from models.segmentation.settings import SegmentationRecipe
 from models.training import checkpoint, config
@@ -86,18 +86,24 @@ def evaluate(
     return metrics.compute()
 
 
-def example_pictures(net: RefineNet, dataset: NyuCen, recipe: SegmentationRecipe) -> dict[str, Picture]:
-    """For a few images, by name: inputs, target, and what every output says, in a row."""
+def example_pictures(
+    net: RefineNet, dataset: NyuCen, recipe: SegmentationRecipe
+) -> dict[str, dict[str, Picture]]:
+    """Of a few images, by name: the inputs ``input <modality>``, the ``target``, and what every output says."""
     modalities, classes = recipe.data.modalities, recipe.data.num_classes
+    device = next(net.parameters()).device
     chosen = torch.linspace(0, len(dataset) - 1, min(recipe.eval.pictures, len(dataset))).long().tolist()
     pictures = {}
     with evaluating(net):
         for batch in eval_loader(Subset(dataset, chosen)):
-            images = batch.images.to(next(net.parameters()).device)
-            labels = predict_labels(net, images, batch.target.shape[-2:], recipe.eval.interpolation)
-            inputs = [show_input(x.numpy(), name) for x, name in zip(batch.images, modalities, strict=True)]
-            maps = [colour(x[0].cpu().numpy(), classes) for x in (batch.target, *labels)]
-            pictures[batch.names[0]] = beside(inputs + maps)
+            size = batch.target.shape[-2:]
+            labels = predict_labels(net, batch.images.to(device), size, recipe.eval.interpolation)
+            inputs = zip(modalities, batch.images.numpy(), strict=True)
+            maps = zip(("target", *output_names(recipe)), (batch.target, *labels), strict=True)
+            pictures[batch.names[0]] = {
+                **{f"input {name}": show_input(image, name) for name, image in inputs},
+                **{name: colour(label[0].cpu().numpy(), classes) for name, label in maps},
+            }
     return pictures
 
 

@@ -49,6 +49,13 @@ def below(rows: Sequence[Picture]) -> Picture:
     return np.concatenate([part for row in rows for part in (row, line)][:-1])
 
 
+def captioned(picture: Picture, caption: str) -> Picture:
+    """A picture below a line of text."""
+    band = np.full((20, picture.shape[1], 3), 255, np.uint8)
+    cv2.putText(band, caption, (2, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.concatenate([band, picture])
+
+
 def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
     """Write an ``[H, W, 3]`` picture, or an ``[H, W]`` label map, as PNG.
 

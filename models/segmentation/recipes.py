@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from models.segmentation.settings import (
     DataSettings,
+    EvalSettings,
     LossSettings,
     ModelSettings,
     OptimSettings,
@@ -66,5 +67,6 @@ def synthetic_demo() -> SegmentationRecipe:
             stages=tuple(SegmentationStage(steps=100, encoder_lr=r, decoder_lr=r) for r in rates),
         ),
         loss=LossSettings(sparsity=1e-4),
+        eval=EvalSettings(batch_size=20),
         run=RunSettings(evaluate_steps=100),
     )

@@ -50,6 +50,9 @@ class ModelSettings:
     frozen_statistics: bool = setting(
         True, "train with the running statistics of the weights, as the paper does"
     )
+    initial_scale: float | None = setting(
+        None, "where scales that exchange start; none: 1, or as in the weights"
+    )
     threshold: float = setting(0.02, "exchange threshold on the scales; 0: no exchange")
     region: Literal["own", "all"] = setting(
         "own", "own: a modality gives up channels of its share only; all: any"

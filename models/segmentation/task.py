@@ -19,6 +19,7 @@ from models.segmentation.build import (
 )
 from models.segmentation.evaluate import evaluate, example_pictures
 from models.segmentation.losses import segmentation_loss
+from models.segmentation.pictures import beside
 from models.segmentation.refinenet import RefineNet
 from models.segmentation.settings import OptimSettings, SegmentationRecipe, SegmentationStage
 from models.training.devices import device_of
@@ -89,8 +90,8 @@ class SegmentationTask:
         record_exchange(self.net, self.recipe.data.modalities, board, step)
         for name, weight in zip(self.recipe.data.modalities, self.net.alpha.softmax(0).tolist(), strict=True):
             board.add_scalar(f"alpha/{name}", weight, step)
-        for name, picture in example_pictures(self.net, self.validation, self.recipe).items():
-            board.add_image(f"examples/{name}", picture, step, dataformats="HWC")
+        for name, pictures in example_pictures(self.net, self.validation, self.recipe).items():
+            board.add_image(f"examples/{name}", beside(list(pictures.values())), step, dataformats="HWC")
 
     def state_dict(self) -> dict[str, Any]:
         optimizer = {} if self.optimizer is None else self.optimizer.state_dict()

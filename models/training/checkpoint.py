@@ -6,7 +6,6 @@ the loop's progress; ``task``, networks and optimisers; ``rng``, the generators'
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,7 @@ def load(path: Path, prefer: str = LAST) -> tuple[Path, dict[str, Any]]:
         path = found[0]
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # the unpickler's own errors on foreign bytes are of every kind
         raise UsageError(f"checkpoint: {path} is broken or no checkpoint ({_first_line(error)})") from None
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
         raise UsageError(

@@ -1,0 +1,110 @@
+"""The segmentation loss against its formula, written out pixel by pixel."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cen_ext import ExchangeBatchNorm2d
+from models.segmentation.losses import cross_entropies, segmentation_loss
+from models.segmentation.output import SegmentationOutput, with_ensemble
+
+M, N, K = 2, 2, 3
+SIZE = (5, 7)
+
+
+def bilinear(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """``[K, h, w]`` to ``[K, H, W]``: sample at pixel centres, clamp at the border."""
+    _, h, w = logits.shape
+    out = logits.new_zeros(logits.shape[0], *size)
+    for i in range(size[0]):
+        for j in range(size[1]):
+            y = min(max((i + 0.5) * h / size[0] - 0.5, 0), h - 1)
+            x = min(max((j + 0.5) * w / size[1] - 0.5, 0), w - 1)
+            top, left = int(y), int(x)
+            bottom, right = min(top + 1, h - 1), min(left + 1, w - 1)
+            a, b = y - top, x - left
+            out[:, i, j] = (1 - a) * ((1 - b) * logits[:, top, left] + b * logits[:, top, right])
+            out[:, i, j] += a * ((1 - b) * logits[:, bottom, left] + b * logits[:, bottom, right])
+    return out
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean over the pixels that are not 255 of ``-log softmax`` at the target's class."""
+    terms = [
+        logits[n, :, i, j].logsumexp(0) - logits[n, target[n, i, j], i, j]
+        for n in range(N)
+        for i in range(SIZE[0])
+        for j in range(SIZE[1])
+        if target[n, i, j] != 255
+    ]
+    return torch.stack(terms).mean()
+
+
+class Layers(nn.Module):
+    """One layer that exchanges and one that does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.exchanging = ExchangeBatchNorm2d(4, M, threshold=0.02, dtype=torch.float64)
+        self.plain = ExchangeBatchNorm2d(4, M, dtype=torch.float64)
+        nn.init.normal_(self.exchanging.weight)
+
+
+@pytest.fixture
+def output() -> SegmentationOutput:
+    logits = torch.randn(M * N, K, 2, 3, dtype=torch.float64, requires_grad=True)
+    return with_ensemble(logits, torch.tensor([0.3, -0.2], dtype=torch.float64, requires_grad=True))
+
+
+@pytest.fixture
+def target() -> Tensor:
+    target = torch.randint(0, K, (N, *SIZE))
+    target[torch.rand(N, *SIZE) < 0.3] = 255
+    return target
+
+
+def expected_entropies(output: SegmentationOutput, target: Tensor) -> Tensor:
+    weights = output.alpha
+    ensemble = weights[0] * output.branches[0] + weights[1] * output.branches[1]
+    resized = [torch.stack([bilinear(x, SIZE) for x in out]) for out in (*output.branches, ensemble)]
+    return torch.stack([cross_entropy(logits, target) for logits in resized])
+
+
+def test_cross_entropies(output: SegmentationOutput, target: Tensor) -> None:
+    torch.testing.assert_close(cross_entropies(output, target, 255), expected_entropies(output, target))
+
+
+@pytest.mark.parametrize(("per_output", "times"), [(False, 1), (True, M + 1)])
+def test_loss_is_their_sum_and_the_penalty(
+    output: SegmentationOutput, target: Tensor, per_output: bool, times: int
+) -> None:
+    net = Layers()
+    loss, entropies = segmentation_loss(
+        net, output, target, sparsity=0.25, per_output=per_output, ignore_index=255
+    )
+    scales = net.exchanging.weight.detach().abs()
+    penalty = scales[0, 0] + scales[0, 1] + scales[1, 2] + scales[1, 3]
+    torch.testing.assert_close(entropies, expected_entropies(output, target))
+    torch.testing.assert_close(loss, expected_entropies(output, target).sum() + 0.25 * times * penalty)
+    loss.backward()
+    signs = net.exchanging.weight.detach().sign()
+    own = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1]])
+    torch.testing.assert_close(net.exchanging.weight.grad, 0.25 * times * signs * own)
+    assert net.plain.weight.grad is None
+
+
+def test_the_ensembles_loss_trains_alpha_alone(target: Tensor) -> None:
+    logits = torch.randn(M * N, K, 2, 3, dtype=torch.float64, requires_grad=True)
+    alpha = torch.zeros(M, dtype=torch.float64, requires_grad=True)
+    *branches, ensemble = cross_entropies(with_ensemble(logits, alpha), target, 255)
+    to_logits, to_alpha = torch.autograd.grad(ensemble, [logits, alpha], retain_graph=True)
+    assert to_logits.abs().max() == 0
+    assert to_alpha.abs().min() > 0
+    to_logits, to_alpha = torch.autograd.grad(sum(branches), [logits, alpha])
+    assert to_logits.abs().max() > 0
+    assert to_alpha.abs().max() == 0
+
+
+def test_a_batch_without_labels_counts_nothing(output: SegmentationOutput) -> None:
+    entropies = cross_entropies(output, torch.full((N, *SIZE), 255), 255)
+    assert entropies.tolist() == [0, 0, 0]

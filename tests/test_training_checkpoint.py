@@ -1,0 +1,100 @@
+"""Checkpoints and tables: whole or not there, read safely."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.training import checkpoint
+from models.training.errors import UsageError
+from models.training.files import Table, replacing
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (Path("executed"),))
+
+
+def fail_after_writing(path: Path) -> None:
+    path.write_bytes(b"half")
+    raise OSError("disk full")
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    contents = {"recipe": "r", "task": {"net": {"w": torch.randn(3)}, "names": ["a", (1, 2.5, None)]}}
+    checkpoint.save(tmp_path / "last.pt", contents)
+    path, loaded = checkpoint.load(tmp_path)
+    assert path == tmp_path / "last.pt"
+    assert torch.equal(loaded["task"]["net"]["w"], contents["task"]["net"]["w"])
+    assert loaded["task"]["names"] == contents["task"]["names"]
+
+
+def test_a_folder_gives_the_preferred_one_or_the_other(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "best.pt", {})
+    assert checkpoint.load(tmp_path)[0].name == "best.pt"
+    checkpoint.save(tmp_path / "last.pt", {})
+    assert checkpoint.load(tmp_path)[0].name == "last.pt"
+    assert checkpoint.load(tmp_path, checkpoint.BEST)[0].name == "best.pt"
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, {"value": 1})
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        checkpoint.save(path, {"value": lambda: None})
+    assert checkpoint.load(path)[1]["value"] == 1
+    with pytest.raises(OSError, match="disk full"):  # noqa: SIM117
+        with replacing(path) as temporary:
+            fail_after_writing(temporary)
+    assert checkpoint.load(path)[1]["value"] == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": checkpoint.FORMAT, "task": Evil()}, tmp_path / "last.pt")
+    with pytest.raises(UsageError, match="broken or no checkpoint"):
+        checkpoint.load(tmp_path)
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"text, not a checkpoint", pickle.dumps({"a": 1}, protocol=2)])
+def test_other_files_are_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.pt"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"x\.pt"):
+        checkpoint.load(path)
+
+
+def test_a_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, {"value": torch.zeros(1000)})
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(UsageError, match="broken or no checkpoint"):
+        checkpoint.load(path)
+
+
+def test_missing_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"holds neither last\.pt nor best\.pt"):
+        checkpoint.load(tmp_path)
+    (tmp_path / "last.pt").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"did you mean 'last\.pt'\?"):
+        checkpoint.load(tmp_path / "lst.pt")
+
+
+def test_a_weights_file_is_no_checkpoint(tmp_path: Path) -> None:
+    torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "resnet.pth")
+    with pytest.raises(UsageError, match="was not written by `python -m models train`"):
+        checkpoint.load(tmp_path / "resnet.pth")
+
+
+def test_tables_forget_rows_after_the_step_resumed_from(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    table = Table(path, 0)
+    for step in (2, 4, 6):
+        table.append({"step": step, "loss": step / 7})
+    kept = path.read_text().splitlines()[:3]
+    again = Table(path, 5)
+    again.append({"step": 6, "loss": 1.0})
+    assert path.read_text().splitlines() == [*kept, "6,1.0"]

@@ -1,0 +1,198 @@
+"""The loop with a toy task: order of events, exact resumption, interruption, divergence."""
+
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from same import assert_same
+from torch import Tensor
+
+from models.training import checkpoint
+from models.training.errors import UsageError
+from models.training.interrupt import Interrupt
+from models.training.loop import Diverged, Loop
+from models.training.rng import preserved_rng, rng_state, seed_all, set_rng_state
+from models.training.run_folder import RunFolder
+from models.training.settings import RunSettings, Stage
+
+STEPS_PER_EPOCH = 4
+
+
+@dataclass
+class Toy:
+    """A parameter that follows noise; every generator takes part, and ``events`` tells what was called."""
+
+    stages: tuple[Stage, ...] = (Stage(steps=6), Stage(epochs=2))
+    steps_per_epoch: int = STEPS_PER_EPOCH
+    images_per_step: int = 2
+    stop_at: int | None = None  # raise a signal in this step
+    diverge_at: int | None = None
+    events: list[Any] = field(default_factory=list)
+    value: Tensor = field(default_factory=lambda: torch.zeros(3, requires_grad=True))
+
+    def start_stage(self, index: int) -> None:
+        self.events.append(f"stage {index}")
+        self.optimizer = torch.optim.SGD([self.value], lr=0.1 / (index + 1), momentum=0.9)
+
+    def batches(self, epoch: int, start_step: int) -> Iterator[int]:
+        yield from range(epoch * STEPS_PER_EPOCH + start_step, (epoch + 1) * STEPS_PER_EPOCH)
+
+    def step(self, batch: int) -> dict[str, Tensor]:
+        self.events.append(batch)
+        noise = torch.randn(3) + float(np.random.normal()) * batch  # noqa: NPY002
+        loss = (self.value - noise).square().sum()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        if batch == self.stop_at:
+            signal.raise_signal(signal.SIGTERM)
+        factor = float("nan") if batch == self.diverge_at else 1.0
+        return {"loss": loss.detach() * factor, "half": loss.detach() / 2}
+
+    def status(self) -> dict[str, Tensor]:
+        return {"share": torch.tensor(0.5)}
+
+    def learning_rates(self) -> dict[str, float]:
+        return {"all": self.optimizer.param_groups[0]["lr"]}
+
+    def evaluate(self, stop: Callable[[], bool]) -> dict[str, float] | None:
+        self.events.append("evaluate")
+        torch.randn(5)  # must not change what training draws
+        return None if stop() else {"norm": float(self.value.detach().norm())}
+
+    def score(self, metrics: dict[str, float]) -> float:
+        return -metrics["norm"]
+
+    def record(self, board: object, step: int) -> None:
+        self.events.append(f"record {step}")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value.detach().clone(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        with torch.no_grad():
+            self.value.copy_(state["value"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+RUN = RunSettings(log_steps=3, checkpoint_steps=5, evaluate_steps=5)
+HEADER = {"recipe": "toy", "config": {}}
+
+
+def run(folder: Path, task: Toy, settings: RunSettings = RUN, *, resume: bool = False) -> Loop:
+    seed_all(1)
+    run_folder = RunFolder(folder, HEADER, resume=resume)
+    with Interrupt() as interrupt:
+        loop = Loop(task, settings, run_folder, HEADER, interrupt)
+        if resume:
+            loop.restore(checkpoint.load(folder)[1])
+        loop.run()
+    return loop
+
+
+def everything(folder: Path) -> tuple[Any, ...]:
+    """The final state, and the tables' text."""
+    contents = checkpoint.load(folder)[1]
+    return contents, (folder / "losses.csv").read_text(), (folder / "metrics.csv").read_text()
+
+
+def test_order_of_stages_epochs_and_evaluations(tmp_path: Path) -> None:
+    task = Toy()
+    loop = run(tmp_path, task)
+    assert task.events == [
+        *["stage 0", 0, 1, 2, 3, 4, "evaluate", "record 5", 5],
+        *["stage 1", 6, 7, 8, 9, "evaluate", "record 10", 10, 11, 12, 13, "evaluate", "record 14"],
+    ]
+    assert loop.progress.step == 14
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *["best.pt", "config.json", "environment.json", "last.pt", "losses.csv", "metrics.csv", "tensorboard"]
+    ]
+
+
+@pytest.mark.parametrize("stop_at", range(14))
+def test_resumed_equals_uninterrupted(tmp_path: Path, stop_at: int) -> None:
+    run(tmp_path / "a", Toy())
+    stopped = run(tmp_path / "b", Toy(stop_at=stop_at))
+    assert stopped.progress.step == stop_at + 1
+    assert stopped.interrupt.received == signal.SIGTERM
+    run(tmp_path / "b", Toy(), resume=True)
+    assert_same(everything(tmp_path / "a"), everything(tmp_path / "b"))
+    assert_same(
+        checkpoint.load(tmp_path / "a" / "best.pt")[1], checkpoint.load(tmp_path / "b" / "best.pt")[1]
+    )
+
+
+def test_run_steps_can_be_raised_later(tmp_path: Path) -> None:
+    run(tmp_path / "a", Toy())
+    run(tmp_path / "b", Toy(), RunSettings(steps=10, log_steps=3, checkpoint_steps=5, evaluate_steps=5))
+    run(tmp_path / "b", Toy(), resume=True)
+    assert_same(everything(tmp_path / "a"), everything(tmp_path / "b"))
+
+
+def test_losses_are_means_since_the_last_look(tmp_path: Path) -> None:
+    run(tmp_path, Toy(), RunSettings(log_steps=7, evaluate_epochs=100))
+    run_each = tmp_path / "each"
+    run(run_each, Toy(), RunSettings(log_steps=1, evaluate_epochs=100))
+    rows = np.genfromtxt(run_each / "losses.csv", delimiter=",", skip_header=1)
+    means = np.genfromtxt(tmp_path / "losses.csv", delimiter=",", names=True)
+    assert means["step"].tolist() == [7, 14]
+    np.testing.assert_allclose(means["lossloss"], [rows[:7, 1].mean(), rows[7:, 1].mean()], rtol=1e-6)
+    np.testing.assert_allclose(means["losshalf"], means["lossloss"] / 2, rtol=1e-6)
+
+
+def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match=r"the loss of step 8 is not a finite number.*last\.pt"):
+        run(tmp_path, Toy(diverge_at=7), RunSettings(log_steps=10, checkpoint_steps=5, evaluate_epochs=100))
+    assert checkpoint.load(tmp_path)[1]["loop"]["step"] == 5
+
+
+def test_divergence_before_any_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match=r"step 2 is not .* had not written one"):
+        run(tmp_path, Toy(diverge_at=1))
+    assert not (tmp_path / "last.pt").exists()
+
+
+def test_resuming_on_other_data_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, Toy(), RunSettings(steps=3))
+    with pytest.raises(UsageError, match="the data makes 5 steps an epoch, but 4 when the run began"):
+        run(tmp_path, Toy(steps_per_epoch=5), resume=True)
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    run(tmp_path, Toy(), RunSettings(steps=1))
+    before = (tmp_path / "last.pt").read_bytes()
+    with pytest.raises(UsageError, match="holds a run already; continue it with --resume"):
+        run(tmp_path, Toy())
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_a_second_signal_is_not_held_back() -> None:
+    with Interrupt() as interrupt:
+        assert not interrupt
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt.received == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def draw() -> list[float]:
+    import random
+
+    return [random.random(), float(np.random.random()), float(torch.rand(()))]  # noqa: NPY002
+
+
+def test_generators_are_restored() -> None:
+    seed_all(3)
+    state = rng_state()
+    with preserved_rng():
+        inside = draw()
+    assert draw() == inside
+    assert draw() != inside
+    set_rng_state(state)
+    assert draw() == inside
