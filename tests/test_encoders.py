@@ -181,6 +181,10 @@ def test_bad_arguments_are_refused() -> None:
         ExchangeResNet("resnet18", in_channels=0)
     with pytest.raises(ValueError, match="num_modalities must be at least 1, got 0"):
         ExchangeResNet("resnet18", 0)
+    with pytest.raises(ValueError, match="region must be one of 'own', 'all', got 'half'"):
+        ExchangeResNet("resnet18", region="half")
+    with pytest.raises(ValueError, match=r"threshold must not be negative, got -0\.1"):
+        ExchangeResNet("resnet18", 1, threshold=-0.1)
 
 
 def test_bad_inputs_are_refused() -> None:

@@ -12,9 +12,10 @@ import difflib
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from cen_ext import ExchangeBatchNorm2d, stack_modalities
+from cen_ext import ExchangeBatchNorm2d, replaced_channels, stack_modalities
 
 
 class Norms(NamedTuple):
@@ -115,7 +116,8 @@ class ExchangeResNet(nn.Module):
         channels: widths of the four stages' features.
 
     Raises:
-        ValueError: unknown name, num_modalities or in_channels below 1.
+        ValueError: unknown name, region or criterion; negative threshold; num_modalities or in_channels
+            below 1.
     """
 
     def __init__(
@@ -136,6 +138,9 @@ class ExchangeResNet(nn.Module):
             raise ValueError(f"encoder must be one of {', '.join(RESNETS)}, got {name!r}{hint}")
         if in_channels < 1:
             raise ValueError(f"in_channels must be at least 1, got {in_channels}")
+        replaced_channels(
+            torch.ones(1, 1), threshold, region, criterion
+        )  # refuse here, not at the first batch
         block, depths = RESNETS[name]
         self.num_modalities = num_modalities
         self.in_channels = in_channels
