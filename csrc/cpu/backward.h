@@ -43,60 +43,82 @@ void finish_channel(const Problem& p, const BackwardTensors<T>& t, GradientTable
   gradient.constant[at] = static_cast<T>(-scale * sums.dz / k - on_x * centre);
 }
 
-template <class T, bool kChannelsLast, Activation kActivation>
-struct BackwardLine {
-  Line<T, kChannelsLast, kActivation> line;
-  const GradientTables<T>& gradient;
-  T *dx, *dresidual;  // the line in modality 0; dresidual may be null
-
-  BackwardLine(const Problem& p, const BackwardTensors<T>& t, const GradientTables<T>& gradient,
-               int64_t channel, int64_t offset)
-      : line{gradient.tables, p, channel, t.x + offset, t.residual ? t.residual + offset : nullptr,
-             t.dy + offset},
-        gradient(gradient),
-        dx(t.dx + offset),
-        dresidual(t.dresidual ? t.dresidual + offset : nullptr) {}
-
-  // Whether modality m has no part in y, in the whole line: its x need not be read, its gradients are zeros.
-  CEN_INLINE bool dead(int64_t m) const {
-    if constexpr (kChannelsLast) return false;
-    return line.tables.dead[m * line.tables.padded + line.channel];
-  }
-
-  // x - shift, and 0 where x has no part in y.
-  template <class N>
-  CEN_INLINE Vec<T> centred(int64_t m, int64_t i, N n) const {
-    const Vec<T> v = line.centred(m, i, n);
-    if (kChannelsLast && line.exchanging(m, i)) return line.where(line.tables.dead, m, i, Vec<T>{}, v);
-    return v;
-  }
+// Lane sums along a strip.
+template <class T>
+struct StripSums {
+  Vec<T> dz{}, dz_x{}, x{};
 
   template <class N>
-  CEN_INLINE void write(int64_t m, int64_t i, N n, Vec<T> dz) const {
-    Vec<T> d = dz * line.coefficient(line.tables.scale, m, i);
-    if (line.problem.batch_statistics && !dead(m))
-      d += centred(m, i, n) * line.coefficient(gradient.on_x, m, i) +
-           line.coefficient(gradient.constant, m, i);
-    store(dx + line.at(m, i), d, n);
-    if (dresidual) store(dresidual + line.at(m, i), line.g(m, i, n), n);
+  CEN_INLINE void add(Vec<T> dz_now, Vec<T> x_now, N n) {
+    dz += first_lanes(dz_now, n);
+    dz_x += first_lanes(dz_now * x_now, n);
+    x += first_lanes(x_now, n);
   }
-
-  // add(i, dz, x - shift, n) for the vectors of the line; with given statistics dx as well.
-  template <class Add>
-  CEN_INLINE void sum(int64_t m, int64_t size, Add add) const {
-    for_vectors<T>(size, [&](int64_t i, auto n) {
-      const Vec<T> dz = line.dz(m, i, n);
-      if (!dead(m)) add(i, dz, centred(m, i, n), n);
-      if (!line.problem.batch_statistics) write(m, i, n, dz);
-    });
-  }
-
-  void write(int64_t m, int64_t size) const {
-    for_vectors<T>(size, [&](int64_t i, auto n) { write(m, i, n, line.dz(m, i, n)); });
-  }
+  CEN_INLINE Sums of_all_lanes() const { return {sum_lanes(dz), sum_lanes(dz_x), sum_lanes(x)}; }
+  CEN_INLINE Sums of_lane(int64_t lane) const { return {dz[lane], dz_x[lane], x[lane]}; }
 };
 
-template <class T, Activation kActivation>
+// One walk along a strip of modality m: adds to the sums if kSum, writes dx and dresidual if kWrite. The
+// strip's first value lies at `first`; walk(f) calls f(at, n) for its vectors; `ahead` as in forward_strip.
+template <bool kSum, bool kWrite, bool kChannelsLast, Activation kActivation, class T, class Walk>
+CEN_INLINE void backward_strip(const Problem& p, const BackwardTensors<T>& t,
+                               const GradientTables<T>& gradient, int64_t m, int64_t channel, int64_t first,
+                               int64_t ahead, StripSums<T>& sums, Walk walk) {
+  const Tables<T>& tables = gradient.tables;
+  bool any_replaced = false;
+  for (int64_t other = 0; other < p.modalities; ++other)
+    any_replaced |= any_lane<T, kChannelsLast>(tables, tables.replaced, other, channel);
+  T* dx = t.dx + m * p.modality_size() + first;
+  T* dresidual = t.dresidual ? t.dresidual + m * p.modality_size() + first : nullptr;
+  const T* residual = t.residual ? t.residual + first : nullptr;
+  with_exchange(p, any_replaced, [&](auto exchange) {
+    const Strip<T, kChannelsLast, kActivation, decltype(exchange)::value> strip{
+        p, tables, t.x + first, residual, t.dy + first, channel, m};
+    const Vec<T> scale = strip.own.scale, on_x = strip.coefficient(gradient.on_x, m),
+                 constant = strip.coefficient(gradient.constant, m);
+    StripSums<T> s = sums;
+    walk([&](int64_t at, auto n) CEN_INLINE_LAMBDA {
+      if (ahead) strip.prefetch(at + ahead);
+      const Vec<T> g = strip.g(at, n), dz = strip.dz(g, at, n), x = strip.centred(at, n);
+      if constexpr (kSum) s.add(dz, x, n);
+      if constexpr (kWrite) {
+        store(dx + at, kSum ? dz * scale : dz * scale + (x * on_x + constant), n);
+        if (dresidual) store(dresidual + at, g, n);
+      }
+    });
+    sums = s;
+  });
+}
+
+// A block of channel c of modality m; returns the sums.
+template <bool kSum, bool kWrite, Activation kActivation, class T>
+Sums backward_block(const Problem& p, const BackwardTensors<T>& t, const GradientTables<T>& gradient,
+                    const LineBlocks& blocks, int64_t c, int64_t m, int64_t b) {
+  StripSums<T> sums;
+  backward_strip<kSum, kWrite, false, kActivation>(
+      p, t, gradient, m, c, c * p.spatial, 0, sums, [&](auto f) CEN_INLINE_LAMBDA {
+        blocks.walk<T>(b, [&](int64_t at, auto n, auto) CEN_INLINE_LAMBDA { f(at, n); });
+      });
+  return sums.of_all_lanes();
+}
+
+// A block of rows, all channels of all modalities; adds to sums, one of each strip and modality.
+template <bool kSum, bool kWrite, Activation kActivation, class T>
+void backward_block(const Problem& p, const BackwardTensors<T>& t, const GradientTables<T>& gradient,
+                    const RowBlocks& blocks, int64_t b, StripSums<T>* sums) {
+  blocks.for_tiles(b, [&](int64_t first_row, int64_t last_row) {
+    blocks.for_strips<T>([&](int64_t strip, int64_t channel, auto n) {
+      for (int64_t m = 0; m < p.modalities; ++m)
+        backward_strip<kSum, kWrite, true, kActivation>(
+            p, t, gradient, m, channel, channel, blocks.ahead(), sums[strip * p.modalities + m],
+            [&](auto f) CEN_INLINE_LAMBDA {
+              blocks.walk(first_row, last_row, [&](int64_t at, auto) CEN_INLINE_LAMBDA { f(at, n); });
+            });
+    });
+  });
+}
+
+template <Activation kActivation, class T>
 void backward_channels_first(const Problem& p, const BackwardTensors<T>& t, GradientTables<T>& gradient,
                              const Parallel& parallel) {
   const LineBlocks blocks(p);
@@ -105,16 +127,10 @@ void backward_channels_first(const Problem& p, const BackwardTensors<T>& t, Grad
   for_channels(p, parallel, [&](int64_t c, const Parallel& inner) {
     Sums* channel_sums = sums.get() + c * parts;
     parallel_tasks(inner, parts, [&](int64_t part) {
-      Vec<T> sum_dz{}, sum_dz_x{}, sum_x{};
-      blocks.for_lines(part % blocks.count, [&](int64_t offset, int64_t size) {
-        const BackwardLine<T, false, kActivation> line(p, t, gradient, c, c * p.spatial + offset);
-        line.sum(part / blocks.count, size, [&](int64_t, Vec<T> dz, Vec<T> x, auto n) {
-          sum_dz += first_lanes<T>(dz, n);
-          sum_dz_x += first_lanes<T>(dz * x, n);
-          sum_x += first_lanes<T>(x, n);
-        });
-      });
-      channel_sums[part] = {sum_lanes<T>(sum_dz), sum_lanes<T>(sum_dz_x), sum_lanes<T>(sum_x)};
+      const int64_t m = part / blocks.count, b = part % blocks.count;
+      channel_sums[part] = p.batch_statistics
+                               ? backward_block<true, false, kActivation>(p, t, gradient, blocks, c, m, b)
+                               : backward_block<true, true, kActivation>(p, t, gradient, blocks, c, m, b);
     });
     for (int64_t m = 0; m < p.modalities; ++m) {
       Sums total{};
@@ -123,40 +139,32 @@ void backward_channels_first(const Problem& p, const BackwardTensors<T>& t, Grad
     }
     if (!p.batch_statistics) return;
     parallel_tasks(inner, parts, [&](int64_t part) {
-      blocks.for_lines(part % blocks.count, [&](int64_t offset, int64_t size) {
-        const BackwardLine<T, false, kActivation> line(p, t, gradient, c, c * p.spatial + offset);
-        line.write(part / blocks.count, size);
-      });
+      backward_block<false, true, kActivation>(p, t, gradient, blocks, c, part / blocks.count,
+                                               part % blocks.count);
     });
   });
 }
 
-template <class T, Activation kActivation>
+template <Activation kActivation, class T>
 void backward_channels_last(const Problem& p, const BackwardTensors<T>& t, GradientTables<T>& gradient,
                             const Parallel& parallel) {
   const RowBlocks blocks(p);
-  const int64_t padded = gradient.tables.padded, table = p.modalities * p.channels;
+  const int64_t table = p.modalities * p.channels;
   const Buffer<Sums> sums(blocks.count * table);
+  const int64_t strips = blocks.strips<T>() * p.modalities;
   parallel_ranges(parallel, blocks.count, [&](int64_t begin, int64_t end) {
-    const Buffer<T> block(3 * p.modalities * padded);
+    const Buffer<StripSums<T>> block(strips);
     for (int64_t b = begin; b < end; ++b) {
-      std::memset(block.get(), 0, 3 * p.modalities * padded * sizeof(T));
-      for (int64_t row = blocks.begin(b); row < blocks.end(b); ++row) {
-        const BackwardLine<T, true, kActivation> line(p, t, gradient, 0, row * p.channels);
-        for (int64_t m = 0; m < p.modalities; ++m) {
-          T* s = block.get() + 3 * m * padded;
-          line.sum(m, p.channels, [&](int64_t i, Vec<T> dz, Vec<T> x, auto) {
-            store(s + i, load(s + i) + dz, AllLanes<T>{});
-            store(s + padded + i, load(s + padded + i) + dz * x, AllLanes<T>{});
-            store(s + 2 * padded + i, load(s + 2 * padded + i) + x, AllLanes<T>{});
-          });
-        }
-      }
-      for (int64_t m = 0; m < p.modalities; ++m) {
-        const T* s = block.get() + 3 * m * padded;
-        for (int64_t c = 0; c < p.channels; ++c)
-          sums[b * table + m * p.channels + c] = {s[c], s[padded + c], s[2 * padded + c]};
-      }
+      std::memset(static_cast<void*>(block.get()), 0, strips * sizeof(StripSums<T>));
+      if (p.batch_statistics)
+        backward_block<true, false, kActivation>(p, t, gradient, blocks, b, block.get());
+      else
+        backward_block<true, true, kActivation>(p, t, gradient, blocks, b, block.get());
+      blocks.for_strips<T>([&](int64_t strip, int64_t channel, auto n) {
+        for (int64_t m = 0; m < p.modalities; ++m)
+          for (int64_t lane = 0; lane < n; ++lane)
+            sums[b * table + m * p.channels + channel + lane] = block[strip * p.modalities + m].of_lane(lane);
+      });
     }
   });
   parallel_tasks(parallel, table, [&](int64_t i) {
@@ -167,10 +175,9 @@ void backward_channels_last(const Problem& p, const BackwardTensors<T>& t, Gradi
   if (!p.batch_statistics) return;
   // Backwards through each core's share: what was read last is still in its cache.
   parallel_ranges(parallel, blocks.count, [&](int64_t begin, int64_t end) {
-    for (int64_t row = blocks.end(end - 1) - 1; row >= blocks.begin(begin); --row) {
-      const BackwardLine<T, true, kActivation> line(p, t, gradient, 0, row * p.channels);
-      for (int64_t m = 0; m < p.modalities; ++m) line.write(m, p.channels);
-    }
+    const Buffer<StripSums<T>> unused(strips);
+    for (int64_t b = end - 1; b >= begin; --b)
+      backward_block<false, true, kActivation>(p, t, gradient, blocks, b, unused.get());
   });
 }
 
@@ -183,9 +190,9 @@ void backward(const Problem& p, const BackwardTensors<T>& t, const Parallel& par
   with_activation(p.activation, [&](auto activation) {
     constexpr Activation kActivation = decltype(activation)::value;
     if (p.channels_last)
-      backward_channels_last<T, kActivation>(p, t, gradient, parallel);
+      backward_channels_last<kActivation>(p, t, gradient, parallel);
     else
-      backward_channels_first<T, kActivation>(p, t, gradient, parallel);
+      backward_channels_first<kActivation>(p, t, gradient, parallel);
   });
 }
 

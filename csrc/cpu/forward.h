@@ -27,11 +27,21 @@ void set_given_statistics(const Problem& p, const T* mean, const T* var, const T
     }
 }
 
-// A line of y, every modality.
-template <class T, bool kChannelsLast, Activation kActivation>
-void forward_line(const Line<T, kChannelsLast, kActivation>& line, T* y, int64_t size) {
-  for (int64_t m = 0; m < line.problem.modalities; ++m)
-    for_vectors<T>(size, [&](int64_t i, auto n) { store(y + line.at(m, i), line.y(m, i, n), n); });
+// y of modality m in one strip, whose first value lies at `first`; walk(f) calls f(at, n) for its vectors.
+// `ahead` leads from a vector to one that is soon read, 0 where the processor foresees it.
+template <class T, bool kChannelsLast, Activation kActivation, class Walk>
+CEN_INLINE void forward_strip(const Problem& p, const ForwardTensors<T>& t, const Tables<T>& tables,
+                              int64_t m, int64_t channel, int64_t first, int64_t ahead, Walk walk) {
+  T* y = t.y + m * p.modality_size() + first;
+  const T* residual = t.residual ? t.residual + first : nullptr;
+  with_exchange(p, any_lane<T, kChannelsLast>(tables, tables.replaced, m, channel), [&](auto exchange) {
+    const Strip<T, kChannelsLast, kActivation, decltype(exchange)::value> strip{
+        p, tables, t.x + first, residual, nullptr, channel, m};
+    walk([&](int64_t at, auto n) CEN_INLINE_LAMBDA {
+      if (ahead) strip.prefetch(at + ahead);
+      store(y + at, strip.y(at, n), n);
+    });
+  });
 }
 
 // f(c, inner) for every channel: over the channels in parallel, or, where there are too few of them for the
@@ -70,11 +80,11 @@ void forward_channels_first(const Problem& p, const ForwardTensors<T>& t, Tables
                 [&](int64_t b) { return blocks.values(b); }));
     }
     parallel_tasks(inner, blocks.count, [&](int64_t b) {
-      blocks.for_lines(b, [&](int64_t offset, int64_t size) {
-        const T* residual = t.residual ? t.residual + c * p.spatial + offset : nullptr;
-        const Line<T, false, kActivation> line{tables, p, c, x + offset, residual, nullptr};
-        forward_line(line, t.y + c * p.spatial + offset, size);
-      });
+      for (int64_t m = 0; m < p.modalities; ++m)
+        forward_strip<T, false, kActivation>(
+            p, t, tables, m, c, c * p.spatial, 0, [&](auto f) CEN_INLINE_LAMBDA {
+              blocks.walk<T>(b, [&](int64_t at, auto n, auto) CEN_INLINE_LAMBDA { f(at, n); });
+            });
     });
   });
 }
@@ -85,10 +95,10 @@ void row_statistics(const Problem& p, const ForwardTensors<T>& t, const RowBlock
   const int64_t table = p.modalities * p.channels;
   const Buffer<Moments> moments(blocks.count * table);
   parallel_ranges(parallel, blocks.count, [&](int64_t begin, int64_t end) {
-    const Buffer<double> sum(tables.padded), squares(tables.padded);
+    const Buffer<MomentSums<T>> sums(blocks.strips<T>());
     for (int64_t b = begin; b < end; ++b)
       for (int64_t m = 0; m < p.modalities; ++m)
-        block_moments(t.x + m * p.modality_size(), blocks, b, sum.get(), squares.get(), tables.padded,
+        block_moments(t.x + m * p.modality_size(), blocks, b, sums.get(),
                       moments.get() + b * table + m * p.channels);
   });
   parallel_tasks(parallel, table, [&](int64_t i) {
@@ -107,12 +117,15 @@ void forward_channels_last(const Problem& p, const ForwardTensors<T>& t, Tables<
   // Backwards through each core's share: what the statistics read last is still in its cache.
   parallel_ranges(parallel, blocks.count, [&](int64_t begin, int64_t end) {
     for (int64_t b = end - 1; b >= begin; --b)
-      for (int64_t row = blocks.begin(b); row < blocks.end(b); ++row) {
-        const int64_t offset = row * p.channels;
-        const T* residual = t.residual ? t.residual + offset : nullptr;
-        const Line<T, true, kActivation> line{tables, p, 0, t.x + offset, residual, nullptr};
-        forward_line(line, t.y + offset, p.channels);
-      }
+      blocks.for_tiles(b, [&](int64_t first_row, int64_t last_row) {
+        blocks.for_strips<T>([&](int64_t, int64_t channel, auto n) {
+          for (int64_t m = 0; m < p.modalities; ++m)
+            forward_strip<T, true, kActivation>(
+                p, t, tables, m, channel, channel, blocks.ahead(), [&](auto f) CEN_INLINE_LAMBDA {
+                  blocks.walk(first_row, last_row, [&](int64_t at, auto) CEN_INLINE_LAMBDA { f(at, n); });
+                });
+        });
+      });
   });
 }
 

@@ -15,6 +15,7 @@
 #include "kernels.h"
 
 #define CEN_INLINE inline __attribute__((always_inline))
+#define CEN_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace cen::cpu {
 namespace {
@@ -68,39 +69,41 @@ CEN_INLINE Vec<T> splat(T value) {
   return Vec<T>{} + value;
 }
 
-// v in its first n lanes, zero in the others.
-template <class T>
-CEN_INLINE Vec<T> first_lanes(Vec<T> v, AllLanes<T>) {
-  return v;
-}
-template <class T>
-CEN_INLINE Vec<T> first_lanes(Vec<T> v, int64_t n) {
-  for (int64_t lane = n; lane < kLanes<T>; ++lane) v[lane] = 0;
-  return v;
-}
-
-template <class T>
-CEN_INLINE double sum_lanes(Vec<T> v) {
-  double sum = 0;
-  for (int64_t lane = 0; lane < kLanes<T>; ++lane) sum += v[lane];
-  return sum;
-}
-
-// kLanes<double> values of T, widened.
-template <class T>
-CEN_INLINE Vec<double> load_wide(const T* from, int64_t n = kLanes<double>) {
+// Doubles of the w-th part of a vector of T: the lanes [w, w + 1) * kLanes<double>.
+template <class T, class N>
+CEN_INLINE Vec<double> load_wide(const T* from, int64_t w, N n) {
   typedef T Part __attribute__((vector_size(kLanes<double> * sizeof(T))));
-  Part v{};
-  std::memcpy(&v, from, n * sizeof(T));
-  return __builtin_convertvector(v, Vec<double>);
+  Part part{};
+  if constexpr (std::is_same_v<N, AllLanes<T>>)
+    std::memcpy(&part, from + w * kLanes<double>, sizeof(part));
+  else
+    std::memcpy(&part, from + w * kLanes<double>,
+                larger(0, smaller(n - w * kLanes<double>, kLanes<double>)) * sizeof(T));
+  return __builtin_convertvector(part, Vec<double>);
 }
 
-// f(i, n) for the vectors of [0, size): n is AllLanes, or the lanes that are left at the end.
-template <class T, class F>
-CEN_INLINE void for_vectors(int64_t size, F f) {
-  int64_t i = 0;
-  for (; i + kLanes<T> <= size; i += kLanes<T>) f(i, AllLanes<T>{});
-  if (i < size) f(i, size - i);
+// v, the w-th part of a vector, with zeros in the lanes from n on.
+template <class T, int64_t kAll>
+CEN_INLINE T first_lanes(T v, std::integral_constant<int64_t, kAll>, int64_t = 0) {
+  return v;
+}
+template <class T>
+CEN_INLINE T first_lanes(T v, int64_t n, int64_t w = 0) {
+  constexpr int64_t kCount = sizeof(T) / sizeof(v[0]);
+  for (int64_t lane = 0; lane < kCount; ++lane)
+    if (w * kCount + lane >= n) v[lane] = 0;
+  return v;
+}
+
+CEN_INLINE double sum_lanes(Vec<double> v) {
+  for (int64_t half = kLanes<double> / 2; half > 0; half /= 2)
+    for (int64_t lane = 0; lane < half; ++lane) v[lane] += v[lane + half];
+  return v[0];
+}
+CEN_INLINE double sum_lanes(Vec<float> v) {
+  float lanes[kLanes<float>];
+  std::memcpy(lanes, &v, sizeof(v));
+  return sum_lanes(load_wide(lanes, 0, AllLanes<float>{}) + load_wide(lanes, 1, AllLanes<float>{}));
 }
 
 // Zeroed scratch memory, aligned for vectors.
