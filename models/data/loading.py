@@ -34,7 +34,7 @@ class SampleSet(Protocol):
 class Batch:
     """N samples of M modalities, stacked modality-major: rows ``m*N .. m*N+N-1`` are modality m."""
 
-    images: Tensor  # [M*N, C, H, W] float32
+    images: Tensor  # [M*N, C, H, W] float32, channels_last
     target: Tensor  # [N, H, W] int64
     names: list[str]  # N
 
@@ -62,12 +62,15 @@ def collate(samples: Sequence[Sample]) -> Batch:
                 " samples of one batch must be of one size; use batch_size=1"
             )
     rows = [broaden(sample.images, _STEM_CHANNELS) for sample in samples]  # N times M images
-    images = torch.empty(len(first.images), len(samples), rows[0][0].shape[2], *first.target.shape)
+    shape = (len(first.images) * len(samples), rows[0][0].shape[2], *first.target.shape)
+    # Convolutions hand the format on, so that the whole network runs in it: on a CPU 1.1 to 2 times as fast
+    # as in contiguous_format, and pooling 14 times.
+    images = torch.empty(shape, memory_format=torch.channels_last)
     for n, row in enumerate(rows):
         for m, image in enumerate(row):
-            images[m, n] = torch.from_numpy(image).permute(2, 0, 1)
+            images[m * len(samples) + n] = torch.from_numpy(image).permute(2, 0, 1)
     target = torch.from_numpy(np.stack([sample.target for sample in samples]).astype(np.int64))
-    return Batch(images.flatten(0, 1), target, [sample.name for sample in samples])
+    return Batch(images, target, [sample.name for sample in samples])
 
 
 class Loader:
