@@ -138,9 +138,8 @@ class ExchangeResNet(nn.Module):
             raise ValueError(f"encoder must be one of {', '.join(RESNETS)}, got {name!r}{hint}")
         if in_channels < 1:
             raise ValueError(f"in_channels must be at least 1, got {in_channels}")
-        replaced_channels(
-            torch.ones(1, 1), threshold, region, criterion
-        )  # refuse here, not at the first batch
+        # The norms would refuse bad options at the first batch only.
+        replaced_channels(torch.ones(1, 1), threshold, region, criterion)
         block, depths = RESNETS[name]
         self.num_modalities = num_modalities
         self.in_channels = in_channels
