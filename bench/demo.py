@@ -16,7 +16,7 @@ from models.data import prepare_synthetic
 from models.segmentation.build import open_split
 from models.segmentation.evaluate import evaluate, example_pictures, load_network
 from models.segmentation.metrics import table
-from models.segmentation.pictures import Picture, below, beside, write_picture
+from models.segmentation.pictures import Picture, below, beside, captioned, write_picture
 from models.training import checkpoint
 from models.training.errors import UsageError
 from models.training.train import train
@@ -40,15 +40,16 @@ def main(folder: Path) -> int:
         if code:
             return code
     metrics: dict[str, float] = {}
-    columns: dict[str, list[Picture]] = {}
+    columns: dict[str, list[Picture]] = {"input rgb": [], "input depth": [], "target": []}
     for name in RUNS:
         _measure(name, folder / name.replace(" ", "_"), metrics, columns)
     constant = {key: metrics.pop(key) for key in list(metrics) if key.startswith("constant/")}
     print(f"\nvalidation images, in per cent, after {time.perf_counter() - start:.0f} s")
     print(table(metrics | constant))
     picture = folder / "demo.png"
-    rows = [beside(row) for row in zip(*columns.values(), strict=True)]
-    write_picture(picture, below([beside([caption(name) for name in columns]), *rows]))
+    for name, column in columns.items():
+        column[0] = captioned(column[0], name)
+    write_picture(picture, below([beside(row) for row in zip(*columns.values(), strict=True)]))
     print(f"picture: {picture}")
     return 0
 
@@ -58,20 +59,16 @@ def _measure(name: str, run: Path, metrics: dict[str, float], columns: dict[str,
     net, recipe, _ = load_network(run / checkpoint.LAST, [f"eval.pictures={SCENES}"])
     dataset = open_split(recipe.data, "val")
     alone = len(recipe.data.modalities) == 1
-    for key, value in (evaluate(net, dataset, recipe) or {}).items():
+    for key, value in evaluate(net, dataset, recipe).items():
         output, score = key.split("/")
         if output == "constant":
             metrics[key] = value
         elif output == "ensemble" or not alone:
             metrics[f"{name}/{score}" if alone else f"{name}: {output}/{score}"] = value
-    for pictures in example_pictures(net, dataset, recipe).values():
-        shown = {
-            key: picture for key, picture in pictures.items() if key.startswith("input") or key == "target"
-        }
-        shown[name] = pictures["ensemble"]
-        for key, picture in shown.items():
-            columns.setdefault(key, [])
-            columns[key].append(picture)
+    scenes = example_pictures(net, dataset, recipe).values()
+    columns[name] = [scene["ensemble"] for scene in scenes]
+    for key in ("target", *(f"input {modality}" for modality in recipe.data.modalities)):
+        columns[key] = [scene[key] for scene in scenes]
 
 
 if __name__ == "__main__":

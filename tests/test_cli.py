@@ -25,8 +25,14 @@ ROOT = Path(__file__).parents[1]
 SIZE = (64, 80)
 # 12 images: 3 steps an epoch, 12 in all; stages, epochs, evaluations, looks and checkpoints all cross.
 TINY = [
-    *["data.batch_size=4", "data.crop=64", "data.shorter_side=64", "model.width=8", "eval.pictures=2"],
-    *["optim.stages.0.steps=5", "optim.stages.1.steps=4", "optim.stages.2.steps=3"],
+    *[
+        "data.batch_size=4",
+        "data.crop=64",
+        "data.shorter_side=64",
+        "model.width=8",
+        "model.initial_scale=none",
+    ],
+    *["eval.pictures=2", "optim.stages.0.steps=5", "optim.stages.1.steps=4", "optim.stages.2.steps=3"],
     *["run.log_steps=5", "run.checkpoint_steps=3", "run.evaluate_steps=4", "run.workers=0"],
 ]
 
@@ -61,7 +67,7 @@ def assert_same_run(a: Path, b: Path) -> None:
 
 
 def signalled(command: list[str], at: int, action: str) -> int:
-    """Run a command in a process of its own group that does ``action`` within its step ``at``; the exit code."""
+    """Run a command in a process of its own group that does ``action`` in its step ``at``; the exit code."""
     script = (
         "import os, signal, sys\n"
         "from models.segmentation.task import SegmentationTask as Task\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from torch import nn
@@ -10,11 +9,10 @@ from torch import nn
 from cen_ext import ExchangeBatchNorm2d
 from models.data import DataError, Loader, NyuCen, TrainTransform, train_loader
 from models.encoders import load_imagenet
+from models.encoders.weights import some
 from models.segmentation.refinenet import RefineNet, refinenet
 from models.segmentation.settings import DataSettings, SegmentationRecipe
 from models.training.errors import UsageError, existing
-
-log = logging.getLogger(__name__)
 
 
 def output_names(recipe: SegmentationRecipe) -> tuple[str, ...]:
@@ -51,8 +49,8 @@ def build_network(recipe: SegmentationRecipe) -> RefineNet:
     return net
 
 
-def load_weights(net: RefineNet, recipe: SegmentationRecipe) -> None:
-    """Load ``model.weights`` into the encoder and log what the file lacks.
+def load_weights(net: RefineNet, recipe: SegmentationRecipe) -> list[str]:
+    """Load ``model.weights`` into the encoder; what did not match, in words.
 
     Raises:
         UsageError: there is no such file, it does not fit, or none is given though statistics are frozen.
@@ -65,15 +63,18 @@ def load_weights(net: RefineNet, recipe: SegmentationRecipe) -> None:
                 "model.frozen_statistics=true the norms would keep meaningless statistics. "
                 "To train from random weights set model.frozen_statistics=false"
             )
-        return
+        return []
     try:
         report = load_imagenet(net.encoder, existing(path, "model.weights"))
     except ValueError as error:
         raise UsageError(f"model.weights: {error}") from None
+    notes = []
     if report.missing:
-        log.warning("%s lacks %s; these start from random weights", path, ", ".join(report.missing))
+        what = f"{len(report.missing)} of the encoder's entries, which start as they were made"
+        notes.append(f"{path} lacks {what}: {some(report.missing)}")
     if report.unexpected:
-        log.warning("%s: not used: %s", path, ", ".join(report.unexpected))
+        notes.append(f"{path} holds entries that the encoder has not: {some(report.unexpected)}")
+    return notes
 
 
 def open_split(settings: DataSettings, split: str) -> NyuCen:

@@ -89,7 +89,7 @@ def evaluate(
 def example_pictures(
     net: RefineNet, dataset: NyuCen, recipe: SegmentationRecipe
 ) -> dict[str, dict[str, Picture]]:
-    """Of a few images, by name: the inputs ``input <modality>``, the ``target``, and what every output says."""
+    """Of a few images: every ``input <modality>``, the ``target``, and what every output says."""
     modalities, classes = recipe.data.modalities, recipe.data.num_classes
     device = next(net.parameters()).device
     chosen = torch.linspace(0, len(dataset) - 1, min(recipe.eval.pictures, len(dataset))).long().tolist()

@@ -58,15 +58,17 @@ def nyudv2_384_cen_refinenet18() -> SegmentationRecipe:
 @recipe
 def synthetic_demo() -> SegmentationRecipe:
     """Minutes on a CPU: procedural rooms, a narrow RefineNet on ResNet-18, random weights."""
-    rates = (2e-3, 1e-3, 2e-4)
+    rates = ((300, 2e-3), (200, 1e-3), (100, 2e-4))
     return SegmentationRecipe(
-        data=DataSettings(num_classes=11, batch_size=8, shorter_side=96, scale=(0.75, 1.5), crop=96),
-        model=ModelSettings(encoder="resnet18", frozen_statistics=False, width=32, dropout=0.1),
+        data=DataSettings(num_classes=11, batch_size=4, shorter_side=96, scale=(0.75, 1.5), crop=96),
+        # Scales that start near the threshold let the exchange begin within the first steps.
+        model=ModelSettings(
+            encoder="resnet18", frozen_statistics=False, initial_scale=0.05, width=32, dropout=0.1
+        ),
         optim=OptimSettings(
             method="adamw",
-            stages=tuple(SegmentationStage(steps=100, encoder_lr=r, decoder_lr=r) for r in rates),
+            stages=tuple(SegmentationStage(steps=n, encoder_lr=rate, decoder_lr=rate) for n, rate in rates),
         ),
-        loss=LossSettings(sparsity=1e-4),
         eval=EvalSettings(batch_size=20),
-        run=RunSettings(evaluate_steps=100),
+        run=RunSettings(log_steps=50, evaluate_steps=300),
     )

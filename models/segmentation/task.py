@@ -47,9 +47,11 @@ class SegmentationTask:
         self.images_per_step = recipe.data.batch_size
         self.validation = open_split(recipe.data, "val")
         self.net = build_network(recipe)
-        load_weights(self.net, recipe)
         self.net.to(self.device).train()
         self.optimizer: torch.optim.Optimizer | None = None
+
+    def initialise(self) -> list[str]:
+        return load_weights(self.net, self.recipe)
 
     def start_stage(self, index: int) -> None:
         self.optimizer = make_optimizer(self.net, self.recipe.optim, self.stages[index])

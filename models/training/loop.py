@@ -36,6 +36,9 @@ class Task(Protocol):
     images_per_step: int
     stages: Sequence[Stage]
 
+    def initialise(self) -> list[str]:
+        """Load the weights to start from; what is to be noted about them. Not called when resuming."""
+
     def start_stage(self, index: int) -> None:
         """Make the stage's fresh optimisers."""
 

@@ -39,9 +39,13 @@ def train(name: str, overrides: Sequence[str], resume: Path | bool = False) -> i
     header = {"recipe": name, "config": config.to_plain(recipe)}
     seed_all(recipe.run.seed)
     task = recipe.task()
+    notes = task.initialise() if contents is None else []
+    # Made only now: mistakes in the settings leave no folder behind.
     folder = RunFolder(output, header, resume=contents is not None)
     with logging_to(output / "log.txt"), Interrupt() as interrupt:
         log.info("%s in %s", name, output)
+        for note in notes:
+            log.warning(note)
         loop = Loop(task, recipe.run, folder, header, interrupt)
         if contents is not None:
             loop.restore(contents)
