@@ -25,14 +25,9 @@ ROOT = Path(__file__).parents[1]
 SIZE = (64, 80)
 # 12 images: 3 steps an epoch, 12 in all; stages, epochs, evaluations, looks and checkpoints all cross.
 TINY = [
-    *[
-        "data.batch_size=4",
-        "data.crop=64",
-        "data.shorter_side=64",
-        "model.width=8",
-        "model.initial_scale=none",
-    ],
-    *["eval.pictures=2", "optim.stages.0.steps=5", "optim.stages.1.steps=4", "optim.stages.2.steps=3"],
+    *["data.batch_size=4", "data.crop=64", "data.shorter_side=64", "model.width=8"],
+    *["model.initial_scale=none", "eval.pictures=2"],
+    *["optim.stages.0.steps=5", "optim.stages.1.steps=4", "optim.stages.2.steps=3"],
     *["run.log_steps=5", "run.checkpoint_steps=3", "run.evaluate_steps=4", "run.workers=0"],
 ]
 
