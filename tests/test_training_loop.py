@@ -171,11 +171,12 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "last.pt").read_bytes() == before
 
 
-def test_a_second_signal_is_not_held_back() -> None:
+def test_a_second_ctrl_c_is_not_held_back() -> None:
     with Interrupt() as interrupt:
         assert not interrupt
-        signal.raise_signal(signal.SIGINT)
-        assert interrupt.received == signal.SIGINT
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
+            signal.raise_signal(number)
+            assert interrupt.received == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -13,8 +13,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interrupt:
     """In this context the first signal is noted in ``received``: the step at hand can be finished and saved.
 
-    A second one acts as it would without this context. Worker processes forked inside inherit the handler:
-    a terminal sends Ctrl-C to them as well, and they must go on until the main process lets them.
+    A second Ctrl-C acts as it would without this context; a second SIGTERM does nothing: who sends one
+    to a process and to its group sends two. Worker processes forked inside inherit the handler.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,8 @@ class Interrupt:
         self._previous = {}
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
-        if self.received is not None:
+        if self.received is None:
+            self.received = number
+        elif number == signal.SIGINT:
             self.__exit__()
             signal.raise_signal(number)
-        self.received = number
