@@ -97,7 +97,8 @@ Sums backward_block(const Problem& p, const BackwardTensors<T>& t, const Gradien
   StripSums<T> sums;
   backward_strip<kSum, kWrite, false, kActivation>(
       p, t, gradient, m, c, c * p.spatial, 0, sums, [&](auto f) CEN_INLINE_LAMBDA {
-        blocks.walk<T>(b, [&](int64_t at, auto n, auto) CEN_INLINE_LAMBDA { f(at, n); });
+        // Two vectors a turn: with one, given statistics took 7.7 ms instead of 4.3 for [12, 64, 125, 125].
+        blocks.walk<T, 2>(b, [&](int64_t at, auto n, auto) CEN_INLINE_LAMBDA { f(at, n); });
       });
   return sums.of_all_lanes();
 }
@@ -112,7 +113,7 @@ void backward_block(const Problem& p, const BackwardTensors<T>& t, const Gradien
         backward_strip<kSum, kWrite, true, kActivation>(
             p, t, gradient, m, channel, channel, blocks.ahead(), sums[strip * p.modalities + m],
             [&](auto f) CEN_INLINE_LAMBDA {
-              blocks.walk(first_row, last_row, [&](int64_t at, auto) CEN_INLINE_LAMBDA { f(at, n); });
+              blocks.walk<1>(first_row, last_row, [&](int64_t at, auto) CEN_INLINE_LAMBDA { f(at, n); });
             });
     });
   });

@@ -83,7 +83,7 @@ void forward_channels_first(const Problem& p, const ForwardTensors<T>& t, Tables
       for (int64_t m = 0; m < p.modalities; ++m)
         forward_strip<T, false, kActivation>(
             p, t, tables, m, c, c * p.spatial, 0, [&](auto f) CEN_INLINE_LAMBDA {
-              blocks.walk<T>(b, [&](int64_t at, auto n, auto) CEN_INLINE_LAMBDA { f(at, n); });
+              blocks.walk<T, 1>(b, [&](int64_t at, auto n, auto) CEN_INLINE_LAMBDA { f(at, n); });
             });
     });
   });
@@ -122,7 +122,7 @@ void forward_channels_last(const Problem& p, const ForwardTensors<T>& t, Tables<
           for (int64_t m = 0; m < p.modalities; ++m)
             forward_strip<T, true, kActivation>(
                 p, t, tables, m, channel, channel, blocks.ahead(), [&](auto f) CEN_INLINE_LAMBDA {
-                  blocks.walk(first_row, last_row, [&](int64_t at, auto) CEN_INLINE_LAMBDA { f(at, n); });
+                  blocks.walk<1>(first_row, last_row, [&](int64_t at, auto) CEN_INLINE_LAMBDA { f(at, n); });
                 });
         });
       });

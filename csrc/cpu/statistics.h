@@ -54,8 +54,8 @@ struct LineBlocks {
   }
 
   // f(at, n, slot) for the vectors of block b, `at` counted from the channel's first value. n is AllLanes, or
-  // the lanes left at the end of a line; slot alternates between constants 0 and 1.
-  template <class T, class F>
+  // the lanes left at the end of a line; slot goes round the constants [0, kSlots).
+  template <class T, int64_t kSlots, class F>
   CEN_INLINE void walk(int64_t b, F f) const {
     constexpr int64_t kStep = kLanes<T>;
     const int64_t first = b / pieces * lines_a_block, begin = b % pieces * piece;
@@ -63,10 +63,11 @@ struct LineBlocks {
     for (int64_t line = first; line < last; ++line) {
       int64_t i = line * stride + begin;
       const int64_t stop = line * stride + end;
-      for (; i + 2 * kStep <= stop; i += 2 * kStep) {
-        f(i, AllLanes<T>{}, Slot<0>{});
-        f(i + kStep, AllLanes<T>{}, Slot<1>{});
-      }
+      if constexpr (kSlots == 2)
+        for (; i + 2 * kStep <= stop; i += 2 * kStep) {
+          f(i, AllLanes<T>{}, Slot<0>{});
+          f(i + kStep, AllLanes<T>{}, Slot<1>{});
+        }
       for (; i + kStep <= stop; i += kStep) f(i, AllLanes<T>{}, Slot<0>{});
       if (i < stop) f(i, stop - i, Slot<0>{});
     }
@@ -112,8 +113,8 @@ template <class T>
 Moments block_moments(const T* channel, const LineBlocks& blocks, int64_t b) {
   MomentSums<T> sums;
   for (auto& shift : sums.shift) shift = splat<double>(channel[blocks.first_value(b)]);
-  blocks.walk<T>(b,
-                 [&](int64_t at, auto n, auto slot) CEN_INLINE_LAMBDA { sums.add(channel + at, n, slot); });
+  blocks.walk<T, 2>(
+      b, [&](int64_t at, auto n, auto slot) CEN_INLINE_LAMBDA { sums.add(channel + at, n, slot); });
   return sums.of_all_lanes(blocks.values(b));
 }
 
@@ -156,15 +157,16 @@ struct RowBlocks {
   }
 
   // f(at, slot) for the vectors of a strip in a tile, `at` counted from the vector in row 0.
-  template <class F>
+  template <int64_t kSlots, class F>
   CEN_INLINE void walk(int64_t first_row, int64_t last_row, F f) const {
     int64_t at = first_row * channels;
     const int64_t stop = last_row * channels;
-    for (; at + 2 * channels <= stop; at += 2 * channels) {
-      f(at, Slot<0>{});
-      f(at + channels, Slot<1>{});
-    }
-    if (at < stop) f(at, Slot<0>{});
+    if constexpr (kSlots == 2)
+      for (; at + 2 * channels <= stop; at += 2 * channels) {
+        f(at, Slot<0>{});
+        f(at + channels, Slot<1>{});
+      }
+    for (; at < stop; at += channels) f(at, Slot<0>{});
   }
 };
 
@@ -179,7 +181,7 @@ void block_moments(const T* modality, const RowBlocks& blocks, int64_t b, Moment
   blocks.for_tiles(b, [&](int64_t first_row, int64_t last_row) {
     blocks.for_strips<T>([&](int64_t strip, int64_t channel, auto n) {
       MomentSums<T> s = sums[strip];
-      blocks.walk(first_row, last_row, [&](int64_t at, auto slot) CEN_INLINE_LAMBDA {
+      blocks.walk<2>(first_row, last_row, [&](int64_t at, auto slot) CEN_INLINE_LAMBDA {
         __builtin_prefetch(modality + channel + at + blocks.ahead());
         s.add(modality + channel + at, n, slot);
       });
