@@ -38,6 +38,7 @@ from bench.straightforward import StraightforwardRefineNet, split_state
 RESULTS = Path(__file__).parent / "results"
 SMALL_SCALES = 0.1  # share of scales below the threshold; the paper's authors logged 8 % after training
 NUM_CLASSES = 40
+LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler announces itself on stderr otherwise
 
 
@@ -77,7 +78,7 @@ def contestants(args: argparse.Namespace, frozen_statistics: bool) -> dict[str, 
     usual = StraightforwardRefineNet(args.encoder, NUM_CLASSES, **options)
     usual.load_state_dict(split_state(ours.state_dict(), args.modalities))
 
-    layout = torch.channels_last if args.channels_last else torch.contiguous_format
+    layout = LAYOUTS[args.layout]
     images = torch.randn(args.modalities * args.batch, 3, args.crop, args.crop).to(memory_format=layout)
     target = torch.randint(NUM_CLASSES, (args.batch, args.crop, args.crop))
     return {
@@ -165,7 +166,7 @@ def show(mode: str, results: dict[str, dict[str, object]]) -> dict[str, float]:
         for field in ("seconds", "kept", "peak", "resident")
         if ours[field] is not None
     }
-    print(f"\n{mode} statistics{'':<8}{'cen_ext':>12}{'straightforward':>18}{'ratio':>8}")
+    print(f"\n{f'{mode} statistics':<25}{'cen_ext':>12}{'straightforward':>18}{'ratio':>8}")
     for field, ratio in ratios.items():
         unit, scale = ("s", 1.0) if field == "seconds" else ("MiB", 2.0**20)
         found, expected = ours[field] / scale, usual[field] / scale
@@ -188,9 +189,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=2, help="images of each modality")
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each network")
     parser.add_argument("--statistics", nargs="+", choices=("frozen", "batch"), default=["frozen", "batch"])
-    parser.add_argument("--channels-last", action="store_true", help="memory format of both networks")
-    parser.add_argument("--out", type=Path, default=RESULTS / "training.json")
+    parser.add_argument("--layout", choices=LAYOUTS, default="channels_last", help="of both networks")
+    parser.add_argument("--out", type=Path, help="default: bench/results/training_<encoder>_<layout>.json")
     args = parser.parse_args(argv)
+    out = args.out or RESULTS / f"training_{args.encoder}_{args.layout}.json"
     report: dict[str, object] = {
         "machine": machine(),
         "settings": {k: v for k, v in vars(args).items() if k not in ("out", "statistics")},
@@ -198,8 +200,8 @@ def main(argv: list[str] | None = None) -> int:
     for mode in args.statistics:
         results = measure(args, frozen_statistics=mode == "frozen")
         report[mode] = {**results, "ratios": show(mode, results)}
-    write(args.out, report)
-    print(f"\nwritten to {args.out}")
+    write(out, report)
+    print(f"\nwritten to {out}")
     return 0
 
 
