@@ -38,6 +38,7 @@ def build_network(recipe: SegmentationRecipe) -> RefineNet:
             dropout=model.dropout,
             width=model.width,
             frozen_statistics=model.frozen_statistics,
+            decoder_init=model.decoder_init,
         )
     except ValueError as error:
         raise UsageError(f"model.{error}") from None

@@ -106,9 +106,12 @@ class RefineNetDecoder(nn.Module):
         num_classes: K.
         width: channels of the three finer cascades; the coarsest has twice as many.
         dropout: probability, on the two coarsest features and before the classifier.
+        init: ``"torch"`` or ``"kaiming"``, see ``refinenet``.
     """
 
-    def __init__(self, in_channels: Sequence[int], num_classes: int, width: int, dropout: float) -> None:
+    def __init__(
+        self, in_channels: Sequence[int], num_classes: int, width: int, dropout: float, init: str
+    ) -> None:
         super().__init__()
         finest, fine, coarse, coarsest = in_channels
         self.cascades = nn.ModuleList(
@@ -121,6 +124,11 @@ class RefineNetDecoder(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
         self.classifier = _conv3x3(width, num_classes, bias=True)
+        if init == "kaiming":
+            for cascade in self.cascades:
+                for conv in (cascade.reduce, cascade.join, cascade.project):
+                    if conv is not None:
+                        nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Four features, finest first, to logits ``[M*N, K, h, w]`` of the finest feature's size."""
@@ -169,6 +177,7 @@ def refinenet(
     width: int = 256,
     in_channels: int = 3,
     frozen_statistics: bool = True,
+    decoder_init: str = "torch",
 ) -> RefineNet:
     """A channel-exchanging RefineNet for M modalities (Wang et al. 2020, section 4.1).
 
@@ -194,6 +203,8 @@ def refinenet(
     for name, value in (("num_classes", num_classes), ("width", width)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if decoder_init not in ("torch", "kaiming"):
+        raise ValueError(f"decoder_init must be 'torch' or 'kaiming', got {decoder_init!r}")
     body = ExchangeResNet(
         encoder,
         num_modalities,
@@ -203,4 +214,4 @@ def refinenet(
         in_channels=in_channels,
         frozen_statistics=frozen_statistics,
     )
-    return RefineNet(body, RefineNetDecoder(body.channels, num_classes, width, dropout))
+    return RefineNet(body, RefineNetDecoder(body.channels, num_classes, width, dropout, decoder_init))

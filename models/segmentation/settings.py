@@ -62,6 +62,9 @@ class ModelSettings:
     )
     width: int = setting(256, "channels of the decoder")
     dropout: float = setting(0.5, "probability, in the decoder")
+    decoder_init: Literal["torch", "kaiming"] = setting(
+        "torch", "kaiming keeps the scale of activations; sooner under way with adamw"
+    )
 
 
 @dataclass(frozen=True)
