@@ -22,8 +22,10 @@ def _load_compiled() -> str | None:
     """Load the compiled part, which registers ``torch.ops.cen_ext.*``; the reason if it is not there."""
     try:
         importlib.import_module("cen_ext._C")
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         return f"the compiled part is missing ({error}); build it with: python setup.py build_ext --inplace"
+    except ImportError as error:
+        return f"the compiled part cannot be loaded ({error})"
     return None
 
 

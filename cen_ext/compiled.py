@@ -76,6 +76,13 @@ def _backward(ctx: Any, dy: Tensor, _dmean: Tensor, _dvar: Tensor) -> tuple[Tens
     return dx, dweight, dbias, None, None, grad_residual, *(None,) * len(ctx.options)
 
 
+def _no_double_backward(ctx: Any, *_: Tensor) -> None:
+    raise RuntimeError(
+        "norm_exchange cannot be differentiated twice by the compiled backends; use backend='reference'"
+    )
+
+
 torch.library.register_fake("cen_ext::norm_exchange", _norm_exchange_fake)
 torch.library.register_fake("cen_ext::norm_exchange_backward", _norm_exchange_backward_fake)
 torch.library.register_autograd("cen_ext::norm_exchange", _backward, setup_context=_setup_context)
+torch.library.register_autograd("cen_ext::norm_exchange_backward", _no_double_backward)

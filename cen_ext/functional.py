@@ -74,6 +74,8 @@ def norm_exchange(
     """
     options = Options(threshold, region, criterion, norm, eps, activation, negative_slope)
     _check_options(options)
+    if not isinstance(momentum, Tensor):
+        _check_number("momentum", momentum)
     _check_tensors(x, weight, bias, running_mean, running_var, residual)
     if not training and (running_mean is None or running_var is None):
         raise ValueError("running_mean and running_var are required with training=False")
@@ -105,6 +107,7 @@ def replaced_channels(
     """
     options = Options(threshold, region, criterion)
     _check_options(options)
+    _check_is_tensor("weight", weight)
     if weight.dim() != 2:
         raise ValueError(f"weight must be [M, C], got shape {tuple(weight.shape)}")
     return reference.replaced_channels(weight.detach(), options)
@@ -114,12 +117,16 @@ def stack_modalities(modalities: Sequence[Tensor]) -> Tensor:
     """Stack M tensors ``[N, C, *spatial]`` modality-major into one ``[M*N, C, *spatial]``.
 
     Raises:
+        TypeError: not a sequence of tensors.
         ValueError: no tensors, or tensors of different shape, dtype or device.
     """
-    if isinstance(modalities, Tensor) or len(modalities) == 0:
-        raise ValueError("modalities must be a non-empty sequence of tensors, one a modality")
+    if not isinstance(modalities, Sequence):
+        raise TypeError(f"modalities must be a sequence of tensors, got {type(modalities).__name__}")
+    if len(modalities) == 0:
+        raise ValueError("modalities must not be empty: one tensor a modality")
     first = modalities[0]
-    for m, other in enumerate(modalities[1:], start=1):
+    for m, other in enumerate(modalities):
+        _check_is_tensor(f"modality {m}", other)
         if (other.shape, other.dtype, other.device) != (first.shape, first.dtype, first.device):
             raise ValueError(
                 f"modality {m} is {_describe(other)}, but modality 0 is {_describe(first)}; "
@@ -132,8 +139,10 @@ def unstack_modalities(x: Tensor, num_modalities: int) -> list[Tensor]:
     """Split a stacked ``[M*N, ...]`` tensor into M views ``[N, ...]``.
 
     Raises:
+        TypeError: x is not a tensor.
         ValueError: the batch axis is not divisible by num_modalities.
     """
+    _check_is_tensor("x", x)
     _check_stacked(x, num_modalities)
     return list(reference.split_rows(x, num_modalities).unbind())
 
@@ -165,10 +174,22 @@ def _check_options(options: Options) -> None:
         value = getattr(options, name)
         if value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    _check_number("negative_slope", options.negative_slope)
     for name in ("threshold", "eps"):
         value = getattr(options, name)
+        _check_number(name, value)
         if not value >= 0:  # NaN fails too
             raise ValueError(f"{name} must not be negative, got {value!r}")
+
+
+def _check_number(name: str, value: object) -> None:
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+
+
+def _check_is_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
 
 
 def _check_tensors(
@@ -185,8 +206,7 @@ def _check_tensors(
         raise TypeError(f"x must be float16, bfloat16, float32 or float64, got {x.dtype}")
     if not 2 <= x.dim() <= 5:
         raise ValueError(f"x must be [M*N, C, *spatial] with 0 to 3 spatial dimensions, got {tuple(x.shape)}")
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"weight must be a tensor, got {type(weight).__name__}")
+    _check_is_tensor("weight", weight)
     if weight.dim() != 2 or weight.shape[0] == 0:
         raise ValueError(f"weight must be [M, C] with M >= 1, got shape {tuple(weight.shape)}")
     _check_stacked(x, weight.shape[0])
@@ -210,8 +230,8 @@ def _check_tensors(
 def _check_same(
     name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    _check_is_tensor(name, tensor)
+    assert tensor is not None  # for the type checker
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
     if tensor.dtype != dtype:

@@ -84,11 +84,9 @@ class ExchangeBatchNorm2d(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``[M*N, C, *spatial]`` to the same; ``residual`` is added before the activation."""
         momentum: float | Tensor = 0.0 if self.momentum is None else self.momentum
-        if self.training and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:
-                momentum = self.num_batches_tracked.to(self.weight.dtype).reciprocal()
-        return norm_exchange(
+        if self.momentum is None and self.num_batches_tracked is not None:
+            momentum = (self.num_batches_tracked + 1).to(self.weight.dtype).reciprocal()
+        y = norm_exchange(
             x,
             self.weight,
             self.bias,
@@ -104,12 +102,15 @@ class ExchangeBatchNorm2d(nn.Module):
             activation=self.activation,
             negative_slope=self.negative_slope,
         )
+        if self.training and self.num_batches_tracked is not None and x.numel() > 0:
+            self.num_batches_tracked.add_(1)
+        return y
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):  # type: ignore[no-untyped-def]
         for name in ("weight", "bias", "running_mean", "running_var"):
             value = state_dict.get(prefix + name)
             if value is not None and value.dim() == 1:
-                state_dict[prefix + name] = value.expand(self.num_modalities, -1)
+                state_dict[prefix + name] = value.repeat(self.num_modalities, 1)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:

@@ -34,6 +34,17 @@ def test_without_exchange_it_is_one_batch_norm_a_modality(momentum):
         assert ours.num_batches_tracked == layer.num_batches_tracked
 
 
+def test_calls_that_update_nothing_do_not_count():
+    layer = ExchangeBatchNorm2d(4, 2, momentum=None)
+    layer(torch.randn(0, 4, 3, 3))
+    with pytest.raises(ValueError, match="weight has 4 channels"):
+        layer(torch.randn(2, 5, 3, 3))
+    assert layer.num_batches_tracked == 0
+    x = torch.randn(4, 4, 3, 3) + 5
+    layer(x)
+    torch.testing.assert_close(layer.running_mean, x.view(2, 2, 4, 9).mean((1, 3)))
+
+
 def test_without_tracking_eval_uses_the_batch():
     layer = ExchangeBatchNorm2d(4, 2, track_running_stats=False)
     x = torch.randn(4, 4, 3, 3)
@@ -53,6 +64,12 @@ def test_a_single_modality_checkpoint_loads_into_every_modality():
     again = ExchangeBatchNorm2d(4, 3)
     again.load_state_dict(layer.state_dict())
     assert torch.equal(again.running_mean, layer.running_mean)
+    assigned = ExchangeBatchNorm2d(4, 3)
+    assigned.load_state_dict(source.state_dict(), assign=True)
+    assigned(torch.randn(6, 4, 3, 3))  # updates the statistics of each modality in its own memory
+    with torch.no_grad():
+        assigned.weight[0, 0] = 7
+    assert assigned.weight[1, 0] == source.weight[0]
     with pytest.raises(RuntimeError, match="size mismatch"):
         ExchangeBatchNorm2d(5, 3).load_state_dict(source.state_dict())
 

@@ -186,6 +186,17 @@ def test_backends_are_named_and_refusals_explained():
     assert cen_ext.norm_exchange(*half).dtype == torch.float16
 
 
+def test_compiled_backends_refuse_to_be_differentiated_twice():
+    given = make_inputs(Shape(2, 2, 6, (3, 3)))
+    if cen_ext.available_backends()["cpu"] != "ok":
+        pytest.skip(cen_ext.available_backends()["cpu"])
+    x = given.x.requires_grad_()
+    y = cen_ext.norm_exchange(x, given.weight, given.bias, training=True, backend="cpu")
+    (dx,) = torch.autograd.grad(y.pow(2).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
+        dx.sum().backward()
+
+
 BAD = [
     (dict(x=[torch.zeros(2, 6)]), TypeError, "x must be a tensor, got list"),
     (dict(x=torch.zeros(4, 6, 3, 3, dtype=torch.int32)), TypeError, "x must be float16"),
@@ -210,6 +221,10 @@ BAD = [
     (dict(threshold=-0.1), ValueError, "threshold must not be negative"),
     (dict(threshold=float("nan")), ValueError, "threshold must not be negative"),
     (dict(eps=-1e-5), ValueError, "eps must not be negative"),
+    (dict(threshold="0.02"), TypeError, "threshold must be a number, got str"),
+    (dict(eps=None), TypeError, "eps must be a number, got NoneType"),
+    (dict(negative_slope=None), TypeError, "negative_slope must be a number, got NoneType"),
+    (dict(momentum=None), TypeError, "momentum must be a number, got NoneType"),
     (dict(training=True, x=torch.zeros(2, 6, 1, 1)), ValueError, "more than one value a channel"),
 ]
 
@@ -236,8 +251,17 @@ def test_stack_and_unstack():
     back = cen_ext.unstack_modalities(x, 3)
     assert all(torch.equal(a, b) for a, b in zip(parts, back, strict=True))
     assert all(view.data_ptr() == x[2 * m].data_ptr() for m, view in enumerate(back))
-    with pytest.raises(ValueError, match="non-empty sequence"):
+    with pytest.raises(ValueError, match="must not be empty"):
         cen_ext.stack_modalities([])
+    for bad in (None, parts[0]):
+        with pytest.raises(TypeError, match="modalities must be a sequence of tensors"):
+            cen_ext.stack_modalities(bad)
+    with pytest.raises(TypeError, match="modality 1 must be a tensor, got int"):
+        cen_ext.stack_modalities([parts[0], 1])
+    with pytest.raises(TypeError, match="x must be a tensor, got list"):
+        cen_ext.unstack_modalities([x], 3)
+    with pytest.raises(TypeError, match="weight must be a tensor, got list"):
+        cen_ext.replaced_channels([[1.0]], 0.1)
     with pytest.raises(ValueError, match=r"modality 1 is .* but modality 0 is"):
         cen_ext.stack_modalities([parts[0], parts[1][:1]])
     with pytest.raises(ValueError, match="not divisible by 4 modalities"):

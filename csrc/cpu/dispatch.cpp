@@ -26,7 +26,7 @@ static const InstructionSet& choose() {
   for (int i = kInstructionSets - 1; i >= 0; --i) {
     const InstructionSet& set = instruction_sets()[i];
     if (!set.supported) continue;
-    if (!asked || std::string(asked) == set.name) return set;
+    if (!asked || !*asked || std::string(asked) == set.name) return set;
     runs += std::string(runs.empty() ? "" : ", ") + set.name;
   }
   throw std::runtime_error(std::string("CEN_EXT_CPU_CAPABILITY is '") + asked + "'; this processor runs " +
