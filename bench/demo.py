@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import models.segmentation.recipes  # noqa: F401 - fills the registry
-from models.data import prepare_synthetic
+from models.data import DataError, prepare_synthetic
 from models.segmentation.build import open_split
 from models.segmentation.evaluate import evaluate, example_pictures, load_network
 from models.segmentation.metrics import table
@@ -59,7 +59,7 @@ def _measure(name: str, run: Path, metrics: dict[str, float], columns: dict[str,
     net, recipe, _ = load_network(run / checkpoint.LAST, [f"eval.pictures={SCENES}"])
     dataset = open_split(recipe.data, "val")
     alone = len(recipe.data.modalities) == 1
-    for key, value in evaluate(net, dataset, recipe).items():
+    for key, value in evaluate(net, dataset, recipe).compute().items():
         output, score = key.split("/")
         if output == "constant":
             metrics[key] = value
@@ -74,5 +74,5 @@ def _measure(name: str, run: Path, metrics: dict[str, float], columns: dict[str,
 if __name__ == "__main__":
     try:
         sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo")))
-    except UsageError as error:
+    except (UsageError, DataError) as error:
         sys.exit(f"error: {error}")

@@ -32,7 +32,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
     resume, overrides = arguments.resume, arguments.overrides
     if isinstance(resume, str):
-        if "=" in resume:  # `--resume field=value`: the assignment is not the run's path
+        if "=" in resume and not Path(resume).exists():  # `--resume field=value` names no path
             overrides, resume = [resume, *overrides], True
         else:
             resume = Path(resume)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from same import assert_same
 from torch import Tensor
 
 from models.__main__ import main
-from models.data import palette
+from models.data import SYNTHETIC_CLASSES, palette
 from models.segmentation.metrics import SCORES
 from models.segmentation.task import SegmentationTask
 from models.training import checkpoint
@@ -179,6 +180,26 @@ def test_resume_refuses_other_settings(
     assert "is of the recipe 'synthetic_demo'" in capsys.readouterr().err
 
 
+def test_resuming_into_the_folder_of_another_run_is_refused(
+    rooms: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    assert main([*train_command(rooms, other), "run.steps=1"]) == 0
+    before = {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
+    command = ["train", "synthetic_demo", "--resume", str(trained), "run.steps=12"]
+    assert "holds a run already" in error_of([*command, f"run.output={other}"], capsys)
+    assert {path: path.read_bytes() for path in other.rglob("*") if path.is_file()} == before
+    assert main([*command, f"run.output={tmp_path / 'new'}"]) == 0
+    assert checkpoint.load(tmp_path / "new")[1]["loop"]["step"] == 12
+
+
+def test_a_run_whose_path_holds_an_equals_sign_is_resumed(rooms: Path, tmp_path: Path) -> None:
+    output = tmp_path / "lr=1"
+    assert main([*train_command(rooms, output), "run.steps=1"]) == 0
+    assert main(["train", "synthetic_demo", "--resume", str(output), "run.steps=2"]) == 0
+    assert checkpoint.load(output)[1]["loop"]["step"] == 2
+
+
 def test_single_modality(rooms: Path, tmp_path: Path) -> None:
     command = [*train_command(rooms, tmp_path / "run"), "data.modalities=depth", "run.steps=2"]
     assert main(command) == 0
@@ -199,9 +220,14 @@ def test_evaluate(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
             assert cell == f"{100 * value:.2f}"
             # Batches of another size: pixels may tie to the last bit, hardly any does.
             assert value == pytest.approx(trained_metrics[f"{output}{score}"], abs=2e-3)
-    other = tmp_path / "limited.json"
+    assert list(found["classes"]) == list(SYNTHETIC_CLASSES)
+    ious = [iou for iou in found["classes"].values() if iou is not None]
+    assert np.mean(ious) == pytest.approx(found["metrics"]["ensemble/mean_iou"])
+    other = tmp_path / "new" / "limited.json"
     assert main(["evaluate", str(trained), "eval.limit=1", "eval.batch_size=1", "--output", str(other)]) == 0
     assert json.loads(other.read_text())["images"] == 1
+    assert "is a folder" in error_of(["evaluate", str(trained), "--output", str(tmp_path)], capsys)
+    assert "cannot write" in error_of(["evaluate", str(trained), "--output", str(other / "x")], capsys)
 
 
 def test_predict_folders(rooms: Path, trained: Path, tmp_path: Path) -> None:
@@ -275,6 +301,8 @@ def test_predict_names_what_does_not_fit(
     assert "--depth is required" in error("--rgb", rgb)
     assert "did you mean 'ensemble'" in error("--rgb", rgb, "--depth", depth, "--which", "ensembel")
     assert "has no counterpart" in error("--rgb", rgb, "--depth", alone)
+    cv2.imwrite(str(alone / "000001.webp"), np.zeros((16, 16, 3), np.uint8))
+    assert f"{alone}/000001.png and {alone}/000001.webp" in error("--rgb", alone, "--depth", depth)
     assert "is a file" in error("--rgb", rgb, "--depth", depth / "000001.png")
     assert "did you mean 'depth'" in error("--rgb", rgb, "--depth", rooms / "dept")
     assert "16x16" in error("--rgb", rgb / "000001.png", "--depth", alone / "000001.png")
@@ -310,6 +338,10 @@ def test_predict_names_what_does_not_fit(
             ["train", "synthetic_demo", "data.root={rooms}", "model.frozen_statistics=true"],
             "model.weights must be",
         ),
+        (
+            ["train", "synthetic_demo", "data.root={rooms}", "model.weights={tmp}"],
+            "a folder; expected a .pth",
+        ),
         (["evaluate", "{rooms}"], "holds neither last.pt nor best.pt"),
         (["evaluate", "{tmp}/nothing"], "does not exist"),
         (["prepare", "synthetic", "{tmp}/new", "--train", "0"], "--train must be at least 1"),
@@ -321,6 +353,13 @@ def test_errors_name_the_remedy(
 ) -> None:
     filled = [part.format(rooms=rooms, tmp=rooms.parent) for part in command]
     assert message in error_of(filled, capsys)
+
+
+def test_demo_names_what_is_wrong_with_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").write_text("no folder")
+    monkeypatch.setattr(sys, "argv", ["demo", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"^error: .*data: not empty, and no synthetic data set"):
+        runpy.run_module("bench.demo", run_name="__main__")
 
 
 def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:

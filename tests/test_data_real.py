@@ -60,16 +60,23 @@ def test_the_two_sets_agree(shared: Path) -> None:
 
 def test_training_batches(shared: Path, name: str) -> None:
     loader = train_loader(
-        opened(shared, name, "train"), TrainTransform(crop=256), batch_size=3, seed=0, workers=1
+        opened(shared, name, "train"),
+        TrainTransform(crop=512, shorter_side=256, scales=(0.75, 1.25)),  # at most 427x320: always padded
+        batch_size=3,
+        seed=0,
+        workers=1,
     )
     batch = next(iter(loader))
-    assert batch.images.shape == (2 * 3, 3, 256, 256)
+    assert batch.images.shape == (2 * 3, 3, 512, 512)
     rgb, depth = batch.images.split(3)
     assert torch.isfinite(batch.images).all()
     assert -2.2 < rgb.min() < rgb.max() < 2.7
     assert 0 <= depth.min() < depth.max() < 11
-    padded = (rgb == 0).all(1)
-    assert (batch.target[padded & (depth[:, 0] == 0)] == 255).all()
+    padded = (rgb == 0).all(1)  # the mean colour, which no 8-bit pixel has
+    assert (padded.sum((1, 2)) > 512 * (512 - 320)).all()
+    assert (depth[:, 0][padded] == 0).all()
+    assert (batch.target[padded] == 255).all()
+    assert (batch.target[~padded] != 255).any()
 
 
 def test_evaluation_batches(shared: Path, name: str) -> None:

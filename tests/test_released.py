@@ -228,7 +228,7 @@ def test_every_form_of_file_loads(
         torch.save(source, tmp_path / file)
         source = tmp_path / file
     other = small_net()
-    assert models.load_released(other, source) is other
+    assert models.load_released(other, path_or_state_dict=source) is other
     assert_equal_states(other, net)
 
 
@@ -273,10 +273,17 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     net = small_net()
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pth: no such weights file"):
         models.load_released(net, tmp_path / "nowhere.pth")
-    for name in ("broken.pth", "broken.safetensors"):
-        (tmp_path / name).write_bytes(b"not weights at all")
-        with pytest.raises(ValueError, match=name):
-            models.load_released(net, tmp_path / name)
+    texts = {"broken": b"not weights at all", "empty": b"", "weights": b"weights, in words\n", "json": b"{}"}
+    for name, text in texts.items():
+        for suffix in (".pth", ".safetensors"):
+            (tmp_path / name).with_suffix(suffix).write_bytes(text)
+            with pytest.raises(ValueError, match=rf"{name}\{suffix}: not a file of weights"):
+                models.load_released(net, (tmp_path / name).with_suffix(suffix))
+    with pytest.raises(ValueError, match=rf"{tmp_path.name}: a folder; expected a \.pth or"):
+        models.load_released(net, tmp_path)
+    torch.save({0: torch.zeros(1)}, tmp_path / "numbered.pth")
+    with pytest.raises(ValueError, match=r"numbered\.pth: not a state dict"):
+        models.load_released(net, tmp_path / "numbered.pth")
     torch.save({"segmenter": [1, 2]}, tmp_path / "list.pth")
     with pytest.raises(ValueError, match=r"list\.pth: not a state dict"):
         models.load_released(net, tmp_path / "list.pth")

@@ -51,6 +51,14 @@ def test_metrics_over_batches(absent: int | None) -> None:
         assert computed[f"constant/{score}"] == pytest.approx(value, rel=1e-12)
 
 
+def test_class_iou_of_one_output() -> None:
+    target = torch.tensor([[[0, 0, 1, 1, 2, IGNORE]]])
+    wrong, predicted = torch.full_like(target, 3), torch.tensor([[[0, 1, 1, 1, 0, 4]]])
+    metrics = SegmentationMetrics(("rgb", "ensemble"), K, IGNORE)
+    metrics.update([wrong, predicted], target)
+    assert metrics.class_iou("ensemble") == pytest.approx([1 / 3, 2 / 3, 0, math.nan, math.nan], nan_ok=True)
+
+
 def test_perfect_prediction_with_absent_classes() -> None:
     confusion = torch.diag(torch.tensor([3.0, 0.0, 5.0]))
     assert scores(confusion) == {"pixel_accuracy": 1.0, "mean_accuracy": 1.0, "mean_iou": 1.0}

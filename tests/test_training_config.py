@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import models.segmentation.recipes  # noqa: F401 - fills the registry
 from models.training import config, registry
 from models.training.config import setting
-from models.training.errors import UsageError, existing
+from models.training.errors import UsageError, existing, writable
 from models.training.settings import RunSettings, Stage, require, stage_ends
 
 
@@ -124,8 +125,6 @@ def test_differing_leaves_free_fields_out() -> None:
 
 
 def test_every_recipe_describes_itself_in_assignments_that_work() -> None:
-    from models.segmentation import recipes  # noqa: F401
-
     for name in registry.RECIPES:
         recipe = registry.find(name)
         assignments = [line.partition("  # ")[0].rstrip() for line in config.describe(recipe)]
@@ -160,6 +159,40 @@ def test_stages_in_epochs_or_steps() -> None:
     assert stage_ends([Stage(epochs=2), Stage(steps=5), Stage(epochs=1)], steps_per_epoch=10) == [20, 25, 35]
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
         RunSettings(steps=0)
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        *["data.scale=1,inf", "data.scale=nan,2", "eval.batch_size=0", "eval.limit=0", "eval.pictures=-1"],
+        *["loss.sparsity=-1", "model.dropout=-0.1", "model.dropout=1", "model.initial_scale=0"],
+        *["model.threshold=-1", "model.threshold=nan", "model.width=0", "optim.momentum=-1"],
+        *["optim.momentum=1", "optim.stages.1.decoder_lr=-1", "optim.stages.1.encoder_lr=-1e-3"],
+        *["optim.stages.2.steps=0", "optim.weight_decay=-1", "run.seed=-1", f"run.seed={2**32}"],
+        "run.workers=-1",
+    ],
+)
+def test_segmentation_settings_refuse_what_cannot_be_run(assignment: str) -> None:
+    path = assignment.partition("=")[0]
+    with pytest.raises(UsageError, match=rf"^{re.escape(path)} must be .*, got "):
+        config.override(registry.find("synthetic_demo"), [assignment])
+
+
+def test_the_last_values_that_can_be_run() -> None:
+    assignments = ["eval.pictures=0", "loss.sparsity=0", "model.dropout=0", "model.threshold=0"]
+    assignments += ["optim.momentum=0", "optim.stages.0.encoder_lr=0", f"run.seed={2**32 - 1}"]
+    config.override(registry.find("synthetic_demo"), assignments)
+
+
+def test_writable_makes_the_folder_and_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "metrics.json"
+    assert writable(path, "--output") == path
+    assert list(path.parent.iterdir()) == []
+    with pytest.raises(UsageError, match=r"^--output: .*new is a folder"):
+        writable(path.parent, "--output")
+    path.write_text("a file")
+    with pytest.raises(UsageError, match=r"^--output: cannot write .*metrics\.json/x/y: "):
+        writable(path / "x" / "y", "--output")
 
 
 def test_existing_names_the_nearest_folder_and_entry(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The loop with a toy task: order of events, exact resumption, interruption, divergence."""
 
+import math
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -86,7 +87,7 @@ HEADER = {"recipe": "toy", "config": {}}
 
 def run(folder: Path, task: Toy, settings: RunSettings = RUN, *, resume: bool = False) -> Loop:
     seed_all(1)
-    run_folder = RunFolder(folder, HEADER, resume=resume)
+    run_folder = RunFolder(folder, resume=resume)
     with Interrupt() as interrupt:
         loop = Loop(task, settings, run_folder, HEADER, interrupt)
         if resume:
@@ -159,8 +160,12 @@ def test_divergence_before_any_checkpoint(tmp_path: Path) -> None:
 
 def test_resuming_on_other_data_is_refused(tmp_path: Path) -> None:
     run(tmp_path, Toy(), RunSettings(steps=3))
+    records = [tmp_path / "config.json", tmp_path / "environment.json"]
+    for record in records:
+        record.write_text("of the run so far")
     with pytest.raises(UsageError, match="the data makes 5 steps an epoch, but 4 when the run began"):
         run(tmp_path, Toy(steps_per_epoch=5), resume=True)
+    assert [record.read_text() for record in records] == ["of the run so far"] * 2
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
@@ -169,6 +174,28 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds a run already; continue it with --resume"):
         run(tmp_path, Toy())
     assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
+    half_written = [tmp_path / name for name in (".123-last.pt", ".123-best.pt", ".7-metrics.csv")]
+    others = [tmp_path / name for name in ("123-last.pt", ".my-last.pt", ".123-notes")]
+    for path in (*half_written, *others):
+        path.write_bytes(b"half")
+    run(tmp_path, Toy())
+    assert not any(path.exists() for path in half_written)
+    assert all(path.exists() for path in others)
+
+
+@pytest.mark.parametrize(("scores", "step"), [((math.nan, 2, 1), 10), ((2, math.nan, 1), 5)])
+def test_a_score_that_is_no_number_is_never_the_best(
+    tmp_path: Path, scores: tuple[float, ...], step: int
+) -> None:
+    class Scored(Toy):
+        def score(self, metrics: dict[str, float]) -> float:
+            return scores[self.events.count("evaluate") - 1]
+
+    assert run(tmp_path, Scored()).progress.best == 2
+    assert checkpoint.load(tmp_path / "best.pt")[1]["loop"]["step"] == step
 
 
 def test_a_second_ctrl_c_is_not_held_back() -> None:

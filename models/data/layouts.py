@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from models.data.classes import NAMES_FILE, class_names
 from models.data.images import DataError, read_depth, read_labels, read_rgb, size_of
+from models.messages import suggest
 
 MODALITIES = ("rgb", "depth")
 _LABELS = "masks"
@@ -96,7 +96,7 @@ class NyuCen:
             if modality not in MODALITIES:
                 raise ValueError(
                     f"unknown modality {modality!r}: expected {', '.join(MODALITIES)}"
-                    + _nearest(modality, MODALITIES)
+                    + suggest(modality, MODALITIES)
                 )
         if not self.modalities:
             raise ValueError(f"modalities is empty: expected some of {', '.join(MODALITIES)}")
@@ -118,7 +118,7 @@ class NyuCen:
         if not path.is_file():
             found = sorted(other.stem for other in self.root.glob("*.txt") if other.name != NAMES_FILE)
             there = f"the lists there: {', '.join(found)}" if found else "the folder holds no list at all"
-            raise DataError(f"{path}: no such list; {there}" + _nearest(self.split, found))
+            raise DataError(f"{path}: no such list; {there}" + suggest(self.split, found))
         return path
 
     def _read_list(self, path: Path) -> list[tuple[str, ...]]:
@@ -152,8 +152,3 @@ def _centre(image: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.flo
     """The middle ``[height, width]`` of an image."""
     top, left = ((have - want) // 2 for have, want in zip(image.shape, size, strict=False))
     return image[top : top + size[0], left : left + size[1]]
-
-
-def _nearest(name: str, choices: Sequence[str]) -> str:
-    match = get_close_matches(name, choices, 1, cutoff=0.5)
-    return f"; did you mean {match[0]!r}?" if match else ""

@@ -49,7 +49,7 @@ def prepare_synthetic(
 
     Raises:
         ValueError: an argument is out of range.
-        DataError: ``out`` is there and holds something else.
+        DataError: ``out`` is there and holds something else, or cannot be made.
     """
     out = Path(out)
     parameters = {"train": train, "val": val, "height": size[0], "width": size[1], "seed": seed}
@@ -65,8 +65,7 @@ def prepare_synthetic(
         return out
     partial_out = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.partial")
     try:
-        for folder in ("rgb", "masks", "depth"):
-            (partial_out / folder).mkdir(parents=True)
+        _make_folders(partial_out)
         _render_all(partial_out, names, size, seed, processes)
         for split, stems in names.items():
             (partial_out / f"{split}.txt").write_text("".join(f"{_line(stem)}\n" for stem in stems))
@@ -105,6 +104,14 @@ def _check_finished(out: Path, record: dict[str, int], names: dict[str, list[str
             f"{out / min(differing)}: missing or not of this data set, like {len(differing) - 1} other files;"
             f" remove {out} to make the data set anew"
         )
+
+
+def _make_folders(out: Path) -> None:
+    try:
+        for folder in ("rgb", "masks", "depth"):
+            (out / folder).mkdir(parents=True)
+    except OSError as error:
+        raise DataError(f"{out.parent}: no folder can be made there ({error.strerror})") from None
 
 
 def _line(stem: str) -> str:

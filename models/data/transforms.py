@@ -19,7 +19,7 @@ _INTERPOLATION = {"rgb": cv2.INTER_LINEAR, "depth": cv2.INTER_NEAREST_EXACT}
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Random scale, mirror and crop of the paper's training (section 5.1), the same for all modalities.
+    """Random scale, mirror and crop of the paper's training (section 4.1), the same for all modalities.
 
     The shorter side becomes ``shorter_side`` times a factor uniform in ``scales``; half of the samples are
     mirrored; a square of ``crop`` pixels is cut out. What is smaller than the square is padded on both sides:

@@ -8,7 +8,6 @@ Modules and parameters carry torchvision's names; the stride sits in the 3x3 con
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cen_ext import ExchangeBatchNorm2d, replaced_channels, stack_modalities
+from models.messages import suggest
 
 
 class Norms(NamedTuple):
@@ -133,8 +133,7 @@ class ExchangeResNet(nn.Module):
     ) -> None:
         super().__init__()
         if name not in RESNETS:
-            close = difflib.get_close_matches(str(name).lower(), RESNETS, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = suggest(str(name), RESNETS)
             raise ValueError(f"encoder must be one of {', '.join(RESNETS)}, got {name!r}{hint}")
         if in_channels < 1:
             raise ValueError(f"in_channels must be at least 1, got {in_channels}")

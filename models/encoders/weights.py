@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from models.encoders.resnet import ExchangeResNet
+from models.messages import first_line
 
 _WRAPPERS = ("segmenter", "state_dict", "model")  # under which training scripts file the state dict
 _PARALLEL = "module."  # what DataParallel puts before every key
@@ -35,7 +36,8 @@ def load_imagenet(encoder: ExchangeResNet, path: str | Path) -> LoadReport:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a state dict, shares no key with the encoder, or has another shape.
+        ValueError: the path is a folder; the file is not a state dict, shares no key with the encoder, or
+            has another shape.
     """
     own = encoder.state_dict()
     state = {k: v for k, v in read_state_dict(path).items() if not k.startswith("fc.")}
@@ -72,7 +74,9 @@ def read_state_dict(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]
     where = "the state dict" if isinstance(source, Mapping) else str(source)
     if isinstance(content, Mapping):
         content = next((content[k] for k in _WRAPPERS if isinstance(content.get(k), Mapping)), content)
-    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+    if not isinstance(content, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    ):
         raise ValueError(f"{where}: not a state dict (a mapping of names to tensors)")
     prefix = _PARALLEL if all(key.startswith(_PARALLEL) for key in content) else ""
     return {key.removeprefix(prefix): value for key, value in content.items()}
@@ -86,17 +90,17 @@ def some(names: Iterable[str], most: int = 6) -> str:
 
 
 def _read(path: Path) -> Any:
-    if not path.is_file():
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder; expected a .pth or .safetensors file of weights")
+    if not path.exists():
         raise FileNotFoundError(f"{path}: no such weights file")
+    load: Callable[[Path], Any] = partial(torch.load, map_location="cpu", weights_only=True)
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors.torch import load_file  # here, so that the networks need torch alone
 
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path}: not a readable safetensors file: {error}") from error
+        load = load_file
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: not a file of weights that can be loaded safely: {error}") from error
+        return load(path)
+    except Exception as error:  # the unpickler's own errors on foreign bytes are of every kind
+        reason = first_line(error)
+        raise ValueError(f"{path}: not a file of weights that can be loaded safely ({reason})") from error

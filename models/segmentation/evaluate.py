@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from math import isnan
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from models.segmentation.refinenet import RefineNet
 from models.segmentation.settings import SegmentationRecipe
 from models.training import checkpoint, config
 from models.training.devices import device_of
-from models.training.errors import UsageError
+from models.training.errors import UsageError, writable
 from models.training.files import write_json
 
 
@@ -63,8 +64,8 @@ def predict_labels(net: nn.Module, images: Tensor, size: Sequence[int], interpol
 
 def evaluate(
     net: RefineNet, dataset: NyuCen, recipe: SegmentationRecipe, stop: Callable[[], bool] = lambda: False
-) -> dict[str, float] | None:
-    """Metrics over a data set, as ``SegmentationMetrics.compute`` names them.
+) -> SegmentationMetrics | None:
+    """What the outputs take for what, over a data set.
 
     Args:
         net: in any mode, which is restored.
@@ -73,7 +74,7 @@ def evaluate(
         stop: asked after every batch.
 
     Returns:
-        The metrics, or None once ``stop()`` was true.
+        The counts, or None once ``stop()`` was true.
     """
     metrics = SegmentationMetrics(output_names(recipe), recipe.data.num_classes, recipe.data.ignore_index)
     with evaluating(net):
@@ -83,7 +84,7 @@ def evaluate(
             metrics.update(predict_labels(net, batch.images, size, recipe.eval.interpolation), batch.target)
             if stop():
                 return None
-    return metrics.compute()
+    return metrics
 
 
 def example_pictures(
@@ -108,7 +109,7 @@ def example_pictures(
 
 
 def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | None) -> dict[str, float]:
-    """The evaluate command: print the metrics and write them as JSON.
+    """The evaluate command: print the metrics and write them, with the ensemble's IoU by class, as JSON.
 
     Args:
         path: run folder or checkpoint.
@@ -116,17 +117,21 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | Non
         output: the JSON file; None: beside the checkpoint, ``evaluation_<checkpoint>.json``.
 
     Raises:
-        UsageError, DataError: as ``load_network`` and ``open_split``.
+        UsageError, DataError: as ``load_network`` and ``open_split``; ``output`` cannot be written.
     """
     net, recipe, path = load_network(path, overrides)
     dataset = open_split(recipe.data, "val")
-    metrics = evaluate(net, dataset, recipe)
+    output = writable(output or path.with_name(f"evaluation_{path.stem}.json"), "--output")
+    counts = evaluate(net, dataset, recipe)
+    metrics = counts.compute()
+    ious = zip(dataset.class_names, counts.class_iou("ensemble"), strict=True)
+    classes = {name: None if isnan(iou) else iou for name, iou in ious}
     count = len(dataset) if recipe.eval.limit is None else min(recipe.eval.limit, len(dataset))
     alpha = dict(zip(recipe.data.modalities, net.alpha.softmax(0).tolist(), strict=True))
     print(f"{path}, {count} images, in per cent\n{table(metrics)}")
     print("ensemble of " + ", ".join(f"{weight:.2f} {name}" for name, weight in alpha.items()))
-    output = output or path.with_name(f"evaluation_{path.stem}.json")
-    write_json(output, {"checkpoint": str(path), "images": count, "alpha": alpha, "metrics": metrics})
+    found = {"images": count, "alpha": alpha, "metrics": metrics, "classes": classes}
+    write_json(output, {"checkpoint": str(path), **found})
     return metrics
 
 

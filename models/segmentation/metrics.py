@@ -48,6 +48,16 @@ class SegmentationMetrics:
         tables = zip((*self.names, "constant"), (*confusion, constant), strict=True)
         return {f"{name}/{score}": value for name, table in tables for score, value in scores(table).items()}
 
+    def class_iou(self, name: str) -> list[float]:
+        """The IoU of every class in the output of that name, as ``class_iou``."""
+        return class_iou(self.confusion[self.names.index(name)].cpu().double()).tolist()
+
+
+def class_iou(confusion: Tensor) -> Tensor:
+    """``[K]`` IoU of a ``[K, K]`` confusion matrix; NaN for classes in neither truth nor prediction."""
+    hits = confusion.diag()
+    return hits / (confusion.sum(1) + confusion.sum(0) - hits)
+
 
 def scores(confusion: Tensor) -> dict[str, float]:
     """The three scores of a ``[K, K]`` confusion matrix, rows the truth.
@@ -55,12 +65,8 @@ def scores(confusion: Tensor) -> dict[str, float]:
     Means are over the classes for which the score is defined: accuracy for those in the truth, IoU for
     those in the truth or the prediction.
     """
-    hits, truth, predicted = confusion.diag(), confusion.sum(1), confusion.sum(0)
-    values = (
-        hits.sum() / truth.sum(),
-        (hits / truth).nanmean(),
-        (hits / (truth + predicted - hits)).nanmean(),
-    )
+    hits, truth = confusion.diag(), confusion.sum(1)
+    values = (hits.sum() / truth.sum(), (hits / truth).nanmean(), class_iou(confusion).nanmean())
     return dict(zip(SCORES, map(float, values), strict=True))
 
 

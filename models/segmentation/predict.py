@@ -12,10 +12,11 @@ from tqdm import tqdm
 
 from models.data import DataError, broaden, read_depth, read_rgb
 from models.data.images import size_of
+from models.messages import suggest
 from models.segmentation.build import output_names
 from models.segmentation.evaluate import load_network, predict_labels
 from models.segmentation.pictures import colour, overlay, show_input, write_picture
-from models.training.errors import UsageError, existing, suggest
+from models.training.errors import UsageError, existing
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 FOLDERS = ("labels", "coloured", "overlays")
@@ -67,7 +68,8 @@ def match_files(inputs: Mapping[str, Path], modalities: Sequence[str]) -> dict[s
     """By scene, in order of their names, the file of every modality.
 
     Raises:
-        UsageError: a modality or its counterpart is missing; a folder without images; a file beside a folder.
+        UsageError: a modality or its counterpart is missing; a folder without images, or with two of
+            one name; a file beside a folder.
     """
     for modality in modalities:
         if modality not in inputs:
@@ -114,7 +116,12 @@ def read_inputs(paths: Mapping[str, Path], depth_scale: float) -> Tensor:
 
 def _images(folder: Path) -> dict[str, Path]:
     """The images of a folder by their names without suffix."""
-    files = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in IMAGE_SUFFIXES and (twin := files.setdefault(path.stem, path)) != path:
+            raise UsageError(
+                f"{twin} and {path} differ in the suffix only: which one is the scene's? Move the other away"
+            )
     if not files:
         raise UsageError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return files

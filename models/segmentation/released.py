@@ -36,14 +36,14 @@ _DECODER = {
 }
 
 
-def load_released(net: RefineNet, source: str | Path | Mapping[str, Any]) -> RefineNet:
+def load_released(net: RefineNet, path_or_state_dict: str | Path | Mapping[str, Any]) -> RefineNet:
     """Load a checkpoint of the authors' released RefineNet.
 
     Args:
         net: of the same encoder, class count and number of modalities, with the default width; changed in
             place, and only if everything fits.
-        source: a file that ``torch.save`` or safetensors wrote, or a loaded state dict; bare or below
-            ``segmenter``, ``state_dict`` or ``model``, with or without DataParallel's ``module.``.
+        path_or_state_dict: a file that ``torch.save`` or safetensors wrote, or a loaded state dict; bare or
+            below ``segmenter``, ``state_dict`` or ``model``, with or without DataParallel's ``module.``.
 
     Returns:
         net.
@@ -53,7 +53,7 @@ def load_released(net: RefineNet, source: str | Path | Mapping[str, Any]) -> Ref
         ValueError: not a state dict; or keys are missing, left over or of another shape, and the message
             names them.
     """
-    state = read_state_dict(source)
+    state = read_state_dict(path_or_state_dict)
     own = net.state_dict()
     names = {key: released_keys(key, net.num_modalities) for key in own}
     shapes = {  # a private entry [M, C] is M entries [C]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from models.training.config import setting
-from models.training.settings import RunSettings, Stage, require
+from models.training.settings import RunSettings, Stage, require, require_at_least
 
 if TYPE_CHECKING:
     from models.segmentation.task import SegmentationTask
@@ -31,12 +32,13 @@ class DataSettings:
     def __post_init__(self) -> None:
         require(len(self.modalities) > 0, "modalities must name at least one")
         require(len(set(self.modalities)) == len(self.modalities), "modalities must not repeat one")
-        require(self.num_classes >= 2, f"num_classes must be at least 2, got {self.num_classes}")
-        require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
+        require_at_least(2, self, "num_classes")
+        require_at_least(1, self, "batch_size", "shorter_side")
+        require_at_least(32, self, "crop")
         require(self.depth_scale > 0, f"depth_scale must be positive, got {self.depth_scale}")
-        require(0 < self.scale[0] <= self.scale[1], f"scale must be a range above 0, got {self.scale}")
-        require(self.shorter_side >= 1, f"shorter_side must be at least 1, got {self.shorter_side}")
-        require(self.crop >= 32, f"crop must be at least 32, got {self.crop}")
+        require(
+            0 < self.scale[0] <= self.scale[1] < math.inf, f"scale must be a range above 0, got {self.scale}"
+        )
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,13 @@ class ModelSettings:
         "torch", "kaiming keeps the scale of activations; sooner under way with adamw"
     )
 
+    def __post_init__(self) -> None:
+        require_at_least(0, self, "threshold")
+        require_at_least(1, self, "width")
+        require(0 <= self.dropout < 1, f"dropout must be from 0 to below 1, got {self.dropout}")
+        scale = self.initial_scale
+        require(scale is None or scale > 0, f"initial_scale must be positive, got {scale}")
+
 
 @dataclass(frozen=True)
 class SegmentationStage(Stage):
@@ -73,6 +82,10 @@ class SegmentationStage(Stage):
 
     encoder_lr: float = setting(5e-4, "learning rate of the encoder")
     decoder_lr: float = setting(3e-3, "learning rate of the decoder and of the ensemble's weights")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(0, self, "encoder_lr", "decoder_lr")
 
 
 def stages(epochs: int) -> tuple[SegmentationStage, ...]:
@@ -90,6 +103,10 @@ class OptimSettings:
     weight_decay: float = setting(1e-5, "weight decay")
     stages: tuple[SegmentationStage, ...] = setting(stages(100), "stretches of constant learning rates")
 
+    def __post_init__(self) -> None:
+        require(0 <= self.momentum < 1, f"momentum must be from 0 to below 1, got {self.momentum}")
+        require_at_least(0, self, "weight_decay")
+
 
 @dataclass(frozen=True)
 class LossSettings:
@@ -99,6 +116,9 @@ class LossSettings:
     per_output: bool = setting(
         False, "add the penalty once for every branch and the ensemble, as the released code"
     )
+
+    def __post_init__(self) -> None:
+        require_at_least(0, self, "sparsity")
 
 
 @dataclass(frozen=True)
@@ -111,6 +131,10 @@ class EvalSettings:
     )
     limit: int | None = setting(None, "evaluate the first so many images only; none: all", free=True)
     pictures: int = setting(4, "validation images shown in TensorBoard", free=True)
+
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "batch_size", "limit")
+        require_at_least(0, self, "pictures")
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,8 @@ class SegmentationTask:
         return {group["name"]: group["lr"] for group in self.optimizer.param_groups}
 
     def evaluate(self, stop: Callable[[], bool]) -> dict[str, float] | None:
-        return evaluate(self.net, self.validation, self.recipe, stop)
+        counts = evaluate(self.net, self.validation, self.recipe, stop)
+        return None if counts is None else counts.compute()
 
     def score(self, metrics: dict[str, float]) -> float:
         return metrics["ensemble/mean_iou"]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from models.messages import first_line
 from models.training import config, registry
 from models.training.errors import UsageError, existing
 from models.training.files import replacing
@@ -47,7 +48,7 @@ def load(path: Path, prefer: str = LAST) -> tuple[Path, dict[str, Any]]:
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler's own errors on foreign bytes are of every kind
-        raise UsageError(f"checkpoint: {path} is broken or no checkpoint ({_first_line(error)})") from None
+        raise UsageError(f"checkpoint: {path} is broken or no checkpoint ({first_line(error)})") from None
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
         raise UsageError(
             f"checkpoint: {path} was not written by `python -m models train`, or by another version"
@@ -58,7 +59,3 @@ def load(path: Path, prefer: str = LAST) -> tuple[Path, dict[str, Any]]:
 def settings(contents: dict[str, Any]) -> Any:
     """The recipe's settings as the checkpoint's run had them."""
     return config.from_plain(registry.find(contents["recipe"]), contents["config"])
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

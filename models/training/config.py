@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from models.training.errors import UsageError, suggest
+from models.messages import suggest
+from models.training.errors import UsageError
 
 C = TypeVar("C")
 _BOOLS = {"true": True, "false": False}

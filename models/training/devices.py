@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from models.messages import first_line
 from models.training.errors import UsageError
 
 
@@ -19,6 +20,5 @@ def device_of(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"run.device={name}: not a device of this machine ({reason})") from None
+        raise UsageError(f"run.device={name}: not a device of this machine ({first_line(error)})") from None
     return device

@@ -1,21 +1,15 @@
-"""Errors that the person at the command line can mend, and the suggestions that go with them."""
+"""Errors that the person at the command line can mend, and the checks of paths that raise them."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
+import tempfile
 from pathlib import Path
+
+from models.messages import suggest
 
 
 class UsageError(ValueError):
     """A wrong name, value or path. The command line prints the message alone and exits with 2."""
-
-
-def suggest(name: str, names: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` with the nearest of the names, or nothing where none is near."""
-    known = {known.lower(): known for known in names}
-    nearest = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
-    return f"; did you mean {known[nearest[0]]!r}?" if nearest else ""
 
 
 def existing(path: Path, what: str) -> Path:
@@ -33,3 +27,19 @@ def existing(path: Path, what: str) -> Path:
     entries = sorted(entry.name for entry in missing.parent.iterdir()) if missing.parent.is_dir() else []
     hint = suggest(missing.name, entries)
     raise UsageError(f"{what}: {path} does not exist; {missing.parent} does, without {missing.name!r}{hint}")
+
+
+def writable(path: Path, what: str) -> Path:
+    """The path of a file that is to be written, its folder made; to be asked for before work starts.
+
+    Raises:
+        UsageError: it is a folder, or no file can be written there.
+    """
+    if path.is_dir():
+        raise UsageError(f"{what}: {path} is a folder; expected a file's path")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            return path
+    except OSError as error:
+        raise UsageError(f"{what}: cannot write {path}: {error.strerror}") from None

@@ -24,6 +24,12 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove what processes killed while they wrote ``path`` have left of it."""
+    for temporary in path.parent.glob(f".[0-9]*-{path.name}"):
+        temporary.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write plain data as indented JSON."""
     with replacing(path) as temporary:

@@ -93,7 +93,7 @@ class Loop:
         task: what is trained.
         run: how often to look, to save, to evaluate.
         folder: where it is written.
-        header: what checkpoints name the recipe with: ``recipe`` and ``config``.
+        header: what the folder and checkpoints name the recipe with: ``recipe`` and ``config``.
         interrupt: stops the loop between two steps.
     """
 
@@ -138,7 +138,7 @@ class Loop:
             Diverged: the loss was not finite; ``last.pt`` is from before that.
         """
         start = self.progress.step
-        self.folder.open_tables(start)
+        self.folder.open(self.header, start)
         with (
             SummaryWriter(self.folder.path / "tensorboard", purge_step=start + 1) as self.board,
             tqdm(total=self.total, initial=start, unit="step", disable=None, dynamic_ncols=True) as self.bar,
@@ -228,7 +228,9 @@ class Loop:
         epoch = progress.step / self.task.steps_per_epoch
         score = self.task.score(metrics)
         best = score > progress.best
-        progress.evaluated, progress.best = progress.step, max(score, progress.best)
+        progress.evaluated = progress.step
+        if best:  # not max(), which may prefer a score that is not a number
+            progress.best = score
         self.folder.metrics.append({"step": progress.step, "epoch": epoch, **metrics})
         log.info("step %d, epoch %.2f: score %.4f%s", progress.step, epoch, score, " (best)" if best else "")
         if best:

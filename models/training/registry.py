@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from models.training.errors import UsageError, suggest
+from models.messages import suggest
+from models.training.errors import UsageError
 from models.training.settings import RunSettings
 
 

@@ -18,9 +18,10 @@ from tqdm import tqdm
 import cen_ext
 from models.training import checkpoint
 from models.training.errors import UsageError
-from models.training.files import Table, write_json
+from models.training.files import Table, remove_leftovers, write_json
 
 _LOG = logging.getLogger("models")
+_WRITTEN = ("config.json", "environment.json", "losses.csv", "metrics.csv", checkpoint.LAST, checkpoint.BEST)
 
 
 class RunFolder:
@@ -28,17 +29,16 @@ class RunFolder:
 
     Args:
         path: the folder; made if it is not there.
-        header: the recipe's name and settings, for ``config.json``.
-        resume: whether the folder may hold a run already.
+        resume: whether the run in the folder is the one that goes on.
 
     Raises:
-        UsageError: the folder holds a run and this one is not its continuation; a file is in the way.
+        UsageError: the folder holds another run; a file is in the way.
     """
 
     losses: Table
     metrics: Table
 
-    def __init__(self, path: Path, header: dict[str, Any], *, resume: bool) -> None:
+    def __init__(self, path: Path, *, resume: bool) -> None:
         self.path = path
         if self.last_checkpoint() and not resume:
             raise UsageError(
@@ -48,11 +48,18 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"run.output: cannot make the folder {path}: {error.strerror}") from None
-        write_json(path / "config.json", header)
-        write_json(path / "environment.json", environment())
 
-    def open_tables(self, last_step: int) -> None:
-        """Open the tables of losses and metrics, keeping their rows up to ``last_step``."""
+    def open(self, header: dict[str, Any], last_step: int) -> None:
+        """Write what runs and remove a killed run's leftovers; open the tables of losses and metrics.
+
+        Args:
+            header: the recipe's name and settings, for ``config.json``.
+            last_step: up to which the tables keep their rows.
+        """
+        for name in _WRITTEN:
+            remove_leftovers(self.path / name)
+        write_json(self.path / "config.json", header)
+        write_json(self.path / "environment.json", environment())
         self.losses = Table(self.path / "losses.csv", last_step)
         self.metrics = Table(self.path / "metrics.csv", last_step)
 

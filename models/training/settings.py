@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from models.training.config import setting
 
@@ -18,6 +19,17 @@ def require(holds: bool, message: str) -> None:
     """
     if not holds:
         raise ValueError(message)
+
+
+def require_at_least(least: int, settings: Any, *names: str) -> None:
+    """Check that fields are None or numbers from ``least`` on.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        require(value is None or value >= least, f"{name} must be at least {least}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -39,10 +51,11 @@ class RunSettings:
     )
 
     def __post_init__(self) -> None:
-        for name in ("log_steps", "checkpoint_steps", "evaluate_epochs", "evaluate_steps", "steps"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
-        require(self.workers >= 0, f"workers must not be negative, got {self.workers}")
+        require_at_least(
+            1, self, "log_steps", "checkpoint_steps", "evaluate_epochs", "evaluate_steps", "steps"
+        )
+        require_at_least(0, self, "workers")
+        require(0 <= self.seed < 2**32, f"seed must be from 0 to 2**32 - 1, got {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -53,9 +66,7 @@ class Stage:
     steps: int | None = setting(None, "length in steps, instead of epochs")
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "steps"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
+        require_at_least(1, self, "epochs", "steps")
 
     def length(self, steps_per_epoch: int) -> int:
         """Length in steps."""

@@ -32,23 +32,24 @@ def train(name: str, overrides: Sequence[str], resume: Path | bool = False) -> i
 
     Raises:
         UsageError: a wrong name, field, value or path; settings that differ from the run's; a loss that is
-            not finite.
+            not finite; a folder that holds another run.
     """
-    recipe, contents = _settings(name, overrides, resume)
+    recipe, resumed = _settings(name, overrides, resume)
     output = recipe.run.output or default_output(name)
     header = {"recipe": name, "config": config.to_plain(recipe)}
     seed_all(recipe.run.seed)
     task = recipe.task()
-    notes = task.initialise() if contents is None else []
+    notes = [] if resumed else task.initialise()
     # Made only now: mistakes in the settings leave no folder behind.
-    folder = RunFolder(output, header, resume=contents is not None)
+    own = resumed is not None and resumed[0].parent.resolve() == output.resolve()
+    folder = RunFolder(output, resume=own)
     with logging_to(output / "log.txt"), Interrupt() as interrupt:
         log.info("%s in %s", name, output)
         for note in notes:
             log.warning(note)
         loop = Loop(task, recipe.run, folder, header, interrupt)
-        if contents is not None:
-            loop.restore(contents)
+        if resumed:
+            loop.restore(resumed[1])
             log.info("resumed at step %d", loop.progress.step)
         loop.run()
         if interrupt.received is None:
@@ -61,8 +62,8 @@ def train(name: str, overrides: Sequence[str], resume: Path | bool = False) -> i
 
 def _settings(
     name: str, overrides: Sequence[str], resume: Path | bool
-) -> tuple[registry.Recipe, dict[str, Any] | None]:
-    """The settings to run with, and the checkpoint to continue from."""
+) -> tuple[registry.Recipe, tuple[Path, dict[str, Any]] | None]:
+    """The settings to run with, and the path and contents of the checkpoint to continue from."""
     recipe = config.override(registry.find(name), overrides)
     if resume is False:
         return recipe, None
@@ -81,4 +82,4 @@ def _settings(
         )
     if not any(assignment.startswith("run.output=") for assignment in overrides):
         recipe = replace(recipe, run=replace(recipe.run, output=path.parent))
-    return recipe, contents
+    return recipe, (path, contents)
