@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -164,6 +167,27 @@ def test_workers_survive_ctrl_c() -> None:
             return super().__getitem__(index)
 
     assert same(list(training(Interrupting(6), workers=1)), list(training(Rooms(6))))
+
+
+def test_a_process_whose_data_is_broken_ends() -> None:
+    """Also where the error's traceback keeps the loader, and so its workers, alive until the end."""
+    script = """
+import sys
+from test_data_loading import Rooms, training
+from models.data import DataError
+
+loader = training(Rooms(6, broken=4), workers=1)
+try:
+    list(loader)
+except DataError as error:
+    kept = error
+sys.exit(3)
+"""
+    paths = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+    ended = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, timeout=60
+    )
+    assert ended.returncode == 3
 
 
 @pytest.mark.parametrize("workers", [0, 2])

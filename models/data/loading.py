@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -216,6 +216,10 @@ def _generator(seed: int, epoch: int, index: int = -1) -> np.random.Generator:
 
 
 def _start_worker(worker: int) -> None:
-    """As every helper; a scheduler's SIGTERM, sent to the whole group, is for the trainer as well."""
+    """As every helper, and in a process group of its own.
+
+    A scheduler's SIGTERM, sent to the trainer's group, must leave the worker at work; but ignoring it would
+    leave a trainer that ends with a mistake waiting for the worker, which Python then ends by SIGTERM.
+    """
     start_worker(worker)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a worker whose trainer has died ends by itself
+    os.setpgid(0, 0)
