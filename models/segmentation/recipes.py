@@ -77,7 +77,7 @@ def nyudv2_384_cen_refinenet18() -> SegmentationRecipe:
 @recipe
 def synthetic_demo() -> SegmentationRecipe:
     """Minutes on a CPU: procedural rooms, a narrow RefineNet on ResNet-18, random weights."""
-    rates = ((300, 2e-3), (200, 1e-3), (100, 2e-4))
+    rates = ((600, 2e-3), (400, 1e-3), (200, 2e-4))
     return SegmentationRecipe(
         data=DataSettings(num_classes=11, batch_size=4, shorter_side=96, scale=(0.75, 1.5), crop=96),
         # Scales that start near the threshold let the exchange begin within the first steps.
@@ -89,5 +89,5 @@ def synthetic_demo() -> SegmentationRecipe:
             stages=tuple(SegmentationStage(steps=n, encoder_lr=rate, decoder_lr=rate) for n, rate in rates),
         ),
         eval=EvalSettings(batch_size=20),
-        run=RunSettings(log_steps=50, evaluate_steps=300),
+        run=RunSettings(log_steps=50, evaluate_steps=600),
     )
