@@ -41,24 +41,37 @@ class PrivateNorm(nn.ModuleList):
         return self.exchange(xs) if self.threshold > 0 and len(xs) > 1 else xs
 
     def exchange(self, xs: list[Tensor]) -> list[Tensor]:
-        exchanged = []
-        for m, x in enumerate(xs):
-            donors = xs[:m] + xs[m + 1 :]
-            donor = donors[0] if len(donors) == 1 else torch.stack(donors).mean(0)
-            mask = self.replaced(m)
-            y = torch.zeros_like(x)
-            y[:, ~mask] = x[:, ~mask]
-            y[:, mask] = donor[:, mask]
-            exchanged.append(y)
-        return exchanged
+        return exchange(xs, replaced([norm.weight for norm in self], self.threshold, self.region))
 
-    def replaced(self, m: int) -> Tensor:
-        mask = self[m].weight.abs() < self.threshold
-        if self.region == "own":
+
+def replaced(weights: list[Tensor], threshold: float, region: str) -> list[Tensor]:
+    """Which channels each modality gives up: M masks ``[C]`` from M scales ``[C]``."""
+    masks = []
+    for m, weight in enumerate(weights):
+        mask = weight.abs() < threshold
+        if region == "own":
             share = torch.zeros_like(mask)
-            share[m * len(mask) // len(self) : (m + 1) * len(mask) // len(self)] = True
+            share[m * len(mask) // len(weights) : (m + 1) * len(mask) // len(weights)] = True
             mask = mask & share
-        return mask
+        masks.append(mask)
+    return masks
+
+
+def donor(xs: list[Tensor], m: int) -> Tensor:
+    """What takes the place of modality m's replaced channels: the mean of the other modalities."""
+    others = xs[:m] + xs[m + 1 :]
+    return others[0] if len(others) == 1 else torch.stack(others).mean(0)
+
+
+def exchange(xs: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
+    """Replace the masked channels of each modality by indexing with booleans, into a fresh tensor."""
+    exchanged = []
+    for m, (x, mask) in enumerate(zip(xs, masks, strict=True)):
+        y = torch.zeros_like(x)
+        y[:, ~mask] = x[:, ~mask]
+        y[:, mask] = donor(xs, m)[:, mask]
+        exchanged.append(y)
+    return exchanged
 
 
 class Block(nn.Module):

@@ -15,31 +15,24 @@ the timed steps, each network's memory is measured in a step of its own, above w
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
-import os
-import platform
-import re
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile
 
 import cen_ext
 import models
+from bench.machine import RESULTS, machine, write
+from bench.memory import resident_bytes, tensor_bytes
+from bench.shapes import LAYOUTS, SMALL_SCALES
 from bench.straightforward import StraightforwardRefineNet, split_state
 
-RESULTS = Path(__file__).parent / "results"
-SMALL_SCALES = 0.1  # share of scales below the threshold; the paper's authors logged 8 % after training
 NUM_CLASSES = 40
-LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler announces itself on stderr otherwise
 
 
 class Contestant:
@@ -87,36 +80,6 @@ def contestants(args: argparse.Namespace, frozen_statistics: bool) -> dict[str, 
     }
 
 
-def tensor_bytes(run: Callable[[], object]) -> tuple[int, int]:
-    """Bytes of tensors that ``run`` leaves (its result is alive) and the most it held at once."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        result = run()
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    del result
-    return held, peak
-
-
-def resident_bytes(run: Callable[[], object]) -> int | None:
-    """The most resident memory that ``run`` added to the process; None where Linux does not tell."""
-    status = Path("/proc/self/status")
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # what earlier steps freed goes back first
-        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    except (OSError, AttributeError):
-        return None
-
-    def read(field: str) -> int:
-        return int(re.search(rf"{field}:\s+(\d+) kB", status.read_text())[1]) * 1024
-
-    before = read("VmRSS")
-    run()
-    return read("VmHWM") - before
-
-
 def measure(args: argparse.Namespace, frozen_statistics: bool) -> dict[str, dict[str, object]]:
     """Time and memory of both networks."""
     both = contestants(args, frozen_statistics)
@@ -142,22 +105,6 @@ def measure(args: argparse.Namespace, frozen_statistics: bool) -> dict[str, dict
     return results
 
 
-def machine() -> dict[str, object]:
-    """What the figures depend on."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cen_ext": cen_ext.__version__,
-        "backends": cen_ext.available_backends(),
-    }
-
-
 def show(mode: str, results: dict[str, dict[str, object]]) -> dict[str, float]:
     """Print a table of one mode; returns the ratios, below 1 where cen_ext is better."""
     ours, usual = results["cen_ext"], results["straightforward"]
@@ -172,13 +119,6 @@ def show(mode: str, results: dict[str, dict[str, object]]) -> dict[str, float]:
         found, expected = ours[field] / scale, usual[field] / scale
         print(f"{f'{field} [{unit}]':<25}{found:>12.3f}{expected:>18.3f}{ratio:>8.3f}")
     return ratios
-
-
-def write(path: Path, report: dict[str, object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(report, indent=2) + "\n")
-    temporary.replace(path)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -200,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     for mode in args.statistics:
         results = measure(args, frozen_statistics=mode == "frozen")
         report[mode] = {**results, "ratios": show(mode, results)}
-    write(out, report)
+    write(out, json.dumps(report, indent=2) + "\n")
     print(f"\nwritten to {out}")
     return 0
 

@@ -1,0 +1,67 @@
+"""What benchmark figures depend on: the machine, the versions; and how results are written."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import re
+from pathlib import Path
+
+import torch
+
+import cen_ext
+
+RESULTS = Path(__file__).parent / "results"
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+
+
+def machine() -> dict[str, object]:
+    """CPU, caches, system, versions and the compiled part, by name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        **{f"L{level} MiB": size / 2**20 for level, size in cache_sizes().items() if level > 1},
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cen_ext": cen_ext.__version__,
+        "backends": cen_ext.available_backends(),
+        "build": build_info(),
+    }
+
+
+def build_info() -> dict[str, object]:
+    """Compiler and instruction sets of the compiled part; empty without one."""
+    try:
+        info: dict[str, object] = importlib.import_module("cen_ext._C").build_info()
+    except ImportError:
+        return {}
+    return info
+
+
+def cache_sizes(folder: Path = _CACHES) -> dict[int, int]:
+    """Bytes of the first CPU's data and unified caches by level; empty where Linux does not tell."""
+    sizes = {}
+    for index in sorted(folder.glob("index*")):
+        size, level, kind = ((index / name).read_text().strip() for name in ("size", "level", "type"))
+        if kind != "Instruction":
+            sizes[int(level)] = int(size[:-1]) * _UNITS[size[-1]]
+    return sizes
+
+
+def last_level_cache() -> int:
+    """Bytes of the largest cache; 32 MiB where nothing tells."""
+    return max(cache_sizes().values(), default=32 * 2**20)
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Write a file under a temporary name and rename it, so that no half of one is ever found."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    temporary.replace(path)

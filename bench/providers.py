@@ -1,0 +1,246 @@
+"""Who is compared in the operator's benchmark, and what each is given.
+
+A provider is a function of one input set and the way that it takes the set: all modalities stacked, or lists
+of M tensors (views of the stacked ones, so that every provider reads the same memory).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import cen_ext
+from bench import straightforward as usual
+from bench.shapes import DTYPES, LAYOUTS, SMALL_SCALES, Case
+
+# Relative errors in the Euclidean norm. bfloat16 has 8 bits, and the eager code rounds between its steps.
+TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2}
+Function = Callable[..., Sequence[Tensor]]
+
+
+class InputSet(NamedTuple):
+    """Tensors of one call; weight, bias and the running statistics are the same ones in every set."""
+
+    x: Tensor  # [M*N, C, H, W]
+    weight: Tensor  # [M, C]
+    bias: Tensor
+    mean: Tensor | None  # running statistics; none with instance norm
+    var: Tensor | None
+    residual: Tensor | None  # as x
+    dy: Tensor
+
+
+class Call(NamedTuple):
+    """An input set as one provider takes it."""
+
+    arguments: tuple[object, ...]
+    leaves: list[Tensor]  # what gradients are asked for: x, weight, bias, residual; or M of each
+    dy: list[Tensor]
+
+
+class Provider(NamedTuple):
+    """A function with its calls of all input sets."""
+
+    name: str
+    function: Function
+    calls: list[Call]
+
+    def forward(self, i: int) -> Sequence[Tensor]:
+        """Outputs of input set i, with gradients recorded."""
+        return self.function(*self.calls[i].arguments)
+
+    def backward(self, i: int, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Gradients with respect to x, weight, bias and the residual."""
+        return torch.autograd.grad(outputs, self.calls[i].leaves, self.calls[i].dy)
+
+
+def make_sets(case: Case, count: int) -> list[InputSet]:
+    """``count`` independent random input sets of a case."""
+    torch.manual_seed(0)
+    table = (case.shape.num_modalities, case.shape.channels)
+    weight = torch.empty(table).uniform_(0.5, 1.5)
+    small = torch.randperm(weight.numel())[: round(SMALL_SCALES * weight.numel())]
+    weight.view(-1)[small] = case.options.threshold / 2 if case.options.threshold > 0 else 0.001
+    bias = torch.randn(table) * 0.3
+    running = case.options.norm == "batch"
+    mean = torch.randn(table) * 0.3 if running else None
+    var = torch.rand(table) + 0.5 if running else None
+
+    def like_x() -> Tensor:
+        return torch.empty(
+            case.shape.full, dtype=DTYPES[case.dtype], memory_format=LAYOUTS[case.layout]
+        ).normal_()
+
+    return [
+        InputSet(
+            like_x().mul_(2).add_(0.5), weight, bias, mean, var, like_x() if case.residual else None, like_x()
+        )
+        for _ in range(count)
+    ]
+
+
+def stacked_call(tensors: InputSet) -> Call:
+    """As cen_ext takes it."""
+    x, weight, bias, mean, var, residual, dy = tensors
+    leaves = [leaf.detach().requires_grad_() for leaf in (x, weight, bias)]
+    running = [None if t is None else t.clone() for t in (mean, var)]
+    if residual is not None:
+        leaves.append(residual.detach().requires_grad_())
+    return Call((*leaves[:3], *running, leaves[3] if residual is not None else None), leaves, [dy])
+
+
+def listed_call(tensors: InputSet) -> Call:
+    """As the usual code takes it: a list of M tensors for each."""
+    x, weight, bias, mean, var, residual, dy = tensors
+    count = weight.shape[0]
+
+    def split(t: Tensor | None) -> list[Tensor]:
+        return [] if t is None else [part.detach() for part in t.chunk(count)]
+
+    def rows(t: Tensor | None) -> list[Tensor]:
+        return [] if t is None else [row.clone() for row in t]
+
+    xs, weights, biases, residuals = split(x), rows(weight), rows(bias), split(residual)
+    leaves = [leaf.requires_grad_() for leaf in (*xs, *weights, *biases, *residuals)]
+    return Call((xs, weights, biases, rows(mean), rows(var), residuals), leaves, split(dy))
+
+
+def stacked(case: Case, backend: str | None) -> Function:
+    """cen_ext's operator."""
+    options = case.options._asdict()
+
+    def run(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor | None,
+        var: Tensor | None,
+        residual: Tensor | None,
+    ) -> Sequence[Tensor]:
+        y = cen_ext.norm_exchange(
+            x,
+            weight,
+            bias,
+            mean,
+            var,
+            residual=residual,
+            training=case.statistics == "batch",
+            backend=backend,
+            **options,
+        )
+        return [y]
+
+    return run
+
+
+def listed(case: Case, exchange: Callable[[list[Tensor], list[Tensor]], list[Tensor]]) -> Function:
+    """The usual code: a norm a modality, the exchange, the residual, the activation in place."""
+    options, training = case.options, case.statistics == "batch"
+
+    def normalise(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None, var: Tensor | None) -> Tensor:
+        if options.norm == "instance":
+            return F.instance_norm(x, mean, var, weight, bias, eps=options.eps)
+        return F.batch_norm(x, mean, var, weight, bias, training, eps=options.eps)
+
+    def run(
+        xs: list[Tensor],
+        weights: list[Tensor],
+        biases: list[Tensor],
+        means: list[Tensor],
+        variances: list[Tensor],
+        residuals: list[Tensor],
+    ) -> Sequence[Tensor]:
+        none = [None] * len(xs)
+        tables = zip(xs, weights, biases, means or none, variances or none, strict=True)
+        ys = [normalise(*tensors) for tensors in tables]
+        if options.threshold > 0 and len(xs) > 1:
+            ys = exchange(ys, usual.replaced(weights, options.threshold, options.region))
+        if residuals:
+            ys = [y + residual for y, residual in zip(ys, residuals, strict=True)]
+        if options.activation == "relu":
+            ys = [F.relu_(y) for y in ys]
+        elif options.activation == "leaky_relu":
+            ys = [F.leaky_relu_(y, options.negative_slope) for y in ys]
+        return ys
+
+    return run
+
+
+def exchange_where(xs: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
+    """The exchange by ``torch.where``: the same result as ``straightforward.exchange``."""
+    return [
+        torch.where(mask.view(-1, 1, 1), usual.donor(xs, m), x)
+        for m, (x, mask) in enumerate(zip(xs, masks, strict=True))
+    ]
+
+
+def compiled(function: Function) -> Function:
+    """Under ``torch.compile``, whole and for this shape alone."""
+    run: Function = torch.compile(function, dynamic=False, fullgraph=True)
+    return run
+
+
+MAKERS: dict[str, tuple[Callable[[Case], Function], Callable[[InputSet], Call]]] = {
+    "cen_ext": (lambda case: stacked(case, None), stacked_call),
+    "reference": (lambda case: stacked(case, "reference"), stacked_call),
+    "straightforward": (lambda case: listed(case, usual.exchange), listed_call),
+    "where": (lambda case: listed(case, exchange_where), listed_call),
+    "compile": (lambda case: compiled(listed(case, exchange_where)), listed_call),
+    "compile_reference": (lambda case: compiled(stacked(case, "reference")), stacked_call),
+}
+
+
+def make_provider(name: str, case: Case, sets: list[InputSet]) -> Provider:
+    """A provider by name with its calls of all the input sets."""
+    function, call = MAKERS[name]
+    return Provider(name, function(case), [call(tensors) for tensors in sets])
+
+
+def chosen_backend(case: Case, tensors: InputSet) -> str:
+    """The backend that ``backend=None`` runs: the first, best first, that does not refuse."""
+    for name in cen_ext.available_backends():
+        try:
+            with torch.no_grad():
+                stacked(case, name)(*stacked_call(tensors).arguments)
+        except RuntimeError:
+            continue
+        return name
+    raise RuntimeError("no backend of cen_ext runs here")
+
+
+def results(provider: Provider) -> dict[str, Tensor]:
+    """y and the gradients of the first input set, stacked, by name."""
+    outputs = provider.forward(0)
+    tensors = [t.detach() for t in (*outputs, *provider.backward(0, outputs))]
+    count = len(outputs)  # 1, or M lists
+    parts = [tensors[i : i + count] for i in range(0, len(tensors), count)]
+    joined = [torch.stack(part) if part[0].dim() == 1 else torch.cat(part) for part in parts]
+    return dict(zip(("y", "dx", "dweight", "dbias", "dresidual"), joined, strict=False))
+
+
+def check_agreement(case: Case, providers: Sequence[Provider], sets: list[InputSet]) -> None:
+    """Run every provider once, and see that nothing wrong will be timed.
+
+    Raises:
+        AssertionError: y or a gradient differs from the reference's by more than the type's tolerance.
+    """
+    expected = results(make_provider("reference", case, sets[:1]))
+    for provider in providers:
+        found = results(provider)
+        for name, right in expected.items():
+            error = relative_error(found[name], right)
+            if not error <= TOLERANCES[case.dtype]:
+                raise AssertionError(
+                    f"{provider.name}: {name} of {case} is {error:.2g} off the reference, "
+                    f"expected at most {TOLERANCES[case.dtype]:.2g}"
+                )
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Euclidean norm of the difference over that of what is expected; NaN where a value is NaN."""
+    difference = torch.linalg.vector_norm(found - expected, dtype=torch.float64)
+    return (difference / torch.linalg.vector_norm(expected, dtype=torch.float64)).item()
