@@ -1,18 +1,28 @@
 """Channel exchanging for multimodal networks: normalise, check the threshold and exchange in one operator."""
 
 from cen_ext.backends import available_backends
+from cen_ext.convert import make_multimodal
 from cen_ext.functional import norm_exchange, replaced_channels, stack_modalities, unstack_modalities
-from cen_ext.modules import ExchangeBatchNorm2d, exchanging_layers, sparsity_penalty
+from cen_ext.modules import (
+    ExchangeBatchNorm2d,
+    ExchangeInstanceNorm2d,
+    exchanging_layers,
+    sparsity_penalty,
+    synchronise_statistics,
+)
 from cen_ext.version import __version__
 
 __all__ = [
     "ExchangeBatchNorm2d",
+    "ExchangeInstanceNorm2d",
     "__version__",
     "available_backends",
     "exchanging_layers",
+    "make_multimodal",
     "norm_exchange",
     "replaced_channels",
     "sparsity_penalty",
     "stack_modalities",
+    "synchronise_statistics",
     "unstack_modalities",
 ]

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-from cen_ext import backends, reference
+from cen_ext import backends, reference, synchronised
 from cen_ext.reference import Options, statistics_dtype
 
 CHOICES = {
@@ -36,6 +37,7 @@ def norm_exchange(
     eps: float = 1e-5,
     activation: str = "identity",
     negative_slope: float = 0.01,
+    process_group: ProcessGroup | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Normalise each modality with its own affine, replace its useless channels, add, activate.
@@ -62,31 +64,44 @@ def norm_exchange(
         momentum: weight of the new statistics in the running ones; a number or a 0-d tensor.
         eps: added to the variance.
         activation: ``"identity"``, ``"relu"`` or ``"leaky_relu"`` with ``negative_slope``.
+        process_group: the batch statistics are those of all its processes' x, at the cost of one collective
+            forward and one backward, in which every one of them must take part; an empty x is welcome.
+            None, the default, is this process alone. Without effect with ``training=False``.
         backend: a name from ``available_backends()``, or None for the best that can run.
 
     Returns:
         A tensor of x's shape, dtype and memory format.
 
     Raises:
-        TypeError: an argument is not a tensor or of the wrong dtype.
-        ValueError: wrong shape, device or value; statistics missing; one value a channel in training.
+        TypeError: an argument is not a tensor or of the wrong dtype; process_group is no process group.
+        ValueError: wrong shape, device or value; statistics missing; one value a channel in training;
+            process_group with instance norm.
         RuntimeError: the backend asked for cannot run this call.
     """
     options = Options(threshold, region, criterion, norm, eps, activation, negative_slope)
-    _check_options(options)
+    check_options(options)
     if not isinstance(momentum, Tensor):
-        _check_number("momentum", momentum)
+        check_number("momentum", momentum)
+    synchronised.check_process_group(process_group, norm)
     _check_tensors(x, weight, bias, running_mean, running_var, residual)
     if not training and (running_mean is None or running_var is None):
         raise ValueError("running_mean and running_var are required with training=False")
-    if training and x.numel() > 0:
+    alone = process_group is None or process_group.size() == 1
+    if training and alone and x.numel() > 0:
         _check_enough_values(x, weight.shape[0], norm)
     run = backends.choose(backend, x, options)
     if not training:
         return run(x, weight, bias, running_mean, running_var, residual, options)[0]
-    y, mean, var = run(x, weight, bias, None, None, residual, options)
-    if running_mean is not None and running_var is not None and x.numel() > 0:
-        _update_running(running_mean, running_var, mean, var, x, momentum, norm)
+    values: int | Tensor
+    if process_group is not None:
+        y, mean, var, values = synchronised.norm_exchange(
+            run, x, weight, bias, residual, options, process_group
+        )
+    else:
+        y, mean, var = run(x, weight, bias, None, None, residual, options)
+        values = x.numel() // max(mean.numel(), 1)
+    if running_mean is not None and running_var is not None and (process_group is not None or values > 0):
+        _update_running(running_mean, running_var, mean, var, values, momentum)
     return y
 
 
@@ -106,7 +121,7 @@ def replaced_channels(
         TypeError, ValueError: as ``norm_exchange``.
     """
     options = Options(threshold, region, criterion)
-    _check_options(options)
+    check_options(options)
     _check_is_tensor("weight", weight)
     if weight.dim() != 2:
         raise ValueError(f"weight must be [M, C], got shape {tuple(weight.shape)}")
@@ -148,41 +163,43 @@ def unstack_modalities(x: Tensor, num_modalities: int) -> list[Tensor]:
 
 
 def _update_running(
-    running_mean: Tensor,
+    running_mean: Tensor,  # [M, C]
     running_var: Tensor,
-    mean: Tensor,
+    mean: Tensor,  # [M, C], or [M*N, C] for instance norm
     var: Tensor,
-    x: Tensor,
+    values: int | Tensor,  # that each of mean and var is of
     momentum: float | Tensor,
-    norm: str,
 ) -> None:
     """``running = (1 - momentum) * running + momentum * batch``, with the unbiased variance."""
     with torch.no_grad():
-        num_modalities = running_mean.shape[0]
-        values = x.numel() // (mean.shape[0] * x.shape[1])
-        unbiased = var * (values / (values - 1))
-        if norm == "instance":
+        weight = momentum if isinstance(momentum, Tensor) else float(momentum)
+        if isinstance(values, Tensor):  # of a process group, known on the device only: it may be 0 or 1
+            unbiased = (var * (values / (values - 1).clamp(min=1))).to(var.dtype)
+            weight = ((values > 0) * weight).to(var.dtype)
+        else:
+            unbiased = var * (values / (values - 1))
+        if mean.shape != running_mean.shape:
+            num_modalities = running_mean.shape[0]
             mean = reference.split_rows(mean, num_modalities).mean(1)
             unbiased = reference.split_rows(unbiased, num_modalities).mean(1)
-        weight = momentum if isinstance(momentum, Tensor) else float(momentum)
         running_mean.lerp_(mean, weight)
         running_var.lerp_(unbiased, weight)
 
 
-def _check_options(options: Options) -> None:
+def check_options(options: Options) -> None:
     for name, choices in CHOICES.items():
         value = getattr(options, name)
         if value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-    _check_number("negative_slope", options.negative_slope)
+    check_number("negative_slope", options.negative_slope)
     for name in ("threshold", "eps"):
         value = getattr(options, name)
-        _check_number(name, value)
+        check_number(name, value)
         if not value >= 0:  # NaN fails too
             raise ValueError(f"{name} must not be negative, got {value!r}")
 
 
-def _check_number(name: str, value: object) -> None:
+def check_number(name: str, value: object) -> None:
     if not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
 

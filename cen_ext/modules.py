@@ -1,34 +1,51 @@
-"""Layers of a channel-exchanging network and the penalty that drives their scales to zero."""
+"""Layers of a channel-exchanging network, and what is done to all of them."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from numbers import Integral
+from typing import Any, ClassVar, TypeVar
+
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from cen_ext import reference
-from cen_ext.functional import norm_exchange, replaced_channels
+from cen_ext.functional import check_number, check_options, norm_exchange, replaced_channels
+from cen_ext.reference import Options, statistics_dtype
+from cen_ext.synchronised import check_process_group, default_group
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
-class ExchangeBatchNorm2d(nn.Module):
-    """Private batch norm of M modalities that exchanges useless channels, with residual and activation fused.
+class ExchangeNorm(nn.Module):
+    """Base of ``ExchangeBatchNorm2d`` and ``ExchangeInstanceNorm2d``: all but the kind of norm.
 
     Takes the stacked ``[M*N, C, *spatial]`` that a convolution shared between the modalities returns.
-    State names are those of ``torch.nn.BatchNorm2d`` with a leading modality axis: a ``[C]`` entry of a
-    single-modality checkpoint loads into every modality. ``eval()`` uses the running statistics while
-    ``weight`` and ``bias`` still train, which is the paper's recipe for segmentation.
+    State names are those of torch's layer with a leading modality axis: a ``[C]`` entry of a single-modality
+    checkpoint loads into every modality. Parameters and statistics stay float32 when the network is turned
+    into a half-precision one (``half()``, ``bfloat16()``, ``to(dtype)``), as the operator asks.
 
     Args:
         num_features: channels C.
         num_modalities: M >= 1.
-        threshold: exchange threshold θ (Eq. 6); 0, the default, is private batch norm without exchange.
+        threshold: exchange threshold θ (Eq. 6); 0, the default, is the private norm without exchange.
         region, criterion, activation, negative_slope, eps: as in ``norm_exchange``.
         momentum: weight of a batch in the running statistics; None for their cumulative average.
-        track_running_stats: False uses the statistics of x in training and in eval.
+        track_running_stats: False uses the statistics of x in training and in eval. The default is that of
+            torch's layer: True for batch norm, False for instance norm.
+        process_group: as in ``norm_exchange``, in training mode; ``synchronise_statistics`` sets it. A copy
+            keeps it, a pickled layer comes back without.
+        device: of the parameters and statistics.
+        dtype: of the network; with a half type the parameters and statistics are float32.
 
     Raises:
-        ValueError: num_features or num_modalities below 1; the rest as ``norm_exchange``, at the call.
+        TypeError, ValueError: num_features or num_modalities below 1; the rest as ``norm_exchange``.
     """
 
+    norm: ClassVar[str]
+    tracks_by_default: ClassVar[bool]
     running_mean: Tensor | None
     running_var: Tensor | None
     num_batches_tracked: Tensor | None
@@ -45,14 +62,21 @@ class ExchangeBatchNorm2d(nn.Module):
         negative_slope: float = 0.01,
         momentum: float | None = 0.1,
         eps: float = 1e-5,
-        track_running_stats: bool = True,
+        track_running_stats: bool | None = None,
+        process_group: dist.ProcessGroup | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("num_features", num_features), ("num_modalities", num_modalities)):
+            if not isinstance(value, Integral):
+                raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        check_options(Options(threshold, region, criterion, self.norm, eps, activation, negative_slope))
+        if momentum is not None:
+            check_number("momentum", momentum)
+        check_process_group(process_group, self.norm)
         self.num_features = num_features
         self.num_modalities = num_modalities
         self.threshold = threshold
@@ -62,10 +86,12 @@ class ExchangeBatchNorm2d(nn.Module):
         self.negative_slope = negative_slope
         self.momentum = momentum
         self.eps = eps
+        self.process_group = process_group
         shape = (num_modalities, num_features)
+        dtype = statistics_dtype(dtype or torch.get_default_dtype())
         self.weight = nn.Parameter(torch.ones(shape, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
-        if track_running_stats:
+        if self.tracks_by_default if track_running_stats is None else track_running_stats:
             self.register_buffer("running_mean", torch.zeros(shape, device=device, dtype=dtype))
             self.register_buffer("running_var", torch.ones(shape, device=device, dtype=dtype))
             self.register_buffer("num_batches_tracked", torch.zeros((), device=device, dtype=torch.long))
@@ -86,6 +112,7 @@ class ExchangeBatchNorm2d(nn.Module):
         momentum: float | Tensor = 0.0 if self.momentum is None else self.momentum
         if self.momentum is None and self.num_batches_tracked is not None:
             momentum = (self.num_batches_tracked + 1).to(self.weight.dtype).reciprocal()
+        process_group = self.process_group if self.training else None
         y = norm_exchange(
             x,
             self.weight,
@@ -96,22 +123,49 @@ class ExchangeBatchNorm2d(nn.Module):
             threshold=self.threshold,
             region=self.region,
             criterion=self.criterion,
+            norm=self.norm,
             training=self.training or self.running_mean is None,
             momentum=momentum,
             eps=self.eps,
             activation=self.activation,
             negative_slope=self.negative_slope,
+            process_group=process_group,
         )
-        if self.training and self.num_batches_tracked is not None and x.numel() > 0:
+        # Processes that synchronise count alike, also one whose own batch is empty.
+        updates = self.training and (x.numel() > 0 or process_group is not None)
+        if updates and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         return y
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):  # type: ignore[no-untyped-def]
+    def _apply(self: Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Module:
+        def keep_precision(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            if not result.is_floating_point() or statistics_dtype(result.dtype) == result.dtype:
+                return result
+            return tensor.to(result.device, statistics_dtype(result.dtype))  # not rounded on the way
+
+        super()._apply(keep_precision, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in ("weight", "bias", "running_mean", "running_var"):
             value = state_dict.get(prefix + name)
-            if value is not None and value.dim() == 1:
-                state_dict[prefix + name] = value.repeat(self.num_modalities, 1)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+            if value is not None:
+                value = value.to(statistics_dtype(value.dtype))
+                state_dict[prefix + name] = (
+                    value.repeat(self.num_modalities, 1) if value.dim() == 1 else value
+                )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "process_group": None}  # a group means nothing in another process
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ExchangeNorm:
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        memo[id(self.process_group)] = self.process_group  # groups cannot be copied, nor need be
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
 
     def extra_repr(self) -> str:
         return (
@@ -121,12 +175,36 @@ class ExchangeBatchNorm2d(nn.Module):
         )
 
 
-def exchanging_layers(module: nn.Module) -> dict[str, ExchangeBatchNorm2d]:
+class ExchangeBatchNorm2d(ExchangeNorm):
+    """Batch norm of M modalities that exchanges useless channels, with residual and activation fused.
+
+    ``torch.nn.BatchNorm2d`` for each modality, then the exchange. ``eval()`` uses the running statistics
+    while ``weight`` and ``bias`` still train, which is the paper's recipe for segmentation.
+    Arguments, state and errors: ``ExchangeNorm``.
+    """
+
+    norm = "batch"
+    tracks_by_default = True
+
+
+class ExchangeInstanceNorm2d(ExchangeNorm):
+    """Instance norm of M modalities that exchanges useless channels, with residual and activation fused.
+
+    ``torch.nn.InstanceNorm2d`` with an affine for each modality, then the exchange, which reads its scale.
+    Unlike there, ``momentum=None`` is the cumulative average here too.
+    Arguments, state and errors: ``ExchangeNorm``.
+    """
+
+    norm = "instance"
+    tracks_by_default = False
+
+
+def exchanging_layers(module: nn.Module) -> dict[str, ExchangeNorm]:
     """The layers below ``module`` that exchange, by name."""
     return {
         name: layer
         for name, layer in module.named_modules()
-        if isinstance(layer, ExchangeBatchNorm2d) and layer.exchanges
+        if isinstance(layer, ExchangeNorm) and layer.exchanges
     }
 
 
@@ -142,3 +220,30 @@ def sparsity_penalty(module: nn.Module) -> Tensor:
         for layer in exchanging_layers(module).values()
     ]
     return torch.stack(penalties).sum() if penalties else torch.zeros(())
+
+
+def synchronise_statistics(module: Module, process_group: dist.ProcessGroup | None = None) -> Module:
+    """Let every ``ExchangeBatchNorm2d`` at or below ``module`` take its batch statistics over all processes.
+
+    Under ``DistributedDataParallel`` training then equals that of one process with the whole batch. Call it
+    before wrapping the network, with the same network in every process. A layer costs one collective forward
+    and one backward; eval mode and instance norm cost nothing.
+
+    Args:
+        process_group: the processes that train together; None for the default group.
+
+    Returns:
+        ``module``, changed in place.
+
+    Raises:
+        RuntimeError: torch.distributed is not initialised.
+        TypeError: process_group is no process group.
+    """
+    process_group = process_group or default_group()
+    if process_group is None:
+        raise RuntimeError("synchronise_statistics: call torch.distributed.init_process_group first")
+    check_process_group(process_group, ExchangeBatchNorm2d.norm)
+    for layer in module.modules():
+        if isinstance(layer, ExchangeBatchNorm2d):
+            layer.process_group = process_group
+    return module
