@@ -6,6 +6,7 @@ import importlib
 import os
 import platform
 import re
+import time
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ def machine() -> dict[str, object]:
     cpuinfo = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
     return {
+        "date": time.strftime("%Y-%m-%d"),
         "cpu": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -3,7 +3,8 @@
 One process. In every repetition each provider takes its turn: forward of all input sets with gradients
 recorded, then backward of all of them, every call timed. With ``--cache cold``, the default, there are so
 many input sets that a call finds nothing of its own in the cache, as in training. Before anything is timed,
-every provider's y and gradients are compared with the reference's.
+every provider's y and gradients are compared with the reference's. Memory is the most that tensors take at
+once in one forward and backward beyond the inputs; y is let go in between, as in training.
 
     cen_ext            this project's operator, its best backend
     reference          its definition in plain PyTorch
@@ -21,14 +22,14 @@ import gc
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
-from bench import report
-from bench.machine import RESULTS, last_level_cache, machine
+from bench.machine import RESULTS, last_level_cache, machine, write
 from bench.memory import keep_freed_memory, return_free_memory, tensor_bytes
+from bench.plot import plot
 from bench.providers import (
     MAKERS,
     InputSet,
@@ -38,77 +39,71 @@ from bench.providers import (
     make_provider,
     make_sets,
 )
+from bench.report import Row, as_csv, as_markdown, as_text, make_rows
 from bench.shapes import DTYPES, GROUPS, LAYOUTS, STATISTICS, Case, cases, full_run, quick_run
 
-DEFAULT_PROVIDERS = [name for name in MAKERS if name != "compile_reference"]
+PROVIDERS = [name for name in MAKERS if name != "compile_reference"]
 MOST_SETS = 16
-MEMORY = 6 * 2**30
-TENSORS_A_SET = (
-    10  # of x's size that a set takes at most while it waits for its backward pass, inputs included
-)
+MOST_MEMORY = 6 * 2**30
+TENSORS_A_SET = 10  # of x's size that a set and what is kept for its backward pass take at most
 
 
 def count_sets(case: Case, cache: int) -> int:
-    """How many input sets it takes for x alone to be twice the cache, within the limits above."""
+    """Input sets until x alone is twice the cache, within the limits above; 1 without a cache to flush."""
+    if cache == 0:
+        return 1
     wanted = max(2, -(-2 * cache // case.x_bytes))
-    return max(1, min(wanted, MOST_SETS, MEMORY // (TENSORS_A_SET * case.x_bytes)))
-
-
-def seconds(call: Callable[[], object]) -> tuple[float, object]:
-    start = time.perf_counter()
-    result = call()
-    return time.perf_counter() - start, result
+    return max(1, min(wanted, MOST_SETS, MOST_MEMORY // (TENSORS_A_SET * case.x_bytes)))
 
 
 def time_provider(provider: Provider) -> Iterator[tuple[str, float]]:
-    """One turn: forward of all sets, then backward of all; seconds of each call, by phase."""
+    """One turn: forward of all sets, then backward of all; phase and seconds of each call."""
     outputs, forwards = [], []
     for i in range(len(provider.calls)):
-        taken, y = seconds(lambda i=i: provider.forward(i))
-        outputs.append(y)
-        forwards.append(taken)
+        start = time.perf_counter()
+        outputs.append(provider.forward(i))
+        forwards.append(time.perf_counter() - start)
     for i, forward in enumerate(forwards):
-        backward, _ = seconds(lambda i=i: provider.backward(i, outputs[i]))
-        outputs[i] = None
+        start = time.perf_counter()
+        gradients = provider.backward(i, outputs[i])
+        backward = time.perf_counter() - start
+        del gradients  # here and not in the next set's time
+        outputs[i] = ()
         yield from (("forward", forward), ("backward", backward), ("both", forward + backward))
 
 
 def time_copy(sets: list[InputSet]) -> Iterator[tuple[str, float]]:
-    """The same of a plain copy, which has no backward."""
+    """The same of a plain copy of x, which has no backward."""
     copies = []
     for tensors in sets:
-        taken, copy = seconds(tensors.x.clone)
-        copies.append(copy)
-        yield "forward", taken
+        start = time.perf_counter()
+        copies.append(tensors.x.clone())
+        yield "forward", time.perf_counter() - start
 
 
-def measure(case: Case, names: Sequence[str], repetitions: int, cache: int) -> list[report.Row]:
-    """Check, then time all providers of one case and their memory.
+def measure(case: Case, names: Sequence[str], repetitions: int, cache: int) -> list[Row]:
+    """Check all providers of one case, measure their memory, then time them by turns.
 
     Raises:
         AssertionError: a provider's results differ from the reference's.
     """
     torch.compiler.reset()  # the earlier shapes' code is not needed again
     return_free_memory()
-    sets = make_sets(case, count_sets(case, cache) if cache else 1)
+    sets = make_sets(case, count_sets(case, cache))
     providers = [make_provider(name, case, sets) for name in names]
     check_agreement(case, providers, sets)
-    peaks = {p.name: tensor_bytes(lambda p=p: p.backward(0, p.forward(0)))[1] for p in providers}
-    turns: dict[str, Callable[[], Iterator[tuple[str, float]]]] = {
-        provider.name: lambda provider=provider: time_provider(provider) for provider in providers
-    }
-    turns["copy"] = lambda: time_copy(sets)
+    peaks = {provider.name: tensor_bytes(provider.step)[1] for provider in providers}
     times: dict[tuple[str, str], list[float]] = defaultdict(list)
     gc.collect()
     gc.disable()
     for repetition in range(repetitions + 1):
-        for name, turn in turns.items():
-            for phase, taken in turn():
+        turns = {provider.name: time_provider(provider) for provider in providers}
+        for name, turn in {**turns, "copy": time_copy(sets)}.items():
+            for phase, seconds in turn:
                 if repetition > 0:  # the first one warms up
-                    times[name, phase].append(taken)
+                    times[name, phase].append(seconds)
     gc.enable()
-    backend = chosen_backend(case, sets[0])
-    return report.make_rows(case, times, peaks, {"cen_ext": backend})
+    return make_rows(case, times, peaks, {"cen_ext": chosen_backend(case, sets[0])})
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -117,17 +112,26 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--quick", action="store_true", help="about a minute: the ResNet's stages and two U-Net shapes")
-    add("--groups", nargs="+", choices=GROUPS, help="these layers in every combination of the next four")
-    add("--modalities", nargs="+", type=_positive, metavar="M")
-    add("--statistics", nargs="+", choices=STATISTICS)
-    add("--dtypes", nargs="+", choices=DTYPES)
-    add("--layouts", nargs="+", choices=LAYOUTS)
-    add("--providers", nargs="+", choices=MAKERS, default=DEFAULT_PROVIDERS)
+    add("--groups", nargs="+", choices=GROUPS, help="run these layers in all combinations of the next four")
+    add("--modalities", nargs="+", type=_positive, metavar="M", help="how many (default: 2)")
+    add("--statistics", nargs="+", choices=STATISTICS, help="(default: both, where a group has both)")
+    add("--dtypes", nargs="+", choices=DTYPES, help="(default: float32)")
+    add("--layouts", nargs="+", choices=LAYOUTS, help="(default: contiguous)")
+    add("--providers", nargs="+", choices=MAKERS, default=PROVIDERS, help="beside cen_ext and copy")
     add("--repetitions", type=_positive, default=7, help="timed turns of each provider (default: 7)")
     add("--cache", choices=("cold", "warm"), default="cold", help="warm: one input set again and again")
-    add("--threads", type=_positive, help="of PyTorch and the operator (default: PyTorch's)")
-    add("--out", type=Path, help="path without ending (default: bench/results/operator_<run>)")
-    return parser.parse_args(argv)
+    add("--threads", type=_positive, help="of PyTorch and of the operator (default: PyTorch's)")
+    add("--out", type=Path, help="results' path without ending (default: bench/results/operator_<run>)")
+    args = parser.parse_args(argv)
+    if args.quick and _selection(args):
+        parser.error(
+            "--quick runs a fixed list; leave out --groups, --modalities, --statistics, --dtypes, --layouts"
+        )
+    return args
+
+
+def _selection(args: argparse.Namespace) -> bool:
+    return any((args.groups, args.modalities, args.statistics, args.dtypes, args.layouts))
 
 
 def _positive(text: str) -> int:
@@ -139,42 +143,46 @@ def _positive(text: str) -> int:
 
 def choose_cases(args: argparse.Namespace) -> tuple[str, list[Case]]:
     """The run's name and cases: the quick run, the full one, or the selection if there is any."""
-    selected = [args.groups, args.modalities, args.statistics, args.dtypes, args.layouts]
     if args.quick:
         return "quick", list(quick_run())
-    if not any(selected):
+    if not _selection(args):
         return "full", list(full_run())
-    return "selected", list(
-        cases(
-            args.groups or list(GROUPS),
-            args.statistics or list(STATISTICS),
-            args.modalities or [2],
-            args.dtypes or ["float32"],
-            args.layouts or ["contiguous"],
-        )
+    chosen = cases(
+        args.groups or list(GROUPS),
+        args.statistics or list(STATISTICS),
+        args.modalities or [2],
+        args.dtypes or ["float32"],
+        args.layouts or ["contiguous"],
     )
+    return "selected", list(chosen)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    name, chosen = choose_cases(args)
-    kept = keep_freed_memory()
+    run, chosen = choose_cases(args)
+    names = list(dict.fromkeys(["cen_ext", *args.providers]))
+    cache = last_level_cache() if args.cache == "cold" else 0
     settings = {
         **machine(),
         "cache": args.cache,
-        "allocator": "keeps what is freed" if kept else "the C library's default",
+        "allocator": "keeps freed memory" if keep_freed_memory() else "the C library's, as it is",
+        "repetitions": args.repetitions,
     }
-    rows: list[report.Row] = []
+    rows: list[Row] = []
     for done, case in enumerate(chosen, start=1):
         start = time.perf_counter()
-        cache = last_level_cache() if args.cache == "cold" else 0
-        rows += measure(case, args.providers, args.repetitions, cache)
-        taken = time.perf_counter() - start
-        print(f"[{done}/{len(chosen)}] {report.describe(case)}: {taken:.1f} s", file=sys.stderr, flush=True)
-    report.show(rows, settings)
-    report.write_all(args.out or RESULTS / f"operator_{name}", rows, settings)
+        rows += measure(case, names, args.repetitions, cache)
+        seconds = time.perf_counter() - start
+        print(f"[{done}/{len(chosen)}] {case}: {seconds:.1f} s", file=sys.stderr, flush=True)
+    print(as_text(rows, settings))
+    out = args.out or RESULTS / f"operator_{run}"
+    write(out.with_name(f"{out.name}.csv"), as_csv(rows, settings))
+    write(out.with_name(f"{out.name}.md"), as_markdown(rows, settings))
+    for layout, picture in plot(rows).items():
+        write(out.with_name(f"{out.name}_{layout}.png"), picture)
+    print(f"\nwritten to {out}*")
     return 0
 
 

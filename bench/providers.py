@@ -6,11 +6,13 @@ of M tensors (views of the stacked ones, so that every provider reads the same m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 
 import cen_ext
@@ -53,9 +55,14 @@ class Provider(NamedTuple):
         """Outputs of input set i, with gradients recorded."""
         return self.function(*self.calls[i].arguments)
 
-    def backward(self, i: int, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    def backward(self, i: int, outputs: Sequence[Tensor] | Sequence[GradientEdge]) -> Sequence[Tensor]:
         """Gradients with respect to x, weight, bias and the residual."""
         return torch.autograd.grad(outputs, self.calls[i].leaves, self.calls[i].dy)
+
+    def step(self) -> Sequence[Tensor]:
+        """Forward and backward of the first input set; y is let go in between, as in training, where the
+        next layer's backward pass is done with it."""
+        return self.backward(0, [get_gradient_edge(y) for y in self.forward(0)])
 
 
 def make_sets(case: Case, count: int) -> list[InputSet]:
@@ -241,6 +248,8 @@ def check_agreement(case: Case, providers: Sequence[Provider], sets: list[InputS
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
-    """Euclidean norm of the difference over that of what is expected; NaN where a value is NaN."""
-    difference = torch.linalg.vector_norm(found - expected, dtype=torch.float64)
-    return (difference / torch.linalg.vector_norm(expected, dtype=torch.float64)).item()
+    """Euclidean norm of the difference over that of what is expected."""
+    difference, size = (
+        torch.linalg.vector_norm(t, dtype=torch.float64).item() for t in (found - expected, expected)
+    )
+    return difference / size if size > 0 else math.inf

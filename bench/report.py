@@ -9,10 +9,8 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 
-from bench.machine import write
-from bench.shapes import Case, floor_bytes
+from bench.shapes import PHASES, Case, floor_bytes
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,12 @@ class Row:
     gb_per_s: float  # the floor's bytes in the median time, 1e9
     share_of_copy: float  # of a plain copy's bytes a second in the same case
     speedup: float  # its median over cen_ext's: how many times as fast cen_ext is
-    peak_mb: float  # most tensor memory of forward and backward above the inputs, 1e6
+    peak_mb: float  # most tensor memory of forward and backward above the inputs, 1e6 (copy: of the copy)
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What the row's case has in common with the other shapes of its kind."""
+        return (self.group, self.statistics, self.layout, self.dtype, str(self.modalities))
 
 
 def make_rows(
@@ -95,55 +98,95 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(sum(logs) / len(logs)) if logs else math.nan
 
 
-def describe(case: Case) -> str:
-    """A case in one line."""
-    return (
-        f"{case.group} {case.statistics} {case.layout} {case.dtype} M={case.shape.num_modalities} {case.size}"
-    )
+# A table's first row is its header.
+Table = list[list[str]]
+KIND = ["group", "statistics", "layout", "dtype", "M", "backend"]
 
 
-Table = list[list[str]]  # the first row is the header
-
-
-def summary(rows: Sequence[Row]) -> Table:
-    """Geometric means over the shapes of each kind, with the lowest in brackets: share of copy, speed-ups."""
-    providers = list(dict.fromkeys(r.provider for r in rows if r.provider not in ("copy", "cen_ext")))
-    header = ["group", "statistics", "layout", "dtype", "M", "phase", "share of copy"]
-    table = [header + [f"× {name}" for name in providers]]
-    kinds: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+def kinds(rows: Sequence[Row]) -> dict[tuple[str, ...], list[Row]]:
+    """Rows of the shapes that are averaged, by the columns of ``KIND``; the backend is cen_ext's."""
+    backends = {(r.key, r.size): r.backend for r in rows if r.provider == "cen_ext"}
+    members: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for r in rows:
-        kinds[r.group, r.statistics, r.layout, r.dtype, str(r.modalities), r.phase].append(r)
-    for kind, members in kinds.items():
-        columns = [[r.share_of_copy for r in members if r.provider == "cen_ext"]]
-        columns += [[r.speedup for r in members if r.provider == name] for name in providers]
-        table.append([*kind, *(mean_and_lowest(column) for column in columns)])
+        kind = (*r.key, backends[r.key, r.size])
+        members[kind].append(r)
+    return members
+
+
+def others(rows: Sequence[Row]) -> list[str]:
+    """Who cen_ext is compared with."""
+    return list(dict.fromkeys(r.provider for r in rows if r.provider not in ("cen_ext", "copy")))
+
+
+def speed(rows: Sequence[Row]) -> Table:
+    """cen_ext's share of copy and its speed-ups: geometric means over the shapes, the lowest in brackets."""
+    table = [[*KIND, "phase", "share of copy", *(f"× {name}" for name in others(rows))]]
+    for kind, members in kinds(rows).items():
+        for phase in PHASES:
+            of_phase = [r for r in members if r.phase == phase]
+            columns = [[r.share_of_copy for r in of_phase if r.provider == "cen_ext"]]
+            columns += [[r.speedup for r in of_phase if r.provider == name] for name in others(rows)]
+            table.append([*kind, phase, *(f"{geometric_mean(c):.2f} ({min(c):.2f})" for c in columns)])
     return table
 
 
-def mean_and_lowest(values: Sequence[float]) -> str:
-    """``2.41 (1.90)``: geometric mean and the lowest."""
-    return f"{geometric_mean(values):.2f} ({min(values):.2f})" if values else ""
+def memory(rows: Sequence[Row]) -> Table:
+    """cen_ext's peak memory over the others': geometric means over the shapes, the highest in brackets."""
+    table = [[*KIND, *(f"÷ {name}" for name in others(rows))]]
+    for kind, members in kinds(rows).items():
+        peaks = {(r.provider, r.size): r.peak_mb for r in members}
+        sizes = list(dict.fromkeys(r.size for r in members))
+        columns = [[peaks["cen_ext", s] / peaks[name, s] for s in sizes] for name in others(rows)]
+        table.append([*kind, *(f"{geometric_mean(c):.2f} ({max(c):.2f})" for c in columns)])
+    return table
 
 
-def aligned(table: Table) -> str:
-    """A table for a terminal."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table
-    )
+def details(rows: Sequence[Row]) -> Table:
+    """Case by case and phase by phase: cen_ext's figures, and its speed-up over the others."""
+    figures = ["floor MB", "ms (quartiles)", "GB/s", "share of copy"]
+    table = [[*KIND[:-1], "size", "phase", *figures, *(f"× {name}" for name in others(rows))]]
+    speedups = {(r.key, r.size, r.phase, r.provider): f"{r.speedup:.2f}" for r in rows}
+    for r in rows:
+        if r.provider == "cen_ext":
+            milliseconds = f"{r.median_ms:.3f} ({r.lower_ms:.3f}–{r.upper_ms:.3f})"
+            cells = [f"{r.floor_mb:.2f}", milliseconds, f"{r.gb_per_s:.1f}", f"{r.share_of_copy:.2f}"]
+            cells += [speedups[r.key, r.size, r.phase, name] for name in others(rows)]
+            table.append([*r.key, r.size, r.phase, *cells])
+    return table
 
 
-def show(rows: Sequence[Row], settings: Mapping[str, object]) -> None:
-    for name, value in settings.items():
-        print(f"{name}: {value}")
-    print(aligned(summary(rows)))
+TABLES = {
+    "Share of copy speed, and speed-up over the others: geometric mean (lowest) over the shapes": speed,
+    "Peak memory over the others': geometric mean (highest) over the shapes": memory,
+}
 
 
-def write_all(out: Path, rows: Sequence[Row], settings: Mapping[str, object]) -> None:
+def as_text(rows: Sequence[Row], settings: Mapping[str, object]) -> str:
+    """Settings and tables for a terminal, the means first."""
+    parts = ["\n".join(f"{name}: {value}" for name, value in settings.items())]
+    for title, table in {**TABLES, "Every case": details}.items():
+        cells = table(rows)
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+        parts.append("\n".join([title, *lines]))
+    return "\n\n".join(parts)
+
+
+def as_markdown(rows: Sequence[Row], settings: Mapping[str, object]) -> str:
+    """Settings and the tables of means, to be quoted."""
+    parts = [" · ".join(f"{name}: {value}" for name, value in settings.items())]
+    for title, table in TABLES.items():
+        header, *body = ["| " + " | ".join(row) + " |" for row in table(rows)]
+        rule = "|" + "---|" * (header.count("|") - 1)
+        parts.append("\n".join([f"{title}.\n", header, rule, *body]))
+    return "\n\n".join(parts) + "\n"
+
+
+def as_csv(rows: Sequence[Row], settings: Mapping[str, object]) -> str:
+    """Every row; the settings before them as comments."""
     text = io.StringIO()
-    for name, value in settings.items():
-        text.write(f"# {name}: {value}\n")
+    text.writelines(f"# {name}: {value}\n" for name, value in settings.items())
     writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
-    write(out.with_name(out.name + ".csv"), text.getvalue())
+    return text.getvalue()

@@ -59,6 +59,10 @@ class Case:
     dtype: str
     layout: str
 
+    def __str__(self) -> str:
+        m = self.shape.num_modalities
+        return f"{self.group} {self.statistics} {self.layout} {self.dtype} M={m} {self.size}"
+
     @property
     def size(self) -> str:
         """A modality's size for people: ``6x64x125x125``."""

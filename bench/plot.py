@@ -1,0 +1,75 @@
+"""The picture of the operator's benchmark: each provider's share of copy speed, shape by shape."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from bench.report import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Ours stands out; the others go from the strongest rival to the weakest in fading greys and one blue.
+COLOURS = {
+    "cen_ext": "#c8401f",
+    "compile": "#2b6cb0",
+    "compile_reference": "#7fb0de",
+    "where": "#5f6b76",
+    "straightforward": "#98a2ac",
+    "reference": "#ccd2d8",
+}
+TITLES = {"resnet": "ResNet, exchanging", "wide": "ResNet, residual and relu", "unet": "U-Net, instance norm"}
+
+
+def plot(rows: Sequence[Row]) -> dict[str, bytes]:
+    """A PNG a layout, of the first type and number of modalities; none, with a line, without matplotlib."""
+    if importlib.util.find_spec("matplotlib") is None:
+        print("no plot: it needs matplotlib", file=sys.stderr)
+        return {}
+    first = rows[0]
+    shown = [r for r in rows if (r.dtype, r.modalities) == (first.dtype, first.modalities)]
+    layouts = dict.fromkeys(r.layout for r in shown)
+    return {layout: _draw([r for r in shown if r.layout == layout]) for layout in layouts}
+
+
+def _draw(rows: Sequence[Row]) -> bytes:
+    from matplotlib.figure import Figure
+
+    kinds = list(dict.fromkeys((r.group, r.statistics) for r in rows))
+    figure = Figure(figsize=(13, 0.9 + 2.1 * len(kinds)), layout="constrained")
+    axes = figure.subplots(len(kinds), 2, sharey="row", squeeze=False)
+    for (group, statistics), pair in zip(kinds, axes, strict=True):
+        for phase, ax in zip(("forward", "backward"), pair, strict=True):
+            members = [r for r in rows if (r.group, r.statistics, r.phase) == (group, statistics, phase)]
+            _bars(ax, members)
+            kind = "" if group == "unet" else f", {statistics} statistics"
+            ax.set_title(f"{TITLES[group]}{kind}: {phase}", fontsize=10, loc="left")
+        pair[0].set_ylabel("share of copy speed", fontsize=9)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=10)
+    first = rows[0]
+    figure.suptitle(
+        f"{first.layout}, {first.dtype}, {first.modalities} modalities", fontsize=10, x=0.01, ha="left"
+    )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def _bars(ax: Axes, rows: Sequence[Row]) -> None:
+    sizes = list(dict.fromkeys(r.size for r in rows))
+    names = [name for name in COLOURS if any(r.provider == name for r in rows)]
+    width = 0.84 / len(names)
+    for i, name in enumerate(names):
+        shares = {r.size: r.share_of_copy for r in rows if r.provider == name}
+        places = [at + (i - (len(names) - 1) / 2) * width for at in range(len(sizes))]
+        ax.bar(places, [shares[size] for size in sizes], 0.92 * width, color=COLOURS[name], label=name)
+    ax.axhline(1, color="black", linewidth=0.8, label="copy")
+    ax.set_xticks(range(len(sizes)), sizes, fontsize=8, rotation=20 if len(sizes) > 6 else 0)
+    ax.tick_params(axis="y", labelsize=8)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.margins(x=0.01)
