@@ -1,0 +1,255 @@
+"""How far from the definition a backend's results may be: bounds derived from the rounding units.
+
+The definition is ``cen_ext.reference`` evaluated in float64 on the very numbers that the backend is given.
+``u`` is the rounding unit of x's type (half the distance from 1 to the next number), ``v`` that of the
+statistics' type, in which all is computed. Below, ``e(a)`` is the error allowed in a, to first order;
+absolute values of factors are understood.
+
+A sum of n terms, in whatever order, errs like a random walk: ``e(sum t) = sum e(t) + G v sum|t|`` with
+``G = 4 + sqrt(n)``; the 4 is for the few roundings that make up a term.
+
+Forward. The sums of the statistics are of deviations from a value no further from the mean than the standard
+deviation is; none may be of x or x^2 themselves, whose errors would count in units of the mean. ``w`` is the
+unit of float64: the definition's Welford recurrence takes every deviation from a rounded mean.
+
+    e(mean) = v (mean + G average|x - mean|)
+    e(var)  = 2 v G var + e(mean)^2 + w mean std / sqrt(n)
+    r       = e(var) / 2 (var + eps) + 4 v              relative error of invstd
+    e(xhat) = xhat (r + 2 v)  and  s = e(mean) invstd   s moves all of a channel the same way
+    e(z)    = weight (e(xhat) + s) + 2 v (weight xhat + bias)
+    e(u)    = mix (e(z) + M v z)                        mix: 1 for the channel itself, or 1 / (M - 1) for each
+                                                        modality that takes its place
+    e(y)    = L (e(u) + 2 v u)                          L: the activation's largest slope; u with the residual
+
+Backward. The activation's slope is exact: where the argument lies within its error of the kink, dy is put to
+0 (``without_kinks``), since there a rounding error may decide for either side.
+
+    e(dz)      = (M + 2) v mix |g|
+    e(dbias)   = sum e(dz) + G v sum dz
+    e(dweight) = sum (e(dz) xhat + dz e(xhat)) + G v sum dz xhat + s (dbias + e(dbias))
+    e(dx)      = weight invstd (e(dz) + (r + 4 v) dz)                               given statistics; further
+                 + weight invstd / K (e(dbias) + xhat e(dweight) + (e(xhat) + s) dweight
+                                      + (r + 4 v) (dbias + xhat dweight))           with those of x
+
+All of that is doubled, for what is of second order and because in float64 the definition errs as well. To it
+comes what storing the result costs: u times the result, and one subnormal number of its type.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cen_ext import backends, reference
+from cen_ext.reference import Options
+
+
+class Call(NamedTuple):
+    """Arguments of one call; mean and var are ``[M, C]``, or None for the statistics of x."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor | None = None
+    var: Tensor | None = None
+    residual: Tensor | None = None
+    options: Options = Options()
+
+    def double(self) -> Call:
+        """The same numbers, contiguous and in float64."""
+        tensors = (t if t is None else t.detach().double().contiguous() for t in self[:-1])
+        return Call(*tensors, options=self.options)
+
+
+class Results(NamedTuple):
+    """What a call gives, or the bounds of each; without a residual the last is None."""
+
+    y: Tensor
+    mean: Tensor
+    var: Tensor
+    dx: Tensor
+    dweight: Tensor
+    dbias: Tensor
+    dresidual: Tensor | None = None
+
+
+def run(backend: str, call: Call, dy: Tensor) -> Results:
+    """y, the statistics that the backend reports, and the gradients."""
+    forward = backends.choose(backend, call.x, call.options)
+    leaves = [t.detach().requires_grad_() for t in (call.x, call.weight, call.bias)]
+    residual = None if call.residual is None else call.residual.detach().requires_grad_()
+    y, mean, var = forward(*leaves, call.mean, call.var, residual, call.options)
+    gradients = torch.autograd.grad(y, leaves if residual is None else [*leaves, residual], dy)
+    return Results(y.detach(), mean.detach(), var.detach(), *gradients)
+
+
+def check(backend: str, call: Call, dy: Tensor) -> Results:
+    """Asserts that the backend's results lie within the bounds; returns them."""
+    dy = without_kinks(call, dy)
+    found = run(backend, call, dy)
+    assert_within(found, run_definition(call, dy), bounds(call, dy))
+    return found
+
+
+def run_definition(call: Call, dy: Tensor) -> Results:
+    """The definition in float64 on the same numbers."""
+    return run("reference", call.double(), dy.double())
+
+
+def assert_within(found: Results, expected: Results, allowed: Results) -> None:
+    """NaN fails; statistics that were given are not compared (some backends return none then)."""
+    for name in Results._fields:
+        values, wanted, bound = (getattr(results, name) for results in (found, expected, allowed))
+        if bound is None:
+            continue
+        ratio = (values.double() - wanted).abs() / bound
+        worst = ratio.nan_to_num(nan=math.inf).max().item()
+        assert worst <= 1, f"{name} is off by {worst:.3g} times what is allowed"
+
+
+def without_kinks(call: Call, dy: Tensor) -> Tensor:
+    """dy with zeros where a rounding error decides which side of the activation's kink the argument is on."""
+    if call.options.activation == "identity":
+        return dy
+    forward = _Forward(call)
+    near = (forward.u.abs() <= 2 * forward.u_error).reshape(call.x.shape)
+    # Only where it must be: an expanded dy keeps its strides.
+    return torch.where(near, 0.0, dy) if near.any() else dy
+
+
+def bounds(call: Call, dy: Tensor) -> Results:
+    """The largest error that each of the results may have; the module's text derives them."""
+    forward = _Forward(call)
+    backward = _Backward(forward, call, dy)
+    mean = var = None
+    if call.mean is None:
+        mean, var = (_table(error, call) for error in (forward.mean_error, forward.var_error))
+    return Results(
+        y=_stored(forward.y_error, forward.y, call),
+        mean=mean,
+        var=var,
+        dx=_stored(backward.dx_error, backward.dx, call),
+        dweight=_table(backward.dweight_error.sum(1), call),
+        dbias=_table(backward.dbias_error.sum(1), call),
+        dresidual=None if call.residual is None else _stored(forward.v * backward.g, backward.g, call),
+    )
+
+
+def rounding_unit(dtype: torch.dtype) -> float:
+    """Half the distance from 1 to the next number of the type."""
+    return torch.finfo(dtype).eps / 2
+
+
+def smallest_number(dtype: torch.dtype) -> float:
+    """The smallest positive (subnormal) number of the type."""
+    return torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+
+
+def _stored(error: Tensor, value: Tensor, call: Call) -> Tensor:
+    """What a result as x may be off, once it is stored."""
+    dtype = call.x.dtype
+    return (2 * error + rounding_unit(dtype) * value.abs() + smallest_number(dtype)).reshape(call.x.shape)
+
+
+def _table(error: Tensor, call: Call) -> Tensor:
+    """The same for a table ``[M or M*N, C]``; e() of these counts their rounding already."""
+    return 2 * error.reshape(-1, call.weight.shape[1]) + smallest_number(call.weight.dtype)
+
+
+class _Forward:
+    """Values of the forward pass, and their errors; tensors are float64 ``[M, N, C, spatial]``."""
+
+    def __init__(self, call: Call) -> None:
+        m, c = call.weight.shape
+        self.v = v = rounding_unit(call.weight.dtype)
+        self.x = call.x.double().reshape(m, -1, c, math.prod(call.x.shape[2:]))
+        self.weight, bias = (t.double().view(m, 1, c, 1) for t in (call.weight, call.bias))
+        self._set_statistics(call)
+
+        scaled = self.weight * self.xhat
+        z = scaled + bias
+        z_error = self.weight.abs() * (self.xhat_error + self.shift) + 2 * v * (scaled.abs() + bias.abs())
+        self.mix = _mix(call)
+        self.u = torch.einsum("mkc,kncs->mncs", self.mix, z)
+        self.u_error = torch.einsum("mkc,kncs->mncs", self.mix, z_error + m * v * z.abs())
+        if call.residual is not None:
+            self.u = self.u + call.residual.double().reshape(self.x.shape)
+        self.u_error = self.u_error + 2 * v * self.u.abs()
+        slope = {"identity": 1.0, "relu": 0.0, "leaky_relu": call.options.negative_slope}
+        slope = slope[call.options.activation]
+        self.slope = torch.where(self.u > 0, 1.0, slope)
+        self.y, self.y_error = self.slope * self.u, max(1.0, abs(slope)) * self.u_error
+
+    def _set_statistics(self, call: Call) -> None:
+        v, w, tiny = self.v, rounding_unit(torch.float64), smallest_number(call.weight.dtype)
+        if call.mean is not None and call.var is not None:
+            mean, var = (t.double().view(self.weight.shape) for t in (call.mean, call.var))
+            self.mean_error = self.var_error = torch.zeros_like(mean)
+        else:
+            over = (1, 3) if call.options.norm == "batch" else (3,)
+            n = math.prod(self.x.shape[d] for d in over)
+            growth = _growth(n)
+            mean = self.x.mean(over, keepdim=True)
+            deviation = (self.x - mean).abs()
+            var = deviation.square().mean(over, keepdim=True)
+            self.mean_error = v * (mean.abs() + growth * deviation.mean(over, keepdim=True)) + tiny
+            welford = w * mean.abs() * (var / n).sqrt()
+            self.var_error = 2 * v * growth * var + self.mean_error**2 + welford + tiny
+        self.invstd = (var + call.options.eps).rsqrt()
+        self.invstd_error = self.var_error / (2 * (var + call.options.eps)) + 4 * v  # relative
+        self.xhat = (self.x - mean) * self.invstd
+        self.xhat_error = self.xhat.abs() * (self.invstd_error + 2 * v)
+        self.shift = self.mean_error * self.invstd
+
+
+class _Backward:
+    """The same for the backward pass; sums are those of a row or of a modality, as the statistics are."""
+
+    def __init__(self, f: _Forward, call: Call, dy: Tensor) -> None:
+        v, m = f.v, f.x.shape[0]
+        self.g = dy.double().reshape(f.x.shape) * f.slope
+        dz = torch.einsum("mkc,mncs->kncs", f.mix, self.g)
+        size = torch.einsum("mkc,mncs->kncs", f.mix, self.g.abs())  # >= |dz|
+        dz_error = (m + 2) * v * size
+
+        over = (1, 3) if call.options.norm == "batch" else (3,)
+        growth = _growth(f.x.shape[1] * f.x.shape[3])
+
+        def total(t: Tensor) -> Tensor:
+            return t.sum(over, keepdim=True)
+
+        xhat = f.xhat.abs()
+        dbias, dweight = total(dz), total(dz * f.xhat)
+        self.dbias_error = total(dz_error) + growth * v * total(size)
+        self.dweight_error = (
+            total(dz_error * xhat + size * f.xhat_error)
+            + growth * v * total(size * xhat)
+            + f.shift * (dbias.abs() + self.dbias_error)
+        )
+        inner, inner_error = dz, dz_error + (f.invstd_error + 4 * v) * size
+        if call.mean is None:
+            k = f.x.shape[3] * (f.x.shape[1] if call.options.norm == "batch" else 1)
+            inner = dz - (dbias + f.xhat * dweight) / k
+            inner_error = inner_error + (
+                self.dbias_error
+                + xhat * self.dweight_error
+                + (f.xhat_error + f.shift) * dweight.abs()
+                + (f.invstd_error + 4 * v) * (dbias.abs() + xhat * dweight.abs())
+            ) / k
+        self.dx = f.weight * f.invstd * inner
+        self.dx_error = (f.weight * f.invstd).abs() * inner_error
+
+
+def _growth(terms: int) -> float:
+    return 4 + math.sqrt(terms)
+
+
+def _mix(call: Call) -> Tensor:
+    """``[M, M, C]``: the share of modality k's z in modality m's place."""
+    m = call.weight.shape[0]
+    replaced = reference.replaced_channels(call.weight, call.options)[:, None]
+    own = torch.eye(m, dtype=torch.float64)[:, :, None]
+    return torch.where(replaced, (1 - own) / max(m - 1, 1), own)
