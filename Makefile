@@ -26,8 +26,14 @@ lint: $(VENV)/installed-lint
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
 	$(BIN)/mypy
 
+# All figures, the operator's and a training step's; QUICK=1 for a minute's look at the operator.
 bench: build
+ifdef QUICK
+	$(BIN)/python -m bench.operator --quick
+else
+	$(BIN)/python -m bench.operator
 	$(BIN)/python -m bench.training
+endif
 
 clean:
 	rm -rf build dist *.egg-info cen_ext/*.so $(VENV)

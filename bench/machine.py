@@ -21,6 +21,7 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 def machine() -> dict[str, object]:
     """CPU, caches, system, versions and the compiled part, by name."""
     cpuinfo = Path("/proc/cpuinfo")
+    build = build_info()
     names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
     return {
         "date": time.strftime("%Y-%m-%d"),
@@ -33,7 +34,8 @@ def machine() -> dict[str, object]:
         "torch": torch.__version__,
         "cen_ext": cen_ext.__version__,
         "backends": cen_ext.available_backends(),
-        "build": build_info(),
+        "compiler": build.get("compiler"),
+        "instruction set": build.get("instruction_set"),
     }
 
 

@@ -4,7 +4,8 @@ One process. In every repetition each provider takes its turn: forward of all in
 recorded, then backward of all of them, every call timed. With ``--cache cold``, the default, there are so
 many input sets that a call finds nothing of its own in the cache, as in training. Before anything is timed,
 every provider's y and gradients are compared with the reference's. Memory is the most that tensors take at
-once in one forward and backward beyond the inputs; y is let go in between, as in training.
+once in one forward and backward beyond the inputs; y is let go in between, as in training. glibc is told to
+keep freed memory: otherwise page faults, the same for every provider, would take most of the time.
 
     cen_ext            this project's operator, its best backend
     reference          its definition in plain PyTorch
@@ -96,13 +97,15 @@ def measure(case: Case, names: Sequence[str], repetitions: int, cache: int) -> l
     times: dict[tuple[str, str], list[float]] = defaultdict(list)
     gc.collect()
     gc.disable()
-    for repetition in range(repetitions + 1):
-        turns = {provider.name: time_provider(provider) for provider in providers}
-        for name, turn in {**turns, "copy": time_copy(sets)}.items():
-            for phase, seconds in turn:
-                if repetition > 0:  # the first one warms up
-                    times[name, phase].append(seconds)
-    gc.enable()
+    try:
+        for repetition in range(repetitions + 1):
+            turns = {provider.name: time_provider(provider) for provider in providers}
+            for name, turn in {**turns, "copy": time_copy(sets)}.items():
+                for phase, seconds in turn:
+                    if repetition > 0:  # the first one warms up
+                        times[name, phase].append(seconds)
+    finally:
+        gc.enable()
     return make_rows(case, times, peaks, {"cen_ext": chosen_backend(case, sets[0])})
 
 
@@ -167,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = {
         **machine(),
         "cache": args.cache,
-        "allocator": "keeps freed memory" if keep_freed_memory() else "the C library's, as it is",
+        "allocator": "keeps freed memory (mallopt)" if keep_freed_memory() else "the C library's, as it is",
         "repetitions": args.repetitions,
     }
     rows: list[Row] = []

@@ -69,7 +69,8 @@ def _bars(ax: Axes, rows: Sequence[Row]) -> None:
         places = [at + (i - (len(names) - 1) / 2) * width for at in range(len(sizes))]
         ax.bar(places, [shares[size] for size in sizes], 0.92 * width, color=COLOURS[name], label=name)
     ax.axhline(1, color="black", linewidth=0.8, label="copy")
-    ax.set_xticks(range(len(sizes)), sizes, fontsize=8, rotation=20 if len(sizes) > 6 else 0)
+    labels = [size.replace("x", "×") for size in sizes]
+    ax.set_xticks(range(len(sizes)), labels, fontsize=8, rotation=20 if len(sizes) > 6 else 0)
     ax.tick_params(axis="y", labelsize=8)
     ax.spines[["top", "right"]].set_visible(False)
     ax.margins(x=0.01)

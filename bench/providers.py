@@ -70,22 +70,20 @@ def make_sets(case: Case, count: int) -> list[InputSet]:
     torch.manual_seed(0)
     table = (case.shape.num_modalities, case.shape.channels)
     weight = torch.empty(table).uniform_(0.5, 1.5)
-    small = torch.randperm(weight.numel())[: round(SMALL_SCALES * weight.numel())]
-    weight.view(-1)[small] = case.options.threshold / 2 if case.options.threshold > 0 else 0.001
+    if case.options.threshold > 0:
+        small = torch.randperm(weight.numel())[: round(SMALL_SCALES * weight.numel())]
+        weight.view(-1)[small] = case.options.threshold / 2
     bias = torch.randn(table) * 0.3
     running = case.options.norm == "batch"
     mean = torch.randn(table) * 0.3 if running else None
     var = torch.rand(table) + 0.5 if running else None
 
     def like_x() -> Tensor:
-        return torch.empty(
-            case.shape.full, dtype=DTYPES[case.dtype], memory_format=LAYOUTS[case.layout]
-        ).normal_()
+        like = {"dtype": DTYPES[case.dtype], "memory_format": LAYOUTS[case.layout]}
+        return torch.empty(case.shape.full, **like).normal_(0.5, 2)
 
     return [
-        InputSet(
-            like_x().mul_(2).add_(0.5), weight, bias, mean, var, like_x() if case.residual else None, like_x()
-        )
+        InputSet(like_x(), weight, bias, mean, var, like_x() if case.residual else None, like_x())
         for _ in range(count)
     ]
 
@@ -93,11 +91,13 @@ def make_sets(case: Case, count: int) -> list[InputSet]:
 def stacked_call(tensors: InputSet) -> Call:
     """As cen_ext takes it."""
     x, weight, bias, mean, var, residual, dy = tensors
-    leaves = [leaf.detach().requires_grad_() for leaf in (x, weight, bias)]
     running = [None if t is None else t.clone() for t in (mean, var)]
+    x, weight, bias = (leaf.detach().requires_grad_() for leaf in (x, weight, bias))
+    leaves = [x, weight, bias]
     if residual is not None:
-        leaves.append(residual.detach().requires_grad_())
-    return Call((*leaves[:3], *running, leaves[3] if residual is not None else None), leaves, [dy])
+        residual = residual.detach().requires_grad_()
+        leaves.append(residual)
+    return Call((x, weight, bias, *running, residual), leaves, [dy])
 
 
 def listed_call(tensors: InputSet) -> Call:

@@ -161,9 +161,18 @@ TABLES = {
 }
 
 
+def lines_of(settings: Mapping[str, object]) -> list[str]:
+    """``name: value`` lines; a value of several parts on one line too."""
+    plain = {
+        name: ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else value
+        for name, value in settings.items()
+    }
+    return [f"{name}: {value}" for name, value in plain.items()]
+
+
 def as_text(rows: Sequence[Row], settings: Mapping[str, object]) -> str:
     """Settings and tables for a terminal, the means first."""
-    parts = ["\n".join(f"{name}: {value}" for name, value in settings.items())]
+    parts = ["\n".join(lines_of(settings))]
     for title, table in {**TABLES, "Every case": details}.items():
         cells = table(rows)
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -174,7 +183,7 @@ def as_text(rows: Sequence[Row], settings: Mapping[str, object]) -> str:
 
 def as_markdown(rows: Sequence[Row], settings: Mapping[str, object]) -> str:
     """Settings and the tables of means, to be quoted."""
-    parts = [" · ".join(f"{name}: {value}" for name, value in settings.items())]
+    parts = [" · ".join(lines_of(settings))]
     for title, table in TABLES.items():
         header, *body = ["| " + " | ".join(row) + " |" for row in table(rows)]
         rule = "|" + "---|" * (header.count("|") - 1)
@@ -185,7 +194,7 @@ def as_markdown(rows: Sequence[Row], settings: Mapping[str, object]) -> str:
 def as_csv(rows: Sequence[Row], settings: Mapping[str, object]) -> str:
     """Every row; the settings before them as comments."""
     text = io.StringIO()
-    text.writelines(f"# {name}: {value}\n" for name, value in settings.items())
+    text.writelines(f"# {line}\n" for line in lines_of(settings))
     writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
