@@ -77,11 +77,11 @@ def _norm_layers(module: nn.Module) -> dict[str, nn.Module]:
     """Every norm layer at or below ``module``, under each of its names."""
     norms: dict[str, nn.Module] = {}
     for name, layer in module.named_modules(remove_duplicate=False):
+        if isinstance(layer, LazyModuleMixin) and layer.cls_to_become in _LAYERS:
+            raise ValueError(f"norm {name!r} is lazy and has no channels yet: run the network once before")
         kind = _kind(layer)
         if kind is None:
             continue
-        if isinstance(layer, LazyModuleMixin):
-            raise ValueError(f"norm {name!r} is lazy and has no channels yet: run the network once before")
         if type(layer).forward is not kind.forward:
             raise ValueError(
                 f"norm {name!r} is a {type(layer).__name__}, whose forward is not that of nn.{kind.__name__}"
