@@ -44,6 +44,7 @@ from bench.report import Row, as_csv, as_markdown, as_text, make_rows
 from bench.shapes import DTYPES, GROUPS, LAYOUTS, STATISTICS, Case, cases, full_run, quick_run
 
 PROVIDERS = [name for name in MAKERS if name != "compile_reference"]
+OTHER_RESULTS = Path("runs/bench")  # of all but the full run; not kept under version control
 MOST_SETS = 16
 MOST_MEMORY = 6 * 2**30
 TENSORS_A_SET = 20  # of x's size: inputs, and what the reference takes until its backward pass is over
@@ -122,7 +123,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--repetitions", type=_positive, default=7, help="timed turns of each provider (default: 7)")
     add("--cache", choices=("cold", "warm"), default="cold", help="warm: one input set again and again")
     add("--threads", type=_positive, help="of PyTorch and of the operator (default: PyTorch's)")
-    add("--out", type=Path, help="results' path without ending (default: bench/results/operator_<run>)")
+    add(
+        "--out",
+        type=Path,
+        help="results' path without ending (default: bench/results/ or, if not the full run, runs/bench/)",
+    )
     args = parser.parse_args(argv)
     if args.quick and _selection(args):
         parser.error(
@@ -178,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         seconds = time.perf_counter() - start
         print(f"[{done}/{len(chosen)}] {case}: {seconds:.1f} s", file=sys.stderr, flush=True)
     print(as_text(rows, settings))
-    out = args.out or RESULTS / f"operator_{run}"
+    out = args.out or (RESULTS if run == "full" else OTHER_RESULTS) / f"operator_{run}"
     write(out.with_name(f"{out.name}.csv"), as_csv(rows, settings))
     write(out.with_name(f"{out.name}.md"), as_markdown(rows, settings))
     for layout, picture in plot(rows).items():
