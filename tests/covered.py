@@ -36,7 +36,7 @@ def skip_if_refused(backend: str, x: Tensor, **options: object) -> None:
 def every_kind(
     dtypes: Sequence[torch.dtype] = DTYPES, norms: Sequence[str] = NORMS, names: Sequence[str] = BACKENDS
 ) -> pytest.MarkDecorator:
-    """Parametrises a test over ``backend, norm, dtype``; what a backend refuses is skipped with its reason."""
+    """Parametrises a test over ``backend, norm, dtype``; what a backend refuses is skipped, saying why."""
     kinds = []
     for backend in names:
         for norm in norms:

@@ -7,14 +7,13 @@ import math
 import pytest
 import torch
 from cases import Shape, make_inputs
-from covered import every_kind
+from covered import BACKENDS, NORMS, every_kind
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tolerance import Call, check, run, run_definition
+from tolerance import Call, check, run
 from torch import Tensor
 
 import cen_ext
-from cen_ext.functional import DTYPES
 from cen_ext.reference import Options, memory_format
 
 # A number of every type, so that a scale can lie exactly on it.
@@ -77,10 +76,10 @@ def calls(draw, norm: str, dtype: torch.dtype) -> tuple[Call, Tensor]:
     given_statistics = values == 1 or draw(st.booleans())
     call = Call(
         x=draw(layouts(i.x)),
-        weight=weight,
-        bias=i.bias,
-        mean=i.mean if given_statistics else None,
-        var=i.var if given_statistics else None,
+        weight=draw(layouts(weight)),
+        bias=draw(layouts(i.bias)),
+        mean=draw(layouts(i.mean)) if given_statistics else None,
+        var=draw(layouts(i.var)) if given_statistics else None,
         residual=draw(st.none() | layouts(i.residual)),
         options=options,
     )
@@ -97,3 +96,110 @@ def test_values_and_gradients(backend, norm, dtype, data):
     assert found.dweight.dtype == found.dbias.dtype == call.weight.dtype
     if call.x.is_contiguous() or memory_format(call.x) != torch.contiguous_format:
         assert found.y.is_contiguous(memory_format=memory_format(call.x))
+
+
+EMPTY = [(0, 6), (4, 0), (4, 6, 0), (0, 6, 3, 4), (4, 0, 3, 4), (4, 6, 0, 4), (4, 6, 3, 0), (4, 6, 2, 0, 3)]
+
+
+@every_kind()
+@pytest.mark.parametrize("shape", EMPTY, ids=str)
+@pytest.mark.parametrize("training", [True, False])
+def test_empty(backend, norm, dtype, shape, training):
+    parameters = torch.float64 if dtype == torch.float64 else torch.float32
+    x, residual = (torch.empty(shape, dtype=dtype, requires_grad=True) for _ in range(2))
+    weight, bias, running_mean, running_var = torch.rand(4, 2, shape[1], dtype=parameters)
+    before = running_mean.clone(), running_var.clone()
+    leaves = [x, weight.requires_grad_(), bias.requires_grad_(), residual]
+    y = cen_ext.norm_exchange(
+        *leaves[:3],
+        running_mean,
+        running_var,
+        residual=residual,
+        threshold=1.0,
+        norm=norm,
+        training=training,
+        activation="relu",
+        backend=backend,
+    )
+    assert (y.shape, y.dtype) == (shape, dtype)
+    for leaf, gradient in zip(leaves, torch.autograd.grad(y.sum(), leaves), strict=True):
+        assert torch.equal(gradient, torch.zeros_like(leaf))
+    assert torch.equal(running_mean, before[0])
+    assert torch.equal(running_var, before[1])
+
+
+@every_kind()
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_same_bits_every_run_and_for_any_number_of_threads(backend, norm, dtype, channels_last):
+    i = make_inputs(Shape(2, 3, 20, (33, 31)), dtype, channels_last)
+    options = Options(THRESHOLD, norm=norm, activation="relu")
+    call = Call(i.x, i.weight, i.bias, residual=i.residual, options=options)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(run(backend, call, i.dy))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+COMPILED = [name for name in BACKENDS if name != "reference"]
+
+
+@every_kind(names=COMPILED)
+@pytest.mark.parametrize("statistics_given", [False, True])
+def test_opcheck(backend, norm, dtype, statistics_given):
+    i = make_inputs(Shape(2, 2, 6, (4, 5)), dtype, channels_last=statistics_given)
+    mean, var = (i.mean, i.var) if statistics_given else (None, None)
+    options = Options(THRESHOLD, norm=norm, activation="relu")
+    leaves = [t.clone().requires_grad_() for t in (i.x, i.weight, i.bias)]
+    residual = i.residual.requires_grad_()
+    forward = torch.ops.cen_ext.norm_exchange.default
+    torch.library.opcheck(forward, (*leaves, mean, var, residual, *options))
+    if mean is None or var is None:
+        _, mean, var = forward(i.x, i.weight, i.bias, None, None, None, *options)
+    torch.library.opcheck(
+        torch.ops.cen_ext.norm_exchange_backward.default,
+        (i.dy, i.x, i.weight, i.bias, mean, var, i.residual.detach(), not statistics_given, *options),
+    )
+
+
+@every_kind(dtypes=[torch.float32], names=COMPILED)
+@pytest.mark.parametrize("statistics_given", [False, True])
+def test_compiled_backends_refuse_to_be_differentiated_twice(backend, norm, dtype, statistics_given):
+    i = make_inputs(Shape(2, 2, 6, (3, 3)), dtype)
+    statistics = (i.mean, i.var) if statistics_given else ()
+    leaves = [t.requires_grad_() for t in (i.x, i.weight, i.bias)]
+    y = cen_ext.norm_exchange(*leaves, *statistics, norm=norm, training=not statistics_given, backend=backend)
+    for gradient in torch.autograd.grad(y.square().sum(), leaves, create_graph=True):
+        with pytest.raises(RuntimeError, match=r"twice .*use backend='reference'"):
+            gradient.sum().backward(retain_graph=True)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_reference_can_be_differentiated_twice(norm):
+    i = make_inputs(Shape(2, 2, 3, (2, 2)))
+
+    def call(x, weight, bias):
+        return cen_ext.norm_exchange(
+            x, weight, bias, threshold=THRESHOLD, norm=norm, training=True, backend="reference"
+        )
+
+    assert ((i.weight.abs() - THRESHOLD).abs() > 1e-5).all()
+    assert torch.autograd.gradgradcheck(call, [t.requires_grad_() for t in (i.x, i.weight, i.bias)])
+
+
+@every_kind(dtypes=[torch.bfloat16, torch.float32])
+def test_autocast_leaves_types_as_they_are(backend, norm, dtype):
+    i = make_inputs(Shape(2, 2, 6, (3, 3)), dtype)
+    leaves = [t.requires_grad_() for t in (i.x, i.weight, i.bias)]
+    options = dict(norm=norm, training=True, threshold=THRESHOLD, backend=backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = cen_ext.norm_exchange(*leaves, **options)
+    assert torch.equal(y, cen_ext.norm_exchange(*leaves, **options))
+    assert y.dtype == dtype
+    gradients = torch.autograd.grad(y, leaves, i.dy)
+    assert [g.dtype for g in gradients] == [dtype, torch.float32, torch.float32]

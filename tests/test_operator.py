@@ -10,26 +10,17 @@ import formulas
 import pytest
 import torch
 from cases import Shape, make_inputs
+from covered import BACKENDS, NORMS, every_kind, skip_if_refused
 
 import cen_ext
-from cen_ext import backends
 
-BACKENDS = [name for name, state in cen_ext.available_backends().items() if state == "ok"]
 ACTIVATIONS = ["identity", "relu", "leaky_relu"]
 CLOSE = {"rtol": 1e-11, "atol": 1e-11}  # float64; sums of at most a few hundred values of size one
 
 
-def skip_if_refused(backend: str, x: torch.Tensor, **options: object) -> None:
-    """Not every backend covers every call; what it refuses is tested where refusals are."""
-    try:
-        backends.choose(backend, x, cen_ext.reference.Options(**options))
-    except RuntimeError as refusal:
-        pytest.skip(str(refusal))
-
-
 @pytest.mark.parametrize("shape", cases.SMALL, ids=str)
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("norm", ["batch", "instance"])
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_values_and_gradients(backend, training, norm, channels_last, shape):
@@ -68,31 +59,35 @@ def test_values_and_gradients(backend, training, norm, channels_last, shape):
             torch.testing.assert_close(ours, theirs, **CLOSE, msg=lambda text, n=name: f"d{n}: {text}")
 
 
-@pytest.mark.parametrize("norm", ["batch", "instance"])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_running_statistics_are_torchs(backend, norm):
-    shape = Shape(3, 4, 6, (5, 3))
-    given = make_inputs(shape)
-    skip_if_refused(backend, given.x, norm=norm)
+@every_kind(dtypes=[torch.float64])
+@pytest.mark.parametrize("modalities", [1, 3])
+@pytest.mark.parametrize("momentum", [0.3, torch.tensor(0.3, dtype=torch.float64)], ids=["number", "tensor"])
+def test_running_statistics_are_torchs(backend, norm, dtype, modalities, momentum):
+    given = make_inputs(Shape(modalities, 4, 6, (5, 3)))
     mean, var = given.mean.clone(), given.var.clone()
-    cen_ext.norm_exchange(
-        given.x, given.weight, given.bias, mean, var, norm=norm, training=True, momentum=0.3, backend=backend
-    )
+    x, weight, bias = given.x, given.weight, given.bias
+    options = dict(norm=norm, momentum=momentum, backend=backend)
+    # The exchange has no part in the statistics.
+    cen_ext.norm_exchange(x, weight, bias, mean, var, training=True, threshold=0.02, **options)
+    y = cen_ext.norm_exchange(x, weight, bias, mean, var, **options)
     layer = torch.nn.BatchNorm2d if norm == "batch" else torch.nn.InstanceNorm2d
-    for m, part in enumerate(given.x.chunk(3)):
-        theirs = layer(6, momentum=0.3, track_running_stats=True, dtype=torch.float64)
-        theirs.running_mean.copy_(given.mean[m])
-        theirs.running_var.copy_(given.var[m])
+    for m, part in enumerate(x.chunk(modalities)):
+        theirs = layer(6, momentum=0.3, affine=True, track_running_stats=True, dtype=dtype)
+        theirs.load_state_dict(
+            dict(weight=weight[m], bias=bias[m], running_mean=given.mean[m], running_var=given.var[m]),
+            strict=False,
+        )
         theirs(part)
         torch.testing.assert_close(mean[m], theirs.running_mean, **CLOSE)
         torch.testing.assert_close(var[m], theirs.running_var, **CLOSE)
+        torch.testing.assert_close(y.chunk(modalities)[m], theirs.eval()(part).detach(), **CLOSE)
 
 
+@every_kind(dtypes=[torch.float64])
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_gradcheck(backend, training, channels_last):
-    given = make_inputs(Shape(3, 2, 4, (2, 3)), channels_last=channels_last)
+def test_gradcheck(backend, norm, dtype, training, channels_last):
+    given = make_inputs(Shape(3, 2, 4, (2, 3)), dtype, channels_last)
     stats = () if training else (given.mean, given.var)
 
     def call(x, weight, bias, residual):
@@ -103,6 +98,7 @@ def test_gradcheck(backend, training, channels_last):
             *stats,
             residual=residual,
             threshold=0.02,
+            norm=norm,
             training=training,
             activation="leaky_relu",
             backend=backend,
@@ -156,21 +152,6 @@ def test_replaced_channels(table, criterion, region):
     assert torch.equal(ours, formulas.replaced(weight, weight.new_tensor(0.02).item(), region, criterion))
 
 
-@pytest.mark.parametrize("shape", [(0, 6, 4, 4), (4, 6, 0, 4)])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_empty_batch(backend, shape):
-    x = torch.empty(shape, dtype=torch.float64, requires_grad=True)
-    layer = cen_ext.ExchangeBatchNorm2d(6, 2, threshold=0.02, dtype=torch.float64)
-    y = cen_ext.norm_exchange(
-        x, layer.weight, layer.bias, layer.running_mean, layer.running_var, training=True, backend=backend
-    )
-    assert y.shape == x.shape
-    y.sum().backward()
-    assert (layer.weight.grad == 0).all()
-    assert (layer.running_mean == 0).all()
-    assert (layer.running_var == 1).all()
-
-
 def test_backends_are_named_and_refusals_explained():
     states = cen_ext.available_backends()
     assert states["reference"] == "ok"
@@ -179,41 +160,48 @@ def test_backends_are_named_and_refusals_explained():
     call = (x, layer.weight, layer.bias, layer.running_mean, layer.running_var)
     with pytest.raises(ValueError, match="backend must be one of"):
         cen_ext.norm_exchange(*call, backend="cudnn")
-    half = (x.half(), *call[1:])
+    elsewhere = [t.to("meta") for t in call]
     if states["cpu"] == "ok":
-        with pytest.raises(RuntimeError, match=r"backend 'cpu' cannot run this call: x is torch.float16"):
-            cen_ext.norm_exchange(*half, backend="cpu")
-    assert cen_ext.norm_exchange(*half).dtype == torch.float16
-
-
-def test_compiled_backends_refuse_to_be_differentiated_twice():
-    given = make_inputs(Shape(2, 2, 6, (3, 3)))
-    if cen_ext.available_backends()["cpu"] != "ok":
-        pytest.skip(cen_ext.available_backends()["cpu"])
-    x = given.x.requires_grad_()
-    y = cen_ext.norm_exchange(x, given.weight, given.bias, training=True, backend="cpu")
-    (dx,) = torch.autograd.grad(y.pow(2).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
-        dx.sum().backward()
+        with pytest.raises(RuntimeError, match=r"backend 'cpu' cannot run this call: x is on meta"):
+            cen_ext.norm_exchange(*elsewhere, backend="cpu")
+    assert cen_ext.norm_exchange(*elsewhere).is_meta
 
 
 BAD = [
     (dict(x=[torch.zeros(2, 6)]), TypeError, "x must be a tensor, got list"),
     (dict(x=torch.zeros(4, 6, 3, 3, dtype=torch.int32)), TypeError, "x must be float16"),
-    (dict(x=torch.zeros(6)), ValueError, "x must be"),
+    (dict(x=torch.zeros(6)), ValueError, r"x must be .M\*N, C, \*spatial. .* got .6,."),
+    (dict(x=torch.zeros(4, 6, 1, 1, 1, 1)), ValueError, "x must be .* 0 to 3 spatial dimensions"),
     (dict(x=torch.zeros(3, 6, 3, 3)), ValueError, "3 rows, not divisible by 2"),
     (dict(x=torch.zeros(4, 5, 3, 3)), ValueError, "weight has 6 channels, but x has 5"),
     (dict(weight=torch.ones(6)), ValueError, "weight must be .M, C."),
-    (dict(weight=torch.ones(2, 6).half()), TypeError, "weight must be torch.float32"),
+    (dict(weight=None), TypeError, "weight must be a tensor, got NoneType"),
+    (dict(weight=torch.ones(3, 6)), ValueError, "4 rows, not divisible by 3 modalities"),
+    (dict(weight=torch.ones(0, 6)), ValueError, "weight must be .M, C. with M >= 1"),
+    (dict(weight=torch.ones(2, 6).half()), TypeError, "weight must be torch.float32, got torch.float16"),
+    (dict(x=torch.zeros(4, 6, 3, 3).double()), TypeError, "weight must be torch.float64, got torch.float32"),
+    (
+        dict(x=torch.zeros(4, 6, 3, 3).bfloat16(), weight=torch.ones(2, 6).bfloat16()),
+        TypeError,
+        "weight must",
+    ),
+    (dict(weight=torch.ones(2, 6, device="meta")), ValueError, "weight must be on cpu as x is, got meta"),
     (dict(bias=torch.ones(6)), ValueError, "bias must have shape"),
     (dict(bias=None), TypeError, "bias must be a tensor"),
+    (dict(bias=torch.ones(2, 6).double()), TypeError, "bias must be torch.float32"),
+    (dict(bias=torch.ones(2, 6, device="meta")), ValueError, "bias must be on cpu"),
     (dict(running_mean=torch.ones(3, 6)), ValueError, "running_mean must have shape"),
+    (dict(running_var=torch.ones(6)), ValueError, "running_var must have shape"),
     (dict(running_var=torch.ones(2, 6).double()), TypeError, "running_var must be torch.float32"),
     (dict(running_mean=torch.ones(2, 6, device="meta")), ValueError, "running_mean must be on cpu"),
+    (dict(running_var=torch.ones(2, 6, device="meta")), ValueError, "running_var must be on cpu"),
     (dict(running_mean=None), ValueError, "must be given together"),
+    (dict(running_mean=[0.0]), TypeError, "running_mean must be a tensor, got list"),
     (dict(running_mean=None, running_var=None), ValueError, "required with training=False"),
     (dict(residual=torch.zeros(4, 6, 3, 2)), ValueError, "residual must have shape"),
     (dict(residual=torch.zeros(4, 6, 3, 3).half()), TypeError, "residual must be torch.float32"),
+    (dict(residual=torch.zeros(4, 6, 3, 3, device="meta")), ValueError, "residual must be on cpu"),
+    (dict(residual=1.0), TypeError, "residual must be a tensor, got float"),
     (dict(region="mine"), ValueError, "region must be one of 'own', 'all', got 'mine'"),
     (dict(criterion="l2"), ValueError, "criterion must be one of"),
     (dict(norm="layer"), ValueError, "norm must be one of"),
@@ -221,11 +209,14 @@ BAD = [
     (dict(threshold=-0.1), ValueError, "threshold must not be negative"),
     (dict(threshold=float("nan")), ValueError, "threshold must not be negative"),
     (dict(eps=-1e-5), ValueError, "eps must not be negative"),
+    (dict(eps=float("nan")), ValueError, "eps must not be negative"),
     (dict(threshold="0.02"), TypeError, "threshold must be a number, got str"),
     (dict(eps=None), TypeError, "eps must be a number, got NoneType"),
     (dict(negative_slope=None), TypeError, "negative_slope must be a number, got NoneType"),
     (dict(momentum=None), TypeError, "momentum must be a number, got NoneType"),
+    (dict(training=True, momentum=torch.ones(6)), ValueError, "momentum must be a number or a 0-d tensor"),
     (dict(training=True, x=torch.zeros(2, 6, 1, 1)), ValueError, "more than one value a channel"),
+    (dict(training=True, norm="instance", x=torch.zeros(4, 6)), ValueError, "more than one value a channel"),
 ]
 
 
@@ -242,6 +233,7 @@ def test_bad_input(change, error, message):
     cen_ext.norm_exchange(**good)
     with pytest.raises(error, match=message):
         cen_ext.norm_exchange(**{**good, **change})
+    assert not good["running_mean"].any()
 
 
 def test_stack_and_unstack():

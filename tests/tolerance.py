@@ -31,8 +31,8 @@ Backward. The activation's slope is exact: where the argument lies within its er
                  + weight invstd / K (e(dbias) + xhat e(dweight) + (e(xhat) + s) dweight
                                       + (r + 4 v) (dbias + xhat dweight))           with those of x
 
-All of that is doubled, for what is of second order and because in float64 the definition errs as well. To it
-comes what storing the result costs: u times the result, and one subnormal number of its type.
+All of that is doubled, for what is of second order; and again in float64, where the definition errs as much.
+To it comes what storing the result costs: u times the result, and one subnormal number of its type.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def without_kinks(call: Call, dy: Tensor) -> Tensor:
     if call.options.activation == "identity":
         return dy
     forward = _Forward(call)
-    near = (forward.u.abs() <= 2 * forward.u_error).reshape(call.x.shape)
+    near = (forward.u.abs() <= _slack(call) * forward.u_error).reshape(call.x.shape)
     # Only where it must be: an expanded dy keeps its strides.
     return torch.where(near, 0.0, dy) if near.any() else dy
 
@@ -151,12 +151,17 @@ def smallest_number(dtype: torch.dtype) -> float:
 def _stored(error: Tensor, value: Tensor, call: Call) -> Tensor:
     """What a result as x may be off, once it is stored."""
     dtype = call.x.dtype
-    return (2 * error + rounding_unit(dtype) * value.abs() + smallest_number(dtype)).reshape(call.x.shape)
+    bound = _slack(call) * error + rounding_unit(dtype) * value.abs() + smallest_number(dtype)
+    return bound.reshape(call.x.shape)
 
 
 def _table(error: Tensor, call: Call) -> Tensor:
     """The same for a table ``[M or M*N, C]``; e() of these counts their rounding already."""
-    return 2 * error.reshape(-1, call.weight.shape[1]) + smallest_number(call.weight.dtype)
+    return _slack(call) * error.reshape(-1, call.weight.shape[1]) + smallest_number(call.weight.dtype)
+
+
+def _slack(call: Call) -> int:
+    return 4 if call.x.dtype == torch.float64 else 2
 
 
 class _Forward:
@@ -233,12 +238,16 @@ class _Backward:
         if call.mean is None:
             k = f.x.shape[3] * (f.x.shape[1] if call.options.norm == "batch" else 1)
             inner = dz - (dbias + f.xhat * dweight) / k
-            inner_error = inner_error + (
-                self.dbias_error
-                + xhat * self.dweight_error
-                + (f.xhat_error + f.shift) * dweight.abs()
-                + (f.invstd_error + 4 * v) * (dbias.abs() + xhat * dweight.abs())
-            ) / k
+            inner_error = (
+                inner_error
+                + (
+                    self.dbias_error
+                    + xhat * self.dweight_error
+                    + (f.xhat_error + f.shift) * dweight.abs()
+                    + (f.invstd_error + 4 * v) * (dbias.abs() + xhat * dweight.abs())
+                )
+                / k
+            )
         self.dx = f.weight * f.invstd * inner
         self.dx_error = (f.weight * f.invstd).abs() * inner_error
 
