@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch.profiler import ProfilerActivity, profile
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler announces itself on stderr otherwise
@@ -62,6 +63,15 @@ def keep_freed_memory() -> bool:
         return False
     # Not M_MMAP_THRESHOLD: before 2.35 it accepts no more than 32 MiB. No trimming is -1.
     return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, -1))
+
+
+def populate(size: int) -> None:
+    """Have ``size`` bytes of kept memory from the system beforehand.
+
+    Blocks do not always fit where others have been freed, so that the heap grows for a while even where
+    the same tensors are allocated again and again.
+    """
+    torch.empty(size, dtype=torch.uint8).fill_(1)
 
 
 def return_free_memory() -> bool:

@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 
 from bench.machine import RESULTS, last_level_cache, machine, write
-from bench.memory import keep_freed_memory, return_free_memory, tensor_bytes
+from bench.memory import keep_freed_memory, populate, return_free_memory, tensor_bytes
 from bench.plot import plot
 from bench.providers import (
     MAKERS,
@@ -93,6 +93,7 @@ def measure(case: Case, names: Sequence[str], repetitions: int, cache: int) -> l
     providers = [make_provider(name, case, sets) for name in names]
     check_agreement(case, providers, sets)
     peaks = {provider.name: tensor_bytes(provider.step)[1] for provider in providers}
+    populate(len(sets) * max(peaks.values()))
     times: dict[tuple[str, str], list[float]] = defaultdict(list)
     gc.collect()
     gc.disable()
