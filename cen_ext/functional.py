@@ -175,7 +175,7 @@ def _update_running(
         weight = momentum if isinstance(momentum, Tensor) else float(momentum)
         if isinstance(values, Tensor):  # of a process group, known on the device only: it may be 0 or 1
             unbiased = (var * (values / (values - 1).clamp(min=1))).to(var.dtype)
-            weight = ((values > 0) * weight).to(var.dtype)
+            weight = (values > 0).to(var.dtype) * weight
         else:
             unbiased = var * (values / (values - 1))
         if mean.shape != running_mean.shape:
