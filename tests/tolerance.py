@@ -12,10 +12,11 @@ Forward. The sums of the statistics are of deviations from a value no further fr
 deviation is; none may be of x or x^2 themselves, whose errors would count in units of the mean. ``w`` is the
 unit of float64: the definition's Welford recurrence takes every deviation from a rounded mean.
 
-    e(mean) = v (mean + G average|x - mean|)
-    e(var)  = 2 v G var + e(mean)^2 + w mean std / sqrt(n)
+    e(mean) = v (mean + G average|x - mean|) + 4 t      t: the smallest number, for denormals
+    e(var)  = 2 v G var + e(mean)^2 + w mean std / sqrt(n) + 4 t
     r       = e(var) / 2 (var + eps) + 4 v              relative error of invstd
-    e(xhat) = xhat (r + 2 v)  and  s = e(mean) invstd   s moves all of a channel the same way
+    e(xhat) = xhat (r + 2 v) + t (1 + invstd)
+    s       = e(mean) invstd                            moves all xhat of a channel the same way
     e(z)    = weight (e(xhat) + s) + 2 v (weight xhat + bias)
     e(u)    = mix (e(z) + M v z)                        mix: 1 for the channel itself, or 1 / (M - 1) for each
                                                         modality that takes its place
@@ -148,6 +149,14 @@ def smallest_number(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
 
 
+def exact_mean(x: Tensor, over: tuple[int, ...]) -> Tensor:
+    """Mean with the dimensions kept; of equal values it is just that value."""
+    value = x
+    for d in over:
+        value = value.narrow(d, 0, 1)
+    return value + (x - value).mean(over, keepdim=True)
+
+
 def _stored(error: Tensor, value: Tensor, call: Call) -> Tensor:
     """What a result as x may be off, once it is stored."""
     dtype = call.x.dtype
@@ -197,16 +206,16 @@ class _Forward:
             over = (1, 3) if call.options.norm == "batch" else (3,)
             n = math.prod(self.x.shape[d] for d in over)
             growth = _growth(n)
-            mean = self.x.mean(over, keepdim=True)
+            mean = exact_mean(self.x, over)
             deviation = (self.x - mean).abs()
             var = deviation.square().mean(over, keepdim=True)
-            self.mean_error = v * (mean.abs() + growth * deviation.mean(over, keepdim=True)) + tiny
+            self.mean_error = v * (mean.abs() + growth * deviation.mean(over, keepdim=True)) + 4 * tiny
             welford = w * mean.abs() * (var / n).sqrt()
-            self.var_error = 2 * v * growth * var + self.mean_error**2 + welford + tiny
+            self.var_error = 2 * v * growth * var + self.mean_error**2 + welford + 4 * tiny
         self.invstd = (var + call.options.eps).rsqrt()
         self.invstd_error = self.var_error / (2 * (var + call.options.eps)) + 4 * v  # relative
         self.xhat = (self.x - mean) * self.invstd
-        self.xhat_error = self.xhat.abs() * (self.invstd_error + 2 * v)
+        self.xhat_error = self.xhat.abs() * (self.invstd_error + 2 * v) + tiny * (1 + self.invstd)
         self.shift = self.mean_error * self.invstd
 
 
