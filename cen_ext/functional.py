@@ -82,6 +82,8 @@ def norm_exchange(
     check_options(options)
     if not isinstance(momentum, Tensor):
         check_number("momentum", momentum)
+    elif momentum.dim() != 0:
+        raise ValueError(f"momentum must be a number or a 0-d tensor, got shape {tuple(momentum.shape)}")
     synchronised.check_process_group(process_group, norm)
     _check_tensors(x, weight, bias, running_mean, running_var, residual)
     if not training and (running_mean is None or running_var is None):
@@ -172,7 +174,7 @@ def _update_running(
 ) -> None:
     """``running = (1 - momentum) * running + momentum * batch``, with the unbiased variance."""
     with torch.no_grad():
-        weight = momentum if isinstance(momentum, Tensor) else float(momentum)
+        weight = momentum.to(var) if isinstance(momentum, Tensor) else float(momentum)
         if isinstance(values, Tensor):  # of a process group, known on the device only: it may be 0 or 1
             unbiased = (var * (values / (values - 1).clamp(min=1))).to(var.dtype)
             weight = (values > 0).to(var.dtype) * weight
@@ -187,6 +189,7 @@ def _update_running(
 
 
 def check_options(options: Options) -> None:
+    """Refuse what is neither a known choice nor a number in its range, naming the argument."""
     for name, choices in CHOICES.items():
         value = getattr(options, name)
         if value not in choices:
@@ -200,6 +203,7 @@ def check_options(options: Options) -> None:
 
 
 def check_number(name: str, value: object) -> None:
+    """Refuse what is no number."""
     if not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
 

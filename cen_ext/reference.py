@@ -102,7 +102,7 @@ def norm_exchange(
     z = per_row(weight) * ((rows - per_row(mean)) * invstd) + per_row(bias)
     u = z
     if num_modalities > 1:
-        others = torch.stack([z[torch.arange(num_modalities) != m].mean(0) for m in range(num_modalities)])
+        others = torch.stack([torch.cat([z[:m], z[m + 1 :]]).mean(0) for m in range(num_modalities)])
         u = torch.where(per_row(replaced_channels(weight.detach(), options)), others, z)
     u = u.flatten(0, 1)
     if residual is not None:
