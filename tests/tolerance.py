@@ -31,6 +31,7 @@ Backward. The activation's slope is exact: where the argument lies within its er
     e(dx)      = weight invstd (e(dz) + (r + 4 v) dz)                               given statistics; further
                  + weight invstd / K (e(dbias) + xhat e(dweight) + (e(xhat) + s) dweight
                                       + (r + 4 v) (dbias + xhat dweight))           with those of x
+                 + t |x - mean|                                    the factor of x - mean may be denormal
 
 All of that is doubled, for what is of second order; and again in float64, where the definition errs as much.
 To it comes what storing the result costs: u times the result, and one subnormal number of its type.
@@ -212,9 +213,10 @@ class _Forward:
             self.mean_error = v * (mean.abs() + growth * deviation.mean(over, keepdim=True)) + 4 * tiny
             welford = w * mean.abs() * (var / n).sqrt()
             self.var_error = 2 * v * growth * var + self.mean_error**2 + welford + 4 * tiny
+        self.centred = self.x - mean
         self.invstd = (var + call.options.eps).rsqrt()
         self.invstd_error = self.var_error / (2 * (var + call.options.eps)) + 4 * v  # relative
-        self.xhat = (self.x - mean) * self.invstd
+        self.xhat = self.centred * self.invstd
         self.xhat_error = self.xhat.abs() * (self.invstd_error + 2 * v) + tiny * (1 + self.invstd)
         self.shift = self.mean_error * self.invstd
 
@@ -258,7 +260,8 @@ class _Backward:
                 / k
             )
         self.dx = f.weight * f.invstd * inner
-        self.dx_error = (f.weight * f.invstd).abs() * inner_error
+        underflow = smallest_number(call.weight.dtype) * f.centred.abs()
+        self.dx_error = (f.weight * f.invstd).abs() * inner_error + underflow
 
 
 def _growth(terms: int) -> float:
