@@ -25,7 +25,7 @@ def extension_arguments() -> dict[str, object]:
         "cen_ext._C",
         sources=sorted(map(str, Path("csrc").rglob("*.cpp"))),
         depends=sorted(map(str, Path("csrc").rglob("*.h"))),
-        extra_compile_args={"cxx": ["-O3", "-g0", "-fvisibility=hidden", STABLE_ABI]},
+        extra_compile_args={"cxx": ["-O3", "-g0", "-fno-math-errno", "-fvisibility=hidden", STABLE_ABI]},
     )
     return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildExtension}}
 

@@ -6,7 +6,6 @@ import importlib
 import warnings
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from cen_ext import reference
@@ -47,10 +46,6 @@ def why_not_cpu(x: Tensor | None = None, options: Options | None = None) -> str 
         return _NOT_COMPILED
     if x is not None and x.device.type != "cpu":
         return f"x is on {x.device}"
-    if x is not None and x.dtype not in (torch.float32, torch.float64):
-        return f"x is {x.dtype}; the CPU kernels cover float32 and float64"
-    if options is not None and options.norm != "batch":
-        return f"norm is {options.norm!r}; the CPU kernels cover batch norm"
     return None
 
 

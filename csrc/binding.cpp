@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cstdlib>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -39,7 +40,7 @@ E parse(const char* name, const std::string& value,
   STD_TORCH_CHECK(false, "cen_ext: unknown ", name, " '", value, "'");
 }
 
-// What the ops' options say of the problem.
+// What the ops' options say of the problem; groups is 0 where the samples of a modality are to be counted.
 Problem parse_options(double threshold, StringHandle region, StringHandle criterion, StringHandle norm,
                       double eps, StringHandle activation, double negative_slope) {
   Problem p{};
@@ -49,7 +50,7 @@ Problem parse_options(double threshold, StringHandle region, StringHandle criter
   p.region = parse<Region>("region", region_text, {{"own", Region::own}, {"all", Region::all}});
   p.criterion = parse<Criterion>("criterion", criterion_text,
                                  {{"abs", Criterion::magnitude}, {"signed", Criterion::signed_value}});
-  STD_TORCH_CHECK(norm_text == "batch", "cen_ext: the CPU kernels cover norm 'batch', not '", norm_text, "'");
+  p.groups = parse<int64_t>("norm", norm_text, {{"batch", 1}, {"instance", 0}});
   p.eps = eps;
   p.activation = parse<Activation>("activation", activation_text,
                                    {{"identity", Activation::identity},
@@ -59,39 +60,59 @@ Problem parse_options(double threshold, StringHandle region, StringHandle criter
   return p;
 }
 
-bool same_sizes(const Tensor& a, const Tensor& b) {
-  return Sizes(a.sizes().begin(), a.sizes().end()) == Sizes(b.sizes().begin(), b.sizes().end());
-}
-
-void set_sizes(Problem& p, const Tensor& x, const Tensor& weight) {
+// mean: statistics that are given, of the modalities or of every row of the batch.
+void set_sizes(Problem& p, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& mean) {
   STD_TORCH_CHECK(x.dim() >= 2 && weight.dim() == 2 && weight.size(0) >= 1,
                   "cen_ext: x must be [M*N, C, ...], weight [M, C]");
   p.modalities = weight.size(0);
   p.channels = x.size(1);
   STD_TORCH_CHECK(weight.size(1) == p.channels && x.size(0) % p.modalities == 0,
                   "cen_ext: x does not fit weight [M, C]");
-  p.samples = x.size(0) / p.modalities;
+  const int64_t samples = x.size(0) / p.modalities;
+  if (mean) p.groups = mean->dim() == 2 && mean->size(0) == p.modalities ? 1 : samples;
+  if (p.groups == 0) p.groups = samples;
+  p.samples = p.groups == 1 ? samples : 1;
   p.spatial = 1;
   for (int64_t d = 2; d < x.dim(); ++d) p.spatial *= x.size(d);
 }
 
-// The tensor is on the CPU, of dtype and sizes of `like`.
-void check_as(const char* name, const Tensor& tensor, const Tensor& like) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == like.scalar_type() && same_sizes(tensor, like),
+// What of the problem depends on how x lies in memory.
+void set_memory(Problem& p, const Tensor& x, bool channels_last) {
+  p.channels_last = channels_last;
+  p.stream = !getenv("NOSTREAM") && x.numel() * static_cast<int64_t>(x.element_size()) > cpu::last_level_cache() / 4;
+}
+
+bool is_as(const Tensor& tensor, ScalarType type, const Sizes& sizes) {
+  return tensor.is_cpu() && tensor.scalar_type() == type &&
+         Sizes(tensor.sizes().begin(), tensor.sizes().end()) == sizes;
+}
+
+Sizes sizes_of(const Tensor& tensor) { return {tensor.sizes().begin(), tensor.sizes().end()}; }
+
+void check_as(const char* name, const Tensor& tensor, ScalarType type, const Sizes& sizes) {
+  STD_TORCH_CHECK(is_as(tensor, type, sizes),
                   "cen_ext: ", name, " is not of the dtype, sizes and device that x and weight ask for");
 }
 
-void check_inputs(const Tensor& x, const Tensor& weight, const Tensor& bias,
+bool is_floating(ScalarType type) {
+  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
+         type == ScalarType::BFloat16;
+}
+
+void check_inputs(const Problem& p, const Tensor& x, const Tensor& weight, const Tensor& bias,
                   const std::optional<Tensor>& mean, const std::optional<Tensor>& var,
                   const std::optional<Tensor>& residual) {
-  STD_TORCH_CHECK(x.is_cpu() && weight.is_cpu() && x.scalar_type() == weight.scalar_type() &&
-                      (x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double),
-                  "cen_ext: x and weight must both be float32 or float64, on the CPU");
+  const ScalarType type = x.scalar_type(),
+                   real = type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  STD_TORCH_CHECK(x.is_cpu() && is_floating(type),
+                  "cen_ext: x must be float16, bfloat16, float32 or float64, on the CPU");
   STD_TORCH_CHECK(mean.has_value() == var.has_value(), "cen_ext: mean and var go together");
-  check_as("bias", bias, weight);
-  if (mean) check_as("mean", *mean, weight);
-  if (var) check_as("var", *var, weight);
-  if (residual) check_as("residual", *residual, x);
+  const Sizes table{p.modalities, p.channels}, statistics{p.units(), p.channels};
+  check_as("weight", weight, real, table);
+  check_as("bias", bias, real, table);
+  if (mean) check_as("mean", *mean, real, statistics);
+  if (var) check_as("var", *var, real, statistics);
+  if (residual) check_as("residual", *residual, type, sizes_of(x));
 }
 
 // Whether the values lie in memory densely, dimensions nested in the given order.
@@ -159,6 +180,15 @@ cpu::Parallel threads_for(const Tensor& x) {
           }};
 }
 
+// f(zero) with a zero of the type that x is of.
+template <class F>
+void with_type(ScalarType type, F f) {
+  if (type == ScalarType::Float) return f(float{});
+  if (type == ScalarType::Double) return f(double{});
+  if (type == ScalarType::Half) return f(Half{});
+  f(BFloat16{});
+}
+
 template <class T>
 const T* data(const Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());
@@ -183,16 +213,16 @@ std::tuple<Tensor, Tensor, Tensor> norm_exchange(Tensor x, Tensor weight, Tensor
                                                  StringHandle norm, double eps, StringHandle activation,
                                                  double negative_slope) {
   Problem p = parse_options(threshold, region, criterion, norm, eps, activation, negative_slope);
-  check_inputs(x, weight, bias, mean, var, residual);
-  set_sizes(p, x, weight);
+  set_sizes(p, x, weight, mean);
+  check_inputs(p, x, weight, bias, mean, var, residual);
   p.batch_statistics = !mean;
-  const Sizes table = p.batch_statistics ? Sizes{p.modalities, p.channels} : Sizes{0};
+  const Sizes table = p.batch_statistics ? Sizes{p.units(), p.channels} : Sizes{0};
   Tensor batch_mean = torch::stable::new_zeros(weight, table),
          batch_var = torch::stable::new_zeros(weight, table);
   if (x.numel() == 0) return {torch::stable::empty_like(x), batch_mean, batch_var};
 
   const Layout layout(x, p);
-  p.channels_last = layout.channels_last();
+  set_memory(p, x, layout.channels_last());
   x = layout.bring(x);
   residual = layout.bring(residual);
   weight = torch::stable::contiguous(weight);
@@ -200,18 +230,15 @@ std::tuple<Tensor, Tensor, Tensor> norm_exchange(Tensor x, Tensor weight, Tensor
   mean = contiguous(mean);
   var = contiguous(var);
   const Tensor y = layout.empty();
-  const auto run = [&](auto zero, auto kernel) {
+  with_type(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    kernel(p,
-           {data<T>(x), data<T>(weight), data<T>(bias), data<T>(mean), data<T>(var), data<T>(residual),
-            mutable_data<T>(y), mutable_data<T>(batch_mean), mutable_data<T>(batch_var)},
-           threads_for(x));
-  };
-  const cpu::Kernels& kernels = *cpu::instruction_set().kernels;
-  if (x.scalar_type() == ScalarType::Float)
-    run(float{}, kernels.forward_float);
-  else
-    run(double{}, kernels.forward_double);
+    using R = Real<T>;
+    cpu::instruction_set().kernels->cpu::KernelsOf<T>::forward(
+        p,
+        {data<T>(x), data<R>(weight), data<R>(bias), data<R>(mean), data<R>(var), data<T>(residual),
+         mutable_data<T>(y), mutable_data<R>(batch_mean), mutable_data<R>(batch_var)},
+        threads_for(x));
+  });
   return {layout.give(y), batch_mean, batch_var};
 }
 
@@ -220,9 +247,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_exchange_backward(
     bool batch_statistics, double threshold, StringHandle region, StringHandle criterion, StringHandle norm,
     double eps, StringHandle activation, double negative_slope) {
   Problem p = parse_options(threshold, region, criterion, norm, eps, activation, negative_slope);
-  check_inputs(x, weight, bias, mean, var, residual);
-  check_as("dy", dy, x);
-  set_sizes(p, x, weight);
+  set_sizes(p, x, weight, mean);
+  check_inputs(p, x, weight, bias, mean, var, residual);
+  check_as("dy", dy, x.scalar_type(), sizes_of(x));
   p.batch_statistics = batch_statistics;
   Tensor dweight = torch::stable::new_zeros(weight, weight.sizes());
   Tensor dbias = torch::stable::new_zeros(weight, weight.sizes());
@@ -231,7 +258,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_exchange_backward(
     return {torch::stable::empty_like(x), dweight, dbias, residual ? torch::stable::empty_like(x) : none};
 
   const Layout layout(x, p);
-  p.channels_last = layout.channels_last();
+  set_memory(p, x, layout.channels_last());
   dy = layout.bring(dy);
   x = layout.bring(x);
   residual = layout.bring(residual);
@@ -241,19 +268,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_exchange_backward(
   var = torch::stable::contiguous(var);
   const Tensor dx = layout.empty();
   const Tensor dresidual = residual ? layout.empty() : none;
-  const auto run = [&](auto zero, auto kernel) {
+  with_type(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    kernel(p,
-           {data<T>(dy), data<T>(x), data<T>(weight), data<T>(bias), data<T>(mean), data<T>(var),
-            data<T>(residual), mutable_data<T>(dx), mutable_data<T>(dweight), mutable_data<T>(dbias),
-            residual ? mutable_data<T>(dresidual) : nullptr},
-           threads_for(x));
-  };
-  const cpu::Kernels& kernels = *cpu::instruction_set().kernels;
-  if (x.scalar_type() == ScalarType::Float)
-    run(float{}, kernels.backward_float);
-  else
-    run(double{}, kernels.backward_double);
+    using R = Real<T>;
+    cpu::instruction_set().kernels->cpu::KernelsOf<T>::backward(
+        p,
+        {data<T>(dy), data<T>(x), data<R>(weight), data<R>(bias), data<R>(mean), data<R>(var),
+         data<T>(residual), mutable_data<T>(dx), mutable_data<R>(dweight), mutable_data<R>(dbias),
+         residual ? mutable_data<T>(dresidual) : nullptr},
+        threads_for(x));
+  });
   return {layout.give(dx), dweight, dbias, residual ? layout.give(dresidual) : none};
 }
 

@@ -3,20 +3,37 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 namespace cen {
+
+// Half types as they lie in memory: 1+5+10 and 1+8+7 bits of sign, exponent, fraction.
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+// The type of parameters, statistics and computations where x is of type T.
+template <class T>
+using Real = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 enum class Region { own, all };
 enum class Criterion { magnitude, signed_value };  // "abs", "signed"
 enum class Activation { identity, relu, leaky_relu };
 
+// x is cut into units, M * groups of them, each with statistics of its own. Unit (m, g) is number
+// m * groups + g, both in memory and in tables of statistics. Units of one group exchange channels.
 struct Problem {
   int64_t modalities;  // M
-  int64_t samples;     // N, of one modality
+  int64_t groups;      // 1 with batch norm, N with instance norm
+  int64_t samples;     // of a unit: N with batch norm, 1 with instance norm
   int64_t channels;    // C
   int64_t spatial;     // product of the spatial sizes
-  bool channels_last;  // x is [M, N, spatial, C] in memory, else [M, N, C, spatial]
+  bool channels_last;  // a unit is [samples, spatial, C] in memory, else [samples, C, spatial]
   bool batch_statistics;
+  bool stream;  // results are large: store them past the caches
   double threshold;
   Region region;
   Criterion criterion;
@@ -24,36 +41,44 @@ struct Problem {
   Activation activation;
   double negative_slope;
 
-  int64_t values() const { return samples * spatial; }  // of one channel of one modality
-  int64_t modality_size() const { return samples * channels * spatial; }
+  int64_t units() const { return modalities * groups; }
+  int64_t unit(int64_t m, int64_t g) const { return m * groups + g; }
+  int64_t values() const { return samples * spatial; }  // of one channel of a unit
+  int64_t unit_size() const { return samples * channels * spatial; }
+
+  // The channels of modality m that may be exchanged (section 3.3).
+  int64_t region_begin(int64_t m) const { return region == Region::own ? m * channels / modalities : 0; }
+  int64_t region_end(int64_t m) const {
+    return region == Region::own ? (m + 1) * channels / modalities : channels;
+  }
 };
 
-// Tensors of x's size have x's memory layout; weight, bias and statistics are [M, C].
+// Tensors of x's size have x's memory layout. weight, bias and their gradients are [M, C]; statistics are
+// [units, C].
 template <class T>
 struct ForwardTensors {
-  const T *x, *weight, *bias;
-  const T *mean, *var;  // given statistics, else null
-  const T* residual;    // may be null
+  const T* x;
+  const Real<T>*weight, *bias;
+  const Real<T>*mean, *var;  // given statistics, else null
+  const T* residual;         // may be null
   T* y;
-  T *batch_mean, *batch_var;  // those of x where none are given, else null
+  Real<T>*batch_mean, *batch_var;  // those of x where none are given, else null
 };
 
 template <class T>
 struct BackwardTensors {
-  const T *dy, *x, *weight, *bias, *mean, *var;
+  const T *dy, *x;
+  const Real<T>*weight, *bias, *mean, *var;
   const T* residual;  // may be null
-  T *dx, *dweight, *dbias;
+  T* dx;
+  Real<T>*dweight, *dbias;
   T* dresidual;  // null without a residual
 };
 
-// Whether the exchange replaces channel c of modality m (Eq. 6; section 3.3 for the region).
-template <class T>
-static inline bool is_replaced(const Problem& p, T scale, int64_t m, int64_t c) {
-  if (p.modalities == 1 || p.threshold == 0) return false;
-  const int64_t own_begin = m * p.channels / p.modalities;
-  const int64_t own_end = (m + 1) * p.channels / p.modalities;
-  if (p.region == Region::own && (c < own_begin || c >= own_end)) return false;
-  const T threshold = static_cast<T>(p.threshold);  // compared in weight's precision, as PyTorch does
+// Whether Eq. 6 holds for a scale.
+template <class R>
+static inline bool is_below(const Problem& p, R scale) {
+  const R threshold = static_cast<R>(p.threshold);  // compared in weight's precision, as PyTorch does
   if (p.criterion == Criterion::signed_value) return scale <= threshold;
   return (scale < 0 ? -scale : scale) < threshold;
 }

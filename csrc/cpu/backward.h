@@ -1,4 +1,4 @@
-// Backward: the sums of dz, dz * (x - shift) and x - shift of every channel, then
+// Backward: the sums of dz, dz * (x - shift) and x - shift of every channel of every unit, then
 //   dx = scale * (dz - mean(dz) - xhat * mean(dz * xhat))   with the statistics of x,
 //   dx = scale * dz                                          with given ones, written along with the sums.
 // The activation's argument is computed again from x.
@@ -15,186 +15,249 @@ struct Sums {
 
 CEN_INLINE Sums operator+(Sums a, Sums b) { return {a.dz + b.dz, a.dz_x + b.dz_x, a.x + b.x}; }
 
-// dx = scale * dz + on_x * (x - shift) + constant.
-template <class T>
-struct GradientTables {
-  const Tables<T>& tables;
-  Buffer<T> on_x, constant;
-
-  GradientTables(const Problem& p, const Tables<T>& tables)
-      : tables(tables), on_x(p.modalities * tables.padded), constant(p.modalities * tables.padded) {}
+// A unit's part in the gradients of a channel's weight and bias.
+struct AffineGradient {
+  double weight, bias;
 };
 
-// dweight and dbias of channel c of modality m, and with the statistics of x what dx needs of the sums.
+// dx = scale * dz + on_x * (x - shift) + constant.
+template <class R>
+struct Gradients {
+  const Tables<R>& tables;
+  Buffer<R> on_x, constant;
+  Buffer<AffineGradient> affine;  // [units, C]
+
+  Gradients(const Problem& p, const Tables<R>& tables)
+      : tables(tables),
+        on_x(p.units() * tables.padded),
+        constant(p.units() * tables.padded),
+        affine(p.units() * p.channels) {}
+};
+
+// What follows from the sums of channel c of unit (m, g).
 // x - shift has a mean of its own, since shift was rounded: taken out here, the rounding does no harm.
 template <class T>
-void finish_channel(const Problem& p, const BackwardTensors<T>& t, GradientTables<T>& gradient, int64_t m,
-                    int64_t c, Sums sums) {
-  const int64_t i = m * p.channels + c, at = m * gradient.tables.padded + c;
-  const double invstd = inverse_std(t.var[i], p.eps), k = static_cast<double>(p.values());
+void finish_channel(const Problem& p, const BackwardTensors<T>& t, Gradients<Real<T>>& gradients, int64_t m,
+                    int64_t g, int64_t c, Sums sums) {
+  using R = Real<T>;
+  const int64_t unit = p.unit(m, g), i = unit * p.channels + c, at = unit * gradients.tables.padded + c;
+  const double invstd = 1 / std::sqrt(t.var[i] + p.eps), k = static_cast<double>(p.values());
   const double centre = p.batch_statistics ? sums.x / k : 0;
   const double dweight = invstd * (sums.dz_x - sums.dz * centre);
-  t.dbias[i] = static_cast<T>(sums.dz);
-  t.dweight[i] = static_cast<T>(dweight);
+  gradients.affine[i] = {dweight, sums.dz};
   if (!p.batch_statistics) return;
-  const double scale = invstd * t.weight[i];
+  const double scale = invstd * t.weight[m * p.channels + c];
   const double on_x = -scale * invstd * dweight / k;
-  gradient.on_x[at] = static_cast<T>(on_x);
-  gradient.constant[at] = static_cast<T>(-scale * sums.dz / k - on_x * centre);
+  gradients.on_x[at] = static_cast<R>(on_x);
+  gradients.constant[at] = static_cast<R>(-scale * sums.dz / k - on_x * centre);
 }
 
-// Lane sums along a strip.
 template <class T>
+void write_affine_gradients(const Problem& p, const BackwardTensors<T>& t,
+                            const Gradients<Real<T>>& gradients) {
+  for (int64_t i = 0; i < p.modalities * p.channels; ++i) {
+    const int64_t m = i / p.channels, c = i % p.channels;
+    AffineGradient total{};
+    for (int64_t g = 0; g < p.groups; ++g) {
+      const AffineGradient& part = gradients.affine[p.unit(m, g) * p.channels + c];
+      total = {total.weight + part.weight, total.bias + part.bias};
+    }
+    t.dweight[i] = static_cast<Real<T>>(total.weight);
+    t.dbias[i] = static_cast<Real<T>>(total.bias);
+  }
+}
+
+// Lane sums along a strip, no longer than a block.
+template <class R>
 struct StripSums {
-  Vec<T> dz{}, dz_x{}, x{};
+  Vec<R> dz{}, dz_x{}, x{};
 
   template <class N>
-  CEN_INLINE void add(Vec<T> dz_now, Vec<T> x_now, N n) {
-    dz += first_lanes(dz_now, n);
-    dz_x += first_lanes(dz_now * x_now, n);
-    x += first_lanes(x_now, n);
+  CEN_INLINE void add(Vec<R> dz_now, Vec<R> x_now, N n) {
+    dz += first_lanes<R>(dz_now, n);
+    dz_x += first_lanes<R>(dz_now * x_now, n);
+    x += first_lanes<R>(x_now, n);
   }
+  CEN_INLINE StripSums operator+(const StripSums& o) const { return {dz + o.dz, dz_x + o.dz_x, x + o.x}; }
   CEN_INLINE Sums of_all_lanes() const { return {sum_lanes(dz), sum_lanes(dz_x), sum_lanes(x)}; }
   CEN_INLINE Sums of_lane(int64_t lane) const { return {dz[lane], dz_x[lane], x[lane]}; }
 };
 
-// One walk along a strip of modality m: adds to the sums if kSum, writes dx and dresidual if kWrite. The
-// strip's first value lies at `first`; walk(f) calls f(at, n) for its vectors; `ahead` as in forward_strip.
-template <bool kSum, bool kWrite, bool kChannelsLast, Activation kActivation, class T, class Walk>
-CEN_INLINE void backward_strip(const Problem& p, const BackwardTensors<T>& t,
-                               const GradientTables<T>& gradient, int64_t m, int64_t channel, int64_t first,
-                               int64_t ahead, StripSums<T>& sums, Walk walk) {
-  const Tables<T>& tables = gradient.tables;
-  bool any_replaced = false;
-  for (int64_t other = 0; other < p.modalities; ++other)
-    any_replaced |= any_lane<T, kChannelsLast>(tables, tables.replaced, other, channel);
-  T* dx = t.dx + m * p.modality_size() + first;
-  T* dresidual = t.dresidual ? t.dresidual + m * p.modality_size() + first : nullptr;
-  const T* residual = t.residual ? t.residual + first : nullptr;
-  with_exchange(p, any_replaced, [&](auto exchange) {
-    const Strip<T, kChannelsLast, kActivation, decltype(exchange)::value> strip{
-        p, tables, t.x + first, residual, t.dy + first, channel, m};
-    const Vec<T> scale = strip.own.scale, on_x = strip.coefficient(gradient.on_x, m),
-                 constant = strip.coefficient(gradient.constant, m);
-    StripSums<T> s = sums;
-    walk([&](int64_t at, auto n) CEN_INLINE_LAMBDA {
+// What one unit's gradients are written to, and its rows of their coefficients.
+template <class T>
+struct GradientBranch {
+  T *dx, *dresidual;  // dresidual may be null
+  const Real<T>*on_x, *constant;
+
+  GradientBranch(const Problem& p, const BackwardTensors<T>& t, const Gradients<Real<T>>& gradients,
+                 int64_t unit)
+      : dx(t.dx + unit * p.unit_size()),
+        dresidual(t.dresidual ? t.dresidual + unit * p.unit_size() : nullptr),
+        on_x(gradients.on_x.get() + unit * gradients.tables.padded),
+        constant(gradients.constant.get() + unit * gradients.tables.padded) {}
+};
+
+// One walk along a strip of modality m: adds to the sums if kSum, writes dx and dresidual if kWrite; walk(f)
+// calls f(at, n, slot) for its vectors, slots below kSlots; `ahead` as in forward_strip.
+template <bool kSum, bool kWrite, bool kChannelsLast, bool kActivation, int64_t kSlots, class T, class Walk>
+CEN_INLINE void backward_strip(const Group<T>& group, const Branch<T>& own, const Branch<T>& partner,
+                               const GradientBranch<T>& to, int64_t m, int64_t channel, bool any_exchanged,
+                               int64_t ahead, bool streamed, StripSums<Real<T>>& sums, Walk walk) {
+  using R = Real<T>;
+  with_exchange(group.modalities, any_exchanged, [&](auto exchange) CEN_INLINE_LAMBDA {
+    const Strip<T, kChannelsLast, decltype(exchange)::value> strip(group, own, partner, m, channel);
+    Vec<R> on_x{}, constant{};
+    if constexpr (kWrite && !kSum) {
+      on_x = Side<T, kChannelsLast>::coefficient(to.on_x + channel);
+      constant = Side<T, kChannelsLast>::coefficient(to.constant + channel);
+    }
+    StripSums<R> slots[kSlots];
+    walk([&](int64_t at, auto n, auto slot) CEN_INLINE_LAMBDA {
       if (ahead) strip.prefetch(at + ahead);
-      const Vec<T> g = strip.g(at, n), dz = strip.dz(g, at, n), x = strip.centred(at, n);
-      if constexpr (kSum) s.add(dz, x, n);
+      const Vec<R> g = strip.template g<kActivation>(at, n);
+      const Vec<R> dz = strip.template dz<kActivation>(g, at, n), x = strip.centred(at, n);
+      if constexpr (kSum) slots[slot].add(dz, x, n);
       if constexpr (kWrite) {
-        store(dx + at, kSum ? dz * scale : dz * scale + (x * on_x + constant), n);
-        if (dresidual) store(dresidual + at, g, n);
+        store(to.dx + at, kSum ? dz * strip.scale() : dz * strip.scale() + (x * on_x + constant), n, streamed);
+        if (to.dresidual) store(to.dresidual + at, g, n, streamed);
       }
     });
-    sums = s;
+    if constexpr (kSum)
+      for (int64_t slot = 0; slot < kSlots; ++slot) sums = sums + slots[slot];
   });
 }
 
-// A block of channel c of modality m; returns the sums.
-template <bool kSum, bool kWrite, Activation kActivation, class T>
-Sums backward_block(const Problem& p, const BackwardTensors<T>& t, const GradientTables<T>& gradient,
-                    const LineBlocks& blocks, int64_t c, int64_t m, int64_t b) {
-  StripSums<T> sums;
-  backward_strip<kSum, kWrite, false, kActivation>(
-      p, t, gradient, m, c, c * p.spatial, 0, sums, [&](auto f) CEN_INLINE_LAMBDA {
-        // Two vectors a turn: with one, given statistics took 7.7 ms instead of 4.3 for [12, 64, 125, 125].
-        blocks.walk<T, 2>(b, [&](int64_t at, auto n, auto) CEN_INLINE_LAMBDA { f(at, n); });
+// A block of channel c of unit (m, g); returns the sums.
+template <bool kSum, bool kWrite, bool kActivation, class T>
+Sums backward_block(const Problem& p, const BackwardTensors<T>& t, const Gradients<Real<T>>& gradients,
+                    const Group<T>& group, const LineBlocks& blocks, int64_t m, int64_t g, int64_t c,
+                    int64_t b) {
+  StripSums<Real<T>> sums;
+  const GradientBranch<T> to(p, t, gradients, p.unit(m, g));
+  // One phase for both results, or else dresidual could not be streamed.
+  const bool streamed = p.stream && (!to.dresidual || phase_of(to.dresidual) == phase_of(to.dx));
+  // Two vectors a turn: with one, given statistics took 7.7 ms instead of 4.3 for [12, 64, 125, 125].
+  backward_strip<kSum, kWrite, false, kActivation, 2>(
+      group, group.branch(m), group.partner(m), to, m, c, gradients.tables.exchanged[c], 0, streamed, sums,
+      [&](auto f) CEN_INLINE_LAMBDA {
+        blocks.walk<Real<T>, 2>(blocks.block(b), c * p.spatial, phase_of(to.dx), f);
       });
-  return sums.of_all_lanes();
+  return kSum ? sums.of_all_lanes() : Sums{};
 }
 
-// A block of rows, all channels of all modalities; adds to sums, one of each strip and modality.
-template <bool kSum, bool kWrite, Activation kActivation, class T>
-void backward_block(const Problem& p, const BackwardTensors<T>& t, const GradientTables<T>& gradient,
-                    const RowBlocks& blocks, int64_t b, StripSums<T>* sums) {
-  blocks.for_tiles(b, [&](int64_t first_row, int64_t last_row) {
-    blocks.for_strips<T>([&](int64_t strip, int64_t channel, auto n) {
-      for (int64_t m = 0; m < p.modalities; ++m)
-        backward_strip<kSum, kWrite, true, kActivation>(
-            p, t, gradient, m, channel, channel, blocks.ahead(), sums[strip * p.modalities + m],
-            [&](auto f) CEN_INLINE_LAMBDA {
-              blocks.walk<1>(first_row, last_row, [&](int64_t at, auto) CEN_INLINE_LAMBDA { f(at, n); });
+// A block of rows, all channels of the modalities of group g; adds to sums, one of each strip and modality.
+template <bool kSum, bool kWrite, bool kActivation, class T>
+void backward_block(const Problem& p, const BackwardTensors<T>& t, const Gradients<Real<T>>& gradients,
+                    const RowBlocks& blocks, int64_t g, int64_t b, StripSums<Real<T>>* sums) {
+  using R = Real<T>;
+  const bool streamed = p.stream && p.channels % kLanes<R> == 0 && phase_of(t.dx) == 0 &&
+                        (!t.dresidual || phase_of(t.dresidual) == 0);
+  const Group<T> group(p, gradients.tables, t.x, t.residual, t.dy, g);
+  const int64_t ahead = blocks.ahead();
+  for (int64_t m = 0; m < p.modalities; ++m) {
+    const Branch<T> own = group.branch(m), partner = group.partner(m);
+    const GradientBranch<T> to(p, t, gradients, p.unit(m, g));
+    StripSums<R>* own_sums = sums + m * gradients.tables.strips;
+    blocks.for_tiles(b, [&](int64_t first_row, int64_t last_row) CEN_INLINE_LAMBDA {
+      blocks.for_strips<R>([&](int64_t strip, int64_t channel, auto n) CEN_INLINE_LAMBDA {
+        backward_strip<kSum, kWrite, true, kActivation, 1>(
+            group, own, partner, to, m, channel, gradients.tables.any_exchanged(channel), ahead, streamed,
+            own_sums[strip], [&](auto f) CEN_INLINE_LAMBDA {
+              blocks.walk(first_row, last_row, channel,
+                          [&](int64_t at) CEN_INLINE_LAMBDA { f(at, n, Slot<0>{}); });
             });
+      });
     });
-  });
+  }
 }
 
-template <Activation kActivation, class T>
-void backward_channels_first(const Problem& p, const BackwardTensors<T>& t, GradientTables<T>& gradient,
+template <bool kActivation, class T>
+void backward_channels_first(const Problem& p, const BackwardTensors<T>& t, Gradients<Real<T>>& gradients,
                              const Parallel& parallel) {
   const LineBlocks blocks(p);
-  const int64_t parts = p.modalities * blocks.count;
-  const Buffer<Sums> sums(p.channels * parts);
-  for_channels(p, parallel, [&](int64_t c, const Parallel& inner) {
-    Sums* channel_sums = sums.get() + c * parts;
-    parallel_tasks(inner, parts, [&](int64_t part) {
-      const int64_t m = part / blocks.count, b = part % blocks.count;
-      channel_sums[part] = p.batch_statistics
-                               ? backward_block<true, false, kActivation>(p, t, gradient, blocks, c, m, b)
-                               : backward_block<true, true, kActivation>(p, t, gradient, blocks, c, m, b);
-    });
-    for (int64_t m = 0; m < p.modalities; ++m) {
-      Sums total{};
-      for (int64_t b = 0; b < blocks.count; ++b) total = total + channel_sums[m * blocks.count + b];
-      finish_channel(p, t, gradient, m, c, total);
-    }
-    if (!p.batch_statistics) return;
-    parallel_tasks(inner, parts, [&](int64_t part) {
-      backward_block<false, true, kActivation>(p, t, gradient, blocks, c, part / blocks.count,
-                                               part % blocks.count);
+  const Buffer<Sums> sums(p.units() * p.channels * blocks.count);
+  for_channels(p, parallel, [&](int64_t g, int64_t c, const Parallel& inner) {
+    for_partners(p, gradients.tables, c, [&](int64_t first_m, int64_t last_m) {
+      const int64_t parts = (last_m - first_m) * blocks.count;
+      const Group<T> group(p, gradients.tables, t.x, t.residual, t.dy, g);
+      const auto sums_of = [&](int64_t m) {
+        return sums.get() + (p.unit(m, g) * p.channels + c) * blocks.count;
+      };
+      parallel_tasks(inner, parts, [&](int64_t part) {
+        const int64_t m = first_m + part / blocks.count, b = part % blocks.count;
+        sums_of(m)[b] =
+            p.batch_statistics
+                ? backward_block<true, false, kActivation>(p, t, gradients, group, blocks, m, g, c, b)
+                : backward_block<true, true, kActivation>(p, t, gradients, group, blocks, m, g, c, b);
+      });
+      for (int64_t m = first_m; m < last_m; ++m) {
+        Sums total{};
+        for (int64_t b = 0; b < blocks.count; ++b) total = total + sums_of(m)[b];
+        finish_channel(p, t, gradients, m, g, c, total);
+      }
+      if (!p.batch_statistics) return;
+      parallel_tasks(inner, parts, [&](int64_t part) {
+        const int64_t m = first_m + part % (last_m - first_m), b = part / (last_m - first_m);
+        backward_block<false, true, kActivation>(p, t, gradients, group, blocks, m, g, c, b);
+      });
     });
   });
 }
 
-template <Activation kActivation, class T>
-void backward_channels_last(const Problem& p, const BackwardTensors<T>& t, GradientTables<T>& gradient,
+template <bool kActivation, class T>
+void backward_channels_last(const Problem& p, const BackwardTensors<T>& t, Gradients<Real<T>>& gradients,
                             const Parallel& parallel) {
-  const RowBlocks blocks(p);
-  const int64_t table = p.modalities * p.channels;
+  using R = Real<T>;
+  const RowBlocks blocks(p, sizeof(T), t.residual ? 3 : 2);
+  const int64_t table = p.units() * p.channels, tasks = blocks.count * p.groups;
   const Buffer<Sums> sums(blocks.count * table);
-  const int64_t strips = blocks.strips<T>() * p.modalities;
-  parallel_ranges(parallel, blocks.count, [&](int64_t begin, int64_t end) {
-    const Buffer<StripSums<T>> block(strips);
-    for (int64_t b = begin; b < end; ++b) {
-      std::memset(static_cast<void*>(block.get()), 0, strips * sizeof(StripSums<T>));
+  const int64_t strips = gradients.tables.strips * p.modalities;
+  parallel_ranges(parallel, tasks, [&](int64_t begin, int64_t end) {
+    const Buffer<StripSums<R>> block(strips);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t b = i / p.groups, g = i % p.groups;
+      std::memset(static_cast<void*>(block.get()), 0, strips * sizeof(StripSums<R>));
       if (p.batch_statistics)
-        backward_block<true, false, kActivation>(p, t, gradient, blocks, b, block.get());
+        backward_block<true, false, kActivation>(p, t, gradients, blocks, g, b, block.get());
       else
-        backward_block<true, true, kActivation>(p, t, gradient, blocks, b, block.get());
-      blocks.for_strips<T>([&](int64_t strip, int64_t channel, auto n) {
+        backward_block<true, true, kActivation>(p, t, gradients, blocks, g, b, block.get());
+      blocks.for_strips<R>([&](int64_t strip, int64_t channel, auto n) {
         for (int64_t m = 0; m < p.modalities; ++m)
           for (int64_t lane = 0; lane < n; ++lane)
-            sums[b * table + m * p.channels + channel + lane] = block[strip * p.modalities + m].of_lane(lane);
+            sums[b * table + p.unit(m, g) * p.channels + channel + lane] =
+                block[m * gradients.tables.strips + strip].of_lane(lane);
       });
     }
   });
   parallel_tasks(parallel, table, [&](int64_t i) {
     Sums total{};
     for (int64_t b = 0; b < blocks.count; ++b) total = total + sums[b * table + i];
-    finish_channel(p, t, gradient, i / p.channels, i % p.channels, total);
+    const int64_t unit = i / p.channels;
+    finish_channel(p, t, gradients, unit / p.groups, unit % p.groups, i % p.channels, total);
   });
   if (!p.batch_statistics) return;
   // Backwards through each core's share: what was read last is still in its cache.
-  parallel_ranges(parallel, blocks.count, [&](int64_t begin, int64_t end) {
-    const Buffer<StripSums<T>> unused(strips);
-    for (int64_t b = end - 1; b >= begin; --b)
-      backward_block<false, true, kActivation>(p, t, gradient, blocks, b, unused.get());
+  parallel_ranges(parallel, tasks, [&](int64_t begin, int64_t end) {
+    const Buffer<StripSums<R>> unused(strips);
+    for (int64_t i = end - 1; i >= begin; --i)
+      backward_block<false, true, kActivation>(p, t, gradients, blocks, i % p.groups, i / p.groups,
+                                               unused.get());
   });
 }
 
 template <class T>
 void backward(const Problem& p, const BackwardTensors<T>& t, const Parallel& parallel) {
-  Tables<T> tables(p);
-  tables.set_exchange(p, t.weight);
-  set_given_statistics(p, t.mean, t.var, t.weight, t.bias, tables);
-  GradientTables<T> gradient(p, tables);
-  with_activation(p.activation, [&](auto activation) {
-    constexpr Activation kActivation = decltype(activation)::value;
+  Tables<Real<T>> tables(p, t.weight);
+  set_given_statistics<T>(p, t, tables);
+  Gradients<Real<T>> gradients(p, tables);
+  with_constant(p.activation != Activation::identity, [&](auto activation) {
+    constexpr bool kActivation = decltype(activation)::value;
     if (p.channels_last)
-      backward_channels_last<kActivation>(p, t, gradient, parallel);
+      backward_channels_last<kActivation>(p, t, gradients, parallel);
     else
-      backward_channels_first<kActivation>(p, t, gradient, parallel);
+      backward_channels_first<kActivation>(p, t, gradients, parallel);
   });
+  write_affine_gradients(p, t, gradients);
 }
 
 }  // namespace

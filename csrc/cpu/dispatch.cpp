@@ -1,4 +1,6 @@
 // The choice of instruction set at run time.
+#include <unistd.h>
+
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -11,7 +13,7 @@ const InstructionSet* instruction_sets() {
   static const InstructionSet sets[kInstructionSets] = {
       {"default", &baseline, true},
 #if defined(__x86_64__)
-      {"avx2", &avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+      {"avx2", &avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")},
       {"avx512", &avx512,
        __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")},
@@ -36,6 +38,16 @@ static const InstructionSet& choose() {
 const InstructionSet& instruction_set() {
   static const InstructionSet& chosen = choose();
   return chosen;
+}
+
+int64_t last_level_cache() {
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+  static const int64_t bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
+#else
+  static const int64_t bytes = 0;
+#endif
+  constexpr int64_t kUsual = 32 << 20;
+  return bytes > 0 ? bytes : kUsual;
 }
 
 }  // namespace cen::cpu

@@ -6,141 +6,164 @@
 namespace cen::cpu {
 namespace {
 
-// Statistics of channel c of modality m, where they are those of x, into the tables and the result.
+// Statistics of channel c of unit (m, g), where they are those of x, into the tables and the result.
 template <class T>
-CEN_INLINE void set_batch_statistics(const Problem& p, const ForwardTensors<T>& t, Tables<T>& tables,
-                                     int64_t m, int64_t c, Moments moments) {
-  const int64_t i = m * p.channels + c;
+CEN_INLINE void set_batch_statistics(const Problem& p, const ForwardTensors<T>& t, Tables<Real<T>>& tables,
+                                     int64_t m, int64_t g, int64_t c, Moments moments) {
+  const int64_t unit = p.unit(m, g), i = unit * p.channels + c;
   const double var = moments.squares / p.values();
-  tables.set_affine(m, c, moments.mean, inverse_std(var, p.eps), t.weight[i], t.bias[i]);
-  t.batch_mean[i] = static_cast<T>(moments.mean);
-  t.batch_var[i] = static_cast<T>(var);
+  tables.set_affine(unit, c, moments.mean, var, p.eps, t.weight[m * p.channels + c],
+                    t.bias[m * p.channels + c]);
+  t.batch_mean[i] = static_cast<Real<T>>(moments.mean);
+  t.batch_var[i] = static_cast<Real<T>>(var);
 }
 
-template <class T>
-void set_given_statistics(const Problem& p, const T* mean, const T* var, const T* weight, const T* bias,
-                          Tables<T>& tables) {
-  for (int64_t m = 0; m < p.modalities; ++m)
-    for (int64_t c = 0; c < p.channels; ++c) {
-      const int64_t i = m * p.channels + c;
-      tables.set_affine(m, c, mean[i], inverse_std(var[i], p.eps), weight[i], bias[i]);
-    }
-}
-
-// y of modality m in one strip, whose first value lies at `first`; walk(f) calls f(at, n) for its vectors.
-// `ahead` leads from a vector to one that is soon read, 0 where the processor foresees it.
-template <class T, bool kChannelsLast, Activation kActivation, class Walk>
-CEN_INLINE void forward_strip(const Problem& p, const ForwardTensors<T>& t, const Tables<T>& tables,
-                              int64_t m, int64_t channel, int64_t first, int64_t ahead, Walk walk) {
-  T* y = t.y + m * p.modality_size() + first;
-  const T* residual = t.residual ? t.residual + first : nullptr;
-  with_exchange(p, any_lane<T, kChannelsLast>(tables, tables.replaced, m, channel), [&](auto exchange) {
-    const Strip<T, kChannelsLast, kActivation, decltype(exchange)::value> strip{
-        p, tables, t.x + first, residual, nullptr, channel, m};
-    walk([&](int64_t at, auto n) CEN_INLINE_LAMBDA {
-      if (ahead) strip.prefetch(at + ahead);
-      store(y + at, strip.y(at, n), n);
-    });
-  });
-}
-
-// f(c, inner) for every channel: over the channels in parallel, or, where there are too few of them for the
-// cores, one after the other with `inner` to share out the work within one.
-template <class F>
-void for_channels(const Problem& p, const Parallel& parallel, F f) {
-  const Parallel serial{1, nullptr};
-  if (p.channels >= 4 * parallel.threads) {
-    parallel_tasks(parallel, p.channels, [&](int64_t c) { f(c, serial); });
-  } else {
-    for (int64_t c = 0; c < p.channels; ++c) f(c, parallel);
+template <class T, class Tensors>
+void set_given_statistics(const Problem& p, const Tensors& t, Tables<Real<T>>& tables) {
+  for (int64_t unit = 0; unit < p.units(); ++unit) {
+    const int64_t own = unit / p.groups * p.channels, row = unit * p.channels;
+    for (int64_t c = 0; c < p.channels; ++c)
+      tables.set_affine(unit, c, t.mean[row + c], t.var[row + c], p.eps, t.weight[own + c], t.bias[own + c]);
   }
 }
 
-// A channel of all samples and modalities mostly fits in the second-level cache: it comes from memory once,
-// for the statistics, and from the cache for the output.
-template <class T, Activation kActivation>
-void forward_channels_first(const Problem& p, const ForwardTensors<T>& t, Tables<T>& tables,
+// y of one unit along a strip; walk(f) calls f(at, n) for its vectors. `ahead` leads from a vector to one that
+// is soon read, 0 where the processor foresees it.
+template <class T, bool kChannelsLast, class Walk>
+CEN_INLINE void forward_strip(const Group<T>& group, const Branch<T>& own, const Branch<T>& partner, int64_t m,
+                              int64_t channel, bool any_exchanged, T* y, int64_t ahead, bool streamed,
+                              Walk walk) {
+  with_exchange(group.modalities, any_exchanged, [&](auto exchange) CEN_INLINE_LAMBDA {
+    const Strip<T, kChannelsLast, decltype(exchange)::value> strip(group, own, partner, m, channel);
+    walk([&](int64_t at, auto n) CEN_INLINE_LAMBDA {
+      if (ahead) strip.prefetch(at + ahead);
+      store(y + at, strip.y(at, n), n, streamed);
+    });
+  });
+}
+
+// f(g, c, inner) for every channel of every group: over them in parallel, or, where there are too few for the
+// cores, one after the other with `inner` to share out the work within one.
+template <class F>
+void for_channels(const Problem& p, const Parallel& parallel, F f) {
+  const int64_t tasks = p.groups * p.channels;
+  const auto task = [&](int64_t i, const Parallel& inner) { f(i / p.channels, i % p.channels, inner); };
+  if (tasks >= 4 * parallel.threads) {
+    parallel_tasks(parallel, tasks, [&](int64_t i) { task(i, {1, nullptr}); });
+  } else {
+    for (int64_t i = 0; i < tasks; ++i) task(i, parallel);
+  }
+}
+
+// f(first_m, last_m) for the modalities of a channel that have to be worked on together: all where they
+// exchange, else one after the other, while what was read of it is in the cache.
+template <class R, class F>
+CEN_INLINE void for_partners(const Problem& p, const Tables<R>& tables, int64_t c, F f) {
+  if (tables.exchanged[c]) return f(int64_t{0}, p.modalities);
+  for (int64_t m = 0; m < p.modalities; ++m) f(m, m + 1);
+}
+
+// A channel of all samples mostly fits in the second-level cache: it comes from memory once, for the
+// statistics, and from the cache for the output.
+template <class T>
+void forward_channels_first(const Problem& p, const ForwardTensors<T>& t, Tables<Real<T>>& tables,
                             const Parallel& parallel) {
+  using R = Real<T>;
   const LineBlocks blocks(p);
-  const int64_t parts = p.modalities * blocks.count;
-  const Buffer<Moments> moments(p.batch_statistics ? p.channels * parts : 0);
-  for_channels(p, parallel, [&](int64_t c, const Parallel& inner) {
-    const T* x = t.x + c * p.spatial;
-    if (p.batch_statistics) {
-      Moments* parts_of = moments.get() + c * parts;
+  const Buffer<Moments> moments(p.batch_statistics ? p.units() * p.channels * blocks.count : 0);
+  for_channels(p, parallel, [&](int64_t g, int64_t c, const Parallel& inner) {
+    for_partners(p, tables, c, [&](int64_t first_m, int64_t last_m) {
+      const int64_t parts = (last_m - first_m) * blocks.count;
+      const Group<T> group(p, tables, t.x, t.residual, nullptr, g);
+      const int64_t first = c * p.spatial;
+      const auto block_of = [&](int64_t m) {
+        return moments.get() + (p.unit(m, g) * p.channels + c) * blocks.count;
+      };
+      if (p.batch_statistics) {
+        parallel_tasks(inner, parts, [&](int64_t part) {
+          const int64_t m = first_m + part / blocks.count, b = part % blocks.count;
+          block_of(m)[b] = block_moments(group.branch(m).x + first, blocks, b);
+        });
+        for (int64_t m = first_m; m < last_m; ++m)
+          set_batch_statistics(p, t, tables, m, g, c,
+                               join(
+                                   blocks.count, p.values(), [&](int64_t b) { return block_of(m)[b]; },
+                                   [&](int64_t b) { return blocks.block(b).values(); }));
+      }
       parallel_tasks(inner, parts, [&](int64_t part) {
-        parts_of[part] =
-            block_moments(x + part / blocks.count * p.modality_size(), blocks, part % blocks.count);
+        const int64_t m = first_m + part % (last_m - first_m), b = part / (last_m - first_m);
+        T* y = t.y + p.unit(m, g) * p.unit_size();
+        forward_strip<T, false>(group, group.branch(m), group.partner(m), m, c, tables.exchanged[c], y, 0,
+                                p.stream, [&](auto f) CEN_INLINE_LAMBDA {
+                                  blocks.walk<R, 1>(
+                                      blocks.block(b), first, phase_of(y),
+                                      [&](int64_t at, auto n, auto) CEN_INLINE_LAMBDA { f(at, n); });
+                                });
       });
-      for (int64_t m = 0; m < p.modalities; ++m)
-        set_batch_statistics(
-            p, t, tables, m, c,
-            join(
-                blocks.count, p.values(), [&](int64_t b) { return parts_of[m * blocks.count + b]; },
-                [&](int64_t b) { return blocks.values(b); }));
-    }
-    parallel_tasks(inner, blocks.count, [&](int64_t b) {
-      for (int64_t m = 0; m < p.modalities; ++m)
-        forward_strip<T, false, kActivation>(
-            p, t, tables, m, c, c * p.spatial, 0, [&](auto f) CEN_INLINE_LAMBDA {
-              blocks.walk<T, 1>(b, [&](int64_t at, auto n, auto) CEN_INLINE_LAMBDA { f(at, n); });
-            });
     });
   });
 }
 
 template <class T>
-void row_statistics(const Problem& p, const ForwardTensors<T>& t, const RowBlocks& blocks, Tables<T>& tables,
-                    const Parallel& parallel) {
-  const int64_t table = p.modalities * p.channels;
+void row_statistics(const Problem& p, const ForwardTensors<T>& t, const RowBlocks& blocks,
+                    Tables<Real<T>>& tables, const Parallel& parallel) {
+  const int64_t table = p.units() * p.channels;
   const Buffer<Moments> moments(blocks.count * table);
-  parallel_ranges(parallel, blocks.count, [&](int64_t begin, int64_t end) {
-    const Buffer<MomentSums<T>> sums(blocks.strips<T>());
-    for (int64_t b = begin; b < end; ++b)
-      for (int64_t m = 0; m < p.modalities; ++m)
-        block_moments(t.x + m * p.modality_size(), blocks, b, sums.get(),
-                      moments.get() + b * table + m * p.channels);
+  parallel_ranges(parallel, blocks.count * p.units(), [&](int64_t begin, int64_t end) {
+    const Buffer<MomentSums<Real<T>>> sums(tables.strips);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t b = i / p.units(), unit = i % p.units();
+      block_moments(t.x + unit * p.unit_size(), blocks, b, sums.get(), moments.get() + i * p.channels);
+    }
   });
   parallel_tasks(parallel, table, [&](int64_t i) {
+    const int64_t unit = i / p.channels;
     const Moments joined = join(
         blocks.count, p.values(), [&](int64_t b) { return moments[b * table + i]; },
         [&](int64_t b) { return blocks.values(b); });
-    set_batch_statistics(p, t, tables, i / p.channels, i % p.channels, joined);
+    set_batch_statistics(p, t, tables, unit / p.groups, unit % p.groups, i % p.channels, joined);
   });
 }
 
-template <class T, Activation kActivation>
-void forward_channels_last(const Problem& p, const ForwardTensors<T>& t, Tables<T>& tables,
+template <class T>
+void forward_channels_last(const Problem& p, const ForwardTensors<T>& t, Tables<Real<T>>& tables,
                            const Parallel& parallel) {
-  const RowBlocks blocks(p);
+  using R = Real<T>;
+  const RowBlocks blocks(p, sizeof(T), t.residual ? 2 : 1);
   if (p.batch_statistics) row_statistics(p, t, blocks, tables, parallel);
+  const bool streamed = p.stream && p.channels % kLanes<R> == 0 && phase_of(t.y) == 0;
   // Backwards through each core's share: what the statistics read last is still in its cache.
-  parallel_ranges(parallel, blocks.count, [&](int64_t begin, int64_t end) {
-    for (int64_t b = end - 1; b >= begin; --b)
-      blocks.for_tiles(b, [&](int64_t first_row, int64_t last_row) {
-        blocks.for_strips<T>([&](int64_t, int64_t channel, auto n) {
-          for (int64_t m = 0; m < p.modalities; ++m)
-            forward_strip<T, true, kActivation>(
-                p, t, tables, m, channel, channel, blocks.ahead(), [&](auto f) CEN_INLINE_LAMBDA {
-                  blocks.walk<1>(first_row, last_row, [&](int64_t at, auto) CEN_INLINE_LAMBDA { f(at, n); });
+  parallel_ranges(parallel, blocks.count * p.groups, [&](int64_t begin, int64_t end) {
+    for (int64_t i = end - 1; i >= begin; --i) {
+      const int64_t b = i / p.groups, g = i % p.groups;
+      const Group<T> group(p, tables, t.x, t.residual, nullptr, g);
+      for (int64_t m = 0; m < p.modalities; ++m) {
+        const Branch<T> own = group.branch(m), partner = group.partner(m);
+        T* y = t.y + p.unit(m, g) * p.unit_size();
+        const int64_t ahead = blocks.ahead();
+        blocks.for_tiles(b, [&](int64_t first_row, int64_t last_row) CEN_INLINE_LAMBDA {
+          blocks.for_strips<R>([&](int64_t, int64_t channel, auto n) CEN_INLINE_LAMBDA {
+            forward_strip<T, true>(
+                group, own, partner, m, channel, tables.any_exchanged(channel), y, ahead, streamed,
+                [&](auto f) CEN_INLINE_LAMBDA {
+                  blocks.walk(first_row, last_row, channel,
+                              [&](int64_t at) CEN_INLINE_LAMBDA { f(at, n); });
                 });
+          });
         });
-      });
+      }
+    }
   });
 }
 
 template <class T>
 void forward(const Problem& p, const ForwardTensors<T>& t, const Parallel& parallel) {
-  Tables<T> tables(p);
-  tables.set_exchange(p, t.weight);
-  if (!p.batch_statistics) set_given_statistics(p, t.mean, t.var, t.weight, t.bias, tables);
-  with_activation(p.activation, [&](auto activation) {
-    constexpr Activation kActivation = decltype(activation)::value;
-    if (p.channels_last)
-      forward_channels_last<T, kActivation>(p, t, tables, parallel);
-    else
-      forward_channels_first<T, kActivation>(p, t, tables, parallel);
-  });
+  Tables<Real<T>> tables(p, t.weight);
+  if (!p.batch_statistics) set_given_statistics<T>(p, t, tables);
+  if (p.channels_last)
+    forward_channels_last(p, t, tables, parallel);
+  else
+    forward_channels_first(p, t, tables, parallel);
 }
 
 }  // namespace

@@ -12,12 +12,13 @@ struct Parallel {
   void (*run)(int64_t tasks, void (*body)(void* context, int64_t begin, int64_t end), void* context);
 };
 
-struct Kernels {
-  void (*forward_float)(const Problem&, const ForwardTensors<float>&, const Parallel&);
-  void (*forward_double)(const Problem&, const ForwardTensors<double>&, const Parallel&);
-  void (*backward_float)(const Problem&, const BackwardTensors<float>&, const Parallel&);
-  void (*backward_double)(const Problem&, const BackwardTensors<double>&, const Parallel&);
+template <class T>
+struct KernelsOf {
+  void (*forward)(const Problem&, const ForwardTensors<T>&, const Parallel&);
+  void (*backward)(const Problem&, const BackwardTensors<T>&, const Parallel&);
 };
+
+struct Kernels : KernelsOf<float>, KernelsOf<double>, KernelsOf<Half>, KernelsOf<BFloat16> {};
 
 extern const Kernels baseline;
 #if defined(__x86_64__)
@@ -42,5 +43,8 @@ const InstructionSet* instruction_sets();
 // The best that this processor runs, and at most what the environment variable CEN_EXT_CPU_CAPABILITY names.
 // Decided at the first call. Throws std::runtime_error if the variable names none that runs here.
 const InstructionSet& instruction_set();
+
+// Bytes of this processor's last level of cache.
+int64_t last_level_cache();
 
 }  // namespace cen::cpu

@@ -1,6 +1,8 @@
 #if defined(__x86_64__)
 
 // Before the instruction set is chosen: no code of the standard library may be compiled for it (vec.h).
+#include <immintrin.h>
+
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -11,9 +13,9 @@
 #define CEN_VECTOR_BYTES 32
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #endif
 
 #include "table.h"

@@ -1,6 +1,8 @@
 #if defined(__x86_64__)
 
 // Before the instruction set is chosen: no code of the standard library may be compiled for it (vec.h).
+#include <immintrin.h>
+
 #include <cmath>
 #include <cstdint>
 #include <cstring>

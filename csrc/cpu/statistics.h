@@ -1,7 +1,7 @@
 // How x is cut into blocks, and the mean and variance of a channel from those of its blocks.
 #pragma once
 
-#include "strip.h"
+#include "exchange.h"
 
 namespace cen::cpu {
 namespace {
@@ -11,17 +11,16 @@ struct Moments {
   double mean, squares;
 };
 
-// From the sums of d and d * d, d = x - shift, over `count` values. Harmless as long as shift is one of the
-// values: then (shift - mean)^2 <= squares, the loss is at most a factor `count` of double's rounding unit,
-// and a constant channel gives exactly (shift, 0).
-CEN_INLINE Moments moments_of(double shift, double sum, double sum_squares, int64_t count) {
-  const double squares = sum_squares - sum * sum / count;
-  return {shift + sum / count, squares < 0 ? 0 : squares};
+// From the sums of d and d * d, d = x - shift, over `count` values.
+CEN_INLINE Moments moments_of(double shift, double sum, double squares, int64_t count) {
+  const double centred = squares - sum * sum / count;
+  return {shift + sum / count, centred < 0 ? 0 : centred};
 }
 
 // Joins the moments of blocks; block(b) gives those of block b, count(b) its number of values.
 template <class Block, class Count>
 CEN_INLINE Moments join(int64_t blocks, int64_t total, Block block, Count count) {
+  if (blocks == 1) return block(0);
   const double shift = block(0).mean;
   double sum = 0;
   for (int64_t b = 1; b < blocks; ++b) sum += count(b) * (block(b).mean - shift);
@@ -34,14 +33,76 @@ CEN_INLINE Moments join(int64_t blocks, int64_t total, Block block, Count count)
   return {mean, squares};
 }
 
+// The sums of a block, in R and no longer than a block: d = x - shift, with the mean of the block's first
+// kSample values (or rows) as shift. By Cauchy-Schwarz n * (shift - mean)^2 <= n / kSample * squares, whatever
+// the values are: of the bits of R, no more than log2(n / kSample) are lost when the mean is taken out.
+template <class R>
+struct MomentSums {
+  static constexpr int64_t kSample = 256, kSampleRows = 16;
+  Vec<R> shift, sum{}, squares{};
+
+  CEN_INLINE void add(Vec<R> d) {
+    sum += d;
+    squares += d * d;
+  }
+};
+
+// Where squares overflow R, and for NaN: all of it in double. values(f) calls f(x) for the block's values.
+template <class Values>
+__attribute__((noinline, cold)) Moments wide_moments(int64_t count, Values values) {
+  double shift = 0, sum = 0, squares = 0;
+  bool first = true;
+  values([&](double x) {
+    if (first) shift = x;
+    first = false;
+    sum += x - shift;
+    squares += (x - shift) * (x - shift);
+  });
+  return moments_of(shift, sum, squares, count);
+}
+
+CEN_INLINE bool is_finite(double v) { return v - v == 0; }
+
 template <int64_t kSlot>
 using Slot = std::integral_constant<int64_t, kSlot>;
 
-// Channels first: the lines of one channel, cut into blocks of whole lines, or of pieces of one line where
-// lines are long.
+// f(at, n, slot) for the vectors of the values [at, stop). n is AllLanes where `phase + at` is a multiple of a
+// vector, else the lanes up to the next one or to the end. slot goes round the constants [0, kSlots).
+template <class R, int64_t kSlots, class F>
+CEN_INLINE void walk_values(int64_t at, int64_t stop, int64_t phase, F f) {
+  constexpr int64_t kStep = kLanes<R>;
+  constexpr AllLanes<R> all;
+  while (at < stop) {
+    const int64_t n = smaller(stop - at, kStep - (phase + at) % kStep);
+    if (n < kStep) {
+      f(at, n, Slot<0>{});
+      at += n;
+      continue;
+    }
+    if constexpr (kSlots >= 2)
+      for (; at + kSlots * kStep <= stop; at += kSlots * kStep) {
+        f(at, all, Slot<0>{});
+        f(at + kStep, all, Slot<1>{});
+        if constexpr (kSlots == 4) {
+          f(at + 2 * kStep, all, Slot<2>{});
+          f(at + 3 * kStep, all, Slot<3>{});
+        }
+      }
+    for (; at + kStep <= stop; at += kStep) f(at, all, Slot<0>{});
+  }
+}
+
+// The lane of a vector, in memory cut into vectors, that a value lies in.
+template <class T>
+CEN_INLINE int64_t phase_of(const T* value) {
+  return reinterpret_cast<uintptr_t>(value) / sizeof(T) % kLanes<Real<T>>;
+}
+
+// Channels first: the lines of one channel of a unit, cut into blocks of whole lines, or of pieces of one
+// line where lines are long.
 struct LineBlocks {
   static constexpr int64_t kValues = 8192;  // a block; both passes over it stay in the first-level caches
-  int64_t lines, size, stride;              // N lines of `size` values, `stride` apart
+  int64_t lines, size, stride;              // `samples` lines of `size` values, `stride` apart
   int64_t lines_a_block, pieces, piece;
   int64_t count;
 
@@ -53,83 +114,76 @@ struct LineBlocks {
     count = divide_up(lines, lines_a_block) * pieces;
   }
 
-  // f(at, n, slot) for the vectors of block b, `at` counted from the channel's first value. n is AllLanes, or
-  // the lanes left at the end of a line; slot goes round the constants [0, kSlots).
-  template <class T, int64_t kSlots, class F>
-  CEN_INLINE void walk(int64_t b, F f) const {
-    constexpr int64_t kStep = kLanes<T>;
-    const int64_t first = b / pieces * lines_a_block, begin = b % pieces * piece;
-    const int64_t last = smaller(lines, first + lines_a_block), end = smaller(size, begin + piece);
-    for (int64_t line = first; line < last; ++line) {
-      int64_t i = line * stride + begin;
-      const int64_t stop = line * stride + end;
-      if constexpr (kSlots == 2)
-        for (; i + 2 * kStep <= stop; i += 2 * kStep) {
-          f(i, AllLanes<T>{}, Slot<0>{});
-          f(i + kStep, AllLanes<T>{}, Slot<1>{});
-        }
-      for (; i + kStep <= stop; i += kStep) f(i, AllLanes<T>{}, Slot<0>{});
-      if (i < stop) f(i, stop - i, Slot<0>{});
+  struct Block {
+    int64_t first_line, last_line, begin, end;  // values [begin, end) of lines [first_line, last_line)
+    int64_t values() const { return (last_line - first_line) * (end - begin); }
+  };
+  CEN_INLINE Block block(int64_t b) const {
+    if (pieces == 1) {
+      const int64_t first = b * lines_a_block;
+      return {first, smaller(lines, first + lines_a_block), 0, size};
     }
+    const int64_t line = b / pieces, begin = b % pieces * piece;
+    return {line, line + 1, begin, smaller(size, begin + piece)};
   }
 
-  int64_t first_value(int64_t b) const { return b / pieces * lines_a_block * stride + b % pieces * piece; }
-  int64_t values(int64_t b) const {
-    const int64_t first = b / pieces * lines_a_block;
-    return smaller(lines_a_block, lines - first) * smaller(piece, size - b % pieces * piece);
-  }
-};
-
-// Sums of d and d * d along strips, a lane of T each; in double, of which T = float fills two vectors.
-template <class T>
-struct MomentSums {
-  static constexpr int64_t kWide = sizeof(double) / sizeof(T);
-  Vec<double> shift[kWide];
-  Vec<double> sum[2][kWide] = {}, squares[2][kWide] = {};  // a slot each: their additions overlap in time
-
-  template <class N, int64_t kSlot>
-  CEN_INLINE void add(const T* x, N n, Slot<kSlot>) {
-    for (int64_t w = 0; w < kWide; ++w) {
-      const Vec<double> d = first_lanes(load_wide(x, w, n) - shift[w], n, w);
-      sum[kSlot][w] += d;
-      squares[kSlot][w] += d * d;
+  // f(at, n, slot) for the vectors of a block of the channel that begins at `first`, as walk_values.
+  template <class R, int64_t kSlots, class F>
+  CEN_INLINE void walk(const Block& block, int64_t first, int64_t phase, F f) const {
+    for (int64_t line = block.first_line; line < block.last_line; ++line) {
+      const int64_t at = first + line * stride;
+      walk_values<R, kSlots>(at + block.begin, at + block.end, phase, f);
     }
-  }
-  CEN_INLINE Moments of_lane(int64_t lane, int64_t count) const {
-    const int64_t w = lane / kLanes<double>, l = lane % kLanes<double>;
-    return moments_of(shift[w][l], sum[0][w][l] + sum[1][w][l], squares[0][w][l] + squares[1][w][l], count);
-  }
-  CEN_INLINE Moments of_all_lanes(int64_t count) const {
-    Vec<double> s{}, q{};
-    for (int64_t w = 0; w < kWide; ++w) {
-      s += sum[0][w] + sum[1][w];
-      q += squares[0][w] + squares[1][w];
-    }
-    return moments_of(shift[0][0], sum_lanes(s), sum_lanes(q), count);
   }
 };
 
 template <class T>
 Moments block_moments(const T* channel, const LineBlocks& blocks, int64_t b) {
-  MomentSums<T> sums;
-  for (auto& shift : sums.shift) shift = splat<double>(channel[blocks.first_value(b)]);
-  blocks.walk<T, 2>(
-      b, [&](int64_t at, auto n, auto slot) CEN_INLINE_LAMBDA { sums.add(channel + at, n, slot); });
-  return sums.of_all_lanes(blocks.values(b));
+  using R = Real<T>;
+  const LineBlocks::Block block = blocks.block(b);
+  const int64_t phase = phase_of(channel), first = block.first_line * blocks.stride + block.begin;
+  const int64_t sample = smaller(MomentSums<R>::kSample, block.end - block.begin);
+  const Vec<R> x0 = splat(load(channel + first, int64_t{1})[0]);
+  Vec<R> sum{};
+  walk_values<R, 1>(first, first + sample, phase, [&](int64_t at, auto n, auto) CEN_INLINE_LAMBDA {
+    sum += first_lanes<R>(load(channel + at, n) - x0, n);
+  });
+  const R shift = x0[0] + static_cast<R>(sum_lanes(sum) / sample);
+
+  MomentSums<R> sums[4];
+  blocks.walk<R, 4>(block, 0, phase, [&](int64_t at, auto n, auto slot) CEN_INLINE_LAMBDA {
+    sums[slot].add(first_lanes<R>(load(channel + at, n) - splat(shift), n));
+  });
+  const double squares =
+      sum_lanes((sums[0].squares + sums[1].squares) + (sums[2].squares + sums[3].squares));
+  if (!is_finite(squares))
+    return wide_moments(block.values(), [&](auto f) {
+      blocks.walk<R, 1>(block, 0, phase, [&](int64_t at, int64_t n, auto) {
+        for (int64_t lane = 0; lane < n; ++lane) f(load(channel + at + lane, int64_t{1})[0]);
+      });
+    });
+  return moments_of(shift, sum_lanes((sums[0].sum + sums[1].sum) + (sums[2].sum + sums[3].sum)), squares,
+                    block.values());
 }
 
-// Channels last: the N * spatial rows of C values of a modality, cut into blocks of rows. A block is walked
-// in tiles of a few rows, so that memory is read along the rows.
+// Channels last: the rows of C values of a unit, cut into blocks of rows. A block is walked in tiles of a few
+// rows, so that memory is read along the rows.
 struct RowBlocks {
   int64_t rows, channels, rows_a_tile, rows_a_block, count;
 
-  explicit RowBlocks(const Problem& p) : rows(p.values()), channels(p.channels) {
-    rows_a_tile = larger(8, smaller(64, 4096 / channels));
+  // tensors: how many are read at a time. A column of a tile, and of the next one, which is asked for in
+  // advance, must fit in the few sets of the first-level cache that addresses a power of two apart share: with
+  // 64 rows, 512 channels took five times as long as with 8.
+  RowBlocks(const Problem& p, int64_t bytes_a_value, int64_t tensors)
+      : rows(p.values()), channels(p.channels) {
+    constexpr int64_t kTileBytes = 16384;
+    rows_a_tile = larger(2, smaller(64, kTileBytes / (channels * bytes_a_value * tensors)));
     rows_a_block = larger(32, smaller(256, 32768 / channels));
     count = divide_up(rows, rows_a_block);
   }
   int64_t begin(int64_t b) const { return b * rows_a_block; }
-  int64_t values(int64_t b) const { return smaller(rows_a_block, rows - begin(b)); }
+  int64_t end(int64_t b) const { return smaller(rows, begin(b) + rows_a_block); }
+  int64_t values(int64_t b) const { return end(b) - begin(b); }
 
   // From a vector to the one in the next tile. Processors do not foresee reads down the rows: asking for the
   // next tile's while this one is at work took the statistics of [12, 64, 125, 125] from 3.3 to 2.0 ms on one
@@ -139,58 +193,62 @@ struct RowBlocks {
   // f(first_row, last_row) for the tiles of block b.
   template <class F>
   CEN_INLINE void for_tiles(int64_t b, F f) const {
-    const int64_t end = begin(b) + values(b);
-    for (int64_t row = begin(b); row < end; row += rows_a_tile) f(row, smaller(end, row + rows_a_tile));
+    for (int64_t row = begin(b); row < end(b); row += rows_a_tile) f(row, smaller(end(b), row + rows_a_tile));
   }
 
   // f(strip, channel, n) for the strips, one vector of channels wide. The last one overlaps the one before it
   // rather than be a part of a vector: what is computed twice is the same, and is stored, not added.
-  template <class T, class F>
+  template <class R, class F>
   CEN_INLINE void for_strips(F f) const {
-    if (channels < kLanes<T>) return f(int64_t{0}, int64_t{0}, channels);
-    for (int64_t strip = 0, c = 0; c < channels; ++strip, c += kLanes<T>)
-      f(strip, smaller(c, channels - kLanes<T>), AllLanes<T>{});
-  }
-  template <class T>
-  int64_t strips() const {
-    return divide_up(channels, kLanes<T>);
+    if (channels < kLanes<R>) return f(int64_t{0}, int64_t{0}, channels);
+    for (int64_t strip = 0, c = 0; c < channels; ++strip, c += kLanes<R>)
+      f(strip, smaller(c, channels - kLanes<R>), AllLanes<R>{});
   }
 
-  // f(at, slot) for the vectors of a strip in a tile, `at` counted from the vector in row 0.
-  template <int64_t kSlots, class F>
-  CEN_INLINE void walk(int64_t first_row, int64_t last_row, F f) const {
-    int64_t at = first_row * channels;
-    const int64_t stop = last_row * channels;
-    if constexpr (kSlots == 2)
-      for (; at + 2 * channels <= stop; at += 2 * channels) {
-        f(at, Slot<0>{});
-        f(at + channels, Slot<1>{});
-      }
-    for (; at < stop; at += channels) f(at, Slot<0>{});
+  // f(at) for the vectors of a strip in the given rows.
+  template <class F>
+  CEN_INLINE void walk(int64_t first_row, int64_t last_row, int64_t channel, F f) const {
+    const int64_t step = channels, stop = channel + last_row * step;
+    for (int64_t at = channel + first_row * step; at < stop; at += step) f(at);
   }
 };
 
-// out[c] for the channels of one modality; sums is scratch, an element a strip.
+// out[c] for the channels of one unit; sums is scratch, an element a strip.
 template <class T>
-void block_moments(const T* modality, const RowBlocks& blocks, int64_t b, MomentSums<T>* sums, Moments* out) {
-  blocks.for_strips<T>([&](int64_t strip, int64_t channel, auto n) {
-    sums[strip] = MomentSums<T>{};
-    const T* first = modality + blocks.begin(b) * blocks.channels + channel;
-    for (int64_t w = 0; w < MomentSums<T>::kWide; ++w) sums[strip].shift[w] = load_wide(first, w, n);
+void block_moments(const T* unit, const RowBlocks& blocks, int64_t b, MomentSums<Real<T>>* sums,
+                   Moments* out) {
+  using R = Real<T>;
+  const int64_t begin = blocks.begin(b), count = blocks.values(b);
+  const int64_t sample = smaller(MomentSums<R>::kSampleRows, count);
+  blocks.for_strips<R>([&](int64_t strip, int64_t channel, auto n) {
+    const Vec<R> x0 = load(unit + begin * blocks.channels + channel, n);
+    Vec<R> sum{};
+    blocks.walk(begin, begin + sample, channel, [&](int64_t at) { sum += load(unit + at, n) - x0; });
+    sums[strip] = {x0 + sum / static_cast<R>(sample)};
   });
-  blocks.for_tiles(b, [&](int64_t first_row, int64_t last_row) {
-    blocks.for_strips<T>([&](int64_t strip, int64_t channel, auto n) {
-      MomentSums<T> s = sums[strip];
-      blocks.walk<2>(first_row, last_row, [&](int64_t at, auto slot) CEN_INLINE_LAMBDA {
-        __builtin_prefetch(modality + channel + at + blocks.ahead());
-        s.add(modality + channel + at, n, slot);
+  blocks.for_tiles(b, [&](int64_t first_row, int64_t last_row) CEN_INLINE_LAMBDA {
+    blocks.for_strips<R>([&](int64_t strip, int64_t channel, auto n) CEN_INLINE_LAMBDA {
+      const int64_t ahead = blocks.ahead();
+      MomentSums<R> tile{sums[strip].shift};
+      blocks.walk(first_row, last_row, channel, [&](int64_t at) CEN_INLINE_LAMBDA {
+        __builtin_prefetch(unit + at + ahead);
+        tile.add(load(unit + at, n) - tile.shift);
       });
-      sums[strip] = s;
+      sums[strip].sum += tile.sum;
+      sums[strip].squares += tile.squares;
     });
   });
-  blocks.for_strips<T>([&](int64_t strip, int64_t channel, auto n) {
-    for (int64_t lane = 0; lane < n; ++lane)
-      out[channel + lane] = sums[strip].of_lane(lane, blocks.values(b));
+  blocks.for_strips<R>([&](int64_t strip, int64_t channel, auto n) {
+    for (int64_t lane = 0; lane < n; ++lane) {
+      const double squares = sums[strip].squares[lane];
+      out[channel + lane] =
+          is_finite(squares)
+              ? moments_of(sums[strip].shift[lane], sums[strip].sum[lane], squares, count)
+              : wide_moments(count, [&](auto f) {
+                  blocks.walk(begin, begin + count, channel + lane,
+                              [&](int64_t at) { f(load(unit + at, int64_t{1})[0]); });
+                });
+    }
   });
 }
 

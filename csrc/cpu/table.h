@@ -6,6 +6,9 @@
 
 namespace cen::cpu {
 
-const Kernels CEN_KERNELS = {forward<float>, forward<double>, backward<float>, backward<double>};
+const Kernels CEN_KERNELS = {{forward<float>, backward<float>},
+                             {forward<double>, backward<double>},
+                             {forward<Half>, backward<Half>},
+                             {forward<BFloat16>, backward<BFloat16>}};
 
 }  // namespace cen::cpu

@@ -11,6 +11,9 @@
 #include <cstring>
 #include <new>
 #include <type_traits>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "kernels.h"
 
@@ -20,79 +23,193 @@
 namespace cen::cpu {
 namespace {
 
-template <class T>
+template <class T, int64_t kBytes>
 struct VecOf {
-  typedef T type __attribute__((vector_size(CEN_VECTOR_BYTES)));
+  typedef T type __attribute__((vector_size(kBytes)));
 };
-template <class T>
-using Vec = typename VecOf<T>::type;
-template <class T>
-using Bits = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;  // what comparing a Vec<T> gives, a lane
-template <class T>
-constexpr int64_t kLanes = CEN_VECTOR_BYTES / sizeof(T);
-template <class T>
-using AllLanes = std::integral_constant<int64_t, kLanes<T>>;
+template <class R>
+using Vec = typename VecOf<R, CEN_VECTOR_BYTES>::type;
+template <class R>
+using Bits = std::conditional_t<sizeof(R) == 4, int32_t, int64_t>;  // what comparing a Vec<R> gives, a lane
+template <class R>
+constexpr int64_t kLanes = CEN_VECTOR_BYTES / sizeof(R);
+template <class R>
+using AllLanes = std::integral_constant<int64_t, kLanes<R>>;
 
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// A vector, or its first n lanes with zeros in the others.
+template <class R>
+CEN_INLINE Vec<R> splat(R value) {
+  return Vec<R>{} + value;
+}
+
+// ---- x in memory: as many values of type T as a vector of Real<T> has lanes ----
+
 template <class T>
-CEN_INLINE Vec<T> load(const T* from, AllLanes<T>) {
-  Vec<T> v;
+constexpr int64_t kPackedBytes = kLanes<Real<T>> * sizeof(T);
+template <class T>
+using Packed =
+    typename VecOf<std::conditional_t<sizeof(T) == 2, uint16_t, T>, kPackedBytes<T>>::type;
+
+template <class T>
+CEN_INLINE Packed<T> load_packed(const T* from, AllLanes<Real<T>>) {
+  Packed<T> packed;
+  std::memcpy(&packed, from, sizeof(packed));
+  return packed;
+}
+template <class T>
+CEN_INLINE void store_packed(T* to, Packed<T> packed, AllLanes<Real<T>>) {
+  std::memcpy(to, &packed, sizeof(packed));
+}
+
+// The first n lanes; the others are zero, and neither read nor written in memory.
+#if CEN_VECTOR_BYTES == 64
+template <class T>
+CEN_INLINE Packed<T> load_packed(const T* from, int64_t n) {
+  const auto mask = (1u << n) - 1;
+  if constexpr (sizeof(T) == 2)
+    return (Packed<T>)_mm256_maskz_loadu_epi16(mask, from);
+  else if constexpr (sizeof(T) == 4)
+    return (Packed<T>)_mm512_maskz_loadu_epi32(mask, from);
+  else
+    return (Packed<T>)_mm512_maskz_loadu_epi64(mask, from);
+}
+template <class T>
+CEN_INLINE void store_packed(T* to, Packed<T> packed, int64_t n) {
+  const auto mask = (1u << n) - 1;
+  if constexpr (sizeof(T) == 2)
+    _mm256_mask_storeu_epi16(to, mask, (__m256i)packed);
+  else if constexpr (sizeof(T) == 4)
+    _mm512_mask_storeu_epi32(to, mask, (__m512i)packed);
+  else
+    _mm512_mask_storeu_epi64(to, mask, (__m512i)packed);
+}
+#else
+template <class T>
+CEN_INLINE Packed<T> load_packed(const T* from, int64_t n) {
+  T lanes[kLanes<Real<T>>] = {};
+  for (int64_t lane = 0; lane < n; ++lane) lanes[lane] = from[lane];
+  return load_packed(lanes, AllLanes<Real<T>>{});
+}
+template <class T>
+CEN_INLINE void store_packed(T* to, Packed<T> packed, int64_t n) {
+  T lanes[kLanes<Real<T>>];
+  store_packed(lanes, packed, AllLanes<Real<T>>{});
+  for (int64_t lane = 0; lane < n; ++lane) to[lane] = lanes[lane];
+}
+#endif
+
+// Past the caches, to an address that is a multiple of kPackedBytes<T>.
+template <class T>
+CEN_INLINE void stream_packed(T* to, Packed<T> packed) {
+#if defined(__x86_64__)
+  if constexpr (sizeof(packed) == 8)
+    _mm_stream_si64(reinterpret_cast<long long*>(to), (long long)packed);
+  else if constexpr (sizeof(packed) == 16)
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to), (__m128i)packed);
+#if CEN_VECTOR_BYTES >= 32
+  else if constexpr (sizeof(packed) == 32)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), (__m256i)packed);
+#endif
+#if CEN_VECTOR_BYTES == 64
+  else
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)packed);
+#endif
+#else
+  store_packed(to, packed, AllLanes<Real<T>>{});
+#endif
+}
+
+// ---- half types: widened to float, rounded to the nearest (ties to even) on the way back ----
+
+using Floats = Vec<float>;
+using Words = Vec<uint32_t>;
+
+CEN_INLINE Floats widen(Packed<BFloat16> packed, BFloat16) {
+  return (Floats)(__builtin_convertvector(packed, Words) << 16);
+}
+CEN_INLINE Packed<BFloat16> narrow(Floats v, BFloat16) {
+  const Words bits = (Words)v;
+  const Words rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  const Words quiet = bits | 0x400000;  // a NaN stays one
+  return __builtin_convertvector((v == v ? rounded : quiet) >> 16, Packed<BFloat16>);
+}
+
+#if CEN_VECTOR_BYTES == 64
+CEN_INLINE Floats widen(Packed<Half> packed, Half) { return (Floats)_mm512_maskz_cvtph_ps(0xffff, (__m256i)packed); }
+CEN_INLINE Packed<Half> narrow(Floats v, Half) {
+  return (Packed<Half>)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+#elif CEN_VECTOR_BYTES == 32
+CEN_INLINE Floats widen(Packed<Half> packed, Half) { return (Floats)_mm256_cvtph_ps((__m128i)packed); }
+CEN_INLINE Packed<Half> narrow(Floats v, Half) {
+  return (Packed<Half>)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+#else
+CEN_INLINE Floats widen(Packed<Half> packed, Half) {
+  const Words bits = __builtin_convertvector(packed, Words);
+  // The exponent's bias differs by 112. As a product it holds for denormal values too.
+  const Words finite = (Words)((Floats)((bits & 0x7fff) << 13) * 0x1p112f);
+  const Words magnitude = (bits & 0x7c00) == 0x7c00 ? finite | 0x7f800000 : finite;
+  return (Floats)(magnitude | (bits & 0x8000) << 16);
+}
+CEN_INLINE Packed<Half> narrow(Floats v, Half) {
+  const Words bits = (Words)v, magnitude = bits & 0x7fffffff;
+  const Words normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  const Words denormal = (Words)((Floats)magnitude + 0.5f) - (126u << 23);  // 0.5's last place is 2^-24
+  const Words finite = magnitude < (113u << 23) ? denormal : normal;
+  const Words infinite = magnitude > (255u << 23) ? Words{} + 0x7e00 : Words{} + 0x7c00;
+  const Words half = magnitude < (143u << 23) ? finite : infinite;
+  return __builtin_convertvector(half | (bits & 0x80000000) >> 16, Packed<Half>);
+}
+#endif
+
+template <class T, class N>
+CEN_INLINE Vec<Real<T>> load(const T* from, N n) {
+  if constexpr (sizeof(T) == 2)
+    return widen(load_packed(from, n), T{});
+  else
+    return load_packed(from, n);
+}
+template <class T>
+CEN_INLINE Packed<T> pack(Vec<Real<T>> v) {
+  if constexpr (sizeof(T) == 2)
+    return narrow(v, T{});
+  else
+    return v;
+}
+template <class T>
+CEN_INLINE void store(T* to, Vec<Real<T>> v, int64_t n, bool) {
+  store_packed(to, pack<T>(v), n);
+}
+// streamed: past the caches; `to` is then a multiple of kPackedBytes<T>.
+template <class T>
+CEN_INLINE void store(T* to, Vec<Real<T>> v, AllLanes<Real<T>> n, bool streamed) {
+  if (streamed)
+    stream_packed(to, pack<T>(v));
+  else
+    store_packed(to, pack<T>(v), n);
+}
+
+// A vector from a table of coefficients or masks.
+template <class R>
+CEN_INLINE Vec<R> load_row(const R* from) {
+  Vec<R> v;
   std::memcpy(&v, from, sizeof(v));
   return v;
 }
-template <class T>
-CEN_INLINE Vec<T> load(const T* from, int64_t n) {
-  Vec<T> v{};
-  std::memcpy(&v, from, n * sizeof(T));
+
+// v with zeros in the lanes from n on.
+template <class R>
+CEN_INLINE Vec<R> first_lanes(Vec<R> v, AllLanes<R>) {
   return v;
 }
-template <class T>
-CEN_INLINE Vec<T> load(const T* from) {
-  return load(from, AllLanes<T>{});
-}
-
-template <class T>
-CEN_INLINE void store(T* to, Vec<T> v, AllLanes<T>) {
-  std::memcpy(to, &v, sizeof(v));
-}
-template <class T>
-CEN_INLINE void store(T* to, Vec<T> v, int64_t n) {
-  std::memcpy(to, &v, n * sizeof(T));
-}
-
-template <class T>
-CEN_INLINE Vec<T> splat(T value) {
-  return Vec<T>{} + value;
-}
-
-// Doubles of the w-th part of a vector of T: the lanes [w, w + 1) * kLanes<double>.
-template <class T, class N>
-CEN_INLINE Vec<double> load_wide(const T* from, int64_t w, N n) {
-  typedef T Part __attribute__((vector_size(kLanes<double> * sizeof(T))));
-  Part part{};
-  if constexpr (std::is_same_v<N, AllLanes<T>>)
-    std::memcpy(&part, from + w * kLanes<double>, sizeof(part));
-  else
-    std::memcpy(&part, from + w * kLanes<double>,
-                larger(0, smaller(n - w * kLanes<double>, kLanes<double>)) * sizeof(T));
-  return __builtin_convertvector(part, Vec<double>);
-}
-
-// v, the w-th part of a vector, with zeros in the lanes from n on.
-template <class T, int64_t kAll>
-CEN_INLINE T first_lanes(T v, std::integral_constant<int64_t, kAll>, int64_t = 0) {
-  return v;
-}
-template <class T>
-CEN_INLINE T first_lanes(T v, int64_t n, int64_t w = 0) {
-  constexpr int64_t kCount = sizeof(T) / sizeof(v[0]);
-  for (int64_t lane = 0; lane < kCount; ++lane)
-    if (w * kCount + lane >= n) v[lane] = 0;
-  return v;
+template <class R>
+CEN_INLINE Vec<R> first_lanes(Vec<R> v, int64_t n) {
+  static constexpr Bits<R> kCount[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return load_row(kCount) < splat(static_cast<Bits<R>>(n)) ? v : Vec<R>{};
 }
 
 CEN_INLINE double sum_lanes(Vec<double> v) {
@@ -101,19 +218,19 @@ CEN_INLINE double sum_lanes(Vec<double> v) {
   return v[0];
 }
 CEN_INLINE double sum_lanes(Vec<float> v) {
-  float lanes[kLanes<float>];
-  std::memcpy(lanes, &v, sizeof(v));
-  return sum_lanes(load_wide(lanes, 0, AllLanes<float>{}) + load_wide(lanes, 1, AllLanes<float>{}));
+  typedef float Part __attribute__((vector_size(CEN_VECTOR_BYTES / 2)));
+  Part parts[2];
+  std::memcpy(parts, &v, sizeof(v));
+  return sum_lanes(__builtin_convertvector(parts[0], Vec<double>) +
+                   __builtin_convertvector(parts[1], Vec<double>));
 }
 
-// Zeroed scratch memory, aligned for vectors.
+// Scratch memory, aligned for vectors.
 template <class T>
 class Buffer {
  public:
   explicit Buffer(int64_t size)
-      : data_(static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t{64}))) {
-    std::memset(static_cast<void*>(data_), 0, size * sizeof(T));
-  }
+      : data_(static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t{64}))) {}
   ~Buffer() { ::operator delete(data_, std::align_val_t{64}); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
@@ -127,9 +244,19 @@ class Buffer {
 // f(begin, end) for ranges that cover [0, tasks).
 template <class F>
 void parallel_ranges(const Parallel& parallel, int64_t tasks, F f) {
-  if (parallel.threads == 1 || tasks == 1) return f(int64_t{0}, tasks);
+  const auto range = [&f](int64_t begin, int64_t end) {
+    f(begin, end);
+#if defined(__x86_64__)
+    _mm_sfence();  // streamed results are seen by whoever waits for this range
+#endif
+  };
+  if (parallel.threads == 1 || tasks == 1) return range(0, tasks);
   parallel.run(
-      tasks, [](void* body, int64_t begin, int64_t end) { (*static_cast<F*>(body))(begin, end); }, &f);
+      tasks,
+      [](void* body, int64_t begin, int64_t end) {
+        (*static_cast<std::remove_reference_t<decltype(range)>*>(body))(begin, end);
+      },
+      const_cast<void*>(static_cast<const void*>(&range)));
 }
 
 // f(task) for each of [0, tasks).
