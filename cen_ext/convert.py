@@ -103,7 +103,8 @@ def _picked(norms: dict[str, nn.Module], where: Where | None) -> set[nn.Module]:
         return set(norms.values())
     if callable(where):
         return {norm for name, norm in norms.items() if where(name, norm)}
-    if isinstance(where, str) or not isinstance(where, Collection):
+    named = isinstance(where, Collection) and all(isinstance(name, str) for name in where)
+    if isinstance(where, str) or not named:
         raise TypeError(f"where must be a callable or a collection of module names, got {where!r}")
     picked = set()
     for wanted in where:

@@ -35,8 +35,8 @@ class ExchangeNorm(nn.Module):
         momentum: weight of a batch in the running statistics; None for their cumulative average.
         track_running_stats: False uses the statistics of x in training and in eval. The default is that of
             torch's layer: True for batch norm, False for instance norm.
-        process_group: as in ``norm_exchange``, in training mode; ``synchronise_statistics`` sets it. A copy
-            keeps it, a pickled layer comes back without.
+        process_group: as in ``norm_exchange``, in training mode; ``synchronise_statistics`` sets it. A deep
+            copy keeps it, a pickled layer comes back without.
         device: of the parameters and statistics.
         dtype: of the network; with a half type the parameters and statistics are float32.
 

@@ -278,6 +278,7 @@ BAD = [
     (dict(where=["layers.0.1"]), ValueError, "at or below 'layers.0.1'; close names: 'layers.0.0'"),
     (dict(where=["stem"]), ValueError, "no norm layer at or below 'stem'; close names: none"),
     (dict(where="last"), TypeError, "where must be a callable or a collection of module names, got 'last'"),
+    (dict(where=[nn.ReLU()]), TypeError, r"where must be a callable or a .* got \[ReLU"),
     (dict(where=3), TypeError, "where must be a callable or a collection of module names, got 3"),
 ]
 
