@@ -98,6 +98,19 @@ def test_values_and_gradients(backend, norm, dtype, data):
         assert found.y.is_contiguous(memory_format=memory_format(call.x))
 
 
+# More than one block of a kernel's, of lines and of rows, and work for more than one thread.
+LARGE = [Shape(2, 2, 3, (130, 131)), Shape(3, 2, 20, (60, 61)), Shape(2, 3, 70, (23, 19))]
+
+
+@every_kind()
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", LARGE, ids=str)
+def test_large(backend, norm, dtype, shape, channels_last):
+    i = make_inputs(shape, dtype, channels_last)
+    options = Options(THRESHOLD, norm=norm, activation="relu")
+    check(backend, Call(i.x, i.weight, i.bias, residual=i.residual, options=options), i.dy)
+
+
 EMPTY = [(0, 6), (4, 0), (4, 6, 0), (0, 6, 3, 4), (4, 0, 3, 4), (4, 6, 0, 4), (4, 6, 3, 0), (4, 6, 2, 0, 3)]
 
 
