@@ -87,7 +87,7 @@ def calls(draw, norm: str, dtype: torch.dtype) -> tuple[Call, Tensor]:
 
 
 @every_kind()
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_values_and_gradients(backend, norm, dtype, data):
     call, dy = data.draw(calls(norm, dtype))
