@@ -89,24 +89,29 @@ def norm_exchange(
     channel takes no part in it, the channels that took its place do.
     """
     num_modalities, channels = weight.shape
-    if mean is None or var is None:
-        mean, var = statistics(x, num_modalities, options.norm)
-    z_dtype = statistics_dtype(x.dtype)
     spatial = (1,) * (x.dim() - 2)
 
     def per_row(table: Tensor) -> Tensor:  # [M or M*N, C] -> [M, 1 or N, C, 1, ...]
-        return split_rows(table, num_modalities).view(num_modalities, -1, channels, *spatial)
+        return table.view(num_modalities, table.shape[0] // num_modalities, channels, *spatial)
 
-    rows = split_rows(x.to(z_dtype), num_modalities)  # [M, N, C, *spatial]
-    invstd = torch.rsqrt(per_row(var) + options.eps)
-    z = per_row(weight) * ((rows - per_row(mean)) * invstd) + per_row(bias)
+    # Converted once, so that the gradients of x's two uses are added before they are rounded to its type.
+    rows = split_rows(x.to(statistics_dtype(x.dtype)), num_modalities)  # [M, N, C, *spatial]
+    replaced = replaced_channels(weight.detach(), options)
+    unread = replaced & (replaced.sum(0) == 1)  # nobody borrows it: it has no gradient, even where it is NaN
+    rows = torch.where(per_row(unread), rows.detach(), rows)
+    weight, bias = (torch.where(unread, table.detach(), table) for table in (weight, bias))
+    if mean is None or var is None:
+        mean, var = statistics(rows.flatten(0, 1), num_modalities, options.norm)
+    # Divided, not multiplied by the inverse: the derivative of that takes its cube, which overflows.
+    xhat = (rows - per_row(mean)) / torch.sqrt(per_row(var) + options.eps)
+    z = per_row(weight) * xhat + per_row(bias)
     u = z
     if num_modalities > 1:
         others = torch.stack([torch.cat([z[:m], z[m + 1 :]]).mean(0) for m in range(num_modalities)])
-        u = torch.where(per_row(replaced_channels(weight.detach(), options)), others, z)
+        u = torch.where(per_row(replaced), others, z)
     u = u.flatten(0, 1)
     if residual is not None:
-        u = u + residual.to(z_dtype)
+        u = u + residual.to(rows.dtype)
     if options.activation == "relu":
         u = F.relu(u)
     elif options.activation == "leaky_relu":
