@@ -6,6 +6,7 @@ import importlib
 import warnings
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from cen_ext import reference
@@ -58,9 +59,8 @@ def _run_compiled(
     residual: Tensor | None,
     options: Options,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    outputs: tuple[Tensor, Tensor, Tensor] = compiled.norm_exchange(
-        x, weight, bias, mean, var, residual, *options
-    )
+    run = compiled.norm_exchange if torch.compiler.is_compiling() else compiled.NormExchange.apply
+    outputs: tuple[Tensor, Tensor, Tensor] = run(x, weight, bias, mean, var, residual, *options)
     return outputs
 
 

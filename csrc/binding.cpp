@@ -6,7 +6,6 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <cstdlib>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -79,7 +78,7 @@ void set_sizes(Problem& p, const Tensor& x, const Tensor& weight, const std::opt
 // What of the problem depends on how x lies in memory.
 void set_memory(Problem& p, const Tensor& x, bool channels_last) {
   p.channels_last = channels_last;
-  p.stream = !getenv("NOSTREAM") && x.numel() * static_cast<int64_t>(x.element_size()) > cpu::last_level_cache() / 4;
+  p.stream = x.numel() * static_cast<int64_t>(x.element_size()) > cpu::last_level_cache() / 8;
 }
 
 bool is_as(const Tensor& tensor, ScalarType type, const Sizes& sizes) {

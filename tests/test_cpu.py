@@ -78,7 +78,7 @@ def check_float32(
     bounds = {
         "y": y_bound,
         "mean": 2 * UNIT * mean.abs() + 4 * UNIT * var.sqrt(),
-        "var": 8 * UNIT * var,
+        "var": 16 * UNIT * var,
         "dx": 16 * UNIT * slope * reach**2 * dy.abs().max(),
         "dweight": 16 * UNIT * reach * gradients,
         "dbias": 16 * UNIT * gradients,

@@ -20,51 +20,41 @@ struct AffineGradient {
   double weight, bias;
 };
 
-// dx = scale * dz + on_x * (x - shift) + constant.
-template <class R>
-struct Gradients {
-  const Tables<R>& tables;
-  Buffer<R> on_x, constant;
-  Buffer<AffineGradient> affine;  // [units, C]
-
-  Gradients(const Problem& p, const Tables<R>& tables)
-      : tables(tables),
-        on_x(p.units() * tables.padded),
-        constant(p.units() * tables.padded),
-        affine(p.units() * p.channels) {}
-};
-
-// What follows from the sums of channel c of unit (m, g).
+// What follows from the sums of channel c of unit (m, g): its coefficients of dx, and its part in the gradients
+// of weight and bias.
 // x - shift has a mean of its own, since shift was rounded: taken out here, the rounding does no harm.
 template <class T>
-void finish_channel(const Problem& p, const BackwardTensors<T>& t, Gradients<Real<T>>& gradients, int64_t m,
-                    int64_t g, int64_t c, Sums sums) {
+AffineGradient finish_channel(const Problem& p, const BackwardTensors<T>& t, const Tables<Real<T>>& tables,
+                              int64_t m, int64_t g, int64_t c, Sums sums) {
   using R = Real<T>;
-  const int64_t unit = p.unit(m, g), i = unit * p.channels + c, at = unit * gradients.tables.padded + c;
-  const double invstd = 1 / std::sqrt(t.var[i] + p.eps), k = static_cast<double>(p.values());
-  const double centre = p.batch_statistics ? sums.x / k : 0;
+  const int64_t unit = p.unit(m, g), i = unit * p.channels + c, lane = c % kLanes<R>;
+  Coefficients<R>& k = tables.at(unit, c);
+  if (k.dead[lane]) return {};
+  const double invstd = 1 / std::sqrt(t.var[i] + p.eps), values = static_cast<double>(p.values());
+  const double centre = p.batch_statistics ? sums.x / values : 0;
   const double dweight = invstd * (sums.dz_x - sums.dz * centre);
-  gradients.affine[i] = {dweight, sums.dz};
-  if (!p.batch_statistics) return;
-  const double scale = invstd * t.weight[m * p.channels + c];
-  const double on_x = -scale * invstd * dweight / k;
-  gradients.on_x[at] = static_cast<R>(on_x);
-  gradients.constant[at] = static_cast<R>(-scale * sums.dz / k - on_x * centre);
+  if (p.batch_statistics) {
+    const double scale = invstd * t.weight[m * p.channels + c];
+    const double on_x = -scale * invstd * dweight / values;
+    k.on_x[lane] = static_cast<R>(on_x);
+    k.constant[lane] = static_cast<R>(-scale * sums.dz / values - on_x * centre);
+  }
+  return {dweight, sums.dz};
 }
 
 template <class T>
 void write_affine_gradients(const Problem& p, const BackwardTensors<T>& t,
-                            const Gradients<Real<T>>& gradients) {
-  for (int64_t i = 0; i < p.modalities * p.channels; ++i) {
-    const int64_t m = i / p.channels, c = i % p.channels;
-    AffineGradient total{};
-    for (int64_t g = 0; g < p.groups; ++g) {
-      const AffineGradient& part = gradients.affine[p.unit(m, g) * p.channels + c];
-      total = {total.weight + part.weight, total.bias + part.bias};
+                            const Buffer<AffineGradient>& parts) {
+  for (int64_t m = 0; m < p.modalities; ++m)
+    for (int64_t c = 0; c < p.channels; ++c) {
+      AffineGradient total{};
+      for (int64_t g = 0; g < p.groups; ++g) {
+        const AffineGradient& part = parts[p.unit(m, g) * p.channels + c];
+        total = {total.weight + part.weight, total.bias + part.bias};
+      }
+      t.dweight[m * p.channels + c] = static_cast<Real<T>>(total.weight);
+      t.dbias[m * p.channels + c] = static_cast<Real<T>>(total.bias);
     }
-    t.dweight[i] = static_cast<Real<T>>(total.weight);
-    t.dbias[i] = static_cast<Real<T>>(total.bias);
-  }
 }
 
 // Lane sums along a strip, no longer than a block.
@@ -83,181 +73,173 @@ struct StripSums {
   CEN_INLINE Sums of_lane(int64_t lane) const { return {dz[lane], dz_x[lane], x[lane]}; }
 };
 
-// What one unit's gradients are written to, and its rows of their coefficients.
-template <class T>
-struct GradientBranch {
-  T *dx, *dresidual;  // dresidual may be null
-  const Real<T>*on_x, *constant;
-
-  GradientBranch(const Problem& p, const BackwardTensors<T>& t, const Gradients<Real<T>>& gradients,
-                 int64_t unit)
-      : dx(t.dx + unit * p.unit_size()),
-        dresidual(t.dresidual ? t.dresidual + unit * p.unit_size() : nullptr),
-        on_x(gradients.on_x.get() + unit * gradients.tables.padded),
-        constant(gradients.constant.get() + unit * gradients.tables.padded) {}
-};
-
-// One walk along a strip of modality m: adds to the sums if kSum, writes dx and dresidual if kWrite; walk(f)
-// calls f(at, n, slot) for its vectors, slots below kSlots; `ahead` as in forward_strip.
+// One walk along a strip of one unit: returns the sums if kSum, writes dx and dresidual if kWrite; walk(f) calls
+// f(at, n, slot) for its vectors, slots below kSlots; the rest as in forward_strip.
 template <bool kSum, bool kWrite, bool kChannelsLast, bool kActivation, int64_t kSlots, class T, class Walk>
-CEN_INLINE void backward_strip(const Group<T>& group, const Branch<T>& own, const Branch<T>& partner,
-                               const GradientBranch<T>& to, int64_t m, int64_t channel, bool any_exchanged,
-                               int64_t ahead, bool streamed, StripSums<Real<T>>& sums, Walk walk) {
+CEN_INLINE StripSums<Real<T>> backward_strip(const BackwardTensors<T>& t, const Group<T>& group,
+                                             const Coefficients<Real<T>>* own, int64_t lane, int64_t m,
+                                             bool any_exchanged, int64_t ahead, bool streamed, Walk walk) {
   using R = Real<T>;
+  StripSums<R> sums;
   with_exchange(group.modalities, any_exchanged, [&](auto exchange) CEN_INLINE_LAMBDA {
-    const Strip<T, kChannelsLast, decltype(exchange)::value> strip(group, own, partner, m, channel);
-    Vec<R> on_x{}, constant{};
-    if constexpr (kWrite && !kSum) {
-      on_x = Side<T, kChannelsLast>::coefficient(to.on_x + channel);
-      constant = Side<T, kChannelsLast>::coefficient(to.constant + channel);
-    }
+    const Strip<T, kChannelsLast, decltype(exchange)::value, kActivation> strip(group, own, lane, m);
+    const Vec<R> on_x = Side<R, kChannelsLast>::coefficient(own->on_x, lane),
+                 constant = Side<R, kChannelsLast>::coefficient(own->constant, lane);
     StripSums<R> slots[kSlots];
     walk([&](int64_t at, auto n, auto slot) CEN_INLINE_LAMBDA {
-      if (ahead) strip.prefetch(at + ahead);
-      const Vec<R> g = strip.template g<kActivation>(at, n);
-      const Vec<R> dz = strip.template dz<kActivation>(g, at, n), x = strip.centred(at, n);
+      strip.prefetch(at + ahead);
+      const Vec<R> g = strip.g(at, n), dz = strip.dz(g, at, n), x = strip.centred(at, n);
       if constexpr (kSum) slots[slot].add(dz, x, n);
       if constexpr (kWrite) {
-        store(to.dx + at, kSum ? dz * strip.scale() : dz * strip.scale() + (x * on_x + constant), n, streamed);
-        if (to.dresidual) store(to.dresidual + at, g, n, streamed);
+        store(t.dx + at, kSum ? dz * strip.scale() : dz * strip.scale() + (x * on_x + constant), n, streamed);
+        if (t.dresidual) store(t.dresidual + at, g, n, streamed);
       }
     });
-    if constexpr (kSum)
-      for (int64_t slot = 0; slot < kSlots; ++slot) sums = sums + slots[slot];
+    sums = slots[0];
+    for (int64_t slot = 1; slot < kSlots; ++slot) sums = sums + slots[slot];
   });
+  return sums;
 }
 
 // A block of channel c of unit (m, g); returns the sums.
 template <bool kSum, bool kWrite, bool kActivation, class T>
-Sums backward_block(const Problem& p, const BackwardTensors<T>& t, const Gradients<Real<T>>& gradients,
+Sums backward_block(const Problem& p, const BackwardTensors<T>& t, const Tables<Real<T>>& tables,
                     const Group<T>& group, const LineBlocks& blocks, int64_t m, int64_t g, int64_t c,
                     int64_t b) {
-  StripSums<Real<T>> sums;
-  const GradientBranch<T> to(p, t, gradients, p.unit(m, g));
+  using R = Real<T>;
+  const int64_t unit = p.unit(m, g), lane = c % kLanes<R>;
+  const Coefficients<R>& own = tables.at(unit, c);
   // One phase for both results, or else dresidual could not be streamed.
-  const bool streamed = p.stream && (!to.dresidual || phase_of(to.dresidual) == phase_of(to.dx));
+  const bool streamed = p.stream && (!t.dresidual || phase_of(t.dresidual) == phase_of(t.dx));
   // Two vectors a turn: with one, given statistics took 7.7 ms instead of 4.3 for [12, 64, 125, 125].
-  backward_strip<kSum, kWrite, false, kActivation, 2>(
-      group, group.branch(m), group.partner(m), to, m, c, gradients.tables.exchanged[c], 0, streamed, sums,
+  const StripSums<R> sums = backward_strip<kSum, kWrite, false, kActivation, 2>(
+      t, group, &own, lane, m, own.exchanged[lane], blocks.ahead(sizeof(T)), streamed,
       [&](auto f) CEN_INLINE_LAMBDA {
-        blocks.walk<Real<T>, 2>(blocks.block(b), c * p.spatial, phase_of(to.dx), f);
+        blocks.walk<R, 2>(blocks.block(b), unit * p.unit_size() + c * p.spatial, phase_of(t.dx), f);
       });
   return kSum ? sums.of_all_lanes() : Sums{};
 }
 
-// A block of rows, all channels of the modalities of group g; adds to sums, one of each strip and modality.
+// A block of rows, all channels of unit (m, g); adds to sums, one of each strip.
 template <bool kSum, bool kWrite, bool kActivation, class T>
-void backward_block(const Problem& p, const BackwardTensors<T>& t, const Gradients<Real<T>>& gradients,
-                    const RowBlocks& blocks, int64_t g, int64_t b, StripSums<Real<T>>* sums) {
+void backward_block(const Problem& p, const BackwardTensors<T>& t, const Tables<Real<T>>& tables,
+                    const Group<T>& group, const RowBlocks& blocks, int64_t m, int64_t g, int64_t b,
+                    StripSums<Real<T>>* sums) {
   using R = Real<T>;
   const bool streamed = p.stream && p.channels % kLanes<R> == 0 && phase_of(t.dx) == 0 &&
                         (!t.dresidual || phase_of(t.dresidual) == 0);
-  const Group<T> group(p, gradients.tables, t.x, t.residual, t.dy, g);
-  const int64_t ahead = blocks.ahead();
-  for (int64_t m = 0; m < p.modalities; ++m) {
-    const Branch<T> own = group.branch(m), partner = group.partner(m);
-    const GradientBranch<T> to(p, t, gradients, p.unit(m, g));
-    StripSums<R>* own_sums = sums + m * gradients.tables.strips;
-    blocks.for_tiles(b, [&](int64_t first_row, int64_t last_row) CEN_INLINE_LAMBDA {
-      blocks.for_strips<R>([&](int64_t strip, int64_t channel, auto n) CEN_INLINE_LAMBDA {
-        backward_strip<kSum, kWrite, true, kActivation, 1>(
-            group, own, partner, to, m, channel, gradients.tables.any_exchanged(channel), ahead, streamed,
-            own_sums[strip], [&](auto f) CEN_INLINE_LAMBDA {
-              blocks.walk(first_row, last_row, channel,
-                          [&](int64_t at) CEN_INLINE_LAMBDA { f(at, n, Slot<0>{}); });
-            });
-      });
+  const int64_t unit = p.unit(m, g), first = unit * p.unit_size(), step = p.channels, ahead = blocks.ahead(sizeof(T));
+  const Coefficients<R>* own = tables.unit(unit);
+  blocks.for_tiles(b, [&](int64_t row, auto tile_rows) CEN_INLINE_LAMBDA {
+    blocks.for_strips<R>([&](int64_t strip, auto n) CEN_INLINE_LAMBDA {
+      const StripSums<R> tile = backward_strip<kSum, kWrite, true, kActivation, 1>(
+          t, group, own + strip, 0, m, own[strip].any_exchanged, ahead, streamed,
+          [&](auto f) CEN_INLINE_LAMBDA {
+            walk_rows(first + row * step + strip * kLanes<R>, step, tile_rows,
+                      [&](int64_t at, int64_t) CEN_INLINE_LAMBDA { f(at, n, Slot<0>{}); });
+          });
+      if constexpr (kSum) sums[strip] = sums[strip] + tile;
     });
-  }
+  });
 }
 
 template <bool kActivation, class T>
-void backward_channels_first(const Problem& p, const BackwardTensors<T>& t, Gradients<Real<T>>& gradients,
-                             const Parallel& parallel) {
+void backward_channels_first(const Problem& p, const BackwardTensors<T>& t, const Tables<Real<T>>& tables,
+                             const Buffer<AffineGradient>& affine, const Parallel& parallel) {
   const LineBlocks blocks(p);
+  const Group<T> group(p, tables, t.x, t.residual, t.dy);
   const Buffer<Sums> sums(p.units() * p.channels * blocks.count);
-  for_channels(p, parallel, [&](int64_t g, int64_t c, const Parallel& inner) {
-    for_partners(p, gradients.tables, c, [&](int64_t first_m, int64_t last_m) {
-      const int64_t parts = (last_m - first_m) * blocks.count;
-      const Group<T> group(p, gradients.tables, t.x, t.residual, t.dy, g);
-      const auto sums_of = [&](int64_t m) {
-        return sums.get() + (p.unit(m, g) * p.channels + c) * blocks.count;
-      };
-      parallel_tasks(inner, parts, [&](int64_t part) {
-        const int64_t m = first_m + part / blocks.count, b = part % blocks.count;
-        sums_of(m)[b] =
-            p.batch_statistics
-                ? backward_block<true, false, kActivation>(p, t, gradients, group, blocks, m, g, c, b)
-                : backward_block<true, true, kActivation>(p, t, gradients, group, blocks, m, g, c, b);
-      });
-      for (int64_t m = first_m; m < last_m; ++m) {
-        Sums total{};
-        for (int64_t b = 0; b < blocks.count; ++b) total = total + sums_of(m)[b];
-        finish_channel(p, t, gradients, m, g, c, total);
-      }
-      if (!p.batch_statistics) return;
-      parallel_tasks(inner, parts, [&](int64_t part) {
-        const int64_t m = first_m + part % (last_m - first_m), b = part / (last_m - first_m);
-        backward_block<false, true, kActivation>(p, t, gradients, group, blocks, m, g, c, b);
-      });
+  for_batches(p, tables, 2 * sizeof(T), parallel, [&](const Batch& batch, const Parallel& inner) {
+    const auto of_channel = [&](int64_t m, int64_t c) {
+      return sums.get() + (p.unit(m, batch.g) * p.channels + c) * blocks.count;
+    };
+    for_blocks(batch, blocks, inner, [&](int64_t m, int64_t c, int64_t b) {
+      of_channel(m, c)[b] =
+          p.batch_statistics
+              ? backward_block<true, false, kActivation>(p, t, tables, group, blocks, m, batch.g, c, b)
+              : backward_block<true, true, kActivation>(p, t, tables, group, blocks, m, batch.g, c, b);
     });
+    for (int64_t m = batch.first_m; m < batch.last_m; ++m)
+      for (int64_t c = batch.first_c; c < batch.last_c; ++c) {
+        Sums total{};
+        for (int64_t b = 0; b < blocks.count; ++b) total = total + of_channel(m, c)[b];
+        affine[p.unit(m, batch.g) * p.channels + c] = finish_channel(p, t, tables, m, batch.g, c, total);
+      }
+    if (p.batch_statistics)
+      for_blocks(batch, blocks, inner, [&](int64_t m, int64_t c, int64_t b) {
+        backward_block<false, true, kActivation>(p, t, tables, group, blocks, m, batch.g, c, b);
+      });
   });
 }
 
 template <bool kActivation, class T>
-void backward_channels_last(const Problem& p, const BackwardTensors<T>& t, Gradients<Real<T>>& gradients,
-                            const Parallel& parallel) {
+void backward_channels_last(const Problem& p, const BackwardTensors<T>& t, const Tables<Real<T>>& tables,
+                            const Buffer<AffineGradient>& affine, const Parallel& parallel) {
   using R = Real<T>;
-  const RowBlocks blocks(p, sizeof(T), t.residual ? 3 : 2);
-  const int64_t table = p.units() * p.channels, tasks = blocks.count * p.groups;
-  const Buffer<Sums> sums(blocks.count * table);
-  const int64_t strips = gradients.tables.strips * p.modalities;
+  const RowBlocks blocks(p);
+  const Group<T> group(p, tables, t.x, t.residual, t.dy);
+  const int64_t tasks = blocks.count * p.groups, padded = tables.strips * kLanes<R>;
+  const BlockRows dz(blocks.count, p.units(), padded), dz_x(blocks.count, p.units(), padded),
+      x(blocks.count, p.units(), padded);
   parallel_ranges(parallel, tasks, [&](int64_t begin, int64_t end) {
-    const Buffer<StripSums<R>> block(strips);
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t b = i / p.groups, g = i % p.groups;
-      std::memset(static_cast<void*>(block.get()), 0, strips * sizeof(StripSums<R>));
-      if (p.batch_statistics)
-        backward_block<true, false, kActivation>(p, t, gradients, blocks, g, b, block.get());
-      else
-        backward_block<true, true, kActivation>(p, t, gradients, blocks, g, b, block.get());
-      blocks.for_strips<R>([&](int64_t strip, int64_t channel, auto n) {
-        for (int64_t m = 0; m < p.modalities; ++m)
-          for (int64_t lane = 0; lane < n; ++lane)
-            sums[b * table + p.unit(m, g) * p.channels + channel + lane] =
-                block[m * gradients.tables.strips + strip].of_lane(lane);
-      });
-    }
+    const Buffer<StripSums<R>> sums(tables.strips);
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t m = 0; m < p.modalities; ++m) {
+        const int64_t b = i / p.groups, g = i % p.groups, unit = p.unit(m, g);
+        std::memset(static_cast<void*>(sums.get()), 0, tables.strips * sizeof(StripSums<R>));
+        if (p.batch_statistics)
+          backward_block<true, false, kActivation>(p, t, tables, group, blocks, m, g, b, sums.get());
+        else
+          backward_block<true, true, kActivation>(p, t, tables, group, blocks, m, g, b, sums.get());
+        double *dz_row = dz.row(b, unit), *dz_x_row = dz_x.row(b, unit), *x_row = x.row(b, unit);
+        for (int64_t strip = 0; strip < tables.strips; ++strip)
+          for_wide_parts(
+              [&](int64_t lane, Vec<double> dz_now, Vec<double> dz_x_now, Vec<double> x_now) {
+                const int64_t c = strip * kLanes<R> + lane;
+                store_row(dz_row + c, dz_now);
+                store_row(dz_x_row + c, dz_x_now);
+                store_row(x_row + c, x_now);
+              },
+              sums[strip].dz, sums[strip].dz_x, sums[strip].x);
+      }
   });
-  parallel_tasks(parallel, table, [&](int64_t i) {
-    Sums total{};
-    for (int64_t b = 0; b < blocks.count; ++b) total = total + sums[b * table + i];
-    const int64_t unit = i / p.channels;
-    finish_channel(p, t, gradients, unit / p.groups, unit % p.groups, i % p.channels, total);
+  for_pieces(p, parallel, [&](int64_t unit, int64_t first_c, int64_t last_c) {
+    const auto total = [&](const BlockRows& rows) {
+      double* sum = rows.row(0, unit);
+      for (int64_t b = 1; b < blocks.count; ++b) {
+        const double* block = rows.row(b, unit);
+        for (int64_t c = first_c; c < last_c; ++c) sum[c] += block[c];
+      }
+      return sum;
+    };
+    const double *sum_dz = total(dz), *sum_dz_x = total(dz_x), *sum_x = total(x);
+    for (int64_t c = first_c; c < last_c; ++c)
+      affine[unit * p.channels + c] = finish_channel(p, t, tables, unit / p.groups, unit % p.groups, c,
+                                                     {sum_dz[c], sum_dz_x[c], sum_x[c]});
   });
   if (!p.batch_statistics) return;
   // Backwards through each core's share: what was read last is still in its cache.
   parallel_ranges(parallel, tasks, [&](int64_t begin, int64_t end) {
-    const Buffer<StripSums<R>> unused(strips);
     for (int64_t i = end - 1; i >= begin; --i)
-      backward_block<false, true, kActivation>(p, t, gradients, blocks, i % p.groups, i / p.groups,
-                                               unused.get());
+      for (int64_t m = 0; m < p.modalities; ++m)
+        backward_block<false, true, kActivation, T>(p, t, tables, group, blocks, m, i % p.groups,
+                                                    i / p.groups, nullptr);
   });
 }
 
 template <class T>
 void backward(const Problem& p, const BackwardTensors<T>& t, const Parallel& parallel) {
-  Tables<Real<T>> tables(p, t.weight);
-  set_given_statistics<T>(p, t, tables);
-  Gradients<Real<T>> gradients(p, tables);
+  const Tables<Real<T>> tables(p, t.weight);
+  set_given_statistics(p, t, tables);
+  const Buffer<AffineGradient> affine(p.units() * p.channels);
   with_constant(p.activation != Activation::identity, [&](auto activation) {
     constexpr bool kActivation = decltype(activation)::value;
     if (p.channels_last)
-      backward_channels_last<kActivation>(p, t, gradients, parallel);
+      backward_channels_last<kActivation>(p, t, tables, affine, parallel);
     else
-      backward_channels_first<kActivation>(p, t, gradients, parallel);
+      backward_channels_first<kActivation>(p, t, tables, affine, parallel);
   });
-  write_affine_gradients(p, t, gradients);
+  write_affine_gradients(p, t, affine);
 }
 
 }  // namespace

@@ -10,193 +10,161 @@
 namespace cen::cpu {
 namespace {
 
-// What the kernels need of weight, bias and statistics: z = (x - shift) * scale + offset, a row a unit.
-// shift is the mean rounded to R and offset makes up for the rounding, so that z keeps its accuracy where
-// the mean is large against the deviation. The masks have a row a modality.
+// What the kernels need of weight, bias and statistics, for a vector of channels of one unit.
+//   z = (x - shift) * scale + offset
+// shift is the mean rounded to R and offset makes up for the rounding, so that z keeps its accuracy where the
+// mean is large against the deviation. With the statistics of x, furthermore, after the sums are known:
+//   dx = dz * scale + (x - shift) * on_x + constant
 template <class R>
-struct Tables {
-  const int64_t padded;  // channels a row, at least one vector
-  const int64_t strips;  // vectors a row
-  Buffer<R> shift, scale, offset;
-  Buffer<Bits<R>> replaced;  // -1 where the exchange replaces the channel, else 0
-  Buffer<Bits<R>> dead;      // -1 where furthermore no other modality borrows it: x has no part in y
-  Buffer<bool> exchanged;    // a channel: whether any modality's is replaced
+struct alignas(64) Coefficients {
+  static constexpr int64_t kCount = kLanes<R>;
+  R shift[kCount], scale[kCount], offset[kCount], on_x[kCount], constant[kCount];
+  Bits<R> replaced[kCount];  // -1 where the exchange replaces the channel, else 0
+  Bits<R> dead[kCount];      // -1 where furthermore no other modality borrows it: x has no part in y
+  bool exchanged[kCount];    // whether any modality's channel is replaced
+  bool any_exchanged;
+
+  void set_affine(int64_t lane, double mean, double var, double eps, R weight, R bias) {
+    if (dead[lane]) return;  // as they are, zero: its x may be anything
+    const double a = weight / std::sqrt(var + eps);
+    shift[lane] = static_cast<R>(mean);
+    scale[lane] = static_cast<R>(a);
+    offset[lane] = static_cast<R>(bias - (mean - shift[lane]) * a);
+  }
+};
+
+// The coefficients of all channels of all units.
+template <class R>
+class Tables {
+ public:
+  const int64_t strips;  // vectors of channels
 
   Tables(const Problem& p, const R* weight)
-      : padded(larger(p.channels, kLanes<R>)),
-        strips(divide_up(p.channels, kLanes<R>)),
-        shift(p.units() * padded),
-        scale(p.units() * padded),
-        offset(p.units() * padded),
-        replaced(p.modalities * padded),
-        dead(p.modalities * padded),
-        exchanged(padded) {
-    std::memset(replaced.get(), 0, p.modalities * padded * sizeof(Bits<R>));
-    std::memset(dead.get(), 0, p.modalities * padded * sizeof(Bits<R>));
-    std::memset(exchanged.get(), 0, padded * sizeof(bool));
+      : strips(divide_up(p.channels, kLanes<R>)), groups_(p.groups), table_(p.units() * strips) {
+    std::memset(static_cast<void*>(table_.get()), 0, p.units() * strips * sizeof(Coefficients<R>));
     if (p.modalities == 1 || p.threshold == 0) return;
     for (int64_t m = 0; m < p.modalities; ++m)
-      for (int64_t c = p.region_begin(m); c < p.region_end(m); ++c) {
-        if (!is_below(p, weight[m * p.channels + c])) continue;
-        // Dead as long as it is the only one of the channel.
-        for (int64_t other = 0; other < m && exchanged[c]; ++other) dead[other * padded + c] = 0;
-        replaced[m * padded + c] = -1;
-        dead[m * padded + c] = exchanged[c] ? 0 : -1;
-        exchanged[c] = true;
+      for (int64_t c = p.region_begin(m); c < p.region_end(m); ++c)
+        if (is_below(p, weight[m * p.channels + c])) replace(p, m, c);
+  }
+
+  // The strips of a unit.
+  CEN_INLINE Coefficients<R>* unit(int64_t unit) const { return table_.get() + unit * strips; }
+  // A channel's strip, its lane there being c % kLanes<R>.
+  CEN_INLINE Coefficients<R>& at(int64_t unit, int64_t c) const {
+    return table_[unit * strips + c / kLanes<R>];
+  }
+
+ private:
+  void replace(const Problem& p, int64_t m, int64_t c) {
+    const int64_t lane = c % kLanes<R>;
+    for (int64_t g = 0; g < groups_; ++g) {
+      const bool first = !at(p.unit(m, g), c).exchanged[lane];  // dead as long as it is the only one
+      for (int64_t other = 0; other < p.modalities; ++other) {
+        Coefficients<R>& k = at(p.unit(other, g), c);
+        k.dead[lane] = first && other == m ? -1 : 0;
+        if (other == m) k.replaced[lane] = -1;
+        k.exchanged[lane] = k.any_exchanged = true;
       }
+    }
   }
 
-  void set_affine(int64_t unit, int64_t c, double mean, double var, double eps, R weight, R bias) {
-    const int64_t i = unit * padded + c;
-    const double a = weight / std::sqrt(var + eps);
-    shift[i] = static_cast<R>(mean);
-    scale[i] = static_cast<R>(a);
-    offset[i] = static_cast<R>(bias - (mean - shift[i]) * a);
-  }
-
-  // Whether any modality is replaced in a vector of channels.
-  CEN_INLINE bool any_exchanged(int64_t channel) const {
-    uint64_t any[2] = {};
-    std::memcpy(any, exchanged.get() + channel, kLanes<R> * sizeof(bool));
-    return any[0] | any[1];
-  }
+  const int64_t groups_;
+  const Buffer<Coefficients<R>> table_;
 };
 
 // How a strip takes part in the exchange: not at all, with none of its channels replaced in any modality; with
 // M = 2, where the other modality's coefficients stay in registers too; with any M.
 enum class Exchange { none, pair, general };
 
-// One unit: where its values begin, and its rows of the tables.
+// What is read, and where the units of one group lie in it. The tensors share their layout.
 template <class T>
-struct Branch {
-  const T *x, *residual, *dy;  // the last two may be null
-  const Real<T>*shift, *scale, *offset;
-  const Bits<Real<T>>*replaced, *dead;
+struct Group {
+  const T *x, *residual, *dy;  // whole tensors; the last two may be null
+  int64_t modalities;
+  int64_t stride;      // from a unit to that of the next modality, in values
+  int64_t row_stride;  // the same in Coefficients
+  Real<T> per_other;   // 1 / (M - 1)
+  Real<T> slope;       // where the activation's argument is negative, its value times slope,
+  Bits<Real<T>> kept;  // of which these bits are kept; none with relu
+
+  Group(const Problem& p, const Tables<Real<T>>& tables, const T* x, const T* residual, const T* dy)
+      : x(x),
+        residual(residual),
+        dy(dy),
+        modalities(p.modalities),
+        stride(p.groups * p.unit_size()),
+        row_stride(p.groups * tables.strips),
+        per_other(p.modalities > 1 ? Real<T>(1) / Real<T>(p.modalities - 1) : Real<T>(0)),
+        slope(static_cast<Real<T>>(p.negative_slope)),
+        kept(p.activation == Activation::relu ? 0 : -1) {}
 };
 
-// The units of one group, which exchange channels.
-template <class T>
-class Group {
-  using R = Real<T>;
-
- public:
-  const int64_t modalities;
-  const R per_other;      // 1 / (M - 1)
-  const R slope;          // where the activation's argument is negative: its value times slope,
-  const Bits<R> kept;     // of which these bits are kept; none with relu
-
-  // residual and dy may be null.
-  Group(const Problem& p, const Tables<R>& tables, const T* x, const T* residual, const T* dy, int64_t g)
-      : modalities(p.modalities),
-        per_other(p.modalities > 1 ? R(1) / R(p.modalities - 1) : R(0)),
-        slope(p.activation == Activation::identity ? 1 : static_cast<R>(p.negative_slope)),
-        kept(p.activation == Activation::relu ? 0 : -1),
-        tables_(tables),
-        x_(x + g * p.unit_size()),
-        residual_(residual ? residual + g * p.unit_size() : nullptr),
-        dy_(dy ? dy + g * p.unit_size() : nullptr),
-        stride_(p.groups * p.unit_size()),
-        groups_(p.groups),
-        g_(g) {}
-
-  CEN_INLINE Branch<T> branch(int64_t m) const {
-    const int64_t row = (m * groups_ + g_) * tables_.padded, mask = m * tables_.padded;
-    return {x_ + m * stride_,
-            residual_ ? residual_ + m * stride_ : nullptr,
-            dy_ ? dy_ + m * stride_ : nullptr,
-            tables_.shift.get() + row,
-            tables_.scale.get() + row,
-            tables_.offset.get() + row,
-            tables_.replaced.get() + mask,
-            tables_.dead.get() + mask};
-  }
-  // With whom modality m exchanges where M = 2.
-  CEN_INLINE Branch<T> partner(int64_t m) const { return branch(modalities == 2 ? 1 - m : m); }
-
- private:
-  const Tables<R>& tables_;
-  const T *x_, *residual_, *dy_;
-  const int64_t stride_, groups_, g_;
-};
-
-// One unit along a strip.
-template <class T, bool kChannelsLast>
+// The coefficients of one unit along a strip.
+template <class R, bool kChannelsLast>
 struct Side {
-  using R = Real<T>;
   using Mask = std::conditional_t<kChannelsLast, Vec<Bits<R>>, bool>;
 
-  const T *x, *residual, *dy;  // of the branch
   Vec<R> shift, scale, offset;
   Mask replaced;
 
-  CEN_INLINE Side(const Branch<T>& b, int64_t channel)
-      : x(b.x),
-        residual(b.residual),
-        dy(b.dy),
-        shift(coefficient(b.shift + channel)),
-        scale(coefficient(b.scale + channel)),
-        offset(coefficient(b.offset + channel)),
-        replaced(mask(b.replaced + channel)) {}
+  CEN_INLINE Side(const Coefficients<R>* k, int64_t lane)
+      : shift(coefficient(k->shift, lane)),
+        scale(coefficient(k->scale, lane)),
+        offset(coefficient(k->offset, lane)),
+        replaced(mask(k->replaced, lane)) {}
 
-  static CEN_INLINE Vec<R> coefficient(const R* at) {
+  static CEN_INLINE Vec<R> coefficient(const R* row, int64_t lane) {
     if constexpr (kChannelsLast)
-      return load_row(at);
+      return load_row(row);
     else
-      return splat(*at);
+      return splat(row[lane]);
   }
-  static CEN_INLINE Mask mask(const Bits<R>* at) {
+  static CEN_INLINE Mask mask(const Bits<R>* row, int64_t lane) {
     if constexpr (kChannelsLast)
-      return load_row(at);
+      return load_row(row);
     else
-      return *at != 0;
+      return row[lane] != 0;
   }
 
-  template <class N>
-  CEN_INLINE Vec<R> centred(int64_t at, N n) const {
-    return load(x + at, n) - shift;
-  }
-  template <class N>
-  CEN_INLINE Vec<R> z(int64_t at, N n) const {
-    return centred(at, n) * scale + offset;
-  }
-  template <class N>
-  CEN_INLINE Vec<R> plus_residual(Vec<R> v, int64_t at, N n) const {
-    return residual ? v + load(residual + at, n) : v;
-  }
+  CEN_INLINE Vec<R> z(Vec<R> x) const { return (x - shift) * scale + offset; }
 };
 
-// A strip, seen from modality m. `at` counts from the beginning of a unit.
-template <class T, bool kChannelsLast, Exchange kExchange>
+// A strip, seen from modality m. `at` is a vector's place in the tensors, of which n lanes are meant.
+template <class T, bool kChannelsLast, Exchange kExchange, bool kActivation>
 class Strip {
   using R = Real<T>;
   using Lanes = Vec<R>;
-  using Own = Side<T, kChannelsLast>;
+  using Own = Side<R, kChannelsLast>;
   using Mask = typename Own::Mask;
 
  public:
-  CEN_INLINE Strip(const Group<T>& group, const Branch<T>& own, const Branch<T>& partner, int64_t m,
-                   int64_t channel)
+  // own: the strip's coefficients in modality m; lane: the channel's, channels first.
+  CEN_INLINE Strip(const Group<T>& group, const Coefficients<R>* own, int64_t lane, int64_t m)
       : group_(group),
-        channel_(channel),
+        coefficients_(own),
+        lane_(lane),
         m_(m),
-        own_(own, channel),
-        next_(kExchange == Exchange::pair ? partner : own, channel),
-        dead_(Own::mask(own.dead + channel)),
+        to_next_(kExchange == Exchange::pair ? 1 - 2 * m : 0),
+        own_(own, lane),
+        next_(own + to_next_ * group.row_stride, lane),
+        dead_(Own::mask(own->dead, lane)),
         slope_(splat(group.slope)),
         kept_(splat(group.kept)) {}
 
   CEN_INLINE Lanes scale() const { return own_.scale; }
 
   CEN_INLINE void prefetch(int64_t at) const {
-    __builtin_prefetch(own_.x + at);
-    if (own_.dy) __builtin_prefetch(own_.dy + at);
-    if (own_.residual) __builtin_prefetch(own_.residual + at);
+    __builtin_prefetch(group_.x + at);
+    if (group_.dy) __builtin_prefetch(group_.dy + at);
+    if constexpr (kExchange == Exchange::pair)
+      __builtin_prefetch((group_.dy ? group_.dy : group_.x) + at + to_next_ * group_.stride);
   }
 
   // x - shift, and 0 where x has no part in y.
   template <class N>
   CEN_INLINE Lanes centred(int64_t at, N n) const {
-    const Lanes d = own_.centred(at, n);
+    const Lanes d = load(group_.x + at, n) - own_.shift;
     if constexpr (kExchange == Exchange::none) return d;
     return dead_ ? Lanes{} : d;
   }
@@ -204,72 +172,85 @@ class Strip {
   template <class N>
   CEN_INLINE Lanes y(int64_t at, N n) const {
     const Lanes v = u(at, n);
+    if constexpr (!kActivation) return v;
     return v < 0 ? keep(v * slope_) : v;  // +0 with relu, even where v is infinite
   }
 
   // dy * activation'(u), the residual's gradient.
-  template <bool kActivation, class N>
+  template <class N>
   CEN_INLINE Lanes g(int64_t at, N n) const {
-    return g<kActivation>(own_, at, n, [&] { return u(at, n); });
+    return g(at, n, [&] { return u(at, n); });
   }
 
   // The gradient of z before the exchange: g of its own place, and of those that borrow it.
-  template <bool kActivation, class N>
+  template <class N>
   CEN_INLINE Lanes dz(Lanes own_g, int64_t at, N n) const {
     if constexpr (kExchange == Exchange::none) return own_g;
     const Lanes d = own_.replaced ? Lanes{} : own_g;
     if constexpr (kExchange == Exchange::pair)
-      return d + of_borrower<kActivation>(next_, at, n, [&] { return own_.z(at, n); });
+      return d + of_borrower(next_.replaced, at + to_next_ * group_.stride, n,
+                             [&] { return own_.z(load(group_.x + at, n)); });
     Lanes sum{};
     for (int64_t other = 0; other < group_.modalities; ++other)
       if (other != m_)
-        sum += of_borrower<kActivation>(side(other), at, n, [&] { return mean_without(other, at, n); });
+        sum += of_borrower(Own::mask(row(other)->replaced, lane_), place(at, other), n,
+                           [&] { return mean_without(other, at, n); });
     return d + sum * group_.per_other;
   }
 
  private:
-  CEN_INLINE Own side(int64_t m) const { return Own(group_.branch(m), channel_); }
+  CEN_INLINE const Coefficients<R>* row(int64_t m) const {
+    return coefficients_ + (m - m_) * group_.row_stride;
+  }
+  CEN_INLINE int64_t place(int64_t at, int64_t m) const { return at + (m - m_) * group_.stride; }
 
   // The mean of the z of all modalities but m.
   template <class N>
   CEN_INLINE Lanes mean_without(int64_t m, int64_t at, N n) const {
     Lanes sum{};
     for (int64_t other = 0; other < group_.modalities; ++other)
-      if (other != m) sum += side(other).z(at, n);
+      if (other != m) sum += Own(row(other), lane_).z(load(group_.x + place(at, other), n));
     return sum * group_.per_other;
+  }
+
+  template <class N>
+  CEN_INLINE Lanes plus_residual(Lanes v, int64_t at, N n) const {
+    return group_.residual ? v + load(group_.residual + at, n) : v;
   }
 
   // After the exchange and the residual.
   template <class N>
   CEN_INLINE Lanes u(int64_t at, N n) const {
+    const auto z = [&] { return own_.z(load(group_.x + at, n)); };
     Lanes v;
     if constexpr (kExchange == Exchange::none)
-      v = own_.z(at, n);
+      v = z();
     else if constexpr (kExchange == Exchange::pair)
-      v = own_.replaced ? next_.z(at, n) : own_.z(at, n);
+      v = own_.replaced ? next_.z(load(group_.x + at + to_next_ * group_.stride, n)) : z();
     else
-      v = own_.replaced ? mean_without(m_, at, n) : own_.z(at, n);
-    return own_.plus_residual(v, at, n);
+      v = own_.replaced ? mean_without(m_, at, n) : z();
+    return plus_residual(v, at, n);
   }
 
-  template <bool kActivation, class N, class U>
-  CEN_INLINE Lanes g(const Own& s, int64_t at, N n, U u) const {
-    const Lanes d = load(s.dy + at, n);
+  template <class N, class U>
+  CEN_INLINE Lanes g(int64_t at, N n, U u) const {
+    const Lanes d = load(group_.dy + at, n);
     if constexpr (!kActivation) return d;
     return u() > 0 ? d : keep(d * slope_);
   }
 
-  // g where modality s is replaced, by what z() gives; else 0.
-  template <bool kActivation, class N, class Z>
-  CEN_INLINE Lanes of_borrower(const Own& s, int64_t at, N n, Z z) const {
-    const auto all = [&] { return g<kActivation>(s, at, n, [&] { return s.plus_residual(z(), at, n); }); };
-    return s.replaced ? all() : Lanes{};
+  // g of a modality, where it is replaced by what z() gives; else 0. at: the place in that modality.
+  template <class N, class Z>
+  CEN_INLINE Lanes of_borrower(Mask replaced, int64_t at, N n, Z z) const {
+    const auto all = [&] { return g(at, n, [&] { return plus_residual(z(), at, n); }); };
+    return replaced ? all() : Lanes{};
   }
 
   CEN_INLINE Lanes keep(Lanes v) const { return (Lanes)((Vec<Bits<R>>)v & kept_); }
 
   const Group<T>& group_;
-  const int64_t channel_, m_;
+  const Coefficients<R>* const coefficients_;
+  const int64_t lane_, m_, to_next_;
   const Own own_, next_;
   const Mask dead_;
   const Lanes slope_;

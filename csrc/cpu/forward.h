@@ -8,146 +8,192 @@ namespace {
 
 // Statistics of channel c of unit (m, g), where they are those of x, into the tables and the result.
 template <class T>
-CEN_INLINE void set_batch_statistics(const Problem& p, const ForwardTensors<T>& t, Tables<Real<T>>& tables,
-                                     int64_t m, int64_t g, int64_t c, Moments moments) {
-  const int64_t unit = p.unit(m, g), i = unit * p.channels + c;
+CEN_INLINE void set_batch_statistics(const Problem& p, const ForwardTensors<T>& t,
+                                     const Tables<Real<T>>& tables, int64_t m, int64_t g, int64_t c,
+                                     Moments moments) {
+  const int64_t unit = p.unit(m, g), i = unit * p.channels + c, own = m * p.channels + c;
   const double var = moments.squares / p.values();
-  tables.set_affine(unit, c, moments.mean, var, p.eps, t.weight[m * p.channels + c],
-                    t.bias[m * p.channels + c]);
+  tables.at(unit, c).set_affine(c % kLanes<Real<T>>, moments.mean, var, p.eps, t.weight[own], t.bias[own]);
   t.batch_mean[i] = static_cast<Real<T>>(moments.mean);
   t.batch_var[i] = static_cast<Real<T>>(var);
 }
 
-template <class T, class Tensors>
-void set_given_statistics(const Problem& p, const Tensors& t, Tables<Real<T>>& tables) {
+template <class R, class Tensors>
+void set_given_statistics(const Problem& p, const Tensors& t, const Tables<R>& tables) {
   for (int64_t unit = 0; unit < p.units(); ++unit) {
     const int64_t own = unit / p.groups * p.channels, row = unit * p.channels;
     for (int64_t c = 0; c < p.channels; ++c)
-      tables.set_affine(unit, c, t.mean[row + c], t.var[row + c], p.eps, t.weight[own + c], t.bias[own + c]);
+      tables.at(unit, c).set_affine(c % kLanes<R>, t.mean[row + c], t.var[row + c], p.eps, t.weight[own + c],
+                                    t.bias[own + c]);
   }
 }
 
-// y of one unit along a strip; walk(f) calls f(at, n) for its vectors. `ahead` leads from a vector to one that
-// is soon read, 0 where the processor foresees it.
-template <class T, bool kChannelsLast, class Walk>
-CEN_INLINE void forward_strip(const Group<T>& group, const Branch<T>& own, const Branch<T>& partner, int64_t m,
-                              int64_t channel, bool any_exchanged, T* y, int64_t ahead, bool streamed,
-                              Walk walk) {
+// y of one unit along a strip; walk(f) calls f(at, n) for its vectors. own and lane: as for Strip. `ahead`
+// leads from a vector to one that is soon read.
+template <class T, bool kChannelsLast, bool kActivation, class Walk>
+CEN_INLINE void forward_strip(const Group<T>& group, const Coefficients<Real<T>>* own, int64_t lane, int64_t m,
+                              bool any_exchanged, T* y, int64_t ahead, bool streamed, Walk walk) {
   with_exchange(group.modalities, any_exchanged, [&](auto exchange) CEN_INLINE_LAMBDA {
-    const Strip<T, kChannelsLast, decltype(exchange)::value> strip(group, own, partner, m, channel);
+    const Strip<T, kChannelsLast, decltype(exchange)::value, kActivation> strip(group, own, lane, m);
     walk([&](int64_t at, auto n) CEN_INLINE_LAMBDA {
-      if (ahead) strip.prefetch(at + ahead);
+      strip.prefetch(at + ahead);
       store(y + at, strip.y(at, n), n, streamed);
     });
   });
 }
 
-// f(g, c, inner) for every channel of every group: over them in parallel, or, where there are too few for the
-// cores, one after the other with `inner` to share out the work within one.
-template <class F>
-void for_channels(const Problem& p, const Parallel& parallel, F f) {
-  const int64_t tasks = p.groups * p.channels;
-  const auto task = [&](int64_t i, const Parallel& inner) { f(i / p.channels, i % p.channels, inner); };
-  if (tasks >= 4 * parallel.threads) {
+// Some channels of some modalities of one group, that are worked on together.
+struct Batch {
+  int64_t g, first_c, last_c, first_m, last_m;
+};
+
+// f(batch, inner) for batches of channels that fit in the second-level cache: over them in parallel, or, where
+// there are too few for the cores, one after the other with `inner` to share out the work within one. A
+// channel too large for company goes modality by modality unless it is exchanged.
+template <class R, class F>
+void for_batches(const Problem& p, const Tables<R>& tables, int64_t bytes_a_value, const Parallel& parallel,
+                 F f) {
+  constexpr int64_t kBytes = 1 << 17, kChannels = 16;
+  const int64_t each = 4 * parallel.threads, channels = p.groups * p.channels;
+  const int64_t fit = kBytes / (p.modalities * p.values() * bytes_a_value);
+  const int64_t size = larger(1, smaller(smaller(fit, kChannels), channels / each));
+  const int64_t per_group = divide_up(p.channels, size), tasks = p.groups * per_group;
+  const auto task = [&](int64_t i, const Parallel& inner) {
+    const int64_t g = i / per_group, c = i % per_group * size;
+    if (fit >= 1 || tables.at(g, c).exchanged[c % kLanes<R>])
+      return f(Batch{g, c, smaller(c + size, p.channels), 0, p.modalities}, inner);
+    for (int64_t m = 0; m < p.modalities; ++m) f(Batch{g, c, c + 1, m, m + 1}, inner);
+  };
+  if (tasks >= each) {
     parallel_tasks(parallel, tasks, [&](int64_t i) { task(i, {1, nullptr}); });
   } else {
     for (int64_t i = 0; i < tasks; ++i) task(i, parallel);
   }
 }
 
-// f(first_m, last_m) for the modalities of a channel that have to be worked on together: all where they
-// exchange, else one after the other, while what was read of it is in the cache.
-template <class R, class F>
-CEN_INLINE void for_partners(const Problem& p, const Tables<R>& tables, int64_t c, F f) {
-  if (tables.exchanged[c]) return f(int64_t{0}, p.modalities);
-  for (int64_t m = 0; m < p.modalities; ++m) f(m, m + 1);
+// f(m, c, b) for the blocks of a batch; modalities one after the other, or the blocks that exchange together.
+template <class F>
+CEN_INLINE void for_blocks(const Batch& batch, const LineBlocks& blocks, const Parallel& inner, F f) {
+  for (int64_t c = batch.first_c; c < batch.last_c; ++c)
+    parallel_tasks(inner, blocks.count, [&](int64_t b) {
+      for (int64_t m = batch.first_m; m < batch.last_m; ++m) f(m, c, b);
+    });
 }
 
-// A channel of all samples mostly fits in the second-level cache: it comes from memory once, for the
-// statistics, and from the cache for the output.
-template <class T>
-void forward_channels_first(const Problem& p, const ForwardTensors<T>& t, Tables<Real<T>>& tables,
+// x of a batch comes from memory once, for the statistics, and from the cache for the output.
+template <bool kActivation, class T>
+void forward_channels_first(const Problem& p, const ForwardTensors<T>& t, const Tables<Real<T>>& tables,
                             const Parallel& parallel) {
   using R = Real<T>;
   const LineBlocks blocks(p);
+  const Group<T> group(p, tables, t.x, t.residual, nullptr);
+  const int64_t phase = phase_of(t.y), ahead = blocks.ahead(sizeof(T));
   const Buffer<Moments> moments(p.batch_statistics ? p.units() * p.channels * blocks.count : 0);
-  for_channels(p, parallel, [&](int64_t g, int64_t c, const Parallel& inner) {
-    for_partners(p, tables, c, [&](int64_t first_m, int64_t last_m) {
-      const int64_t parts = (last_m - first_m) * blocks.count;
-      const Group<T> group(p, tables, t.x, t.residual, nullptr, g);
-      const int64_t first = c * p.spatial;
-      const auto block_of = [&](int64_t m) {
-        return moments.get() + (p.unit(m, g) * p.channels + c) * blocks.count;
+  for_batches(p, tables, sizeof(T), parallel, [&](const Batch& batch, const Parallel& inner) {
+    const auto place = [&](int64_t m, int64_t c) {
+      return p.unit(m, batch.g) * p.unit_size() + c * p.spatial;
+    };
+    if (p.batch_statistics) {
+      const auto of_channel = [&](int64_t m, int64_t c) {
+        return moments.get() + (p.unit(m, batch.g) * p.channels + c) * blocks.count;
       };
-      if (p.batch_statistics) {
-        parallel_tasks(inner, parts, [&](int64_t part) {
-          const int64_t m = first_m + part / blocks.count, b = part % blocks.count;
-          block_of(m)[b] = block_moments(group.branch(m).x + first, blocks, b);
-        });
-        for (int64_t m = first_m; m < last_m; ++m)
-          set_batch_statistics(p, t, tables, m, g, c,
-                               join(
-                                   blocks.count, p.values(), [&](int64_t b) { return block_of(m)[b]; },
-                                   [&](int64_t b) { return blocks.block(b).values(); }));
-      }
-      parallel_tasks(inner, parts, [&](int64_t part) {
-        const int64_t m = first_m + part % (last_m - first_m), b = part / (last_m - first_m);
-        T* y = t.y + p.unit(m, g) * p.unit_size();
-        forward_strip<T, false>(group, group.branch(m), group.partner(m), m, c, tables.exchanged[c], y, 0,
-                                p.stream, [&](auto f) CEN_INLINE_LAMBDA {
-                                  blocks.walk<R, 1>(
-                                      blocks.block(b), first, phase_of(y),
-                                      [&](int64_t at, auto n, auto) CEN_INLINE_LAMBDA { f(at, n); });
-                                });
+      for_blocks(batch, blocks, inner, [&](int64_t m, int64_t c, int64_t b) {
+        of_channel(m, c)[b] = block_moments(t.x + place(m, c), blocks, b);
       });
+      for (int64_t m = batch.first_m; m < batch.last_m; ++m)
+        for (int64_t c = batch.first_c; c < batch.last_c; ++c) {
+          const Moments* parts = of_channel(m, c);
+          set_batch_statistics(p, t, tables, m, batch.g, c,
+                               join(
+                                   blocks.count, p.values(), [&](int64_t b) { return parts[b]; },
+                                   [&](int64_t b) { return blocks.block(b).values(); }));
+        }
+    }
+    for_blocks(batch, blocks, inner, [&](int64_t m, int64_t c, int64_t b) {
+      const Coefficients<R>& own = tables.at(p.unit(m, batch.g), c);
+      const int64_t lane = c % kLanes<R>;
+      forward_strip<T, false, kActivation>(
+          group, &own, lane, m, own.exchanged[lane], t.y, ahead, p.stream, [&](auto f) CEN_INLINE_LAMBDA {
+            blocks.walk<R, 1>(blocks.block(b), place(m, c), phase,
+                              [&](int64_t at, auto n, auto) CEN_INLINE_LAMBDA { f(at, n); });
+          });
     });
+  });
+}
+
+// f(unit, first_c, last_c) for pieces of the units' channels, in parallel.
+template <class F>
+void for_pieces(const Problem& p, const Parallel& parallel, F f) {
+  constexpr int64_t kChannels = 64;
+  const int64_t pieces = divide_up(p.channels, kChannels);
+  parallel_tasks(parallel, p.units() * pieces, [&](int64_t i) {
+    const int64_t c = i % pieces * kChannels;
+    f(i / pieces, c, smaller(c + kChannels, p.channels));
   });
 }
 
 template <class T>
 void row_statistics(const Problem& p, const ForwardTensors<T>& t, const RowBlocks& blocks,
-                    Tables<Real<T>>& tables, const Parallel& parallel) {
-  const int64_t table = p.units() * p.channels;
-  const Buffer<Moments> moments(blocks.count * table);
+                    const Tables<Real<T>>& tables, const Parallel& parallel) {
+  const int64_t padded = tables.strips * kLanes<Real<T>>;
+  const BlockRows means(blocks.count, p.units(), padded), squares(blocks.count, p.units(), padded);
   parallel_ranges(parallel, blocks.count * p.units(), [&](int64_t begin, int64_t end) {
     const Buffer<MomentSums<Real<T>>> sums(tables.strips);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t b = i / p.units(), unit = i % p.units();
-      block_moments(t.x + unit * p.unit_size(), blocks, b, sums.get(), moments.get() + i * p.channels);
+      block_moments(t.x + unit * p.unit_size(), blocks, b, sums.get(), means.row(b, unit),
+                    squares.row(b, unit));
     }
   });
-  parallel_tasks(parallel, table, [&](int64_t i) {
-    const int64_t unit = i / p.channels;
-    const Moments joined = join(
-        blocks.count, p.values(), [&](int64_t b) { return moments[b * table + i]; },
-        [&](int64_t b) { return blocks.values(b); });
-    set_batch_statistics(p, t, tables, unit / p.groups, unit % p.groups, i % p.channels, joined);
+  // As join(), a row of channels at a time.
+  for_pieces(p, parallel, [&](int64_t unit, int64_t first_c, int64_t last_c) {
+    double* mean = means.row(0, unit);
+    double* sum_squares = squares.row(0, unit);
+    double first[64], shift[64] = {};
+    const int64_t count = last_c - first_c;
+    for (int64_t i = 0; i < count; ++i) first[i] = mean[first_c + i];
+    for (int64_t b = 1; b < blocks.count; ++b) {
+      const double weight = static_cast<double>(blocks.values(b)) / p.values();
+      const double* block = means.row(b, unit) + first_c;
+      for (int64_t i = 0; i < count; ++i) shift[i] += weight * (block[i] - first[i]);
+    }
+    for (int64_t b = 0; b < blocks.count; ++b) {
+      const double values = static_cast<double>(blocks.values(b));
+      const double *block = means.row(b, unit) + first_c, *block_squares = squares.row(b, unit) + first_c;
+      for (int64_t i = 0; i < count; ++i) {
+        const double d = block[i] - first[i] - shift[i];
+        sum_squares[first_c + i] = (b ? sum_squares[first_c + i] + block_squares[i] : block_squares[i]) +
+                                   values * d * d;
+      }
+    }
+    for (int64_t i = 0; i < count; ++i)
+      set_batch_statistics(p, t, tables, unit / p.groups, unit % p.groups, first_c + i,
+                           {first[i] + shift[i], sum_squares[first_c + i]});
   });
 }
 
-template <class T>
-void forward_channels_last(const Problem& p, const ForwardTensors<T>& t, Tables<Real<T>>& tables,
+template <bool kActivation, class T>
+void forward_channels_last(const Problem& p, const ForwardTensors<T>& t, const Tables<Real<T>>& tables,
                            const Parallel& parallel) {
   using R = Real<T>;
-  const RowBlocks blocks(p, sizeof(T), t.residual ? 2 : 1);
+  const RowBlocks blocks(p);
+  const Group<T> group(p, tables, t.x, t.residual, nullptr);
   if (p.batch_statistics) row_statistics(p, t, blocks, tables, parallel);
   const bool streamed = p.stream && p.channels % kLanes<R> == 0 && phase_of(t.y) == 0;
   // Backwards through each core's share: what the statistics read last is still in its cache.
   parallel_ranges(parallel, blocks.count * p.groups, [&](int64_t begin, int64_t end) {
     for (int64_t i = end - 1; i >= begin; --i) {
-      const int64_t b = i / p.groups, g = i % p.groups;
-      const Group<T> group(p, tables, t.x, t.residual, nullptr, g);
+      const int64_t b = i / p.groups, g = i % p.groups, step = p.channels, ahead = blocks.ahead(sizeof(T));
       for (int64_t m = 0; m < p.modalities; ++m) {
-        const Branch<T> own = group.branch(m), partner = group.partner(m);
-        T* y = t.y + p.unit(m, g) * p.unit_size();
-        const int64_t ahead = blocks.ahead();
-        blocks.for_tiles(b, [&](int64_t first_row, int64_t last_row) CEN_INLINE_LAMBDA {
-          blocks.for_strips<R>([&](int64_t, int64_t channel, auto n) CEN_INLINE_LAMBDA {
-            forward_strip<T, true>(
-                group, own, partner, m, channel, tables.any_exchanged(channel), y, ahead, streamed,
+        const int64_t unit = p.unit(m, g), first = unit * p.unit_size();
+        const Coefficients<R>* own = tables.unit(unit);
+        blocks.for_tiles(b, [&](int64_t row, auto tile_rows) CEN_INLINE_LAMBDA {
+          blocks.for_strips<R>([&](int64_t strip, auto n) CEN_INLINE_LAMBDA {
+            forward_strip<T, true, kActivation>(
+                group, own + strip, 0, m, own[strip].any_exchanged, t.y, ahead, streamed,
                 [&](auto f) CEN_INLINE_LAMBDA {
-                  blocks.walk(first_row, last_row, channel,
-                              [&](int64_t at) CEN_INLINE_LAMBDA { f(at, n); });
+                  walk_rows(first + row * step + strip * kLanes<R>, step, tile_rows,
+                            [&](int64_t at, int64_t) CEN_INLINE_LAMBDA { f(at, n); });
                 });
           });
         });
@@ -158,12 +204,15 @@ void forward_channels_last(const Problem& p, const ForwardTensors<T>& t, Tables<
 
 template <class T>
 void forward(const Problem& p, const ForwardTensors<T>& t, const Parallel& parallel) {
-  Tables<Real<T>> tables(p, t.weight);
-  if (!p.batch_statistics) set_given_statistics<T>(p, t, tables);
-  if (p.channels_last)
-    forward_channels_last(p, t, tables, parallel);
-  else
-    forward_channels_first(p, t, tables, parallel);
+  const Tables<Real<T>> tables(p, t.weight);
+  if (!p.batch_statistics) set_given_statistics(p, t, tables);
+  with_constant(p.activation != Activation::identity, [&](auto activation) {
+    constexpr bool kActivation = decltype(activation)::value;
+    if (p.channels_last)
+      forward_channels_last<kActivation>(p, t, tables, parallel);
+    else
+      forward_channels_first<kActivation>(p, t, tables, parallel);
+  });
 }
 
 }  // namespace

@@ -13,8 +13,8 @@ struct Moments {
 
 // From the sums of d and d * d, d = x - shift, over `count` values.
 CEN_INLINE Moments moments_of(double shift, double sum, double squares, int64_t count) {
-  const double centred = squares - sum * sum / count;
-  return {shift + sum / count, centred < 0 ? 0 : centred};
+  const double mean = sum / count, centred = squares - sum * mean;
+  return {shift + mean, centred < 0 ? 0 : centred};
 }
 
 // Joins the moments of blocks; block(b) gives those of block b, count(b) its number of values.
@@ -114,6 +114,12 @@ struct LineBlocks {
     count = divide_up(lines, lines_a_block) * pieces;
   }
 
+  // From a vector to one that is soon read: the one below it in the next line, where lines are too short for
+  // the processor to foresee it.
+  int64_t ahead(int64_t bytes_a_value) const {
+    return lines > 1 && size * bytes_a_value <= 8192 ? stride : 1024 / bytes_a_value;
+  }
+
   struct Block {
     int64_t first_line, last_line, begin, end;  // values [begin, end) of lines [first_line, last_line)
     int64_t values() const { return (last_line - first_line) * (end - begin); }
@@ -127,7 +133,8 @@ struct LineBlocks {
     return {line, line + 1, begin, smaller(size, begin + piece)};
   }
 
-  // f(at, n, slot) for the vectors of a block of the channel that begins at `first`, as walk_values.
+  // f(at, n, slot) for the vectors of a block of the channel that begins at `first`, as walk_values; `phase` is
+  // that of at = 0.
   template <class R, int64_t kSlots, class F>
   CEN_INLINE void walk(const Block& block, int64_t first, int64_t phase, F f) const {
     for (int64_t line = block.first_line; line < block.last_line; ++line) {
@@ -137,6 +144,7 @@ struct LineBlocks {
   }
 };
 
+// The moments of block b of a channel, whose first value is given.
 template <class T>
 Moments block_moments(const T* channel, const LineBlocks& blocks, int64_t b) {
   using R = Real<T>;
@@ -151,7 +159,9 @@ Moments block_moments(const T* channel, const LineBlocks& blocks, int64_t b) {
   const R shift = x0[0] + static_cast<R>(sum_lanes(sum) / sample);
 
   MomentSums<R> sums[4];
+  const int64_t ahead = blocks.ahead(sizeof(T));
   blocks.walk<R, 4>(block, 0, phase, [&](int64_t at, auto n, auto slot) CEN_INLINE_LAMBDA {
+    __builtin_prefetch(channel + at + ahead);
     sums[slot].add(first_lanes<R>(load(channel + at, n) - splat(shift), n));
   });
   const double squares =
@@ -166,71 +176,88 @@ Moments block_moments(const T* channel, const LineBlocks& blocks, int64_t b) {
                     block.values());
 }
 
-// Channels last: the rows of C values of a unit, cut into blocks of rows. A block is walked in tiles of a few
-// rows, so that memory is read along the rows.
+// Channels last: the rows of C values of a unit, cut into blocks of rows. A block is walked in tiles of kTile
+// rows, strip by strip, so that memory is read along the rows.
 struct RowBlocks {
-  int64_t rows, channels, rows_a_tile, rows_a_block, count;
+  // Few, since a column of a tile and of the next one must fit in the few sets of the first-level cache that
+  // addresses a power of two apart share: with 64 rows, 512 channels took five times as long as with 8.
+  static constexpr int64_t kTile = 4;
+  int64_t rows, channels, rows_a_block, count;
 
-  // tensors: how many are read at a time. A column of a tile, and of the next one, which is asked for in
-  // advance, must fit in the few sets of the first-level cache that addresses a power of two apart share: with
-  // 64 rows, 512 channels took five times as long as with 8.
-  RowBlocks(const Problem& p, int64_t bytes_a_value, int64_t tensors)
-      : rows(p.values()), channels(p.channels) {
-    constexpr int64_t kTileBytes = 16384;
-    rows_a_tile = larger(2, smaller(64, kTileBytes / (channels * bytes_a_value * tensors)));
-    rows_a_block = larger(32, smaller(256, 32768 / channels));
+  explicit RowBlocks(const Problem& p) : rows(p.values()), channels(p.channels) {
+    rows_a_block = larger(32, smaller(512, 65536 / channels));
     count = divide_up(rows, rows_a_block);
   }
   int64_t begin(int64_t b) const { return b * rows_a_block; }
   int64_t end(int64_t b) const { return smaller(rows, begin(b) + rows_a_block); }
   int64_t values(int64_t b) const { return end(b) - begin(b); }
 
-  // From a vector to the one in the next tile. Processors do not foresee reads down the rows: asking for the
-  // next tile's while this one is at work took the statistics of [12, 64, 125, 125] from 3.3 to 2.0 ms on one
-  // core.
-  int64_t ahead() const { return rows_a_tile * channels; }
+  // From a vector to one that is soon read, in another tile; processors do not foresee reads down the rows. Far
+  // enough for memory to answer in time, and not so far that the first-level cache overflows.
+  int64_t ahead(int64_t bytes_a_value) const {
+    const int64_t row = channels * bytes_a_value;
+    if (kTile * row > 16384) return 2048 / bytes_a_value;
+    return larger(kTile, 8192 / row) * channels;
+  }
 
-  // f(first_row, last_row) for the tiles of block b.
+  // f(row, count) for the tiles of block b; count is a constant.
   template <class F>
   CEN_INLINE void for_tiles(int64_t b, F f) const {
-    for (int64_t row = begin(b); row < end(b); row += rows_a_tile) f(row, smaller(end(b), row + rows_a_tile));
+    const int64_t stop = end(b);
+    int64_t row = begin(b);
+    for (; row + kTile <= stop; row += kTile) f(row, std::integral_constant<int64_t, kTile>{});
+    for (; row < stop; ++row) f(row, std::integral_constant<int64_t, 1>{});
   }
 
-  // f(strip, channel, n) for the strips, one vector of channels wide. The last one overlaps the one before it
-  // rather than be a part of a vector: what is computed twice is the same, and is stored, not added.
+  // f(strip, n) for the strips, one vector of channels wide; n is AllLanes, or the lanes of the last one.
   template <class R, class F>
   CEN_INLINE void for_strips(F f) const {
-    if (channels < kLanes<R>) return f(int64_t{0}, int64_t{0}, channels);
-    for (int64_t strip = 0, c = 0; c < channels; ++strip, c += kLanes<R>)
-      f(strip, smaller(c, channels - kLanes<R>), AllLanes<R>{});
-  }
-
-  // f(at) for the vectors of a strip in the given rows.
-  template <class F>
-  CEN_INLINE void walk(int64_t first_row, int64_t last_row, int64_t channel, F f) const {
-    const int64_t step = channels, stop = channel + last_row * step;
-    for (int64_t at = channel + first_row * step; at < stop; at += step) f(at);
+    const int64_t whole = channels / kLanes<R>, left = channels % kLanes<R>;
+    for (int64_t strip = 0; strip < whole; ++strip) f(strip, AllLanes<R>{});
+    if (left) f(whole, left);
   }
 };
 
-// out[c] for the channels of one unit; sums is scratch, an element a strip.
+// f(at, r) for the vectors of a strip in the rows of a tile, the first at `first`.
+template <int64_t kRows, class F>
+CEN_INLINE void walk_rows(int64_t first, int64_t step, std::integral_constant<int64_t, kRows>, F f) {
+#pragma GCC unroll 8
+  for (int64_t r = 0; r < kRows; ++r) f(first + r * step, r);
+}
+
+// Rows of doubles, one of each block and unit: what blocks leave behind, to be joined channel by channel.
+class BlockRows {
+ public:
+  BlockRows(int64_t blocks, int64_t units, int64_t padded)
+      : units_(units), padded_(padded), values_(blocks * units * padded) {}
+
+  CEN_INLINE double* row(int64_t b, int64_t unit) const {
+    return values_.get() + (b * units_ + unit) * padded_;
+  }
+
+ private:
+  int64_t units_, padded_;
+  Buffer<double> values_;
+};
+
+// The moments of a block's channels, into mean and squares; sums is scratch, an element a strip.
 template <class T>
-void block_moments(const T* unit, const RowBlocks& blocks, int64_t b, MomentSums<Real<T>>* sums,
-                   Moments* out) {
+void block_moments(const T* unit, const RowBlocks& blocks, int64_t b, MomentSums<Real<T>>* sums, double* mean,
+                   double* squares) {
   using R = Real<T>;
-  const int64_t begin = blocks.begin(b), count = blocks.values(b);
-  const int64_t sample = smaller(MomentSums<R>::kSampleRows, count);
-  blocks.for_strips<R>([&](int64_t strip, int64_t channel, auto n) {
-    const Vec<R> x0 = load(unit + begin * blocks.channels + channel, n);
+  const int64_t begin = blocks.begin(b), count = blocks.values(b), step = blocks.channels;
+  const int64_t sample = smaller(MomentSums<R>::kSampleRows, count), ahead = blocks.ahead(sizeof(T));
+  blocks.for_strips<R>([&](int64_t strip, auto n) {
+    const T* first = unit + begin * step + strip * kLanes<R>;
+    const Vec<R> x0 = load(first, n);
     Vec<R> sum{};
-    blocks.walk(begin, begin + sample, channel, [&](int64_t at) { sum += load(unit + at, n) - x0; });
+    for (int64_t row = 1; row < sample; ++row) sum += load(first + row * step, n) - x0;
     sums[strip] = {x0 + sum / static_cast<R>(sample)};
   });
-  blocks.for_tiles(b, [&](int64_t first_row, int64_t last_row) CEN_INLINE_LAMBDA {
-    blocks.for_strips<R>([&](int64_t strip, int64_t channel, auto n) CEN_INLINE_LAMBDA {
-      const int64_t ahead = blocks.ahead();
+  blocks.for_tiles(b, [&](int64_t row, auto tile_rows) CEN_INLINE_LAMBDA {
+    blocks.for_strips<R>([&](int64_t strip, auto n) CEN_INLINE_LAMBDA {
       MomentSums<R> tile{sums[strip].shift};
-      blocks.walk(first_row, last_row, channel, [&](int64_t at) CEN_INLINE_LAMBDA {
+      walk_rows(row * step + strip * kLanes<R>, step, tile_rows, [&](int64_t at, int64_t) CEN_INLINE_LAMBDA {
         __builtin_prefetch(unit + at + ahead);
         tile.add(load(unit + at, n) - tile.shift);
       });
@@ -238,18 +265,25 @@ void block_moments(const T* unit, const RowBlocks& blocks, int64_t b, MomentSums
       sums[strip].squares += tile.squares;
     });
   });
-  blocks.for_strips<R>([&](int64_t strip, int64_t channel, auto n) {
-    for (int64_t lane = 0; lane < n; ++lane) {
-      const double squares = sums[strip].squares[lane];
-      out[channel + lane] =
-          is_finite(squares)
-              ? moments_of(sums[strip].shift[lane], sums[strip].sum[lane], squares, count)
-              : wide_moments(count, [&](auto f) {
-                  blocks.walk(begin, begin + count, channel + lane,
-                              [&](int64_t at) { f(load(unit + at, int64_t{1})[0]); });
-                });
-    }
-  });
+  const double per_value = 1.0 / count;
+  for (int64_t strip = 0; strip * kLanes<R> < step; ++strip)
+    for_wide_parts(
+        [&](int64_t lane, Vec<double> shift, Vec<double> sum, Vec<double> square) {
+          const Vec<double> centred = square - sum * sum * per_value;
+          store_row(mean + strip * kLanes<R> + lane, shift + sum * per_value);
+          store_row(squares + strip * kLanes<R> + lane, centred < 0 ? Vec<double>{} : centred);
+        },
+        sums[strip].shift, sums[strip].sum, sums[strip].squares);
+  bool finite = true;
+  for (int64_t c = 0; c < step; ++c) finite &= is_finite(squares[c]);
+  for (int64_t c = 0; !finite && c < step; ++c) {
+    if (is_finite(squares[c])) continue;
+    const Moments wide = wide_moments(count, [&](auto f) {
+      for (int64_t row = begin; row < begin + count; ++row) f(load(unit + row * step + c, int64_t{1})[0]);
+    });
+    mean[c] = wide.mean;
+    squares[c] = wide.squares;
+  }
 }
 
 }  // namespace

@@ -201,6 +201,28 @@ CEN_INLINE Vec<R> load_row(const R* from) {
   return v;
 }
 
+template <class R>
+CEN_INLINE void store_row(R* to, Vec<R> v) {
+  std::memcpy(to, &v, sizeof(v));
+}
+
+// f(lane, parts...) with the vectors' lanes from `lane` on, as many as there are in a vector of doubles.
+template <class F>
+CEN_INLINE void for_wide_parts(F f, Vec<double> a, Vec<double> b, Vec<double> c) {
+  f(int64_t{0}, a, b, c);
+}
+template <class F>
+CEN_INLINE void for_wide_parts(F f, Vec<float> a, Vec<float> b, Vec<float> c) {
+  typedef float Part __attribute__((vector_size(CEN_VECTOR_BYTES / 2)));
+  const auto part = [](const Vec<float>& v, int64_t lane) {
+    Part p;
+    std::memcpy(&p, reinterpret_cast<const char*>(&v) + lane * sizeof(float), sizeof(p));
+    return __builtin_convertvector(p, Vec<double>);
+  };
+  for (int64_t lane = 0; lane < kLanes<float>; lane += kLanes<double>)
+    f(lane, part(a, lane), part(b, lane), part(c, lane));
+}
+
 // v with zeros in the lanes from n on.
 template <class R>
 CEN_INLINE Vec<R> first_lanes(Vec<R> v, AllLanes<R>) {
