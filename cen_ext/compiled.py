@@ -65,7 +65,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.save_for_backward(x, weight, bias, *((batch_mean, batch_var) if mean is None else (mean, var)), kept)
 
 
-def _backward(ctx: Any, dy: Tensor, _dmean: Tensor | None, _dvar: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, dy: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    none = (None,) * len(ctx.options)
+    if dy is None:  # nothing depends on y
+        return None, None, None, None, None, None, *none
     x, weight, bias, mean, var, residual = ctx.saved_tensors
     dx, dweight, dbias, dresidual = norm_exchange_backward(
         dy, x, weight, bias, mean, var, residual, ctx.batch_statistics, *ctx.options
@@ -73,7 +76,7 @@ def _backward(ctx: Any, dy: Tensor, _dmean: Tensor | None, _dvar: Tensor | None)
     grad_residual = None
     if ctx.has_residual:
         grad_residual = dy if residual is None else dresidual
-    return dx, dweight, dbias, None, None, grad_residual, *(None,) * len(ctx.options)
+    return dx, dweight, dbias, None, None, grad_residual, *none
 
 
 class NormExchange(torch.autograd.Function):

@@ -176,7 +176,7 @@ template <bool kActivation, class T>
 void backward_channels_last(const Problem& p, const BackwardTensors<T>& t, const Tables<Real<T>>& tables,
                             const Buffer<AffineGradient>& affine, const Parallel& parallel) {
   using R = Real<T>;
-  const RowBlocks blocks(p);
+  const RowBlocks blocks(p, 512);
   const Group<T> group(p, tables, t.x, t.residual, t.dy);
   const int64_t tasks = blocks.count * p.groups, padded = tables.strips * kLanes<R>;
   const BlockRows dz(blocks.count, p.units(), padded), dz_x(blocks.count, p.units(), padded),

@@ -133,8 +133,9 @@ void for_pieces(const Problem& p, const Parallel& parallel, F f) {
 }
 
 template <class T>
-void row_statistics(const Problem& p, const ForwardTensors<T>& t, const RowBlocks& blocks,
-                    const Tables<Real<T>>& tables, const Parallel& parallel) {
+void row_statistics(const Problem& p, const ForwardTensors<T>& t, const Tables<Real<T>>& tables,
+                    const Parallel& parallel) {
+  const RowBlocks blocks(p, 128);
   const int64_t padded = tables.strips * kLanes<Real<T>>;
   const BlockRows means(blocks.count, p.units(), padded), squares(blocks.count, p.units(), padded);
   parallel_ranges(parallel, blocks.count * p.units(), [&](int64_t begin, int64_t end) {
@@ -176,9 +177,9 @@ template <bool kActivation, class T>
 void forward_channels_last(const Problem& p, const ForwardTensors<T>& t, const Tables<Real<T>>& tables,
                            const Parallel& parallel) {
   using R = Real<T>;
-  const RowBlocks blocks(p);
+  const RowBlocks blocks(p, 512);
   const Group<T> group(p, tables, t.x, t.residual, nullptr);
-  if (p.batch_statistics) row_statistics(p, t, blocks, tables, parallel);
+  if (p.batch_statistics) row_statistics(p, t, tables, parallel);
   const bool streamed = p.stream && p.channels % kLanes<R> == 0 && phase_of(t.y) == 0;
   // Backwards through each core's share: what the statistics read last is still in its cache.
   parallel_ranges(parallel, blocks.count * p.groups, [&](int64_t begin, int64_t end) {

@@ -38,7 +38,7 @@ CEN_INLINE Moments join(int64_t blocks, int64_t total, Block block, Count count)
 // the values are: of the bits of R, no more than log2(n / kSample) are lost when the mean is taken out.
 template <class R>
 struct MomentSums {
-  static constexpr int64_t kSample = 256, kSampleRows = 16;
+  static constexpr int64_t kSample = 256, kSampleRows = 8;
   Vec<R> shift, sum{}, squares{};
 
   CEN_INLINE void add(Vec<R> d) {
@@ -184,8 +184,9 @@ struct RowBlocks {
   static constexpr int64_t kTile = 4;
   int64_t rows, channels, rows_a_block, count;
 
-  explicit RowBlocks(const Problem& p) : rows(p.values()), channels(p.channels) {
-    rows_a_block = larger(32, smaller(512, 65536 / channels));
+  // At most so many rows a block: fewer keep sums in float exact, more cost less to join.
+  RowBlocks(const Problem& p, int64_t most) : rows(p.values()), channels(p.channels) {
+    rows_a_block = larger(32, smaller(most, 65536 / channels));
     count = divide_up(rows, rows_a_block);
   }
   int64_t begin(int64_t b) const { return b * rows_a_block; }

@@ -214,7 +214,7 @@ CEN_INLINE void for_wide_parts(F f, Vec<double> a, Vec<double> b, Vec<double> c)
 template <class F>
 CEN_INLINE void for_wide_parts(F f, Vec<float> a, Vec<float> b, Vec<float> c) {
   typedef float Part __attribute__((vector_size(CEN_VECTOR_BYTES / 2)));
-  const auto part = [](const Vec<float>& v, int64_t lane) {
+  const auto part = [](const Vec<float>& v, int64_t lane) CEN_INLINE_LAMBDA {
     Part p;
     std::memcpy(&p, reinterpret_cast<const char*>(&v) + lane * sizeof(float), sizeof(p));
     return __builtin_convertvector(p, Vec<double>);
