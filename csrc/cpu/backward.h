@@ -146,25 +146,39 @@ void backward_block(const Problem& p, const BackwardTensors<T>& t, const Tables<
 template <bool kActivation, class T>
 void backward_channels_first(const Problem& p, const BackwardTensors<T>& t, const Tables<Real<T>>& tables,
                              const Buffer<AffineGradient>& affine, const Parallel& parallel) {
-  const LineBlocks blocks(p);
+  // Short lines would each cost more for their sums than the order of memory saves.
+  const bool in_order = !p.batch_statistics && p.spatial >= 2048;
+  const LineBlocks blocks(p, in_order);
   const Group<T> group(p, tables, t.x, t.residual, t.dy);
   const Buffer<Sums> sums(p.units() * p.channels * blocks.count);
+  const auto of_channel = [&](int64_t m, int64_t g, int64_t c) {
+    return sums.get() + (p.unit(m, g) * p.channels + c) * blocks.count;
+  };
+  const auto finish = [&](int64_t m, int64_t g, int64_t c) {
+    Sums total{};
+    for (int64_t b = 0; b < blocks.count; ++b) total = total + of_channel(m, g, c)[b];
+    affine[p.unit(m, g) * p.channels + c] = finish_channel(p, t, tables, m, g, c, total);
+  };
+  if (in_order) {
+    for_blocks_in_order(p, blocks, parallel, [&](int64_t g, int64_t c, int64_t b) {
+      for (int64_t m = 0; m < p.modalities; ++m)
+        of_channel(m, g, c)[b] =
+            backward_block<true, true, kActivation>(p, t, tables, group, blocks, m, g, c, b);
+    });
+    return parallel_tasks(parallel, p.units() * p.channels, [&](int64_t i) {
+      const int64_t unit = i / p.channels;
+      finish(unit / p.groups, unit % p.groups, i % p.channels);
+    });
+  }
   for_batches(p, tables, 2 * sizeof(T), parallel, [&](const Batch& batch, const Parallel& inner) {
-    const auto of_channel = [&](int64_t m, int64_t c) {
-      return sums.get() + (p.unit(m, batch.g) * p.channels + c) * blocks.count;
-    };
     for_blocks(batch, blocks, inner, [&](int64_t m, int64_t c, int64_t b) {
-      of_channel(m, c)[b] =
+      of_channel(m, batch.g, c)[b] =
           p.batch_statistics
               ? backward_block<true, false, kActivation>(p, t, tables, group, blocks, m, batch.g, c, b)
               : backward_block<true, true, kActivation>(p, t, tables, group, blocks, m, batch.g, c, b);
     });
     for (int64_t m = batch.first_m; m < batch.last_m; ++m)
-      for (int64_t c = batch.first_c; c < batch.last_c; ++c) {
-        Sums total{};
-        for (int64_t b = 0; b < blocks.count; ++b) total = total + of_channel(m, c)[b];
-        affine[p.unit(m, batch.g) * p.channels + c] = finish_channel(p, t, tables, m, batch.g, c, total);
-      }
+      for (int64_t c = batch.first_c; c < batch.last_c; ++c) finish(m, batch.g, c);
     if (p.batch_statistics)
       for_blocks(batch, blocks, inner, [&](int64_t m, int64_t c, int64_t b) {
         backward_block<false, true, kActivation>(p, t, tables, group, blocks, m, batch.g, c, b);

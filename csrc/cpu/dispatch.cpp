@@ -2,8 +2,10 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <new>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "kernels.h"
 
@@ -38,6 +40,54 @@ static const InstructionSet& choose() {
 const InstructionSet& instruction_set() {
   static const InstructionSet& chosen = choose();
   return chosen;
+}
+
+namespace {
+
+constexpr auto kAlignment = std::align_val_t{64};
+
+struct Pool {
+  struct Block {
+    void* memory;
+    int64_t bytes;
+  };
+  std::vector<Block> free;
+  int64_t bytes = 0;
+
+  ~Pool() {
+    for (const Block& block : free) ::operator delete(block.memory, kAlignment);
+  }
+};
+
+thread_local Pool pool;
+
+// So that a block serves calls of about the same size.
+int64_t rounded(int64_t bytes) {
+  int64_t size = 4096;
+  while (size < bytes) size *= 2;
+  return size;
+}
+
+}  // namespace
+
+void* take_scratch(int64_t bytes) {
+  const int64_t size = rounded(bytes);
+  for (auto block = pool.free.begin(); block != pool.free.end(); ++block) {
+    if (block->bytes != size) continue;
+    void* memory = block->memory;
+    pool.free.erase(block);
+    pool.bytes -= size;
+    return memory;
+  }
+  return ::operator new(size, kAlignment);
+}
+
+void give_scratch(void* memory, int64_t bytes) {
+  constexpr int64_t kMost = 16 << 20;
+  const int64_t size = rounded(bytes);
+  if (pool.bytes + size > kMost) return ::operator delete(memory, kAlignment);
+  pool.free.push_back({memory, size});
+  pool.bytes += size;
 }
 
 int64_t last_level_cache() {

@@ -80,44 +80,65 @@ CEN_INLINE void for_blocks(const Batch& batch, const LineBlocks& blocks, const P
     });
 }
 
+// f(g, c, b) for the blocks of all channels as they follow each other in memory, where each is a line or less.
+template <class F>
+void for_blocks_in_order(const Problem& p, const LineBlocks& blocks, const Parallel& parallel, F f) {
+  parallel_ranges(parallel, p.groups * blocks.count * p.channels, [&](int64_t begin, int64_t end) {
+    int64_t piece = begin % blocks.pieces, c = begin / blocks.pieces % p.channels;
+    int64_t line = begin / blocks.pieces / p.channels;  // of all groups
+    for (int64_t i = begin; i < end; ++i) {
+      f(line / blocks.lines, c, line % blocks.lines * blocks.pieces + piece);
+      if (++piece < blocks.pieces) continue;
+      piece = 0;
+      if (++c < p.channels) continue;
+      c = 0;
+      ++line;
+    }
+  });
+}
+
 // x of a batch comes from memory once, for the statistics, and from the cache for the output.
 template <bool kActivation, class T>
 void forward_channels_first(const Problem& p, const ForwardTensors<T>& t, const Tables<Real<T>>& tables,
                             const Parallel& parallel) {
   using R = Real<T>;
-  const LineBlocks blocks(p);
+  const LineBlocks blocks(p, !p.batch_statistics);
   const Group<T> group(p, tables, t.x, t.residual, nullptr);
   const int64_t phase = phase_of(t.y), ahead = blocks.ahead(sizeof(T));
-  const Buffer<Moments> moments(p.batch_statistics ? p.units() * p.channels * blocks.count : 0);
-  for_batches(p, tables, sizeof(T), parallel, [&](const Batch& batch, const Parallel& inner) {
-    const auto place = [&](int64_t m, int64_t c) {
-      return p.unit(m, batch.g) * p.unit_size() + c * p.spatial;
-    };
-    if (p.batch_statistics) {
-      const auto of_channel = [&](int64_t m, int64_t c) {
-        return moments.get() + (p.unit(m, batch.g) * p.channels + c) * blocks.count;
-      };
-      for_blocks(batch, blocks, inner, [&](int64_t m, int64_t c, int64_t b) {
-        of_channel(m, c)[b] = block_moments(t.x + place(m, c), blocks, b);
-      });
-      for (int64_t m = batch.first_m; m < batch.last_m; ++m)
-        for (int64_t c = batch.first_c; c < batch.last_c; ++c) {
-          const Moments* parts = of_channel(m, c);
-          set_batch_statistics(p, t, tables, m, batch.g, c,
-                               join(
-                                   blocks.count, p.values(), [&](int64_t b) { return parts[b]; },
-                                   [&](int64_t b) { return blocks.block(b).values(); }));
-        }
-    }
-    for_blocks(batch, blocks, inner, [&](int64_t m, int64_t c, int64_t b) {
-      const Coefficients<R>& own = tables.at(p.unit(m, batch.g), c);
-      const int64_t lane = c % kLanes<R>;
-      forward_strip<T, false, kActivation>(
-          group, &own, lane, m, own.exchanged[lane], t.y, ahead, p.stream, [&](auto f) CEN_INLINE_LAMBDA {
-            blocks.walk<R, 1>(blocks.block(b), place(m, c), phase,
-                              [&](int64_t at, auto n, auto) CEN_INLINE_LAMBDA { f(at, n); });
-          });
+  const auto place = [&](int64_t m, int64_t g, int64_t c) {
+    return p.unit(m, g) * p.unit_size() + c * p.spatial;
+  };
+  const auto write = [&](int64_t m, int64_t g, int64_t c, int64_t b) {
+    const Coefficients<R>& own = tables.at(p.unit(m, g), c);
+    const int64_t lane = c % kLanes<R>;
+    forward_strip<T, false, kActivation>(
+        group, &own, lane, m, own.exchanged[lane], t.y, ahead, p.stream, [&](auto f) CEN_INLINE_LAMBDA {
+          blocks.walk<R, 1>(blocks.block(b), place(m, g, c), phase,
+                            [&](int64_t at, auto n, auto) CEN_INLINE_LAMBDA { f(at, n); });
+        });
+  };
+  if (!p.batch_statistics)
+    return for_blocks_in_order(p, blocks, parallel, [&](int64_t g, int64_t c, int64_t b) {
+      for (int64_t m = 0; m < p.modalities; ++m) write(m, g, c, b);
     });
+
+  const Buffer<Moments> moments(p.units() * p.channels * blocks.count);
+  for_batches(p, tables, sizeof(T), parallel, [&](const Batch& batch, const Parallel& inner) {
+    const auto of_channel = [&](int64_t m, int64_t c) {
+      return moments.get() + (p.unit(m, batch.g) * p.channels + c) * blocks.count;
+    };
+    for_blocks(batch, blocks, inner, [&](int64_t m, int64_t c, int64_t b) {
+      of_channel(m, c)[b] = block_moments(t.x + place(m, batch.g, c), blocks, b);
+    });
+    for (int64_t m = batch.first_m; m < batch.last_m; ++m)
+      for (int64_t c = batch.first_c; c < batch.last_c; ++c) {
+        const Moments* parts = of_channel(m, c);
+        set_batch_statistics(p, t, tables, m, batch.g, c,
+                             join(
+                                 blocks.count, p.values(), [&](int64_t b) { return parts[b]; },
+                                 [&](int64_t b) { return blocks.block(b).values(); }));
+      }
+    for_blocks(batch, blocks, inner, [&](int64_t m, int64_t c, int64_t b) { write(m, batch.g, c, b); });
   });
 }
 

@@ -106,8 +106,10 @@ struct LineBlocks {
   int64_t lines_a_block, pieces, piece;
   int64_t count;
 
-  explicit LineBlocks(const Problem& p) : lines(p.samples), size(p.spatial), stride(p.channels * p.spatial) {
-    lines_a_block = larger(1, kValues / size);
+  // in_order: a line a block at the most, so that they can be taken as they follow each other in memory.
+  LineBlocks(const Problem& p, bool in_order)
+      : lines(p.samples), size(p.spatial), stride(p.channels * p.spatial) {
+    lines_a_block = in_order ? 1 : larger(1, kValues / size);
     pieces = divide_up(size, kValues);
     piece = divide_up(divide_up(size, pieces), 64) * 64;
     pieces = divide_up(size, piece);

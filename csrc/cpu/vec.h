@@ -9,7 +9,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <new>
 #include <type_traits>
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -247,20 +246,21 @@ CEN_INLINE double sum_lanes(Vec<float> v) {
                    __builtin_convertvector(parts[1], Vec<double>));
 }
 
-// Scratch memory, aligned for vectors.
+// Scratch memory for `size` values, not initialised.
 template <class T>
 class Buffer {
  public:
   explicit Buffer(int64_t size)
-      : data_(static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t{64}))) {}
-  ~Buffer() { ::operator delete(data_, std::align_val_t{64}); }
+      : bytes_(size * sizeof(T)), data_(static_cast<T*>(take_scratch(bytes_))) {}
+  ~Buffer() { give_scratch(data_, bytes_); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   T* get() const { return data_; }
   T& operator[](int64_t i) const { return data_[i]; }
 
  private:
-  T* data_;
+  const int64_t bytes_;
+  T* const data_;
 };
 
 // f(begin, end) for ranges that cover [0, tasks).
