@@ -1,7 +1,6 @@
 // The choice of instruction set at run time.
-#include <unistd.h>
-
 #include <cstdlib>
+#include <fstream>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -91,13 +90,14 @@ void give_scratch(void* memory, int64_t bytes) {
 }
 
 int64_t last_level_cache() {
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-  static const int64_t bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
-#else
-  static const int64_t bytes = 0;
-#endif
-  constexpr int64_t kUsual = 32 << 20;
-  return bytes > 0 ? bytes : kUsual;
+  // Not sysconf(): it tells of the whole processor's, of which these cores may have a twelfth.
+  static const int64_t bytes = [] {
+    int64_t kibibytes = 0;
+    std::ifstream("/sys/devices/system/cpu/cpu0/cache/index3/size") >> kibibytes;
+    constexpr int64_t kUsual = 32 << 10;
+    return (kibibytes > 0 ? kibibytes : kUsual) << 10;
+  }();
+  return bytes;
 }
 
 }  // namespace cen::cpu
