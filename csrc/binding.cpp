@@ -128,21 +128,64 @@ bool is_dense(const Tensor& t, bool channels_last) {
   return fits(0);
 }
 
-// The memory layout that the kernels work in. It is that of an empty_like of x, which is what the fake
-// kernels return, or contiguous where that is neither channels first nor channels last.
+Sizes strides_of(const Tensor& tensor) { return {tensor.strides().begin(), tensor.strides().end()}; }
+
+Sizes dense_strides(const Sizes& sizes, bool channels_last) {
+  Sizes strides(sizes.size());
+  int64_t next = 1;
+  const auto set = [&](size_t d) {
+    strides[d] = next;
+    next *= sizes[d] > 1 ? sizes[d] : 1;
+  };
+  if (channels_last) set(1);
+  for (size_t d = sizes.size() - 1; d >= 1; --d)
+    if (!(channels_last && d == 1)) set(d);
+  set(0);
+  return strides;
+}
+
+// Not initialised, of the dtype of `like`. Straight from the allocator: the stable operators of the same
+// purpose go through the dispatcher, and a call of ours made five of them.
+Tensor empty(const Sizes& sizes, const Sizes& strides, const Tensor& like) {
+  int32_t type = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &type));
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                  strides.data(), type, aoti_torch_device_type_cpu(), 0,
+                                                  &handle));
+  return Tensor(handle);
+}
+Tensor empty_table(const Sizes& sizes, const Tensor& like) {
+  return empty(sizes, dense_strides(sizes, false), like);
+}
+
+Tensor packed(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+std::optional<Tensor> packed(const std::optional<Tensor>& tensor) {
+  return tensor ? std::optional(packed(*tensor)) : std::nullopt;
+}
+
+// The memory layout that the kernels work in, channels first or channels last, and the way there and back.
+// What an op returns has the strides of an empty_like of x, as the fake kernels say.
 class Layout {
  public:
   Layout(const Tensor& x, const Problem& p)
-      : like_(is_dense(x, false) || is_dense(x, true) ? x : torch::stable::empty_like(x)),
-        // Where both hold, the longer axis is the one that vectors run along.
-        channels_last_(is_dense(like_, true) && (p.spatial == 1 || !is_dense(like_, false))),
-        native_(channels_last_ || is_dense(like_, false)) {}
+      : like_(is_dense(x, false) || is_dense(x, true) ? x : torch::stable::empty_like(x)) {
+    const bool first = is_dense(like_, false), last = is_dense(like_, true);
+    // Where both hold, the longer axis is the one that vectors run along.
+    channels_last_ = last && (p.spatial == 1 || !first);
+    // Lines far shorter than a vector cost more than to bring x into the other layout.
+    const bool short_lines = p.spatial < 32 && p.channels >= 16;
+    native_ = channels_last_ || (first && !short_lines);
+    channels_last_ |= first && short_lines;
+  }
 
   bool channels_last() const { return channels_last_; }
 
   Tensor empty() const {
-    if (native_) return torch::stable::empty_like(like_);
-    return torch::stable::empty(like_.sizes(), like_.scalar_type());
+    const Sizes sizes = sizes_of(like_);
+    return cen::empty(sizes, native_ ? strides_of(like_) : dense_strides(sizes, channels_last_), like_);
   }
 
   Tensor bring(const Tensor& tensor) const {
@@ -159,7 +202,7 @@ class Layout {
   // What empty() made, once it is filled, in the strides that the op promises.
   Tensor give(const Tensor& tensor) const {
     if (native_) return tensor;
-    Tensor result = torch::stable::empty_like(like_);
+    Tensor result = cen::empty(sizes_of(like_), strides_of(like_), like_);
     torch::stable::copy_(result, tensor);
     return result;
   }
@@ -201,10 +244,6 @@ T* mutable_data(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
-std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
-  return tensor ? std::optional(torch::stable::contiguous(*tensor)) : std::nullopt;
-}
-
 std::tuple<Tensor, Tensor, Tensor> norm_exchange(Tensor x, Tensor weight, Tensor bias,
                                                  std::optional<Tensor> mean, std::optional<Tensor> var,
                                                  std::optional<Tensor> residual, double threshold,
@@ -216,18 +255,19 @@ std::tuple<Tensor, Tensor, Tensor> norm_exchange(Tensor x, Tensor weight, Tensor
   check_inputs(p, x, weight, bias, mean, var, residual);
   p.batch_statistics = !mean;
   const Sizes table = p.batch_statistics ? Sizes{p.units(), p.channels} : Sizes{0};
-  Tensor batch_mean = torch::stable::new_zeros(weight, table),
-         batch_var = torch::stable::new_zeros(weight, table);
-  if (x.numel() == 0) return {torch::stable::empty_like(x), batch_mean, batch_var};
+  if (x.numel() == 0)
+    return {torch::stable::empty_like(x), torch::stable::new_zeros(weight, table),
+            torch::stable::new_zeros(weight, table)};
+  Tensor batch_mean = empty_table(table, weight), batch_var = empty_table(table, weight);
 
   const Layout layout(x, p);
   set_memory(p, x, layout.channels_last());
   x = layout.bring(x);
   residual = layout.bring(residual);
-  weight = torch::stable::contiguous(weight);
-  bias = torch::stable::contiguous(bias);
-  mean = contiguous(mean);
-  var = contiguous(var);
+  weight = packed(weight);
+  bias = packed(bias);
+  mean = packed(mean);
+  var = packed(var);
   const Tensor y = layout.empty();
   with_type(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -250,21 +290,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_exchange_backward(
   check_inputs(p, x, weight, bias, mean, var, residual);
   check_as("dy", dy, x.scalar_type(), sizes_of(x));
   p.batch_statistics = batch_statistics;
-  Tensor dweight = torch::stable::new_zeros(weight, weight.sizes());
-  Tensor dbias = torch::stable::new_zeros(weight, weight.sizes());
-  Tensor none = torch::stable::new_zeros(x, {0});
+  const Sizes table{p.modalities, p.channels};
+  Tensor none = empty_table({0}, x);
   if (x.numel() == 0)
-    return {torch::stable::empty_like(x), dweight, dbias, residual ? torch::stable::empty_like(x) : none};
+    return {torch::stable::empty_like(x), torch::stable::new_zeros(weight, table),
+            torch::stable::new_zeros(weight, table), residual ? torch::stable::empty_like(x) : none};
+  Tensor dweight = empty_table(table, weight), dbias = empty_table(table, weight);
 
   const Layout layout(x, p);
   set_memory(p, x, layout.channels_last());
   dy = layout.bring(dy);
   x = layout.bring(x);
   residual = layout.bring(residual);
-  weight = torch::stable::contiguous(weight);
-  bias = torch::stable::contiguous(bias);
-  mean = torch::stable::contiguous(mean);
-  var = torch::stable::contiguous(var);
+  weight = packed(weight);
+  bias = packed(bias);
+  mean = packed(mean);
+  var = packed(var);
   const Tensor dx = layout.empty();
   const Tensor dresidual = residual ? layout.empty() : none;
   with_type(x.scalar_type(), [&](auto zero) {
