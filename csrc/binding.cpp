@@ -89,8 +89,8 @@ bool is_as(const Tensor& tensor, ScalarType type, const Sizes& sizes) {
 Sizes sizes_of(const Tensor& tensor) { return {tensor.sizes().begin(), tensor.sizes().end()}; }
 
 void check_as(const char* name, const Tensor& tensor, ScalarType type, const Sizes& sizes) {
-  STD_TORCH_CHECK(is_as(tensor, type, sizes),
-                  "cen_ext: ", name, " is not of the dtype, sizes and device that x and weight ask for");
+  STD_TORCH_CHECK(is_as(tensor, type, sizes), "cen_ext: ", name,
+                  " is not of the dtype, sizes and device that x and weight ask for");
 }
 
 bool is_floating(ScalarType type) {
@@ -176,7 +176,7 @@ class Layout {
     // Where both hold, the longer axis is the one that vectors run along.
     channels_last_ = last && (p.spatial == 1 || !first);
     // Lines far shorter than a vector cost more than to bring x into the other layout.
-    const bool short_lines = p.spatial < 32 && p.channels >= 16;
+    const bool short_lines = p.spatial < 16 && p.channels >= 16;
     native_ = channels_last_ || (first && !short_lines);
     channels_last_ |= first && short_lines;
   }

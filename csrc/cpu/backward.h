@@ -20,9 +20,9 @@ struct AffineGradient {
   double weight, bias;
 };
 
-// What follows from the sums of channel c of unit (m, g): its coefficients of dx, and its part in the gradients
-// of weight and bias.
-// x - shift has a mean of its own, since shift was rounded: taken out here, the rounding does no harm.
+// What follows from the sums of channel c of unit (m, g): its coefficients of dx, and its part in the
+// gradients of weight and bias. x - shift has a mean of its own, since shift was rounded: taken out here, the
+// rounding does no harm.
 template <class T>
 AffineGradient finish_channel(const Problem& p, const BackwardTensors<T>& t, const Tables<Real<T>>& tables,
                               int64_t m, int64_t g, int64_t c, Sums sums) {
@@ -30,14 +30,14 @@ AffineGradient finish_channel(const Problem& p, const BackwardTensors<T>& t, con
   const int64_t unit = p.unit(m, g), i = unit * p.channels + c, lane = c % kLanes<R>;
   Coefficients<R>& k = tables.at(unit, c);
   if (k.dead[lane]) return {};
-  const double invstd = 1 / std::sqrt(t.var[i] + p.eps), values = static_cast<double>(p.values());
-  const double centre = p.batch_statistics ? sums.x / values : 0;
+  const double invstd = 1 / std::sqrt(t.var[i] + p.eps), per_value = 1 / static_cast<double>(p.values());
+  const double centre = p.batch_statistics ? sums.x * per_value : 0;
   const double dweight = invstd * (sums.dz_x - sums.dz * centre);
   if (p.batch_statistics) {
     const double scale = invstd * t.weight[m * p.channels + c];
-    const double on_x = -scale * invstd * dweight / values;
+    const double on_x = -scale * invstd * dweight * per_value;
     k.on_x[lane] = static_cast<R>(on_x);
-    k.constant[lane] = static_cast<R>(-scale * sums.dz / values - on_x * centre);
+    k.constant[lane] = static_cast<R>(-scale * sums.dz * per_value - on_x * centre);
   }
   return {dweight, sums.dz};
 }
@@ -73,8 +73,8 @@ struct StripSums {
   CEN_INLINE Sums of_lane(int64_t lane) const { return {dz[lane], dz_x[lane], x[lane]}; }
 };
 
-// One walk along a strip of one unit: returns the sums if kSum, writes dx and dresidual if kWrite; walk(f) calls
-// f(at, n, slot) for its vectors, slots below kSlots; the rest as in forward_strip.
+// One walk along a strip of one unit: returns the sums if kSum, writes dx and dresidual if kWrite; walk(f)
+// calls f(at, n, slot) for its vectors, slots below kSlots; the rest as in forward_strip.
 template <bool kSum, bool kWrite, bool kChannelsLast, bool kActivation, int64_t kSlots, class T, class Walk>
 CEN_INLINE StripSums<Real<T>> backward_strip(const BackwardTensors<T>& t, const Group<T>& group,
                                              const Coefficients<Real<T>>* own, int64_t lane, int64_t m,
@@ -128,7 +128,8 @@ void backward_block(const Problem& p, const BackwardTensors<T>& t, const Tables<
   using R = Real<T>;
   const bool streamed = p.stream && p.channels % kLanes<R> == 0 && phase_of(t.dx) == 0 &&
                         (!t.dresidual || phase_of(t.dresidual) == 0);
-  const int64_t unit = p.unit(m, g), first = unit * p.unit_size(), step = p.channels, ahead = blocks.ahead(sizeof(T));
+  const int64_t unit = p.unit(m, g), first = unit * p.unit_size(), step = p.channels,
+                ahead = blocks.ahead(sizeof(T));
   const Coefficients<R>* own = tables.unit(unit);
   blocks.for_tiles(b, [&](int64_t row, auto tile_rows) CEN_INLINE_LAMBDA {
     blocks.for_strips<R>([&](int64_t strip, auto n) CEN_INLINE_LAMBDA {
@@ -244,7 +245,7 @@ void backward_channels_last(const Problem& p, const BackwardTensors<T>& t, const
 template <class T>
 void backward(const Problem& p, const BackwardTensors<T>& t, const Parallel& parallel) {
   const Tables<Real<T>> tables(p, t.weight);
-  set_given_statistics(p, t, tables);
+  set_given_statistics(p, t, tables, parallel);
   const Buffer<AffineGradient> affine(p.units() * p.channels);
   with_constant(p.activation != Activation::identity, [&](auto activation) {
     constexpr bool kActivation = decltype(activation)::value;

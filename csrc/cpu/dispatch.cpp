@@ -14,7 +14,8 @@ const InstructionSet* instruction_sets() {
   static const InstructionSet sets[kInstructionSets] = {
       {"default", &baseline, true},
 #if defined(__x86_64__)
-      {"avx2", &avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")},
+      {"avx2", &avx2,
+       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")},
       {"avx512", &avx512,
        __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")},

@@ -73,8 +73,8 @@ class Tables {
   const Buffer<Coefficients<R>> table_;
 };
 
-// How a strip takes part in the exchange: not at all, with none of its channels replaced in any modality; with
-// M = 2, where the other modality's coefficients stay in registers too; with any M.
+// How a strip takes part in the exchange: not at all, with none of its channels replaced in any modality;
+// with M = 2, where the other modality's coefficients stay in registers too; with any M.
 enum class Exchange { none, pair, general };
 
 // What is read, and where the units of one group lie in it. The tensors share their layout.

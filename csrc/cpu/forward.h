@@ -18,21 +18,34 @@ CEN_INLINE void set_batch_statistics(const Problem& p, const ForwardTensors<T>& 
   t.batch_var[i] = static_cast<Real<T>>(var);
 }
 
+// f(unit, first_c, last_c) for pieces of the units' channels, in parallel where that is worth its while.
+constexpr int64_t kPiece = 64;
+template <class F>
+void for_pieces(const Problem& p, const Parallel& parallel, F f) {
+  const int64_t pieces = divide_up(p.channels, kPiece);
+  const Parallel serial{1, nullptr};
+  parallel_tasks(p.units() * p.channels < 1024 ? serial : parallel, p.units() * pieces, [&](int64_t i) {
+    const int64_t c = i % pieces * kPiece;
+    f(i / pieces, c, smaller(c + kPiece, p.channels));
+  });
+}
+
 template <class R, class Tensors>
-void set_given_statistics(const Problem& p, const Tensors& t, const Tables<R>& tables) {
-  for (int64_t unit = 0; unit < p.units(); ++unit) {
+void set_given_statistics(const Problem& p, const Tensors& t, const Tables<R>& tables,
+                          const Parallel& parallel) {
+  for_pieces(p, parallel, [&](int64_t unit, int64_t first_c, int64_t last_c) {
     const int64_t own = unit / p.groups * p.channels, row = unit * p.channels;
-    for (int64_t c = 0; c < p.channels; ++c)
+    for (int64_t c = first_c; c < last_c; ++c)
       tables.at(unit, c).set_affine(c % kLanes<R>, t.mean[row + c], t.var[row + c], p.eps, t.weight[own + c],
                                     t.bias[own + c]);
-  }
+  });
 }
 
 // y of one unit along a strip; walk(f) calls f(at, n) for its vectors. own and lane: as for Strip. `ahead`
 // leads from a vector to one that is soon read.
 template <class T, bool kChannelsLast, bool kActivation, class Walk>
-CEN_INLINE void forward_strip(const Group<T>& group, const Coefficients<Real<T>>* own, int64_t lane, int64_t m,
-                              bool any_exchanged, T* y, int64_t ahead, bool streamed, Walk walk) {
+CEN_INLINE void forward_strip(const Group<T>& group, const Coefficients<Real<T>>* own, int64_t lane,
+                              int64_t m, bool any_exchanged, T* y, int64_t ahead, bool streamed, Walk walk) {
   with_exchange(group.modalities, any_exchanged, [&](auto exchange) CEN_INLINE_LAMBDA {
     const Strip<T, kChannelsLast, decltype(exchange)::value, kActivation> strip(group, own, lane, m);
     walk([&](int64_t at, auto n) CEN_INLINE_LAMBDA {
@@ -47,8 +60,8 @@ struct Batch {
   int64_t g, first_c, last_c, first_m, last_m;
 };
 
-// f(batch, inner) for batches of channels that fit in the second-level cache: over them in parallel, or, where
-// there are too few for the cores, one after the other with `inner` to share out the work within one. A
+// f(batch, inner) for batches of channels that fit in the second-level cache: over them in parallel, or,
+// where there are too few for the cores, one after the other with `inner` to share out the work within one. A
 // channel too large for company goes modality by modality unless it is exchanged.
 template <class R, class F>
 void for_batches(const Problem& p, const Tables<R>& tables, int64_t bytes_a_value, const Parallel& parallel,
@@ -80,7 +93,8 @@ CEN_INLINE void for_blocks(const Batch& batch, const LineBlocks& blocks, const P
     });
 }
 
-// f(g, c, b) for the blocks of all channels as they follow each other in memory, where each is a line or less.
+// f(g, c, b) for the blocks of all channels as they follow each other in memory, where each is a line or
+// less.
 template <class F>
 void for_blocks_in_order(const Problem& p, const LineBlocks& blocks, const Parallel& parallel, F f) {
   parallel_ranges(parallel, p.groups * blocks.count * p.channels, [&](int64_t begin, int64_t end) {
@@ -142,17 +156,6 @@ void forward_channels_first(const Problem& p, const ForwardTensors<T>& t, const 
   });
 }
 
-// f(unit, first_c, last_c) for pieces of the units' channels, in parallel.
-template <class F>
-void for_pieces(const Problem& p, const Parallel& parallel, F f) {
-  constexpr int64_t kChannels = 64;
-  const int64_t pieces = divide_up(p.channels, kChannels);
-  parallel_tasks(parallel, p.units() * pieces, [&](int64_t i) {
-    const int64_t c = i % pieces * kChannels;
-    f(i / pieces, c, smaller(c + kChannels, p.channels));
-  });
-}
-
 template <class T>
 void row_statistics(const Problem& p, const ForwardTensors<T>& t, const Tables<Real<T>>& tables,
                     const Parallel& parallel) {
@@ -171,7 +174,7 @@ void row_statistics(const Problem& p, const ForwardTensors<T>& t, const Tables<R
   for_pieces(p, parallel, [&](int64_t unit, int64_t first_c, int64_t last_c) {
     double* mean = means.row(0, unit);
     double* sum_squares = squares.row(0, unit);
-    double first[64], shift[64] = {};
+    double first[kPiece], shift[kPiece] = {};
     const int64_t count = last_c - first_c;
     for (int64_t i = 0; i < count; ++i) first[i] = mean[first_c + i];
     for (int64_t b = 1; b < blocks.count; ++b) {
@@ -184,8 +187,8 @@ void row_statistics(const Problem& p, const ForwardTensors<T>& t, const Tables<R
       const double *block = means.row(b, unit) + first_c, *block_squares = squares.row(b, unit) + first_c;
       for (int64_t i = 0; i < count; ++i) {
         const double d = block[i] - first[i] - shift[i];
-        sum_squares[first_c + i] = (b ? sum_squares[first_c + i] + block_squares[i] : block_squares[i]) +
-                                   values * d * d;
+        sum_squares[first_c + i] =
+            (b ? sum_squares[first_c + i] + block_squares[i] : block_squares[i]) + values * d * d;
       }
     }
     for (int64_t i = 0; i < count; ++i)
@@ -227,7 +230,7 @@ void forward_channels_last(const Problem& p, const ForwardTensors<T>& t, const T
 template <class T>
 void forward(const Problem& p, const ForwardTensors<T>& t, const Parallel& parallel) {
   const Tables<Real<T>> tables(p, t.weight);
-  if (!p.batch_statistics) set_given_statistics(p, t, tables);
+  if (!p.batch_statistics) set_given_statistics(p, t, tables, parallel);
   with_constant(p.activation != Activation::identity, [&](auto activation) {
     constexpr bool kActivation = decltype(activation)::value;
     if (p.channels_last)

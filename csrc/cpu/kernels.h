@@ -44,9 +44,9 @@ const InstructionSet* instruction_sets();
 // Decided at the first call. Throws std::runtime_error if the variable names none that runs here.
 const InstructionSet& instruction_set();
 
-// Scratch memory, aligned to 64 bytes, not initialised. What is given back is kept for this thread's next call,
-// up to a limit: the C library would return blocks of this size to the system, and page faults at every call
-// cost a small layer a tenth of its time.
+// Scratch memory, aligned to 64 bytes, not initialised. What is given back is kept for this thread's next
+// call, up to a limit: the C library would return blocks of this size to the system, and page faults at every
+// call cost a small layer a tenth of its time.
 void* take_scratch(int64_t bytes);
 void give_scratch(void* memory, int64_t bytes);
 

@@ -34,8 +34,9 @@ CEN_INLINE Moments join(int64_t blocks, int64_t total, Block block, Count count)
 }
 
 // The sums of a block, in R and no longer than a block: d = x - shift, with the mean of the block's first
-// kSample values (or rows) as shift. By Cauchy-Schwarz n * (shift - mean)^2 <= n / kSample * squares, whatever
-// the values are: of the bits of R, no more than log2(n / kSample) are lost when the mean is taken out.
+// kSample values (or rows) as shift. By Cauchy-Schwarz n * (shift - mean)^2 <= n / kSample * squares,
+// whatever the values are: of the bits of R, no more than log2(n / kSample) are lost when the mean is taken
+// out.
 template <class R>
 struct MomentSums {
   static constexpr int64_t kSample = 256, kSampleRows = 8;
@@ -66,8 +67,8 @@ CEN_INLINE bool is_finite(double v) { return v - v == 0; }
 template <int64_t kSlot>
 using Slot = std::integral_constant<int64_t, kSlot>;
 
-// f(at, n, slot) for the vectors of the values [at, stop). n is AllLanes where `phase + at` is a multiple of a
-// vector, else the lanes up to the next one or to the end. slot goes round the constants [0, kSlots).
+// f(at, n, slot) for the vectors of the values [at, stop). n is AllLanes where `phase + at` is a multiple of
+// a vector, else the lanes up to the next one or to the end. slot goes round the constants [0, kSlots).
 template <class R, int64_t kSlots, class F>
 CEN_INLINE void walk_values(int64_t at, int64_t stop, int64_t phase, F f) {
   constexpr int64_t kStep = kLanes<R>;
@@ -135,8 +136,8 @@ struct LineBlocks {
     return {line, line + 1, begin, smaller(size, begin + piece)};
   }
 
-  // f(at, n, slot) for the vectors of a block of the channel that begins at `first`, as walk_values; `phase` is
-  // that of at = 0.
+  // f(at, n, slot) for the vectors of a block of the channel that begins at `first`, as walk_values; `phase`
+  // is that of at = 0.
   template <class R, int64_t kSlots, class F>
   CEN_INLINE void walk(const Block& block, int64_t first, int64_t phase, F f) const {
     for (int64_t line = block.first_line; line < block.last_line; ++line) {
@@ -166,8 +167,7 @@ Moments block_moments(const T* channel, const LineBlocks& blocks, int64_t b) {
     __builtin_prefetch(channel + at + ahead);
     sums[slot].add(first_lanes<R>(load(channel + at, n) - splat(shift), n));
   });
-  const double squares =
-      sum_lanes((sums[0].squares + sums[1].squares) + (sums[2].squares + sums[3].squares));
+  const double squares = sum_lanes((sums[0].squares + sums[1].squares) + (sums[2].squares + sums[3].squares));
   if (!is_finite(squares))
     return wide_moments(block.values(), [&](auto f) {
       blocks.walk<R, 1>(block, 0, phase, [&](int64_t at, int64_t n, auto) {
@@ -195,8 +195,8 @@ struct RowBlocks {
   int64_t end(int64_t b) const { return smaller(rows, begin(b) + rows_a_block); }
   int64_t values(int64_t b) const { return end(b) - begin(b); }
 
-  // From a vector to one that is soon read, in another tile; processors do not foresee reads down the rows. Far
-  // enough for memory to answer in time, and not so far that the first-level cache overflows.
+  // From a vector to one that is soon read, in another tile; processors do not foresee reads down the rows.
+  // Far enough for memory to answer in time, and not so far that the first-level cache overflows.
   int64_t ahead(int64_t bytes_a_value) const {
     const int64_t row = channels * bytes_a_value;
     if (kTile * row > 16384) return 2048 / bytes_a_value;

@@ -49,8 +49,7 @@ CEN_INLINE Vec<R> splat(R value) {
 template <class T>
 constexpr int64_t kPackedBytes = kLanes<Real<T>> * sizeof(T);
 template <class T>
-using Packed =
-    typename VecOf<std::conditional_t<sizeof(T) == 2, uint16_t, T>, kPackedBytes<T>>::type;
+using Packed = typename VecOf<std::conditional_t<sizeof(T) == 2, uint16_t, T>, kPackedBytes<T>>::type;
 
 template <class T>
 CEN_INLINE Packed<T> load_packed(const T* from, AllLanes<Real<T>>) {
@@ -137,7 +136,9 @@ CEN_INLINE Packed<BFloat16> narrow(Floats v, BFloat16) {
 }
 
 #if CEN_VECTOR_BYTES == 64
-CEN_INLINE Floats widen(Packed<Half> packed, Half) { return (Floats)_mm512_maskz_cvtph_ps(0xffff, (__m256i)packed); }
+CEN_INLINE Floats widen(Packed<Half> packed, Half) {
+  return (Floats)_mm512_maskz_cvtph_ps(0xffff, (__m256i)packed);
+}
 CEN_INLINE Packed<Half> narrow(Floats v, Half) {
   return (Packed<Half>)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
@@ -250,8 +251,7 @@ CEN_INLINE double sum_lanes(Vec<float> v) {
 template <class T>
 class Buffer {
  public:
-  explicit Buffer(int64_t size)
-      : bytes_(size * sizeof(T)), data_(static_cast<T*>(take_scratch(bytes_))) {}
+  explicit Buffer(int64_t size) : bytes_(size * sizeof(T)), data_(static_cast<T*>(take_scratch(bytes_))) {}
   ~Buffer() { give_scratch(data_, bytes_); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
