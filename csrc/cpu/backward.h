@@ -73,8 +73,8 @@ struct StripSums {
   CEN_INLINE Sums of_lane(int64_t lane) const { return {dz[lane], dz_x[lane], x[lane]}; }
 };
 
-// One walk along a strip of one unit: returns the sums if kSum, writes dx and dresidual if kWrite; walk(f)
-// calls f(at, n, slot) for its vectors, slots below kSlots; the rest as in forward_strip.
+// One walk along a strip of one unit: returns the sums if kSum, writes dx if kWrite and dresidual if there is
+// one; walk(f) calls f(at, n, slot) for its vectors, slots below kSlots; the rest as in forward_strip.
 template <bool kSum, bool kWrite, bool kChannelsLast, bool kActivation, int64_t kSlots, class T, class Walk>
 CEN_INLINE StripSums<Real<T>> backward_strip(const BackwardTensors<T>& t, const Group<T>& group,
                                              const Coefficients<Real<T>>* own, int64_t lane, int64_t m,
@@ -90,10 +90,9 @@ CEN_INLINE StripSums<Real<T>> backward_strip(const BackwardTensors<T>& t, const 
       strip.prefetch(at + ahead);
       const Vec<R> g = strip.g(at, n), dz = strip.dz(g, at, n), x = strip.centred(at, n);
       if constexpr (kSum) slots[slot].add(dz, x, n);
-      if constexpr (kWrite) {
+      if constexpr (kWrite)
         store(t.dx + at, kSum ? dz * strip.scale() : dz * strip.scale() + (x * on_x + constant), n, streamed);
-        if (t.dresidual) store(t.dresidual + at, g, n, streamed);
-      }
+      if (t.dresidual) store(t.dresidual + at, g, n, streamed);
     });
     sums = slots[0];
     for (int64_t slot = 1; slot < kSlots; ++slot) sums = sums + slots[slot];
@@ -144,6 +143,12 @@ void backward_block(const Problem& p, const BackwardTensors<T>& t, const Tables<
   });
 }
 
+template <class T>
+BackwardTensors<T> without_dresidual(BackwardTensors<T> t) {
+  t.dresidual = nullptr;
+  return t;
+}
+
 template <bool kActivation, class T>
 void backward_channels_first(const Problem& p, const BackwardTensors<T>& t, const Tables<Real<T>>& tables,
                              const Buffer<AffineGradient>& affine, const Parallel& parallel) {
@@ -151,6 +156,7 @@ void backward_channels_first(const Problem& p, const BackwardTensors<T>& t, cons
   const bool in_order = !p.batch_statistics && p.spatial >= 2048;
   const LineBlocks blocks(p, in_order);
   const Group<T> group(p, tables, t.x, t.residual, t.dy);
+  const BackwardTensors<T> sums_only = without_dresidual(t);
   const Buffer<Sums> sums(p.units() * p.channels * blocks.count);
   const auto of_channel = [&](int64_t m, int64_t g, int64_t c) {
     return sums.get() + (p.unit(m, g) * p.channels + c) * blocks.count;
@@ -175,7 +181,8 @@ void backward_channels_first(const Problem& p, const BackwardTensors<T>& t, cons
     for_blocks(batch, blocks, inner, [&](int64_t m, int64_t c, int64_t b) {
       of_channel(m, batch.g, c)[b] =
           p.batch_statistics
-              ? backward_block<true, false, kActivation>(p, t, tables, group, blocks, m, batch.g, c, b)
+              ? backward_block<true, false, kActivation>(p, sums_only, tables, group, blocks, m, batch.g, c,
+                                                         b)
               : backward_block<true, true, kActivation>(p, t, tables, group, blocks, m, batch.g, c, b);
     });
     for (int64_t m = batch.first_m; m < batch.last_m; ++m)
@@ -194,6 +201,10 @@ void backward_channels_last(const Problem& p, const BackwardTensors<T>& t, const
   const RowBlocks blocks(p, 512);
   const Group<T> group(p, tables, t.x, t.residual, t.dy);
   const int64_t tasks = blocks.count * p.groups, padded = tables.strips * kLanes<R>;
+  // The residual's gradient is all that dx needs of dy, residual and activation: written first, it spares the
+  // second pass one of them. Not so where half types round it.
+  const bool dresidual_first = kActivation && t.dresidual && sizeof(T) >= sizeof(float);
+  const BackwardTensors<T> first = dresidual_first ? t : without_dresidual(t);
   const BlockRows dz(blocks.count, p.units(), padded), dz_x(blocks.count, p.units(), padded),
       x(blocks.count, p.units(), padded);
   parallel_ranges(parallel, tasks, [&](int64_t begin, int64_t end) {
@@ -203,7 +214,7 @@ void backward_channels_last(const Problem& p, const BackwardTensors<T>& t, const
         const int64_t b = i / p.groups, g = i % p.groups, unit = p.unit(m, g);
         std::memset(static_cast<void*>(sums.get()), 0, tables.strips * sizeof(StripSums<R>));
         if (p.batch_statistics)
-          backward_block<true, false, kActivation>(p, t, tables, group, blocks, m, g, b, sums.get());
+          backward_block<true, false, kActivation>(p, first, tables, group, blocks, m, g, b, sums.get());
         else
           backward_block<true, true, kActivation>(p, t, tables, group, blocks, m, g, b, sums.get());
         double *dz_row = dz.row(b, unit), *dz_x_row = dz_x.row(b, unit), *x_row = x.row(b, unit);
@@ -233,13 +244,21 @@ void backward_channels_last(const Problem& p, const BackwardTensors<T>& t, const
                                                      {sum_dz[c], sum_dz_x[c], sum_x[c]});
   });
   if (!p.batch_statistics) return;
-  // Backwards through each core's share: what was read last is still in its cache.
-  parallel_ranges(parallel, tasks, [&](int64_t begin, int64_t end) {
-    for (int64_t i = end - 1; i >= begin; --i)
-      for (int64_t m = 0; m < p.modalities; ++m)
-        backward_block<false, true, kActivation, T>(p, t, tables, group, blocks, m, i % p.groups,
-                                                    i / p.groups, nullptr);
-  });
+  const auto write = [&](const BackwardTensors<T>& second, auto activation) {
+    const Group<T> group(p, tables, second.x, second.residual, second.dy);
+    // Backwards through each core's share: what was read last is still in its cache.
+    parallel_ranges(parallel, tasks, [&](int64_t begin, int64_t end) {
+      for (int64_t i = end - 1; i >= begin; --i)
+        for (int64_t m = 0; m < p.modalities; ++m)
+          backward_block<false, true, decltype(activation)::value, T>(p, second, tables, group, blocks, m,
+                                                                      i % p.groups, i / p.groups, nullptr);
+    });
+  };
+  if (!dresidual_first) return write(t, std::bool_constant<kActivation>{});
+  BackwardTensors<T> second = without_dresidual(t);
+  second.dy = t.dresidual;
+  second.residual = nullptr;
+  write(second, std::false_type{});
 }
 
 template <class T>

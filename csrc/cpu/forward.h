@@ -205,9 +205,10 @@ void forward_channels_last(const Problem& p, const ForwardTensors<T>& t, const T
   const Group<T> group(p, tables, t.x, t.residual, nullptr);
   if (p.batch_statistics) row_statistics(p, t, tables, parallel);
   const bool streamed = p.stream && p.channels % kLanes<R> == 0 && phase_of(t.y) == 0;
-  // Backwards through each core's share: what the statistics read last is still in its cache.
   parallel_ranges(parallel, blocks.count * p.groups, [&](int64_t begin, int64_t end) {
-    for (int64_t i = end - 1; i >= begin; --i) {
+    for (int64_t k = begin; k < end; ++k) {
+      // Backwards through each core's share, where the statistics read it: their last is still in its cache.
+      const int64_t i = p.batch_statistics ? begin + end - 1 - k : k;
       const int64_t b = i / p.groups, g = i % p.groups, step = p.channels, ahead = blocks.ahead(sizeof(T));
       for (int64_t m = 0; m < p.modalities; ++m) {
         const int64_t unit = p.unit(m, g), first = unit * p.unit_size();
