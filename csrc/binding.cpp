@@ -215,7 +215,7 @@ class Layout {
 // How many threads: one for small tensors, where waking the others costs more than it saves.
 cpu::Parallel threads_for(const Tensor& x) {
   constexpr int64_t kWorthSharing = 32768;
-  const int64_t threads = x.numel() < kWorthSharing ? 1 : torch::stable::get_num_threads();
+  const int64_t threads = x.numel() <= kWorthSharing ? 1 : torch::stable::get_num_threads();
   return {threads, [](int64_t tasks, void (*body)(void*, int64_t, int64_t), void* context) {
             torch::stable::parallel_for(0, tasks, 1,
                                         [&](int64_t begin, int64_t end) { body(context, begin, end); });

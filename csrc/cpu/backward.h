@@ -70,7 +70,6 @@ struct StripSums {
   }
   CEN_INLINE StripSums operator+(const StripSums& o) const { return {dz + o.dz, dz_x + o.dz_x, x + o.x}; }
   CEN_INLINE Sums of_all_lanes() const { return {sum_lanes(dz), sum_lanes(dz_x), sum_lanes(x)}; }
-  CEN_INLINE Sums of_lane(int64_t lane) const { return {dz[lane], dz_x[lane], x[lane]}; }
 };
 
 // One walk along a strip of one unit: returns the sums if kSum, writes dx if kWrite and dresidual if there is
