@@ -1,4 +1,4 @@
-// The choice of instruction set at run time.
+// What the kernels share: the choice of instruction set at run time, scratch memory, the cache's size.
 #include <cstdlib>
 #include <fstream>
 #include <new>
