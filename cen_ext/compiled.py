@@ -51,12 +51,14 @@ def _norm_exchange_backward_fake(
     *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dresidual = x.new_empty((0,)) if residual is None else torch.empty_like(x)
-    return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias), dresidual
+    return torch.empty_like(x), weight.new_empty(weight.shape), bias.new_empty(bias.shape), dresidual
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     x, weight, bias, mean, var, residual, *options = inputs
     _, batch_mean, batch_var = output
+    ctx.mark_non_differentiable(batch_mean, batch_var)
+    ctx.set_materialize_grads(False)
     ctx.options = options
     ctx.batch_statistics = mean is None
     ctx.has_residual = residual is not None
@@ -90,8 +92,6 @@ class NormExchange(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         output: tuple[Tensor, Tensor, Tensor] = norm_exchange(*inputs)
         _setup_context(ctx, inputs, output)
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
         return output
 
     backward = staticmethod(_backward)

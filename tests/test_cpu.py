@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -92,6 +93,18 @@ def test_large_mean_over_many_blocks(shape, channels_last):
 
 
 @both_layouts
+@pytest.mark.parametrize("spatial", [(2,), (5,), (4, 4), (7, 9), (40, 50)], ids=str)
+def test_an_outlier_costs_the_same_whatever_the_length_of_lines(spatial, channels_last):
+    """Sums of deviations from it would lose as many units as a block has values."""
+    i = make_inputs(Shape(1, 20_000 // math.prod(spatial), 6, spatial), torch.float32)
+    x = 1e-3 * i.x
+    x.flatten(2)[0, :, 0] = 1e3
+    if channels_last:
+        x = LAYOUTS["channels last"](x)
+    check("cpu", Call(x, i.weight, i.bias), i.dy)
+
+
+@both_layouts
 def test_constant_channels_of_many_blocks_are_exact(channels_last):
     i = make_inputs(Shape(2, 3, 20, (70, 71)), torch.float32, channels_last)
     found = run("cpu", Call(torch.full_like(i.x, 1.1), i.weight, i.bias), i.dy)
@@ -119,6 +132,19 @@ def test_same_bits_however_the_work_is_shared(shape, channels_last):
         torch.set_num_threads(threads)
     for other in results[1:]:
         assert_same_bits(results[0], other)
+
+
+@every_norm
+@both_layouts
+def test_same_bits_wherever_x_lies(norm, channels_last):
+    """Arrays of other libraries, and views, begin at addresses that are no multiple of a vector."""
+    i = make_inputs(Shape(2, 3, 20, (17, 19)), torch.float32, channels_last)
+    call = Call(i.x, i.weight, i.bias, residual=i.residual, options=Options(THRESHOLD, norm=norm))
+    expected = run("cpu", call, i.dy)
+    for offset in (1, 4):
+        x = torch.empty(i.x.numel() + offset).as_strided(i.x.shape, i.x.stride(), offset).copy_(i.x)
+        assert x.data_ptr() % 64 == 4 * offset
+        assert_same_bits(run("cpu", call._replace(x=x), i.dy), expected)
 
 
 # --- results that are larger than a share of the last cache, which are stored past it ---
@@ -188,9 +214,12 @@ def test_results_lie_in_memory_as_the_fake_kernels_say(size, layout, norm):
     options = Options(0.5, norm=norm, activation="relu")
     for op, arguments in (
         (compiled.norm_exchange, (x, weight, bias, None, None, residual, *options)),
-        (compiled.norm_exchange, (x, weight, bias, mean, var, None, *options)),
+        (compiled.norm_exchange, (x, weight.t().contiguous().t(), bias, mean, var, None, *options)),
         (compiled.norm_exchange_backward, (dy, x, weight, bias, mean, var, residual, True, *options)),
-        (compiled.norm_exchange_backward, (dy, x, weight, bias, mean, var, None, True, *options)),
+        (
+            compiled.norm_exchange_backward,
+            (dy, x, weight.t().contiguous().t(), bias, mean, var, None, True, *options),
+        ),
     ):
         with FakeTensorMode() as mode:
             fakes = op(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in arguments))
@@ -203,10 +232,10 @@ def test_compiles_without_a_break():
     options = Options(THRESHOLD, activation="relu")
 
     def step(x, weight, bias):
-        y = compiled.norm_exchange((x * 2).mT, weight, bias, None, None, x.mT, *options)[0]
+        y = compiled.norm_exchange((x * 2).mT, weight.t(), bias, None, None, x.mT, *options)[0]
         return y.square().sum()
 
-    leaves = [t.clone().requires_grad_() for t in (i.x, i.weight, i.bias)]
+    leaves = [t.clone().requires_grad_() for t in (i.x, i.weight.t().contiguous(), i.bias)]
     expected = torch.autograd.grad(step(*leaves), leaves)
     found = torch.autograd.grad(torch.compile(step, fullgraph=True)(*leaves), leaves)
     torch.testing.assert_close(found, expected)

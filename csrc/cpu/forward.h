@@ -142,7 +142,7 @@ void forward_channels_first(const Problem& p, const ForwardTensors<T>& t, const 
       return moments.get() + (p.unit(m, batch.g) * p.channels + c) * blocks.count;
     };
     for_blocks(batch, blocks, inner, [&](int64_t m, int64_t c, int64_t b) {
-      of_channel(m, c)[b] = block_moments(t.x + place(m, batch.g, c), blocks, b);
+      of_channel(m, c)[b] = block_moments(t.x, place(m, batch.g, c), blocks, b);
     });
     for (int64_t m = batch.first_m; m < batch.last_m; ++m)
       for (int64_t c = batch.first_c; c < batch.last_c; ++c) {

@@ -33,13 +33,12 @@ CEN_INLINE Moments join(int64_t blocks, int64_t total, Block block, Count count)
   return {mean, squares};
 }
 
-// The sums of a block, in R and no longer than a block: d = x - shift, with the mean of the block's first
-// kSample values (or rows) as shift. By Cauchy-Schwarz n * (shift - mean)^2 <= n / kSample * squares,
-// whatever the values are: of the bits of R, no more than log2(n / kSample) are lost when the mean is taken
-// out.
+// The sums of a block, in R and no longer than a block: d = x - shift, with the mean of a sample, the block's
+// first values (or rows), as shift. By Cauchy-Schwarz n * (shift - mean)^2 <= n / sample * squares, whatever
+// the values are: of the bits of R, no more than log2(n / sample) are lost when the mean is taken out.
 template <class R>
 struct MomentSums {
-  static constexpr int64_t kSample = 256, kSampleRows = 8;
+  static constexpr int64_t kSampleRows = 8;
   Vec<R> shift, sum{}, squares{};
 
   CEN_INLINE void add(Vec<R> d) {
@@ -103,6 +102,7 @@ CEN_INLINE int64_t phase_of(const T* value) {
 // line where lines are long.
 struct LineBlocks {
   static constexpr int64_t kValues = 8192;  // a block; both passes over it stay in the first-level caches
+  static constexpr int64_t kLines = 128;    // of a block at the most: a lane sums some values of every line
   int64_t lines, size, stride;              // `samples` lines of `size` values, `stride` apart
   int64_t lines_a_block, pieces, piece;
   int64_t count;
@@ -110,7 +110,7 @@ struct LineBlocks {
   // in_order: a line a block at the most, so that they can be taken as they follow each other in memory.
   LineBlocks(const Problem& p, bool in_order)
       : lines(p.samples), size(p.spatial), stride(p.channels * p.spatial) {
-    lines_a_block = in_order ? 1 : larger(1, kValues / size);
+    lines_a_block = in_order ? 1 : larger(1, smaller(kLines, kValues / size));
     pieces = divide_up(size, kValues);
     piece = divide_up(divide_up(size, pieces), 64) * 64;
     pieces = divide_up(size, piece);
@@ -136,6 +136,12 @@ struct LineBlocks {
     return {line, line + 1, begin, smaller(size, begin + piece)};
   }
 
+  // The first values of a block, a 32nd of it or more.
+  CEN_INLINE Block sample(const Block& block) const {
+    const int64_t sampled = divide_up(block.last_line - block.first_line, 32);
+    return {block.first_line, block.first_line + sampled, block.begin, smaller(block.end, block.begin + 256)};
+  }
+
   // f(at, n, slot) for the vectors of a block of the channel that begins at `first`, as walk_values; `phase`
   // is that of at = 0.
   template <class R, int64_t kSlots, class F>
@@ -147,31 +153,30 @@ struct LineBlocks {
   }
 };
 
-// The moments of block b of a channel, whose first value is given.
+// The moments of block b of the channel that begins at `first` in x. Which lane sums a value follows from its
+// place in x: the bits of the result do not depend on x's address.
 template <class T>
-Moments block_moments(const T* channel, const LineBlocks& blocks, int64_t b) {
+Moments block_moments(const T* x, int64_t first, const LineBlocks& blocks, int64_t b) {
   using R = Real<T>;
-  const LineBlocks::Block block = blocks.block(b);
-  const int64_t phase = phase_of(channel), first = block.first_line * blocks.stride + block.begin;
-  const int64_t sample = smaller(MomentSums<R>::kSample, block.end - block.begin);
-  const Vec<R> x0 = splat(load(channel + first, int64_t{1})[0]);
+  const LineBlocks::Block block = blocks.block(b), sample = blocks.sample(block);
+  const Vec<R> x0 = splat(load(x + first + block.first_line * blocks.stride + block.begin, int64_t{1})[0]);
   Vec<R> sum{};
-  walk_values<R, 1>(first, first + sample, phase, [&](int64_t at, auto n, auto) CEN_INLINE_LAMBDA {
-    sum += first_lanes<R>(load(channel + at, n) - x0, n);
+  blocks.walk<R, 1>(sample, first, 0, [&](int64_t at, auto n, auto) CEN_INLINE_LAMBDA {
+    sum += first_lanes<R>(load(x + at, n) - x0, n);
   });
-  const R shift = x0[0] + static_cast<R>(sum_lanes(sum) / sample);
+  const R shift = x0[0] + static_cast<R>(sum_lanes(sum) / sample.values());
 
   MomentSums<R> sums[4];
   const int64_t ahead = blocks.ahead(sizeof(T));
-  blocks.walk<R, 4>(block, 0, phase, [&](int64_t at, auto n, auto slot) CEN_INLINE_LAMBDA {
-    __builtin_prefetch(channel + at + ahead);
-    sums[slot].add(first_lanes<R>(load(channel + at, n) - splat(shift), n));
+  blocks.walk<R, 4>(block, first, 0, [&](int64_t at, auto n, auto slot) CEN_INLINE_LAMBDA {
+    __builtin_prefetch(x + at + ahead);
+    sums[slot].add(first_lanes<R>(load(x + at, n) - splat(shift), n));
   });
   const double squares = sum_lanes((sums[0].squares + sums[1].squares) + (sums[2].squares + sums[3].squares));
   if (!is_finite(squares))
     return wide_moments(block.values(), [&](auto f) {
-      blocks.walk<R, 1>(block, 0, phase, [&](int64_t at, int64_t n, auto) {
-        for (int64_t lane = 0; lane < n; ++lane) f(load(channel + at + lane, int64_t{1})[0]);
+      blocks.walk<R, 1>(block, first, 0, [&](int64_t at, int64_t n, auto) {
+        for (int64_t lane = 0; lane < n; ++lane) f(load(x + at + lane, int64_t{1})[0]);
       });
     });
   return moments_of(shift, sum_lanes((sums[0].sum + sums[1].sum) + (sums[2].sum + sums[3].sum)), squares,
