@@ -8,7 +8,7 @@
 
 mean and var that come out are those of x, and empty where statistics were given; dresidual is empty
 without a residual. The backward recomputes the activation's argument, so that nothing but the inputs and
-the ``[M, C]`` statistics is kept for it.
+the statistics is kept for it.
 """
 
 from __future__ import annotations

@@ -76,21 +76,17 @@ void set_sizes(Problem& p, const Tensor& x, const Tensor& weight, const std::opt
 }
 
 // What of the problem depends on how x lies in memory.
-void set_memory(Problem& p, const Tensor& x, bool channels_last) {
+void set_memory(Problem& p, const Tensor& x, bool channels_last, bool native) {
   p.channels_last = channels_last;
-  p.stream = x.numel() * static_cast<int64_t>(x.element_size()) > cpu::last_level_cache() / 8;
-}
-
-bool is_as(const Tensor& tensor, ScalarType type, const Sizes& sizes) {
-  return tensor.is_cpu() && tensor.scalar_type() == type &&
-         Sizes(tensor.sizes().begin(), tensor.sizes().end()) == sizes;
+  // What is brought back into another layout is read again at once.
+  p.stream = native && x.numel() * static_cast<int64_t>(x.element_size()) > cpu::last_level_cache() / 8;
 }
 
 Sizes sizes_of(const Tensor& tensor) { return {tensor.sizes().begin(), tensor.sizes().end()}; }
 
 void check_as(const char* name, const Tensor& tensor, ScalarType type, const Sizes& sizes) {
-  STD_TORCH_CHECK(is_as(tensor, type, sizes), "cen_ext: ", name,
-                  " is not of the dtype, sizes and device that x and weight ask for");
+  STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == type && sizes_of(tensor) == sizes,
+                  "cen_ext: ", name, " is not of the dtype, sizes and device that x and weight ask for");
 }
 
 bool is_floating(ScalarType type) {
@@ -182,6 +178,7 @@ class Layout {
   }
 
   bool channels_last() const { return channels_last_; }
+  bool native() const { return native_; }
 
   Tensor empty() const {
     const Sizes sizes = sizes_of(like_);
@@ -261,7 +258,7 @@ std::tuple<Tensor, Tensor, Tensor> norm_exchange(Tensor x, Tensor weight, Tensor
   Tensor batch_mean = empty_table(table, weight), batch_var = empty_table(table, weight);
 
   const Layout layout(x, p);
-  set_memory(p, x, layout.channels_last());
+  set_memory(p, x, layout.channels_last(), layout.native());
   x = layout.bring(x);
   residual = layout.bring(residual);
   weight = packed(weight);
@@ -298,7 +295,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_exchange_backward(
   Tensor dweight = empty_table(table, weight), dbias = empty_table(table, weight);
 
   const Layout layout(x, p);
-  set_memory(p, x, layout.channels_last());
+  set_memory(p, x, layout.channels_last(), layout.native());
   dy = layout.bring(dy);
   x = layout.bring(x);
   residual = layout.bring(residual);

@@ -244,12 +244,12 @@ void backward_channels_last(const Problem& p, const BackwardTensors<T>& t, const
   });
   if (!p.batch_statistics) return;
   const auto write = [&](const BackwardTensors<T>& second, auto activation) {
-    const Group<T> group(p, tables, second.x, second.residual, second.dy);
+    const Group<T> read(p, tables, second.x, second.residual, second.dy);
     // Backwards through each core's share: what was read last is still in its cache.
     parallel_ranges(parallel, tasks, [&](int64_t begin, int64_t end) {
       for (int64_t i = end - 1; i >= begin; --i)
         for (int64_t m = 0; m < p.modalities; ++m)
-          backward_block<false, true, decltype(activation)::value, T>(p, second, tables, group, blocks, m,
+          backward_block<false, true, decltype(activation)::value, T>(p, second, tables, read, blocks, m,
                                                                       i % p.groups, i / p.groups, nullptr);
     });
   };

@@ -187,7 +187,7 @@ Moments block_moments(const T* x, int64_t first, const LineBlocks& blocks, int64
 // rows, strip by strip, so that memory is read along the rows.
 struct RowBlocks {
   // Few, since a column of a tile and of the next one must fit in the few sets of the first-level cache that
-  // addresses a power of two apart share: with 64 rows, 512 channels took five times as long as with 8.
+  // addresses a power of two apart share: 512 channels took five times as long with 64 rows as with 8.
   static constexpr int64_t kTile = 4;
   int64_t rows, channels, rows_a_block, count;
 
