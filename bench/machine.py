@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 import cen_ext
+from models.training.files import replacing
 
 RESULTS = Path(__file__).parent / "results"
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -64,8 +65,7 @@ def last_level_cache() -> int:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write a file under a temporary name and rename it, so that no half of one is ever found."""
+    """Write a file whole or not at all, and its folder where that is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)

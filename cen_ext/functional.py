@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
+from torch import distributed as dist
 
 from cen_ext import backends, reference, synchronised
 from cen_ext.reference import Options, statistics_dtype
@@ -37,7 +37,7 @@ def norm_exchange(
     eps: float = 1e-5,
     activation: str = "identity",
     negative_slope: float = 0.01,
-    process_group: ProcessGroup | None = None,
+    process_group: dist.ProcessGroup | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Normalise each modality with its own affine, replace its useless channels, add, activate.

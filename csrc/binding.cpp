@@ -323,14 +323,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_exchange_backward(
 STABLE_TORCH_LIBRARY(cen_ext, m) {
   m.def(
       "norm_exchange(Tensor x, Tensor weight, Tensor bias, Tensor? mean, Tensor? var, Tensor? residual, "
-      "float threshold, str region, str criterion, str norm, float eps, str activation, float "
-      "negative_slope) "
-      "-> (Tensor, Tensor, Tensor)");
+      "float threshold, str region, str criterion, str norm, float eps, str activation, "
+      "float negative_slope) -> (Tensor, Tensor, Tensor)");
   m.def(
       "norm_exchange_backward(Tensor dy, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor var, "
-      "Tensor? residual, bool batch_statistics, float threshold, str region, str criterion, str norm, float "
-      "eps, "
-      "str activation, float negative_slope) -> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual)");
+      "Tensor? residual, bool batch_statistics, "
+      "float threshold, str region, str criterion, str norm, float eps, str activation, "
+      "float negative_slope) -> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cen_ext, CPU, m) {
