@@ -4,8 +4,10 @@ One process. In every repetition each provider takes its turn: forward of all in
 recorded, then backward of all of them, every call timed. With ``--cache cold``, the default, there are so
 many input sets that a call finds nothing of its own in the cache, as in training. Before anything is timed,
 every provider's y and gradients are compared with the reference's. Memory is the most that tensors take at
-once in one forward and backward beyond the inputs; y is let go in between, as in training. glibc is told to
-keep freed memory: otherwise page faults, the same for every provider, would take most of the time.
+once in one forward and backward beyond the inputs; y is let go in between, as in training. With
+``--allocator kept``, the default, glibc is told to keep freed memory: otherwise page faults, which come with
+whatever a provider allocates, take a large part of the time. ``default`` leaves the allocator as training
+finds it.
 
     cen_ext            this project's operator, its best backend
     reference          its definition in plain PyTorch
@@ -81,8 +83,12 @@ def time_copy(sets: list[InputSet]) -> Iterator[tuple[str, float]]:
         yield "forward", time.perf_counter() - start
 
 
-def measure(case: Case, names: Sequence[str], repetitions: int, cache: int) -> list[Row]:
+def measure(case: Case, names: Sequence[str], repetitions: int, cache: int, kept: bool) -> list[Row]:
     """Check all providers of one case, measure their memory, then time them by turns.
+
+    Args:
+        cache: bytes that the input sets must exceed; 0 for a warm run.
+        kept: freed memory is kept, and is had from the system before anything is timed.
 
     Raises:
         AssertionError: a provider's results differ from the reference's.
@@ -93,7 +99,8 @@ def measure(case: Case, names: Sequence[str], repetitions: int, cache: int) -> l
     providers = [make_provider(name, case, sets) for name in names]
     check_agreement(case, providers, sets)
     peaks = {provider.name: tensor_bytes(provider.step)[1] for provider in providers}
-    populate(len(sets) * max(peaks.values()))
+    if kept:
+        populate(len(sets) * max(peaks.values()))
     times: dict[tuple[str, str], list[float]] = defaultdict(list)
     gc.collect()
     gc.disable()
@@ -123,6 +130,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--providers", nargs="+", choices=MAKERS, default=PROVIDERS, help="beside cen_ext and copy")
     add("--repetitions", type=_positive, default=7, help="timed turns of each provider (default: 7)")
     add("--cache", choices=("cold", "warm"), default="cold", help="warm: one input set again and again")
+    add("--allocator", choices=("kept", "default"), default="kept", help="default: glibc's, as it is")
     add("--threads", type=_positive, help="of PyTorch and of the operator (default: PyTorch's)")
     add(
         "--out",
@@ -171,16 +179,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     run, chosen = choose_cases(args)
     names = list(dict.fromkeys(["cen_ext", *args.providers]))
     cache = last_level_cache() if args.cache == "cold" else 0
+    kept = args.allocator == "kept" and keep_freed_memory()
     settings = {
         **machine(),
         "cache": args.cache,
-        "allocator": "keeps freed memory (mallopt)" if keep_freed_memory() else "the C library's, as it is",
+        "allocator": "keeps freed memory (mallopt)" if kept else "the C library's, as it is",
         "repetitions": args.repetitions,
     }
     rows: list[Row] = []
     for done, case in enumerate(chosen, start=1):
         start = time.perf_counter()
-        rows += measure(case, names, args.repetitions, cache)
+        rows += measure(case, names, args.repetitions, cache, kept)
         seconds = time.perf_counter() - start
         print(f"[{done}/{len(chosen)}] {case}: {seconds:.1f} s", file=sys.stderr, flush=True)
     print(as_text(rows, settings))

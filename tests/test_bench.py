@@ -261,6 +261,27 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    ("command", "kept", "setting"),
+    [
+        ([], True, "keeps freed memory (mallopt)"),
+        (["--allocator", "kept"], True, "keeps freed memory (mallopt)"),
+        (["--allocator", "default"], False, "the C library's, as it is"),
+    ],
+)
+def test_the_allocator_is_told_or_left_alone(
+    command: list[str], kept: bool, setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = []
+    monkeypatch.setattr(operator, "keep_freed_memory", lambda: called.append("kept") or True)
+    monkeypatch.setattr(operator, "populate", lambda size: called.append("populated"))
+    run = ["--groups", "wide", "--statistics", "given", "--repetitions", "1", "--providers", "reference"]
+    assert operator.main([*run, *command, "--out", str(tmp_path / "run")]) == 0
+    assert called == (["kept", "populated", "populated"] if kept else [])
+    assert f"# allocator: {setting}\n" in (tmp_path / "run.csv").read_text()
+
+
+@pytest.mark.usefixtures("tiny")
 def test_a_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "results" / "run.1"
     command = ["--groups", "resnet", "unet", "--layouts", "contiguous", "channels_last", "--repetitions", "1"]
