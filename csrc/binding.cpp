@@ -149,7 +149,10 @@ Tensor empty(const Sizes& sizes, const Sizes& strides, const Tensor& like) {
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
                                                   strides.data(), type, aoti_torch_device_type_cpu(), 0,
                                                   &handle));
-  return Tensor(handle);
+  const Tensor tensor(handle);
+  cpu::prefer_large_pages(tensor.mutable_data_ptr(),
+                          tensor.numel() * static_cast<int64_t>(tensor.element_size()));
+  return tensor;
 }
 Tensor empty_table(const Sizes& sizes, const Tensor& like) {
   return empty(sizes, dense_strides(sizes, false), like);
@@ -210,9 +213,11 @@ class Layout {
 };
 
 // How many threads: one for small tensors, where waking the others costs more than it saves.
-cpu::Parallel threads_for(const Tensor& x) {
+cpu::Parallel threads_for(const Problem& p, const Tensor& x) {
   constexpr int64_t kWorthSharing = 32768;
-  const int64_t threads = x.numel() <= kWorthSharing ? 1 : torch::stable::get_num_threads();
+  constexpr int64_t kLine = 8;  // statistics and coefficients of a channel take as long as so many values
+  const int64_t work = x.numel() + kLine * p.units() * p.channels;
+  const int64_t threads = work <= kWorthSharing ? 1 : torch::stable::get_num_threads();
   return {threads, [](int64_t tasks, void (*body)(void*, int64_t, int64_t), void* context) {
             torch::stable::parallel_for(0, tasks, 1,
                                         [&](int64_t begin, int64_t end) { body(context, begin, end); });
@@ -273,7 +278,7 @@ std::tuple<Tensor, Tensor, Tensor> norm_exchange(Tensor x, Tensor weight, Tensor
         p,
         {data<T>(x), data<R>(weight), data<R>(bias), data<R>(mean), data<R>(var), data<T>(residual),
          mutable_data<T>(y), mutable_data<R>(batch_mean), mutable_data<R>(batch_var)},
-        threads_for(x));
+        threads_for(p, x));
   });
   return {layout.give(y), batch_mean, batch_var};
 }
@@ -313,7 +318,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_exchange_backward(
         {data<T>(dy), data<T>(x), data<R>(weight), data<R>(bias), data<R>(mean), data<R>(var),
          data<T>(residual), mutable_data<T>(dx), mutable_data<R>(dweight), mutable_data<R>(dbias),
          residual ? mutable_data<T>(dresidual) : nullptr},
-        threads_for(x));
+        threads_for(p, x));
   });
   return {layout.give(dx), dweight, dbias, residual ? layout.give(dresidual) : none};
 }

@@ -1,4 +1,9 @@
-// What the kernels share: the choice of instruction set at run time, scratch memory, the cache's size.
+// What the kernels share: the choice of instruction set at run time, memory, the cache's size.
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <cstdint>
 #include <cstdlib>
 #include <fstream>
 #include <new>
@@ -88,6 +93,16 @@ void give_scratch(void* memory, int64_t bytes) {
   if (pool.bytes + size > kMost) return ::operator delete(memory, kAlignment);
   pool.free.push_back({memory, size});
   pool.bytes += size;
+}
+
+void prefer_large_pages([[maybe_unused]] void* memory, [[maybe_unused]] int64_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kPage = 2 << 20;
+  const uintptr_t first = reinterpret_cast<uintptr_t>(memory), begin = (first + kPage - 1) / kPage * kPage,
+                  end = (first + static_cast<uintptr_t>(bytes)) / kPage * kPage;
+  // Advice: where the system has none to give, everything works as before.
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
 }
 
 int64_t last_level_cache() {
