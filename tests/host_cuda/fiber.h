@@ -1,0 +1,94 @@
+// Fibers: functions that hand control to each other on stacks of their own, and tell the address sanitizer.
+#pragma once
+
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace cen::cuda::simulator {
+
+// Runs one function after another, each given by start(); they pause within it by pause().
+class Fiber {
+ public:
+  Fiber() {
+    void* memory = mmap(nullptr, kGuard + kStack, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED || mprotect(memory, kGuard, PROT_NONE) || getcontext(&own_.context)) {
+      std::perror("no memory for the stack of a simulated thread");
+      std::abort();
+    }
+    own_.stack = static_cast<char*>(memory) + kGuard;
+    own_.bytes = kStack;
+    own_.context.uc_stack.ss_sp = static_cast<char*>(memory) + kGuard;
+    own_.context.uc_stack.ss_size = kStack;
+    const auto self = reinterpret_cast<uintptr_t>(this);
+    makecontext(&own_.context, reinterpret_cast<void (*)()>(loop), 2, static_cast<unsigned>(self >> 32),
+                static_cast<unsigned>(self));
+    // The sanitizer's swapcontext clears what it knows of a stack that is named here.
+    own_.context.uc_stack.ss_sp = nullptr;
+    own_.context.uc_stack.ss_size = 0;
+  }
+  Fiber(const Fiber&) = delete;
+  Fiber& operator=(const Fiber&) = delete;
+
+  // Runs f up to its first pause or end. f must outlive that.
+  template <class F>
+  void start(const F& f) {
+    call_ = [](const void* function) { (*static_cast<const F*>(function))(); };
+    function_ = &f;
+    resume();
+  }
+
+  // Runs on to the next pause or the end.
+  void resume() { change(caller_, own_); }
+
+  // Back to whoever resumed this fiber; called on it.
+  void pause() { change(own_, caller_); }
+
+  bool owns(const void* address) const {
+    return reinterpret_cast<uintptr_t>(address) - reinterpret_cast<uintptr_t>(own_.stack) < kStack;
+  }
+
+ private:
+  static constexpr int64_t kGuard = 1 << 16, kStack = 1 << 18;  // of the stack, the touched pages take memory
+
+  struct Side {
+    ucontext_t context;
+    const void* stack = nullptr;
+    size_t bytes = 0;
+    void* fake_stack = nullptr;
+  };
+
+  static void loop(unsigned high, unsigned low) {
+    Fiber& fiber = *reinterpret_cast<Fiber*>(static_cast<uintptr_t>(high) << 32 | low);
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_finish_switch_fiber(nullptr, &fiber.caller_.stack, &fiber.caller_.bytes);
+#endif
+    for (;; fiber.pause()) fiber.call_(fiber.function_);
+  }
+
+  static void change(Side& from, Side& to) {
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_start_switch_fiber(&from.fake_stack, to.stack, to.bytes);
+#endif
+    swapcontext(&from.context, &to.context);
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_finish_switch_fiber(from.fake_stack, nullptr, nullptr);
+#endif
+  }
+
+  Side own_, caller_;
+  void (*call_)(const void*) = nullptr;
+  const void* function_ = nullptr;
+};
+
+}  // namespace cen::cuda::simulator
