@@ -75,7 +75,7 @@ WRONG = {
     "misaligned": r"copy_async16: \S+ or \S+ is not aligned to 16 bytes",
     "past_shared": r"AddressSanitizer: heap-buffer-overflow",
 }
-RACE = "race: this thread (reads|writes) what thread .* without a barrier"
+RACE = "race: this thread (reads|writes) what thread .* no barrier in between"
 
 
 @pytest.mark.parametrize("name", WRONG)

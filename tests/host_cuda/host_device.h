@@ -75,7 +75,7 @@ T* of_rank(T* shared, int rank) {
 
 // Waits until at most n of the thread's committed groups of copies are pending.
 template <int n>
-void wait_copies() {
+[[gnu::always_inline]] inline void wait_copies() {
   simulator::wait_copies(n);
 }
 

@@ -1,3 +1,5 @@
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdarg>
 #include <cstring>
@@ -261,12 +263,14 @@ void access(const void* address, int64_t bytes, bool write, const void* place) {
   running->now.place = place;
   const Moment* other = races.add(address, bytes, write, running->now);
   if (!other) return;
-  const int64_t threads = running->block->threads.size();
-  fail(
-      "race: this thread %s what thread %lld of block %lld uses without a barrier in between; instructions "
-      "%p, %p",
-      write ? "writes" : "reads", static_cast<long long>(other->thread % threads),
-      static_cast<long long>(other->block), place, other->place);
+  const long long thread = other->thread % static_cast<int64_t>(running->block->threads.size());
+  std::fputs("race between these places:\n", stderr);
+  char command[128];
+  std::snprintf(command, sizeof(command), "addr2line -Cpfie /proc/%d/exe %p %p >&2", getpid(), place,
+                other->place);
+  if (std::system(command)) std::fprintf(stderr, "%p, %p\n", place, other->place);
+  fail("race: this thread %s what thread %lld of block %lld uses, with no barrier in between",
+       write ? "writes" : "reads", thread, static_cast<long long>(other->block));
 }
 
 }  // namespace simulator
