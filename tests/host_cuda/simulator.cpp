@@ -120,8 +120,12 @@ void make(Block& block, int64_t index, int64_t first_fiber) {
 
 // The sanitizer reports who still looks at the memory that is freed here.
 void end(Block& block) {
+  const auto pending = [](const Thread& t) {
+    return !t.copies.empty() || std::any_of(t.groups.begin(), t.groups.end(),
+                                            [](const std::vector<Copy>& group) { return !group.empty(); });
+  };
   for (const Thread& t : block.threads)
-    if (!t.copies.empty() || !t.groups.empty())
+    if (pending(t))
       fail("block %lld, thread %d,%d ended with copies that it never waited for", block.index, t.index.x,
            t.index.y);
   races.forget(block.shared, grid->shared_bytes);
