@@ -1,12 +1,18 @@
-"""What benchmark figures depend on: the machine, the versions; and how results are written."""
+"""What benchmark figures depend on: the machine, the versions; and how results are written.
+
+``python -m bench.machine`` prints the former as JSON.
+"""
 
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import platform
 import re
+import subprocess
 import time
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -40,6 +46,41 @@ def machine() -> dict[str, object]:
     }
 
 
+def gpu() -> dict[str, object]:
+    """The current GPU, its driver and what programs for it are made with, by name; None where unknown."""
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or ""
+    release = re.search(r"release [\d.]+, V([\d.]+)", _output("nvcc", "--version") or "")
+    return {
+        "gpu": properties.name,
+        "compute capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "gpu L2 MiB": properties.L2_cache_size / 2**20,
+        "gpu memory GiB": round(properties.total_memory / 2**30, 1),
+        "driver": driver.partition("\n")[0] or None,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "triton": _version("triton"),
+        "nvcc": release and release[1],
+        "built for": build_info().get("cuda_architectures"),
+    }
+
+
+def _output(*command: str) -> str | None:
+    """What a program prints; None where it is missing or fails."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def build_info() -> dict[str, object]:
     """Compiler and instruction sets of the compiled part; empty without one."""
     try:
@@ -69,3 +110,7 @@ def write(path: Path, content: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+if __name__ == "__main__":
+    print(json.dumps({**machine(), **(gpu() if torch.cuda.is_available() else {})}, indent=2))

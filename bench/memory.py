@@ -31,6 +31,16 @@ def tensor_bytes(run: Callable[[], object]) -> tuple[int, int]:
     return held, peak
 
 
+def device_bytes(run: Callable[[], object]) -> int:
+    """The most bytes of tensors on the GPU that ``run`` held at once beyond what was there."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
 def resident_bytes(run: Callable[[], object]) -> int | None:
     """The most resident memory that ``run`` added to the process; None where Linux does not tell."""
     status = Path("/proc/self/status")

@@ -1,119 +1,67 @@
 """The operator against other ways to write it, on the layers of the networks: ``python -m bench.operator``.
 
 One process. In every repetition each provider takes its turn: forward of all input sets with gradients
-recorded, then backward of all of them, every call timed. With ``--cache cold``, the default, there are so
-many input sets that a call finds nothing of its own in the cache, as in training. Before anything is timed,
-every provider's y and gradients are compared with the reference's. Memory is the most that tensors take at
-once in one forward and backward beyond the inputs; y is let go in between, as in training. With
-``--allocator kept``, the default, glibc is told to keep freed memory: otherwise page faults, which come with
-whatever a provider allocates, take a large part of the time. ``default`` leaves the allocator as training
-finds it.
+recorded, then backward of all of them, every call timed. Before anything is timed, every provider's y and
+gradients are compared with the reference's. Memory is the most that tensors take at once in one forward and
+backward beyond the inputs; y is let go in between, as in training.
 
     cen_ext            this project's operator, its best backend
+    cuda, triton       its backends by name
     reference          its definition in plain PyTorch
     straightforward    the usual code: lists of M tensors, the exchange by boolean masks into a fresh tensor
     where              the same with torch.where
     compile            that under torch.compile
+    compile_max        that under torch.compile(mode="max-autotune-no-cudagraphs"); by default on GPUs
     compile_reference  the reference under torch.compile; only with --providers
+    cudnn              PyTorch's norm alone, a call a modality: it exchanges, adds and activates nothing, is
+                       held against no reference and is there for what a library's call costs
     copy               Tensor.clone of x: the 100 % line of the byte model (``bench.shapes.floor_bytes``)
+
+On a CPU, with ``--cache cold``, the default, there are so many input sets that a call finds nothing of its
+own in the cache, as in training. With ``--allocator kept``, the default, glibc is told to keep freed memory:
+otherwise page faults, which come with whatever a provider allocates, take a large part of the time.
+``default`` leaves the allocator as training finds it.
+
+On a GPU there is one input set, ``--cache cold`` flushes the L2 before every call, and time is what passes
+between two events. Every provider is timed in two modes: as eager calls, each of which starts on an idle
+device, so that the host's part counts, and as replays of CUDA graphs, the kernels alone. Boolean masks make
+the host wait, so that ``straightforward`` cannot be captured and has no second mode.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
+import math
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from bench.machine import RESULTS, last_level_cache, machine, write
-from bench.memory import keep_freed_memory, populate, return_free_memory, tensor_bytes
+from bench.devices import Cpu, Device, Gpu
+from bench.goals import goal_tables
+from bench.machine import RESULTS, write
 from bench.plot import plot
-from bench.providers import (
-    MAKERS,
-    InputSet,
-    Provider,
-    check_agreement,
-    chosen_backend,
-    make_provider,
-    make_sets,
+from bench.providers import MAKERS, unavailable
+from bench.report import Row, as_csv, as_markdown, as_text
+from bench.run import Run
+from bench.shapes import (
+    DTYPES,
+    GROUPS,
+    LAYOUTS,
+    STATISTICS,
+    Case,
+    cases,
+    full_run,
+    gpu_run,
+    most_telling_first,
+    quick_run,
 )
-from bench.report import Row, as_csv, as_markdown, as_text, make_rows
-from bench.shapes import DTYPES, GROUPS, LAYOUTS, STATISTICS, Case, cases, full_run, quick_run
 
-PROVIDERS = [name for name in MAKERS if name != "compile_reference"]
+_USUAL = ["reference", "straightforward", "where", "compile"]
+PROVIDERS = {"cpu": _USUAL, "cuda": ["cuda", "triton", *_USUAL, "compile_max", "cudnn"]}
 OTHER_RESULTS = Path("runs/bench")  # of all but the full run; not kept under version control
-MOST_SETS = 16
-MOST_MEMORY = 6 * 2**30
-TENSORS_A_SET = 20  # of x's size: inputs, and what the reference takes until its backward pass is over
-
-
-def count_sets(case: Case, cache: int) -> int:
-    """Input sets until x alone is twice the cache, within the limits above; 1 without a cache to flush."""
-    wanted = -(-2 * cache // case.x_bytes)
-    return max(1, min(wanted, MOST_SETS, MOST_MEMORY // (TENSORS_A_SET * case.x_bytes)))
-
-
-def time_provider(provider: Provider) -> Iterator[tuple[str, float]]:
-    """One turn: forward of all sets, then backward of all; phase and seconds of each call."""
-    outputs, forwards = [], []
-    for i in range(len(provider.calls)):
-        start = time.perf_counter()
-        outputs.append(provider.forward(i))
-        forwards.append(time.perf_counter() - start)
-    for i, forward in enumerate(forwards):
-        start = time.perf_counter()
-        gradients = provider.backward(i, outputs[i])
-        backward = time.perf_counter() - start
-        del gradients  # here and not in the next set's time
-        outputs[i] = ()
-        yield from (("forward", forward), ("backward", backward), ("both", forward + backward))
-
-
-def time_copy(sets: list[InputSet]) -> Iterator[tuple[str, float]]:
-    """The same of a plain copy of x, which has no backward."""
-    copies = []
-    for tensors in sets:
-        start = time.perf_counter()
-        copies.append(tensors.x.clone())
-        yield "forward", time.perf_counter() - start
-
-
-def measure(case: Case, names: Sequence[str], repetitions: int, cache: int, kept: bool) -> list[Row]:
-    """Check all providers of one case, measure their memory, then time them by turns.
-
-    Args:
-        cache: bytes that the input sets must exceed; 0 for a warm run.
-        kept: freed memory is kept, and is had from the system before anything is timed.
-
-    Raises:
-        AssertionError: a provider's results differ from the reference's.
-    """
-    torch.compiler.reset()  # the earlier shapes' code is not needed again
-    return_free_memory()
-    sets = make_sets(case, count_sets(case, cache))
-    providers = [make_provider(name, case, sets) for name in names]
-    check_agreement(case, providers, sets)
-    peaks = {provider.name: tensor_bytes(provider.step)[1] for provider in providers}
-    if kept:
-        populate(len(sets) * max(peaks.values()))
-    times: dict[tuple[str, str], list[float]] = defaultdict(list)
-    gc.collect()
-    gc.disable()
-    try:
-        for repetition in range(repetitions + 1):
-            turns = {provider.name: time_provider(provider) for provider in providers}
-            for name, turn in {**turns, "copy": time_copy(sets)}.items():
-                for phase, seconds in turn:
-                    if repetition > 0:  # the first one warms up
-                        times[name, phase].append(seconds)
-    finally:
-        gc.enable()
-    return make_rows(case, times, peaks, {"cen_ext": chosen_backend(case, sets[0])})
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -121,17 +69,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="bench.operator", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
+    add("--device", choices=("cpu", "cuda"), help="(default: cuda where there is a GPU)")
     add("--quick", action="store_true", help="about a minute: the ResNet's stages and two U-Net shapes")
     add("--groups", nargs="+", choices=GROUPS, help="run these layers in all combinations of the next four")
     add("--modalities", nargs="+", type=_positive, metavar="M", help="how many (default: 2)")
     add("--statistics", nargs="+", choices=STATISTICS, help="(default: both, where a group has both)")
     add("--dtypes", nargs="+", choices=DTYPES, help="(default: float32)")
     add("--layouts", nargs="+", choices=LAYOUTS, help="(default: contiguous)")
-    add("--providers", nargs="+", choices=MAKERS, default=PROVIDERS, help="beside cen_ext and copy")
-    add("--repetitions", type=_positive, default=7, help="timed turns of each provider (default: 7)")
+    add("--providers", nargs="+", choices=MAKERS, help="beside cen_ext and copy (default: the device's)")
+    add("--repetitions", type=_positive, help="timed turns of each provider (default: 7, on GPUs 25)")
     add("--cache", choices=("cold", "warm"), default="cold", help="warm: one input set again and again")
-    add("--allocator", choices=("kept", "default"), default="kept", help="default: glibc's, as it is")
+    add("--allocator", choices=("kept", "default"), help="of CPUs (default: kept)")
     add("--threads", type=_positive, help="of PyTorch and of the operator (default: PyTorch's)")
+    add("--budget-seconds", type=_positive, metavar="S", help="start no case later; most telling first")
     add(
         "--out",
         type=Path,
@@ -142,6 +92,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(
             "--quick runs a fixed list; leave out --groups, --modalities, --statistics, --dtypes, --layouts"
         )
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch finds no GPU here")
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if args.allocator and args.device == "cuda":
+        parser.error("--allocator is about CPUs")
     return args
 
 
@@ -157,11 +112,11 @@ def _positive(text: str) -> int:
 
 
 def choose_cases(args: argparse.Namespace) -> tuple[str, list[Case]]:
-    """The run's name and cases: the quick run, the full one, or the selection if there is any."""
+    """The run's name and cases: the quick run, the device's full one, or the selection if there is any."""
     if args.quick:
         return "quick", list(quick_run())
     if not _selection(args):
-        return "full", list(full_run())
+        return "full", list(gpu_run() if args.device == "cuda" else full_run())
     chosen = cases(
         args.groups or list(GROUPS),
         args.statistics or list(STATISTICS),
@@ -176,30 +131,57 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    run, chosen = choose_cases(args)
-    names = list(dict.fromkeys(["cen_ext", *args.providers]))
-    cache = last_level_cache() if args.cache == "cold" else 0
-    kept = args.allocator == "kept" and keep_freed_memory()
-    settings = {
-        **machine(),
-        "cache": args.cache,
-        "allocator": "keeps freed memory (mallopt)" if kept else "the C library's, as it is",
-        "repetitions": args.repetitions,
-    }
-    rows: list[Row] = []
-    for done, case in enumerate(chosen, start=1):
+    cold = args.cache == "cold"
+    device = Gpu(cold) if args.device == "cuda" else Cpu(cold, kept=args.allocator != "default")
+    run = Run(device, args.repetitions or device.repetitions, args.budget_seconds or math.inf)
+    names = dict.fromkeys(["cen_ext", *(args.providers or PROVIDERS[args.device]), "copy"])
+    skipped = unavailable(list(names), args.device)
+    settings = {**device.settings(), "repetitions": run.repetitions}
+    if skipped:
+        settings["skipped"] = skipped
+    name, chosen = choose_cases(args)
+    out = args.out or default_out(name, args.device)
+
+    rows: dict[Case, list[Row]] = {}
+    begin = time.perf_counter()
+    for case in most_telling_first(chosen) if args.budget_seconds else chosen:
         start = time.perf_counter()
-        rows += measure(case, names, args.repetitions, cache, kept)
+        if start - begin > run.budget:
+            settings["left out for time"] = "; ".join(str(case) for case in chosen if case not in rows)
+            break
+        rows[case] = run.measure(case, [name for name in names if name not in skipped])
+        if run.missing:
+            settings["missing"] = {what: f"({count} cases)" for what, count in run.missing.items()}
+        # After every case: a run that is stopped was not in vain.
+        write(out.with_name(f"{out.name}.csv"), as_csv(in_order(rows, chosen), settings))
         seconds = time.perf_counter() - start
-        print(f"[{done}/{len(chosen)}] {case}: {seconds:.1f} s", file=sys.stderr, flush=True)
-    print(as_text(rows, settings))
-    out = args.out or (RESULTS if run == "full" else OTHER_RESULTS) / f"operator_{run}"
-    write(out.with_name(f"{out.name}.csv"), as_csv(rows, settings))
-    write(out.with_name(f"{out.name}.md"), as_markdown(rows, settings))
+        print(f"[{len(rows)}/{len(chosen)}] {case}: {seconds:.1f} s", file=sys.stderr, flush=True)
+    report(in_order(rows, chosen), settings, out, device)
+    return 1 if run.failed else 0
+
+
+def in_order(rows: dict[Case, list[Row]], chosen: Sequence[Case]) -> list[Row]:
+    """All rows in the order in which their cases were chosen."""
+    return [r for case in chosen for r in rows.get(case, [])]
+
+
+def default_out(run: str, device: str) -> Path:
+    """Where a run's results go unless told."""
+    name = f"operator_{run}" if device == "cpu" else f"operator_{run}_{device}"
+    return (RESULTS if run == "full" else OTHER_RESULTS) / name
+
+
+def report(rows: Sequence[Row], settings: Mapping[str, object], out: Path, device: Device) -> None:
+    """Print the tables, and write them and the plots beside the CSV."""
+    if not rows:
+        print("nothing could be measured", file=sys.stderr)
+        return
+    goals = goal_tables(rows, device.l2) if isinstance(device, Gpu) else {}
+    print(as_text(rows, settings, goals))
+    write(out.with_name(f"{out.name}.md"), as_markdown(rows, settings, goals))
     for layout, picture in plot(rows).items():
         write(out.with_name(f"{out.name}_{layout}.png"), picture)
     print(f"\nwritten to {out}*")
-    return 0
 
 
 if __name__ == "__main__":

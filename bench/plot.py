@@ -4,34 +4,44 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bench.report import Row
+from bench.report import MODES, Row, label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Ours stands out; the others go from the strongest rival to the weakest in fading greys and one blue.
+# Ours stand out in red; the others go from the strongest rival to the weakest in blues and fading greys; what
+# does less than the operator is of another colour.
 COLOURS = {
     "cen_ext": "#c8401f",
+    "cuda": "#e07b5f",
+    "triton": "#efb09c",
+    "compile_max": "#1c4a7d",
     "compile": "#2b6cb0",
     "compile_reference": "#7fb0de",
     "where": "#5f6b76",
     "straightforward": "#98a2ac",
     "reference": "#ccd2d8",
+    "cudnn": "#d9c27a",
 }
 TITLES = {"resnet": "ResNet, exchanging", "wide": "ResNet, residual and relu", "unet": "U-Net, instance norm"}
 
 
 def plot(rows: Sequence[Row]) -> dict[str, bytes]:
-    """A PNG a layout, of the first type and number of modalities; none, with a line, without matplotlib."""
+    """A PNG a layout; none, with a line, without matplotlib.
+
+    Of the first type and number of modalities, and of the last mode: on a GPU, the kernels alone.
+    """
     if importlib.util.find_spec("matplotlib") is None:
         print("no plot: it needs matplotlib", file=sys.stderr)
         return {}
-    first = rows[0]
-    shown = [r for r in rows if (r.dtype, r.modalities) == (first.dtype, first.modalities)]
+    mode = [mode for mode in MODES if any(r.mode == mode for r in rows)][-1]
+    kind = (rows[0].dtype, rows[0].modalities, mode)
+    shown = [r for r in rows if (r.dtype, r.modalities, r.mode) == kind]
     layouts = dict.fromkeys(r.layout for r in shown)
     return {layout: _draw([r for r in shown if r.layout == layout]) for layout in layouts}
 
@@ -49,12 +59,17 @@ def _draw(rows: Sequence[Row]) -> bytes:
             kind = "" if group == "unet" else f", {statistics} statistics"
             ax.set_title(f"{TITLES[group]}{kind}: {phase}", fontsize=10, loc="left")
         pair[0].set_ylabel("share of copy speed", fontsize=9)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=10)
+    legend: dict[str, object] = {}
+    for ax in axes.flat:
+        handles, names = ax.get_legend_handles_labels()
+        legend.update(zip(names, handles, strict=True))
+    place = {"loc": "outside upper center", "ncols": len(legend), "frameon": False}
+    figure.legend(legend.values(), legend, fontsize=10, **place)
     first = rows[0]
-    figure.suptitle(
-        f"{first.layout}, {first.dtype}, {first.modalities} modalities", fontsize=10, x=0.01, ha="left"
-    )
+    parts = [first.layout, first.dtype, f"{first.modalities} modalities"]
+    if first.mode != "eager":
+        parts.append(MODES[first.mode])
+    figure.suptitle(", ".join(parts), fontsize=10, x=0.01, ha="left")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
@@ -67,7 +82,8 @@ def _bars(ax: Axes, rows: Sequence[Row]) -> None:
     for i, name in enumerate(names):
         shares = {r.size: r.share_of_copy for r in rows if r.provider == name}
         places = [at + (i - (len(names) - 1) / 2) * width for at in range(len(sizes))]
-        ax.bar(places, [shares[size] for size in sizes], 0.92 * width, color=COLOURS[name], label=name)
+        heights = [shares.get(size, math.nan) for size in sizes]
+        ax.bar(places, heights, 0.92 * width, color=COLOURS[name], label=label(name))
     ax.axhline(1, color="black", linewidth=0.8, label="copy")
     labels = [size.replace("x", "×") for size in sizes]
     ax.set_xticks(range(len(sizes)), labels, fontsize=8, rotation=20 if len(sizes) > 6 else 0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 import cen_ext
 from bench import straightforward as usual
-from bench.shapes import DTYPES, LAYOUTS, SMALL_SCALES, Case
+from bench.shapes import DTYPES, LAYOUTS, SMALL_SCALES, Case, bare
 
 # Relative errors in the Euclidean norm. What is within rounding of the activation's kink may pass a gradient
 # in one provider and not in another, which outweighs all other differences: 0.0015 on the largest float32
@@ -46,6 +46,22 @@ class Call(NamedTuple):
     dy: list[Tensor]
 
 
+class Contestant(Protocol):
+    """Who is timed: a provider, or what stands in for it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def calls(self) -> list[Call]: ...
+
+    def forward(self, i: int) -> Sequence[Tensor]:
+        """Outputs of input set i."""
+
+    def backward(self, i: int, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Gradients with respect to its leaves."""
+
+
 class Provider(NamedTuple):
     """A function with its calls of all input sets."""
 
@@ -67,22 +83,24 @@ class Provider(NamedTuple):
         return self.backward(0, [get_gradient_edge(y) for y in self.forward(0)])
 
 
-def make_sets(case: Case, count: int) -> list[InputSet]:
+def make_sets(case: Case, count: int, device: str = "cpu") -> list[InputSet]:
     """``count`` independent random input sets of a case."""
-    torch.manual_seed(0)
+    # Its own generator: a capture that failed leaves PyTorch's unusable on a GPU.
+    here: dict[str, Any] = {"device": device, "generator": torch.Generator(device).manual_seed(0)}
     table = (case.shape.num_modalities, case.shape.channels)
-    weight = torch.empty(table).uniform_(0.5, 1.5)
+    weight = torch.rand(table, **here) + 0.5
     if case.options.threshold > 0:
-        small = torch.randperm(weight.numel())[: round(SMALL_SCALES * weight.numel())]
+        small = torch.randperm(weight.numel(), **here)[: round(SMALL_SCALES * weight.numel())]
         weight.view(-1)[small] = case.options.threshold / 2
-    bias = torch.randn(table) * 0.3
+    bias = torch.randn(table, **here) * 0.3
     running = case.options.norm == "batch"
-    mean = torch.randn(table) * 0.3 if running else None
-    var = torch.rand(table) + 0.5 if running else None
+    mean = torch.randn(table, **here) * 0.3 if running else None
+    var = torch.rand(table, **here) + 0.5 if running else None
 
     def like_x() -> Tensor:
-        empty = torch.empty(case.shape.full, dtype=DTYPES[case.dtype], memory_format=LAYOUTS[case.layout])
-        return empty.normal_(0.5, 2)
+        dtype, layout = DTYPES[case.dtype], LAYOUTS[case.layout]
+        empty = torch.empty(case.shape.full, dtype=dtype, device=device, memory_format=layout)
+        return empty.normal_(0.5, 2, generator=here["generator"])
 
     return [
         InputSet(like_x(), weight, bias, mean, var, like_x() if case.residual else None, like_x())
@@ -187,9 +205,14 @@ def exchange_where(xs: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
     ]
 
 
-def compiled(function: Function) -> Function:
+def copy(x: Tensor) -> Sequence[Tensor]:
+    """The bytes of one pass over x, by the quickest means there is."""
+    return [x.clone()]
+
+
+def compiled(function: Function, mode: str | None = None) -> Function:
     """Under ``torch.compile``, whole and for this shape alone."""
-    run: Function = torch.compile(function, dynamic=False, fullgraph=True)
+    run: Function = torch.compile(function, dynamic=False, fullgraph=True, mode=mode)
     return run
 
 
@@ -200,7 +223,33 @@ MAKERS: dict[str, tuple[Callable[[Case], Function], Callable[[InputSet], Call]]]
     "where": (lambda case: listed(case, exchange_where), listed_call),
     "compile": (lambda case: compiled(listed(case, exchange_where)), listed_call),
     "compile_reference": (lambda case: compiled(stacked(case, "reference")), stacked_call),
+    "cuda": (lambda case: stacked(case, "cuda"), stacked_call),
+    "triton": (lambda case: stacked(case, "triton"), stacked_call),
+    # Without torch.compile's own CUDA graphs, which copy their inputs first; a run makes everybody's.
+    "compile_max": (
+        lambda case: compiled(listed(case, exchange_where), "max-autotune-no-cudagraphs"),
+        listed_call,
+    ),
+    "cudnn": (
+        lambda case: listed(bare(case), exchange_where),
+        lambda tensors: listed_call(tensors._replace(residual=None)),
+    ),
+    "copy": (lambda case: copy, lambda tensors: Call((tensors.x,), [], [])),
 }
+UNCHECKED = ("cudnn", "copy")  # they compute something else
+ON_GPUS = ("cuda", "triton", "cudnn")
+
+
+def unavailable(names: Sequence[str], device: str) -> dict[str, str]:
+    """Which of the providers cannot run on a device, and why."""
+    backends = cen_ext.available_backends()
+    reasons = {}
+    for name in names:
+        if name in ON_GPUS and device == "cpu":
+            reasons[name] = "it runs on GPUs"
+        elif name in ("cuda", "triton") and backends.get(name) != "ok":
+            reasons[name] = backends.get(name, "cen_ext has no such backend")
+    return reasons
 
 
 def make_provider(name: str, case: Case, sets: list[InputSet]) -> Provider:
@@ -221,7 +270,7 @@ def chosen_backend(case: Case, tensors: InputSet) -> str:
     raise RuntimeError("no backend of cen_ext runs here")
 
 
-def results(provider: Provider) -> dict[str, Tensor]:
+def results(provider: Contestant) -> dict[str, Tensor]:
     """y and the gradients of the first input set, stacked, by name."""
     outputs = provider.forward(0)
     tensors = [t.detach() for t in (*outputs, *provider.backward(0, outputs))]
@@ -231,22 +280,21 @@ def results(provider: Provider) -> dict[str, Tensor]:
     return dict(zip(("y", "dx", "dweight", "dbias", "dresidual"), joined, strict=False))
 
 
-def check_agreement(case: Case, providers: Sequence[Provider], sets: list[InputSet]) -> None:
-    """Run every provider once, and see that nothing wrong will be timed.
+def check_agreement(case: Case, provider: Contestant, expected: dict[str, Tensor]) -> None:
+    """Run a provider once, and see that nothing wrong will be timed.
 
     Raises:
-        AssertionError: y or a gradient differs from the reference's by more than the type's tolerance.
+        AssertionError: y or a gradient differs from what is expected, the reference's ``results``, by more
+            than the type's tolerance.
     """
-    expected = results(make_provider("reference", case, sets[:1]))
-    for provider in providers:
-        found = results(provider)
-        for name, right in expected.items():
-            error = relative_error(found[name], right)
-            if not error <= TOLERANCES[case.dtype]:
-                raise AssertionError(
-                    f"{provider.name}: {name} of {case} is {error:.2g} off the reference, "
-                    f"expected at most {TOLERANCES[case.dtype]:.2g}"
-                )
+    found = results(provider)
+    for name, right in expected.items():
+        error = relative_error(found[name], right)
+        if not error <= TOLERANCES[case.dtype]:
+            raise AssertionError(
+                f"{provider.name}: {name} of {case} is {error:.2g} off the reference, "
+                f"expected at most {TOLERANCES[case.dtype]:.2g}"
+            )
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

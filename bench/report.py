@@ -7,10 +7,14 @@ import io
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
-from bench.shapes import PHASES, Case, floor_bytes
+from bench.shapes import PHASES, Case, bare, floor_bytes
+
+# How calls were timed (bench.devices).
+MODES = {"eager": "eager calls", "graph": "replays of CUDA graphs"}
+LABELS = {"cudnn": "cudnn (norm alone)"}  # it does not do the operator's work, and is named so wherever shown
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class Row:
     dtype: str
     layout: str
     statistics: str
+    mode: str
     phase: str
     provider: str
     backend: str
@@ -31,7 +36,7 @@ class Row:
     median_ms: float
     lower_ms: float  # quartiles
     upper_ms: float
-    floor_mb: float  # bytes that must move (bench.shapes.floor_bytes), 1e6
+    floor_mb: float  # bytes that must move (bench.shapes.floor_bytes; cudnn: the norm's), 1e6
     gb_per_s: float  # the floor's bytes in the median time, 1e9
     share_of_copy: float  # of a plain copy's bytes a second in the same case
     speedup: float  # its median over cen_ext's: how many times as fast cen_ext is
@@ -45,16 +50,18 @@ class Row:
 
 def make_rows(
     case: Case,
+    mode: str,
     times: Mapping[tuple[str, str], Sequence[float]],
     peaks: Mapping[str, int],
     backends: Mapping[str, str],
 ) -> list[Row]:
-    """Figures of one case from its seconds by provider and phase; among them "copy", forward alone."""
+    """Figures of one case and mode from seconds by provider and phase; "copy" is there, forward alone."""
     medians = {key: statistics.median(taken) for key, taken in times.items()}
     copy = 2 * case.x_bytes / medians["copy", "forward"]
+    work = {"cudnn": bare(case)}
     rows = []
     for (provider, phase), taken in times.items():
-        floor = 2 * case.x_bytes if provider == "copy" else floor_bytes(case, phase)
+        floor = 2 * case.x_bytes if provider == "copy" else floor_bytes(work.get(provider, case), phase)
         median = medians[provider, phase]
         lower, _, upper = quartiles(taken)
         ours = medians.get(("cen_ext", phase), math.nan)
@@ -67,6 +74,7 @@ def make_rows(
                 dtype=case.dtype,
                 layout=case.layout,
                 statistics=case.statistics,
+                mode=mode,
                 phase=phase,
                 provider=provider,
                 backend=backends.get(provider, ""),
@@ -113,6 +121,16 @@ def kinds(rows: Sequence[Row]) -> dict[tuple[str, ...], list[Row]]:
     return members
 
 
+def label(provider: str) -> str:
+    """Its name where it is shown."""
+    return LABELS.get(provider, provider)
+
+
+def mean(values: Sequence[float], worst: Callable[[Sequence[float]], float]) -> str:
+    """The geometric mean with the worst value in brackets; a dash without values."""
+    return f"{geometric_mean(values):.2f} ({worst(values):.2f})" if values else "–"
+
+
 def others(rows: Sequence[Row]) -> list[str]:
     """Who cen_ext is compared with."""
     return list(dict.fromkeys(r.provider for r in rows if r.provider not in ("cen_ext", "copy")))
@@ -120,45 +138,63 @@ def others(rows: Sequence[Row]) -> list[str]:
 
 def speed(rows: Sequence[Row]) -> Table:
     """cen_ext's share of copy and its speed-ups: geometric means over the shapes, the lowest in brackets."""
-    table = [[*KIND, "phase", "share of copy", *(f"× {name}" for name in others(rows))]]
+    table = [[*KIND, "phase", "share of copy", *(f"× {label(name)}" for name in others(rows))]]
     for kind, members in kinds(rows).items():
         for phase in PHASES:
             of_phase = [r for r in members if r.phase == phase]
             columns = [[r.share_of_copy for r in of_phase if r.provider == "cen_ext"]]
             columns += [[r.speedup for r in of_phase if r.provider == name] for name in others(rows)]
-            table.append([*kind, phase, *(f"{geometric_mean(c):.2f} ({min(c):.2f})" for c in columns)])
+            table.append([*kind, phase, *(mean(column, min) for column in columns)])
     return table
 
 
 def memory(rows: Sequence[Row]) -> Table:
     """cen_ext's peak memory over the others': geometric means over the shapes, the highest in brackets."""
-    table = [[*KIND, *(f"÷ {name}" for name in others(rows))]]
+    table = [[*KIND, *(f"÷ {label(name)}" for name in others(rows))]]
     for kind, members in kinds(rows).items():
         peaks = {(r.provider, r.size): r.peak_mb for r in members}
         sizes = list(dict.fromkeys(r.size for r in members))
-        columns = [[peaks["cen_ext", s] / peaks[name, s] for s in sizes] for name in others(rows)]
-        table.append([*kind, *(f"{geometric_mean(c):.2f} ({max(c):.2f})" for c in columns)])
+        columns = [
+            [peaks["cen_ext", s] / peaks[name, s] for s in sizes if (name, s) in peaks]
+            for name in others(rows)
+        ]
+        table.append([*kind, *(mean(column, max) for column in columns)])
     return table
 
 
 def details(rows: Sequence[Row]) -> Table:
     """Case by case and phase by phase: cen_ext's figures, and its speed-up over the others."""
     figures = ["floor MB", "ms (quartiles)", "GB/s", "share of copy"]
-    table = [[*KIND[:-1], "size", "phase", *figures, *(f"× {name}" for name in others(rows))]]
+    table = [[*KIND[:-1], "size", "phase", *figures, *(f"× {label(name)}" for name in others(rows))]]
     speedups = {(r.key, r.size, r.phase, r.provider): f"{r.speedup:.2f}" for r in rows}
     for r in rows:
         if r.provider == "cen_ext":
             milliseconds = f"{r.median_ms:.3f} ({r.lower_ms:.3f}–{r.upper_ms:.3f})"
             cells = [f"{r.floor_mb:.2f}", milliseconds, f"{r.gb_per_s:.1f}", f"{r.share_of_copy:.2f}"]
-            cells += [speedups[r.key, r.size, r.phase, name] for name in others(rows)]
+            cells += [speedups.get((r.key, r.size, r.phase, name), "–") for name in others(rows)]
             table.append([*r.key, r.size, r.phase, *cells])
     return table
 
 
-TABLES = {
-    "Share of copy speed, and speed-up over the others: geometric mean (lowest) over the shapes": speed,
-    "Peak memory over the others': geometric mean (highest) over the shapes": memory,
-}
+def by_mode(title: str, table: Callable[[Sequence[Row]], Table], rows: Sequence[Row]) -> dict[str, Table]:
+    """A table of each mode by its title, which names the mode where there are several."""
+    modes = list(dict.fromkeys(r.mode for r in rows))
+    return {
+        f"{MODES[mode].capitalize()}: {title[0].lower()}{title[1:]}" if len(modes) > 1 else title: table(
+            [r for r in rows if r.mode == mode]
+        )
+        for mode in modes
+    }
+
+
+def means(rows: Sequence[Row]) -> dict[str, Table]:
+    """Speed of every mode, and memory, by title."""
+    eager = [r for r in rows if r.mode == "eager"]
+    title = "Share of copy speed, and speed-up over the others: geometric mean (lowest) over the shapes"
+    return {
+        **by_mode(title, speed, rows),
+        "Peak memory over the others': geometric mean (highest) over the shapes": memory(eager),
+    }
 
 
 def lines_of(settings: Mapping[str, object]) -> list[str]:
@@ -170,22 +206,21 @@ def lines_of(settings: Mapping[str, object]) -> list[str]:
     return [f"{name}: {value}" for name, value in plain.items()]
 
 
-def as_text(rows: Sequence[Row], settings: Mapping[str, object]) -> str:
-    """Settings and tables for a terminal, the means first."""
+def as_text(rows: Sequence[Row], settings: Mapping[str, object], summary: Mapping[str, Table]) -> str:
+    """Settings and tables for a terminal: the means, every case, and a summary's tables by title last."""
     parts = ["\n".join(lines_of(settings))]
-    for title, table in {**TABLES, "Every case": details}.items():
-        cells = table(rows)
+    for title, cells in {**means(rows), **by_mode("Every case", details, rows), **summary}.items():
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
         parts.append("\n".join([title, *lines]))
     return "\n\n".join(parts)
 
 
-def as_markdown(rows: Sequence[Row], settings: Mapping[str, object]) -> str:
-    """Settings and the tables of means, to be quoted."""
+def as_markdown(rows: Sequence[Row], settings: Mapping[str, object], summary: Mapping[str, Table]) -> str:
+    """Settings, a summary's tables by title and the tables of means, to be quoted."""
     parts = [" · ".join(lines_of(settings))]
-    for title, table in TABLES.items():
-        header, *body = ["| " + " | ".join(row) + " |" for row in table(rows)]
+    for title, cells in {**summary, **means(rows)}.items():
+        header, *body = ["| " + " | ".join(row) + " |" for row in cells]
         rule = "|" + "---|" * (header.count("|") - 1)
         parts.append("\n".join([f"{title}.\n", header, rule, *body]))
     return "\n\n".join(parts) + "\n"

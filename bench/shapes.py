@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -97,11 +97,36 @@ def full_run() -> Iterator[Case]:
     yield from cases(["resnet"], ["batch"], [4], ["float32"], layouts)
 
 
+def gpu_run() -> Iterator[Case]:
+    """All groups in both types with two modalities, the ResNet's stages with four."""
+    kinds = (list(DTYPES), list(LAYOUTS))
+    yield from cases(list(GROUPS), list(STATISTICS), [2], *kinds)
+    yield from cases(["resnet"], list(STATISTICS), [4], *kinds)
+
+
 def quick_run() -> Iterator[Case]:
     """About a minute: the ResNet's stages and two of the U-Net's shapes, one of each otherwise."""
     one = (["batch"], [2], ["float32"], ["contiguous"])
     yield from cases(["resnet"], *one)
     yield from (c for c in cases(["unet"], *one) if c.size in ("1x512x4x4", "8x256x32x32"))
+
+
+def most_telling_first(chosen: Sequence[Case]) -> list[Case]:
+    """The order for a run that may be ended: two modalities first, and of each group's shapes the first and
+    the last, then the second and the one before the last, and so on, each in all that there is of it."""
+
+    def turn(case: Case) -> tuple[int, int]:
+        sizes = GROUPS[case.group].sizes
+        at = sizes.index((case.shape.batch, case.shape.channels, case.shape.spatial[0]))
+        return case.shape.num_modalities, min(2 * at, 2 * (len(sizes) - at) - 1)
+
+    return sorted(chosen, key=turn)
+
+
+def bare(case: Case) -> Case:
+    """The case's normalisation alone: nothing is exchanged, added or activated."""
+    options = case.options._replace(threshold=0.0, activation="identity")
+    return replace(case, options=options, residual=False)
 
 
 def floor_bytes(case: Case, phase: str) -> int:

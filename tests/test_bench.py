@@ -14,7 +14,8 @@ import pytest
 import torch
 from cases import Shape
 
-from bench import operator, plot, providers, report, shapes
+import cen_ext
+from bench import devices, operator, plot, providers, report, run, shapes
 from bench.machine import cache_sizes, write
 from bench.memory import tensor_bytes
 from bench.shapes import GROUPS, Case
@@ -64,12 +65,12 @@ def test_the_full_run_names_every_case_once_and_holds_the_quick_one() -> None:
 
 def test_input_sets_flush_the_cache_within_their_limits() -> None:
     one = case(channels=1000)  # 240 kB
-    assert operator.count_sets(one, cache=0) == 1
-    assert operator.count_sets(one, cache=one.x_bytes * 5 // 2) == 5
-    assert operator.count_sets(one, cache=one.x_bytes // 100) == 1
-    assert operator.count_sets(one, cache=one.x_bytes * 100) == operator.MOST_SETS
+    assert devices.count_sets(one, cache=0) == 1
+    assert devices.count_sets(one, cache=one.x_bytes * 5 // 2) == 5
+    assert devices.count_sets(one, cache=one.x_bytes // 100) == 1
+    assert devices.count_sets(one, cache=one.x_bytes * 100) == devices.MOST_SETS
     huge = replace(one, shape=Shape(2, 6, 2048, (50, 50)))  # 246 MB
-    assert operator.count_sets(huge, cache=10 * huge.x_bytes) == 1
+    assert devices.count_sets(huge, cache=10 * huge.x_bytes) == 1
 
 
 # --- figures ---
@@ -91,9 +92,8 @@ def rows_of(one: Case, ours: float, theirs: float, copy: float, backend: str = "
     times = {
         (name, phase): [t] for name, t in (("cen_ext", ours), ("where", theirs)) for phase in shapes.PHASES
     }
-    return report.make_rows(
-        one, {**times, ("copy", "forward"): [copy]}, {"cen_ext": 10, "where": 40}, {"cen_ext": backend}
-    )
+    times["copy", "forward"] = [copy]
+    return report.make_rows(one, "eager", times, {"cen_ext": 10, "where": 40}, {"cen_ext": backend})
 
 
 def test_rows_compare_with_copy_and_with_cen_ext() -> None:
@@ -135,10 +135,12 @@ def test_providers_agree(group: str, m: int, dtype: str, layout: str) -> None:
     for statistics in GROUPS[group].statistics:
         one = case(group, m=m, dtype=dtype, layout=layout, statistics=statistics)
         sets = providers.make_sets(one, 1)
-        made = [providers.make_provider(name, one, sets) for name in EAGER]
-        providers.check_agreement(one, made, sets)
-        names = {"y", "dx", "dweight", "dbias", *(["dresidual"] if one.residual else [])}
-        assert all(providers.results(provider).keys() == names for provider in made)
+        expected = providers.results(providers.make_provider("reference", one, sets))
+        assert expected.keys() == {"y", "dx", "dweight", "dbias", *(["dresidual"] if one.residual else [])}
+        for name in EAGER:
+            provider = providers.make_provider(name, one, sets)
+            assert providers.results(provider).keys() == expected.keys()
+            providers.check_agreement(one, provider, expected)
 
 
 def test_a_tenth_of_the_scales_is_below_the_threshold() -> None:
@@ -185,15 +187,43 @@ def test_what_is_wrong_is_not_timed(spoil: object, names: str) -> None:
     sets = providers.make_sets(one, 1)
     right = providers.make_provider("straightforward", one, sets)
     wrong = right._replace(name="wrong", function=lambda *xs: [spoil(y) for y in right.function(*xs)])
+    expected = providers.results(right)
     with pytest.raises(AssertionError, match=f"wrong: {names}"):
-        providers.check_agreement(one, [right, wrong], sets)
+        providers.check_agreement(one, wrong, expected)
+
+
+def test_what_fails_is_named_and_the_others_are_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    function, call = providers.MAKERS["where"]
+    spoilt = (lambda one: lambda *xs: [y + 1 for y in function(one)(*xs)], call)
+    monkeypatch.setitem(providers.MAKERS, "where", spoilt)
+    one = run.Run(devices.Cpu(cold=False, kept=False), repetitions=1)
+    rows = one.measure(case(), ["cen_ext", "where", "straightforward", "copy"])
+    assert {r.provider for r in rows} == {"cen_ext", "straightforward", "copy"}
+    assert one.failed
+    (missing,) = one.missing
+    assert missing.startswith("where: AssertionError: where: y of resnet batch contiguous float32 M=2")
+    assert "Traceback" in capsys.readouterr().err
+
+    monkeypatch.setitem(providers.MAKERS, "cen_ext", spoilt)  # what everybody is compared with
+    assert one.measure(case(), ["cen_ext", "straightforward", "copy"]) == []
+
+
+def test_a_provider_whose_preparation_takes_too_long_is_left_out() -> None:
+    one = run.Run(devices.Cpu(cold=False, kept=False), repetitions=1, budget=1e-9)
+    names = ["cen_ext", "where", "copy"]
+    providers_of = [{r.provider for r in one.measure(case(), names)} for _ in range(2)]
+    assert providers_of == [set(names), {"cen_ext", "copy"}]
+    assert not one.failed
+    assert list(one.missing) == ["where: preparing it had taken 33% of the time"]
 
 
 def test_the_backend_that_ran_is_named() -> None:
     one = case()
     chosen = providers.chosen_backend(one, providers.make_sets(one, 1)[0])
-    available = operator.machine()["backends"]
-    assert chosen == next(name for name, state in available.items() if state == "ok")
+    available = cen_ext.available_backends()
+    assert chosen == next(name for name in ("cpu", "reference") if available[name] == "ok")
 
 
 # --- machine and memory ---
@@ -256,8 +286,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny shapes, and this process's allocator left alone."""
     for name in ("resnet", "wide", "unet"):
         monkeypatch.setitem(GROUPS, name, replace(GROUPS[name], sizes=((1, 10, 4), (2, 6, 3))))
-    monkeypatch.setattr(operator, "keep_freed_memory", lambda: False)
-    monkeypatch.setattr(operator, "last_level_cache", lambda: 4000)
+    monkeypatch.setattr(devices, "keep_freed_memory", lambda: False)
+    monkeypatch.setattr(devices, "last_level_cache", lambda: 4000)
 
 
 @pytest.mark.usefixtures("tiny")
@@ -273,10 +303,10 @@ def test_the_allocator_is_told_or_left_alone(
     command: list[str], kept: bool, setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called = []
-    monkeypatch.setattr(operator, "keep_freed_memory", lambda: called.append("kept") or True)
-    monkeypatch.setattr(operator, "populate", lambda size: called.append("populated"))
-    run = ["--groups", "wide", "--statistics", "given", "--repetitions", "1", "--providers", "reference"]
-    assert operator.main([*run, *command, "--out", str(tmp_path / "run")]) == 0
+    monkeypatch.setattr(devices, "keep_freed_memory", lambda: called.append("kept") or True)
+    monkeypatch.setattr(devices, "populate", lambda size: called.append("populated"))
+    small = ["--groups", "wide", "--statistics", "given", "--repetitions", "1", "--providers", "reference"]
+    assert operator.main([*small, *command, "--device", "cpu", "--out", str(tmp_path / "run")]) == 0
     assert called == (["kept", "populated", "populated"] if kept else [])
     assert f"# allocator: {setting}\n" in (tmp_path / "run.csv").read_text()
 
@@ -285,14 +315,18 @@ def test_the_allocator_is_told_or_left_alone(
 def test_a_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "results" / "run.1"
     command = ["--groups", "resnet", "unet", "--layouts", "contiguous", "channels_last", "--repetitions", "1"]
-    assert operator.main([*command, "--providers", "straightforward", "where", "--out", str(out)]) == 0
+    command += ["--device", "cpu", "--providers", "straightforward", "where", "cudnn"]
+    assert operator.main([*command, "--out", str(out)]) == 0
 
     text = (tmp_path / "results" / "run.1.csv").read_text().splitlines()
     comments = [line for line in text if line.startswith("# ")]
-    assert any(line == f"# torch: {torch.__version__}" for line in comments)
+    assert f"# torch: {torch.__version__}" in comments
+    assert "# skipped: cudnn it runs on GPUs" in comments
+    assert not any("left out" in line or "missing" in line for line in comments)
     rows = list(csv.DictReader(line for line in text if not line.startswith("# ")))
     # resnet with 2 statistics and unet with 1, 2 layouts, 2 shapes; 3 phases of 3 providers, and the copy.
     assert len(rows) == 3 * 2 * 2 * (3 * 3 + 1)
+    assert {row["mode"] for row in rows} == {"eager"}
     assert {row["provider"] for row in rows} == {"cen_ext", "straightforward", "where", "copy"}
     assert all(float(row["median_ms"]) > 0 and float(row["share_of_copy"]) > 0 for row in rows)
     assert all(int(row["samples"]) >= 2 for row in rows)
@@ -322,6 +356,7 @@ def test_without_matplotlib_there_is_no_plot(
         (["--quick", "--groups", "wide"], "--quick runs a fixed list"),
         (["--repetitions", "0"], "must be at least 1"),
         (["--providers", "magic"], "invalid choice"),
+        (["--budget-seconds", "0"], "must be at least 1"),
     ],
 )
 def test_mistakes_are_told(command: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
