@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -42,6 +44,26 @@ def why_not_reference(x: Tensor | None = None, options: Options | None = None) -
     return None
 
 
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
+
+
+def why_not_triton(x: Tensor | None = None, options: Options | None = None) -> str | None:
+    """Reason why Triton cannot run this call (or any call, without arguments)."""
+    if not _HAS_TRITON:
+        return "Triton is not installed; it comes with the CUDA builds of PyTorch"
+    if _INTERPRETED:
+        return None if x is None or x.device.type == "cpu" else f"x is on {x.device}; Triton is interpreted"
+    if x is not None and x.device.type != "cuda":
+        return f"x is on {x.device}"
+    if not torch.cuda.is_available():
+        return "there is no GPU"
+    capability = torch.cuda.get_device_capability(None if x is None else x.device)
+    if capability < (8, 0):
+        return f"the GPU has compute capability {capability[0]}.{capability[1]}, needed is 8.0"
+    return None
+
+
 def why_not_cpu(x: Tensor | None = None, options: Options | None = None) -> str | None:
     """Reason why the compiled CPU kernels cannot run this call (or any call, without arguments)."""
     if _NOT_COMPILED is not None:
@@ -66,8 +88,27 @@ def _run_compiled(
     return outputs
 
 
+def _run_triton(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    residual: Tensor | None,
+    options: Options,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from cen_ext import triton_ops
+
+    # As for the compiled op; tensors that stand for others (fake ones, say) must meet the op as well.
+    eager = type(x) is Tensor and not torch.compiler.is_compiling()
+    run: Any = triton_ops.NormExchange.apply if eager else triton_ops.norm_exchange
+    outputs: tuple[Tensor, Tensor, Tensor] = run(x, weight, bias, mean, var, residual, *options)
+    return outputs
+
+
 # Best first. Names are part of the public API.
 _BACKENDS: dict[str, tuple[Callable[..., str | None], Run]] = {
+    "triton": (why_not_triton, _run_triton),
     "cpu": (why_not_cpu, _run_compiled),
     "reference": (why_not_reference, reference.norm_exchange),
 }
