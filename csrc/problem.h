@@ -40,15 +40,17 @@ struct Problem {
   double eps;
   Activation activation;
   double negative_slope;
+  double momentum;  // of the running statistics
 
-  int64_t units() const { return modalities * groups; }
-  int64_t unit(int64_t m, int64_t g) const { return m * groups + g; }
-  int64_t values() const { return samples * spatial; }  // of one channel of a unit
-  int64_t unit_size() const { return samples * channels * spatial; }
+  constexpr int64_t units() const { return modalities * groups; }
+  constexpr int64_t unit(int64_t m, int64_t g) const { return m * groups + g; }
+  constexpr int64_t values() const { return samples * spatial; }  // of one channel of a unit
+  constexpr double unbiased() const { return double(values()) / double(values() - 1); }  // variance over biased
+  constexpr int64_t unit_size() const { return samples * channels * spatial; }
 
   // The channels of modality m that may be exchanged (section 3.3).
-  int64_t region_begin(int64_t m) const { return region == Region::own ? m * channels / modalities : 0; }
-  int64_t region_end(int64_t m) const {
+  constexpr int64_t region_begin(int64_t m) const { return region == Region::own ? m * channels / modalities : 0; }
+  constexpr int64_t region_end(int64_t m) const {
     return region == Region::own ? (m + 1) * channels / modalities : channels;
   }
 };
@@ -63,6 +65,7 @@ struct ForwardTensors {
   const T* residual;         // may be null
   T* y;
   Real<T>*batch_mean, *batch_var;  // those of x where none are given, else null
+  Real<T>*running_mean, *running_var;  // [M, C], updated by those of x; may be null
 };
 
 template <class T>
@@ -77,7 +80,7 @@ struct BackwardTensors {
 
 // Whether Eq. 6 holds for a scale.
 template <class R>
-static inline bool is_below(const Problem& p, R scale) {
+constexpr bool is_below(const Problem& p, R scale) {
   const R threshold = static_cast<R>(p.threshold);  // compared in weight's precision, as PyTorch does
   if (p.criterion == Criterion::signed_value) return scale <= threshold;
   return (scale < 0 ? -scale : scale) < threshold;

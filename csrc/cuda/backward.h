@@ -1,0 +1,395 @@
+// The backward kernels: one pass over memory where statistics are given or a strip fits on chip, else two.
+#pragma once
+
+#include "forward.h"
+
+namespace cen::cuda {
+
+// Of a channel: the sum of dz, and that of dz * (x - mean).
+struct Sums {
+  double dz, on_x;
+};
+
+// Sums of chunks, in device memory: [chunks][units][C] each.
+template <class R>
+struct PartialSums {
+  R *dz, *on_x;
+
+  CEN_DEVICE int64_t index(const Problem& p, int64_t chunk, int64_t unit, int64_t c) const {
+    return (chunk * p.units() + unit) * p.channels + c;
+  }
+  CEN_DEVICE Sums at(const Problem& p, int64_t chunk, int64_t unit, int64_t c) const {
+    const int64_t i = index(p, chunk, unit, c);
+    return {double(dz[i]), double(on_x[i])};
+  }
+};
+
+// Adds the chunks first, first + step, …; of_chunk(k) gives the sums of one.
+template <class OfChunk>
+CEN_DEVICE Sums add_chunks(int64_t chunks, int64_t first, int64_t step, OfChunk of_chunk) {
+  Sums sums{};
+  CEN_UNROLL_8
+  for (int64_t k = first; k < chunks; k += step) {
+    const Sums chunk = of_chunk(k);
+    sums.dz += chunk.dz;
+    sums.on_x += chunk.on_x;
+  }
+  return sums;
+}
+
+// A backward block's shared memory.
+template <class T, bool kLast>
+struct BackwardMemory {
+  enum Tensor { kDy, kX, kResidual };
+  static constexpr int kSums = kLast ? kLanes<T> : 1;  // of a thread in each modality
+
+  Pieces pieces;
+  Table<T, kLast> table;
+  Storage<T> storage;
+  uint8_t* positive;  // [steps][M][threads]: of which lanes the activation's argument is
+  Real<T>* sums;      // [M][2 * kSums][threads]
+  Real<T>*dz, *on_x;  // [M][width], of this block's values
+
+  CEN_HOST_DEVICE BackwardMemory(void* shared, const Problem& p, const Geometry& geo, bool residual,
+                                 int64_t steps)
+      : pieces{static_cast<char*>(shared)},
+        table(pieces, p, geo, kBackwardCoefficients),
+        storage(pieces, p, geo, residual ? 3 : 2, steps) {
+    positive = pieces.take<uint8_t>(steps * p.modalities * storage.threads);
+    sums = pieces.take<Real<T>>(p.modalities * 2 * kSums * storage.threads);
+    dz = pieces.take<Real<T>>(p.modalities * table.width);
+    on_x = pieces.take<Real<T>>(p.modalities * table.width);
+  }
+
+  CEN_DEVICE uint8_t& positive_at(const Place<kLast>& place, int step, int m) const {
+    return positive[(int64_t(step) * table.modalities + m) * place.threads + place.thread];
+  }
+  CEN_DEVICE Real<T>* sums_of(const Place<kLast>& place, int m) const {
+    return sums + m * 2 * kSums * place.threads;
+  }
+};
+
+// The coefficients of z. Backward, mean is of x's precision already.
+template <class T, bool kLast>
+CEN_DEVICE void set_affine(const Problem& p, const Place<kLast>& place, const Table<T, kLast>& table,
+                           const BackwardTensors<T>& t) {
+  set_affine(p, place, table, t.weight, t.bias, [&](int m, int64_t c, int) {
+    const int64_t i = p.unit(m, place.group) * p.channels + c;
+    return Joined{double(t.mean[i]), double(t.var[i])};
+  });
+}
+
+// Those of dx, from the sums over all of a channel that of(m, c, w) gives.
+template <class T, bool kLast, class Of>
+CEN_DEVICE void set_gradient(const Problem& p, const Place<kLast>& place, const Table<T, kLast>& table,
+                             const BackwardTensors<T>& t, Of of) {
+  using R = Real<T>;
+  table.each(p, place, [&](int m, int64_t c, int w) {
+    const Sums sums = of(m, c, w);
+    const double scale = table.at(kScale, m, w), var = t.var[p.unit(m, place.group) * p.channels + c];
+    table.at(kOnX, m, w) = R(-scale * (sums.on_x / (var + p.eps)) / p.values());
+    table.at(kConstant, m, w) = R(-scale * sums.dz / p.values());
+  });
+}
+
+// dweight and dbias of batch norm.
+template <class T>
+CEN_DEVICE void keep_sums(const Problem& p, const BackwardTensors<T>& t, int64_t m, int64_t c, Sums sums) {
+  const int64_t i = m * p.channels + c;
+  t.dbias[i] = Real<T>(sums.dz);
+  t.dweight[i] = Real<T>(sums.on_x / std::sqrt(double(t.var[i]) + p.eps));
+}
+
+// Fetches the packs of a step: those of dy, of x where it has a part in y, of the residual where the
+// activation depends on it.
+template <class T, bool kLast>
+CEN_DEVICE void fetch_backward(const Problem& p, const Geometry& geo, const BackwardTensors<T>& t,
+                               const BackwardMemory<T, kLast>& memory, const Place<kLast>& place, int step,
+                               int kept) {
+  using Memory = BackwardMemory<T, kLast>;
+  const Slot slot = place.slot(p, geo, step);
+  if (slot.empty()) return;
+  for (int m = 0; m < p.modalities; ++m) {
+    const int64_t base = p.unit(m, place.group) * p.unit_size();
+    fetch(geo, &memory.storage.at(kept, Memory::kDy, m), t.dy + base, slot);
+    if (!memory.table.flags_of(m, place.line).all(kDead))
+      fetch(geo, &memory.storage.at(kept, Memory::kX, m), t.x + base, slot);
+    if (t.residual) fetch(geo, &memory.storage.at(kept, Memory::kResidual, m), t.residual + base, slot);
+  }
+}
+
+// dy * activation'(u), the residual's gradient, of a step that `activate` has seen.
+template <class T, bool kLast>
+CEN_DEVICE RealLanes<T> gradient(const Problem& p, const BackwardMemory<T, kLast>& memory,
+                                 const Place<kLast>& place, int kept, int m) {
+  RealLanes<T> g = widen(memory.storage.at(kept, BackwardMemory<T, kLast>::kDy, m));
+  if (p.activation == Activation::identity) return g;
+  const int positive = memory.positive_at(place, kept, m);
+  CEN_UNROLL
+  for (int l = 0; l < kLanes<T>; ++l) g.lane[l] = positive >> l & 1 ? g.lane[l] : sloped(p, g.lane[l]);
+  return g;
+}
+
+// Where the activation's argument is positive, in all modalities of a step; and the residual's gradient.
+template <class T, bool kLast>
+CEN_DEVICE void activate(const Problem& p, const Geometry& geo, const BackwardTensors<T>& t,
+                         const BackwardMemory<T, kLast>& memory, const Place<kLast>& place, int step,
+                         int kept) {
+  using Memory = BackwardMemory<T, kLast>;
+  const Slot slot = place.slot(p, geo, step);
+  if (slot.empty()) return;
+  for (int m = 0; m < p.modalities; ++m) {
+    if (p.activation != Activation::identity) {
+      RealLanes<T> u = Strip<T, kLast>(memory.table, m, place.line).exchanged([&](int modality) {
+        return widen(memory.storage.at(kept, Memory::kX, modality));
+      });
+      if (t.residual) {
+        const RealLanes<T> residual = widen(memory.storage.at(kept, Memory::kResidual, m));
+        CEN_UNROLL
+        for (int l = 0; l < kLanes<T>; ++l) u.lane[l] += residual.lane[l];
+      }
+      int positive = 0;
+      CEN_UNROLL
+      for (int l = 0; l < kLanes<T>; ++l) positive |= (u.lane[l] > 0) << l;
+      memory.positive_at(place, kept, m) = uint8_t(positive);
+    }
+    if (t.dresidual)
+      write(geo, t.dresidual + p.unit(m, place.group) * p.unit_size(), slot,
+            narrow<T>(gradient(p, memory, place, kept, m)));
+  }
+}
+
+// The gradient of z before the exchange: g of its own place, and of those that borrow it.
+template <class T, bool kLast>
+CEN_DEVICE RealLanes<T> dz_of(const Problem& p, const BackwardMemory<T, kLast>& memory,
+                              const Place<kLast>& place, const Strip<T, kLast>& strip, int kept) {
+  RealLanes<T> dz{};
+  if (!strip.all_replaced) {
+    dz = gradient(p, memory, place, kept, strip.m);
+    CEN_UNROLL
+    for (int l = 0; l < kLanes<T>; ++l) dz.lane[l] = strip.flags.replaced(l) ? Real<T>(0) : dz.lane[l];
+  }
+  CEN_UNROLL_1
+  for (int other = 0; other < memory.table.modalities; ++other) {
+    const Flags<T, kLast> borrower = memory.table.flags_of(other, place.line);
+    if (other == strip.m || !borrower.any_replaced()) continue;
+    const RealLanes<T> g = gradient(p, memory, place, kept, other);
+    CEN_UNROLL
+    for (int l = 0; l < kLanes<T>; ++l)
+      dz.lane[l] += borrower.replaced(l) ? g.lane[l] * strip.per_other : Real<T>(0);
+  }
+  return dz;
+}
+
+// x - mean, and 0 where x has no part in y.
+template <class T, bool kLast>
+CEN_DEVICE RealLanes<T> centred(const BackwardMemory<T, kLast>& memory, const Strip<T, kLast>& strip,
+                                int kept) {
+  RealLanes<T> d{};
+  if (strip.flags.all(kDead)) return d;
+  const RealLanes<T> x = widen(memory.storage.at(kept, BackwardMemory<T, kLast>::kX, strip.m));
+  CEN_UNROLL
+  for (int l = 0; l < kLanes<T>; ++l)
+    d.lane[l] = strip.flags.dead(l) ? Real<T>(0) : x.lane[l] - strip.own.shift.lane[l];
+  return d;
+}
+
+// Adds the steps [step, stop) of modality m to the thread's sums.
+template <class T, bool kLast>
+CEN_DEVICE void add_sums(const Problem& p, const Geometry& geo, const BackwardMemory<T, kLast>& memory,
+                         const Place<kLast>& place, int m, int step, int stop, int kept) {
+  using R = Real<T>;
+  constexpr int n = BackwardMemory<T, kLast>::kSums;
+  const Strip<T, kLast> strip(memory.table, m, place.line);
+  RealLanes<T> dz_sum{}, on_x_sum{};
+  CEN_UNROLL_1
+  for (; step < stop; ++step, ++kept) {
+    const Slot slot = place.slot(p, geo, step);
+    if (slot.empty()) continue;
+    const RealLanes<T> dz = dz_of(p, memory, place, strip, kept), d = centred(memory, strip, kept);
+    CEN_UNROLL
+    for (int l = 0; l < kLanes<T>; ++l) {
+      if (!slot.has(l)) continue;
+      dz_sum.lane[l] += dz.lane[l];
+      on_x_sum.lane[l] += dz.lane[l] * d.lane[l];
+    }
+  }
+  R* sums = memory.sums_of(place, m) + place.thread;
+  CEN_UNROLL
+  for (int l = 0; l < kLanes<T>; ++l) {
+    sums[(kLast ? l : 0) * place.threads] += dz_sum.lane[l];
+    sums[(n + (kLast ? l : 0)) * place.threads] += on_x_sum.lane[l];
+  }
+}
+
+// The block's sums from its threads', into memory.dz and memory.on_x.
+template <class T, bool kLast>
+CEN_DEVICE void block_sums(const Problem& p, const BackwardMemory<T, kLast>& memory,
+                           const Place<kLast>& place) {
+  constexpr int n = BackwardMemory<T, kLast>::kSums;
+  for (int m = 0; m < p.modalities; ++m) {
+    const Tree<Real<T>, kLast> tree{memory.sums_of(place, m), place};
+    tree.run([&](int step) {
+      CEN_UNROLL
+      for (int value = 0; value < 2 * n; ++value) tree.at(value, 0) += tree.at(value, step);
+    });
+    if (place.walker != 0) continue;
+    for (int l = 0; l < n; ++l) {
+      memory.dz[m * memory.table.width + place.line * n + l] = tree.at(l, 0);
+      memory.on_x[m * memory.table.width + place.line * n + l] = tree.at(n + l, 0);
+    }
+  }
+  sync_threads();
+}
+
+template <class T, bool kLast>
+CEN_DEVICE void clear_sums(const Problem& p, const BackwardMemory<T, kLast>& memory,
+                           const Place<kLast>& place) {
+  const int values = int(p.modalities) * 2 * BackwardMemory<T, kLast>::kSums;
+  for (int value = 0; value < values; ++value) memory.sums[value * place.threads + place.thread] = 0;
+}
+
+template <class T, bool kLast>
+CEN_DEVICE void write_dx(const Problem& p, const Geometry& geo, const BackwardTensors<T>& t,
+                         const BackwardMemory<T, kLast>& memory, const Place<kLast>& place, int m, int step,
+                         int stop, int kept) {
+  const Strip<T, kLast> strip(memory.table, m, place.line);
+  const RealLanes<T> on_x = memory.table.row(kOnX, m, place.line),
+                     constant = memory.table.row(kConstant, m, place.line);
+  T* dx = t.dx + p.unit(m, place.group) * p.unit_size();
+  CEN_UNROLL_1
+  for (; step < stop; ++step, ++kept) {
+    const Slot slot = place.slot(p, geo, step);
+    if (slot.empty()) continue;
+    RealLanes<T> v = dz_of(p, memory, place, strip, kept);
+    const RealLanes<T> d = centred(memory, strip, kept);
+    CEN_UNROLL
+    for (int l = 0; l < kLanes<T>; ++l) {
+      v.lane[l] *= strip.own.scale.lane[l];
+      if (p.batch_statistics) v.lane[l] += d.lane[l] * on_x.lane[l] + constant.lane[l];
+      if (strip.flags.dead(l)) v.lane[l] = 0;
+    }
+    write(geo, dx, slot, narrow<T>(v));
+  }
+}
+
+template <class T, bool kLast>
+CEN_DEVICE void keep_partials(const Problem& p, const BackwardMemory<T, kLast>& memory,
+                              const Place<kLast>& place, const PartialSums<Real<T>>& partials) {
+  memory.table.each(p, place, [&](int m, int64_t c, int w) {
+    const int64_t i = partials.index(p, place.chunk, p.unit(m, place.group), c);
+    partials.dz[i] = memory.dz[m * memory.table.width + w];
+    partials.on_x[i] = memory.on_x[m * memory.table.width + w];
+  });
+}
+
+// Which of a stream's two passes: the sums, dx from them, or, with given statistics, both at once.
+enum class Pass { sums, dx, both };
+
+template <class T, bool kLast>
+CEN_KERNEL void CEN_LAUNCH_BOUNDS(kStreamThreads, (kStreamBlocks<T, kLast>))
+    stream_backward(CEN_PARAMETER Problem p, CEN_PARAMETER Geometry geo, CEN_PARAMETER BackwardTensors<T> t,
+                    CEN_PARAMETER PartialSums<Real<T>> partials, Pass pass) {
+  const Place<kLast> place(p, geo);
+  const BackwardMemory<T, kLast> memory(shared_memory(), p, geo, t.residual != nullptr, kTile * kBuffers);
+  memory.table.set_flags(p, place, t.weight);
+  set_affine(p, place, memory.table, t);
+  if (pass == Pass::dx)
+    set_gradient(p, place, memory.table, t,
+                 [&](int m, int64_t c, int) { return partials.at(p, 0, p.unit(m, place.group), c); });
+  clear_sums(p, memory, place);
+  sync_threads();
+  const int steps = place.steps(geo);
+  const auto fetch_tile = [&](int step) {
+    for (int u = 0; u < kTile; ++u)
+      fetch_backward(p, geo, t, memory, place, step + u, (step + u) % (kTile * kBuffers));
+    commit_copies();
+  };
+  fetch_tile(0);
+  for (int step = 0; step < steps; step += kTile) {
+    fetch_tile(step + kTile);
+    wait_copies<1>();
+    const int kept = step % (kTile * kBuffers);
+    for (int u = 0; u < kTile; ++u) activate(p, geo, t, memory, place, step + u, kept + u);
+    for (int m = 0; m < p.modalities; ++m) {
+      if (pass != Pass::dx) add_sums(p, geo, memory, place, m, step, step + kTile, kept);
+      if (pass != Pass::sums) write_dx(p, geo, t, memory, place, m, step, step + kTile, kept);
+    }
+  }
+  if (pass == Pass::dx) return;
+  block_sums(p, memory, place);
+  keep_partials(p, memory, place, partials);
+}
+
+// All of it with each tensor read once: the blocks of a strip keep it on chip, as in resident_forward.
+template <class T, bool kLast>
+CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
+    resident_backward(CEN_PARAMETER Problem p, CEN_PARAMETER Geometry geo, CEN_PARAMETER BackwardTensors<T> t,
+                      CEN_PARAMETER PartialSums<Real<T>> partials, bool through_device) {
+  const Place<kLast> place(p, geo);
+  const int steps = place.steps(geo);
+  const BackwardMemory<T, kLast> memory(shared_memory(), p, geo, t.residual != nullptr, steps);
+  memory.table.set_flags(p, place, t.weight);
+  sync_threads();
+  for (int step = 0; step < steps; ++step) fetch_backward(p, geo, t, memory, place, step, step);
+  commit_copies();
+  set_affine(p, place, memory.table, t);
+  clear_sums(p, memory, place);
+  sync_threads();
+  wait_copies<0>();
+  for (int step = 0; step < steps; ++step) activate(p, geo, t, memory, place, step, step);
+  for (int m = 0; m < p.modalities; ++m) add_sums(p, geo, memory, place, m, 0, steps, 0);
+  block_sums(p, memory, place);
+  if (through_device || p.groups > 1) keep_partials(p, memory, place, partials);
+  if (through_device)
+    grid_sync();
+  else
+    cluster_sync();
+  const int width = memory.table.width;
+  set_gradient(p, place, memory.table, t, [&](int m, int64_t c, int w) {
+    const int64_t unit = p.unit(m, place.group);
+    const Sums sums = add_chunks(geo.chunks, 0, 1, [&](int64_t k) {
+      if (through_device) return partials.at(p, k, unit, c);
+      return Sums{double(of_rank(memory.dz, int(k))[m * width + w]),
+                  double(of_rank(memory.on_x, int(k))[m * width + w])};
+    });
+    if (place.chunk == 0 && p.groups == 1) keep_sums(p, t, m, c, sums);
+    return sums;
+  });
+  // No block of a cluster may end before the others have read its sums.
+  if (through_device)
+    sync_threads();
+  else
+    cluster_sync();
+  for (int m = 0; m < p.modalities; ++m) write_dx(p, geo, t, memory, place, m, 0, steps, 0);
+}
+
+// dweight and dbias from the sums of all chunks and groups. Those of a unit take the place of its first
+// chunk's, for stream_backward.
+template <class T>
+CEN_KERNEL void CEN_LAUNCH_BOUNDS(kFinishChannels* kFinishWalkers, 1)
+    finish_sums(CEN_PARAMETER Problem p, int64_t chunks, CEN_PARAMETER BackwardTensors<T> t,
+                CEN_PARAMETER PartialSums<Real<T>> partials) {
+  const FinishPlace place(p);
+  const bool exists = place.c < p.channels, first = exists && place.walker == 0;
+  double dweight = 0, dbias = 0;
+  for (int64_t g = 0; g < p.groups; ++g) {
+    const int64_t unit = p.unit(place.m, g);
+    Sums sums{};
+    if (exists)
+      sums = add_chunks(chunks, place.walker, kFinishWalkers,
+                        [&](int64_t k) { return partials.at(p, k, unit, place.c); });
+    place.add(sums.dz, sums.on_x);
+    if (!first) continue;
+    const int64_t i = partials.index(p, 0, unit, place.c);
+    partials.dz[i] = Real<T>(sums.dz);
+    partials.on_x[i] = Real<T>(sums.on_x);
+    dweight += sums.on_x / std::sqrt(double(t.var[unit * p.channels + place.c]) + p.eps);
+    dbias += sums.dz;
+  }
+  if (!first) return;
+  t.dweight[place.m * p.channels + place.c] = Real<T>(dweight);
+  t.dbias[place.m * p.channels + place.c] = Real<T>(dbias);
+}
+
+}  // namespace cen::cuda

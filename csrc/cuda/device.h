@@ -1,0 +1,209 @@
+// What kernels know of the device: CUDA's words where nvcc compiles, those of a host run elsewhere (a header
+// that only tests have, tests/host_cuda/host_device.h, where blocks, clusters and barriers are run by the
+// CPU).
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "../problem.h"
+#include "launch.h"
+
+#if defined(__CUDACC__)
+#include <cooperative_groups.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+#define CEN_KERNEL __global__
+#define CEN_DEVICE __device__ __forceinline__
+#define CEN_HOST_DEVICE __host__ __device__ __forceinline__
+#define CEN_LAUNCH_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
+#define CEN_PARAMETER const __grid_constant__
+#define CEN_UNROLL _Pragma("unroll")
+#define CEN_UNROLL_1 _Pragma("unroll 1")
+#define CEN_UNROLL_8 _Pragma("unroll 8")
+
+namespace cen::cuda {
+
+struct Index3 {
+  int x, y;
+};
+
+CEN_DEVICE Index3 thread_index() { return {int(threadIdx.x), int(threadIdx.y)}; }
+CEN_DEVICE Index3 block_threads() { return {int(blockDim.x), int(blockDim.y)}; }
+CEN_DEVICE int64_t block_index() { return blockIdx.x; }
+
+CEN_DEVICE void* shared_memory() {
+  extern __shared__ uint4 memory[];
+  return memory;
+}
+
+CEN_DEVICE void sync_threads() { __syncthreads(); }
+
+// Clusters exist from compute capability 9.0 on; elsewhere a block is its own.
+CEN_DEVICE int cluster_rank() {
+#if __CUDA_ARCH__ >= 900
+  return cooperative_groups::this_cluster().block_rank();
+#else
+  return 0;
+#endif
+}
+CEN_DEVICE void cluster_sync() {
+#if __CUDA_ARCH__ >= 900
+  cooperative_groups::this_cluster().sync();
+#else
+  __syncthreads();
+#endif
+}
+// The same place in the shared memory of another block of the cluster.
+template <class P>
+CEN_DEVICE P* of_rank(P* shared, [[maybe_unused]] int rank) {
+#if __CUDA_ARCH__ >= 900
+  return cooperative_groups::this_cluster().map_shared_rank(shared, rank);
+#else
+  return shared;
+#endif
+}
+CEN_DEVICE void grid_sync() { cooperative_groups::this_grid().sync(); }
+
+CEN_DEVICE void copy_async16(void* shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(unsigned(__cvta_generic_to_shared(shared))),
+               "l"(global)
+               : "memory");
+}
+CEN_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Until no more than kPending of the thread's groups are under way.
+template <int kPending>
+CEN_DEVICE void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+CEN_DEVICE float to_real(Half v) { return __half2float(__ushort_as_half(v.bits)); }
+CEN_DEVICE float to_real(BFloat16 v) { return __uint_as_float(uint32_t(v.bits) << 16); }
+CEN_DEVICE void from_real(float v, Half& to) { to.bits = __half_as_ushort(__float2half_rn(v)); }
+CEN_DEVICE void from_real(float v, BFloat16& to) { to.bits = __bfloat16_as_ushort(__float2bfloat16_rn(v)); }
+
+inline void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("cen_ext: ") + what + ": " + cudaGetErrorString(error));
+}
+
+// A launch in CUDA's words.
+struct LaunchConfig : cudaLaunchConfig_t {
+  cudaLaunchAttribute attributes[2];
+
+  explicit LaunchConfig(const Launch& l) : cudaLaunchConfig_t{} {
+    gridDim = dim3(unsigned(l.blocks));
+    blockDim = dim3(l.threads_x, l.threads_y);
+    dynamicSmemBytes = l.shared_bytes;
+    stream = static_cast<cudaStream_t>(l.stream);
+    attrs = attributes;
+    if (l.cluster > 1) {
+      attributes[numAttrs].id = cudaLaunchAttributeClusterDimension;
+      attributes[numAttrs].val.clusterDim.x = l.cluster;
+      attributes[numAttrs].val.clusterDim.y = attributes[numAttrs].val.clusterDim.z = 1;
+      ++numAttrs;
+    }
+    if (l.cooperative) {
+      attributes[numAttrs].id = cudaLaunchAttributeCooperative;
+      attributes[numAttrs++].val.cooperative = 1;
+    }
+  }
+  LaunchConfig(const LaunchConfig&) = delete;
+};
+
+template <class Kernel>
+void allow_shared_memory(Kernel kernel, int64_t bytes) {
+  constexpr int64_t kAlways = 48 << 10;  // what every kernel may have unasked
+  if (bytes > kAlways)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)),
+          "shared memory");
+}
+
+// Whether clusters get their multiprocessors and all blocks of a cooperative launch run at once, on the
+// device as it is: it may be shared or partitioned.
+template <class Kernel>
+bool can_run(Kernel kernel, const Launch& l) {
+  allow_shared_memory(kernel, l.shared_bytes);
+  int running = 1;
+  if (l.cluster > 1) {
+    const LaunchConfig config(l);
+    if (cudaOccupancyMaxActiveClusters(&running, kernel, &config) != cudaSuccess) {
+      cudaGetLastError();
+      return false;
+    }
+  } else if (l.cooperative) {
+    int device = 0, multiprocessors = 0;
+    check(cudaGetDevice(&device), "device");
+    check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), "device");
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&running, kernel, l.threads_x * l.threads_y,
+                                                        l.shared_bytes),
+          "occupancy");
+    return int64_t(running) * multiprocessors >= l.blocks;
+  }
+  return running > 0;
+}
+
+template <class... P, class... A>
+void launch(void (*kernel)(P...), const Launch& l, A... arguments) {
+  allow_shared_memory(kernel, l.shared_bytes);
+  const LaunchConfig config(l);
+  check(cudaLaunchKernelEx(&config, kernel, P(arguments)...), "launch");
+}
+
+}  // namespace cen::cuda
+#else
+#include "host_device.h"
+#endif
+
+namespace cen::cuda {
+
+CEN_DEVICE float to_real(float v) { return v; }
+CEN_DEVICE double to_real(double v) { return v; }
+CEN_DEVICE void from_real(float v, float& to) { to = v; }
+CEN_DEVICE void from_real(double v, double& to) { to = v; }
+
+// Values of T that are read and written at a time: 16 bytes.
+template <class T>
+constexpr int kLanes = 16 / sizeof(T);
+
+template <class T>
+struct alignas(16) Pack {
+  T lane[kLanes<T>];
+};
+
+template <class R, int n>
+struct Lanes {
+  R lane[n];
+};
+
+template <class T>
+using RealLanes = Lanes<Real<T>, kLanes<T>>;
+
+template <class T>
+CEN_DEVICE Pack<T> load_pack(const T* from) {
+  return *reinterpret_cast<const Pack<T>*>(from);
+}
+
+template <class T>
+CEN_DEVICE RealLanes<T> widen(const Pack<T>& pack) {
+  RealLanes<T> v;
+  CEN_UNROLL
+  for (int l = 0; l < kLanes<T>; ++l) v.lane[l] = to_real(pack.lane[l]);
+  return v;
+}
+
+template <class T>
+CEN_DEVICE Pack<T> narrow(const RealLanes<T>& v) {
+  Pack<T> pack;
+  CEN_UNROLL
+  for (int l = 0; l < kLanes<T>; ++l) from_real(v.lane[l], pack.lane[l]);
+  return pack;
+}
+
+}  // namespace cen::cuda

@@ -1,0 +1,191 @@
+// The operator on packs of values: cen_ext/reference.py, one slot at a time.
+#pragma once
+
+#include "moments.h"
+
+namespace cen::cuda {
+
+// Blocks of kStreamThreads that are to fit on a multiprocessor where data streams through: what registers
+// allow, of which coefficients of 8 lanes take more.
+constexpr int kStreamThreads = 256;
+template <class T, bool kLast>
+constexpr int kStreamBlocks = kLast && sizeof(T) == 2 ? 2 : 3;
+// Threads of a block, at the most, that keeps its data on chip.
+constexpr int kResidentThreads = 512;
+
+// Hands out shared memory piece by piece. The host counts the same pieces, from a base of null.
+struct Pieces {
+  char* base;
+  int64_t used = 0;
+
+  template <class X>
+  CEN_HOST_DEVICE X* take(int64_t count) {
+    X* piece = base ? reinterpret_cast<X*>(base + used) : nullptr;
+    used += (count * int64_t(sizeof(X)) + 15) / 16 * 16;
+    return piece;
+  }
+};
+
+// What a block needs of weight, bias and statistics, for every modality's channels of its strip.
+//   z = (x - shift) * scale + offset
+// shift is the mean rounded to R; offset makes up for the rounding. Backward, with the statistics of x:
+//   dx = dz * scale + (x - shift) * on_x + constant
+enum Coefficient { kShift, kScale, kOffset, kOnX, kConstant };
+constexpr int kForwardCoefficients = kOffset + 1, kBackwardCoefficients = kConstant + 1;
+enum Flag : uint8_t {
+  kReplaced = 1,  // by the exchange
+  kDead = 2,      // furthermore, no other modality borrows it: x has no part in y
+};
+
+// The flags of a pack's channels. Channels first, all lanes have the line's.
+template <class T, bool kLast>
+struct Flags {
+  uint8_t of[kLast ? kLanes<T> : 1];
+
+  CEN_DEVICE bool replaced(int lane) const { return of[kLast ? lane : 0] & kReplaced; }
+  CEN_DEVICE bool dead(int lane) const { return of[kLast ? lane : 0] & kDead; }
+  CEN_DEVICE bool any_replaced() const {
+    uint8_t any = 0;
+    for (const uint8_t f : of) any |= f;
+    return any & kReplaced;
+  }
+  CEN_DEVICE bool all(Flag flag) const {
+    uint8_t every = flag;
+    for (const uint8_t f : of) every &= f;
+    return every;
+  }
+};
+
+template <class T, bool kLast>
+struct Table {
+  using R = Real<T>;
+
+  R* coefficients;  // [coefficient][M][width]
+  uint8_t* flags;   // [M][width]
+  int modalities, width;
+
+  static CEN_HOST_DEVICE int width_of(const Geometry& geo) {
+    return kLast ? geo.threads_x * kLanes<T> : geo.threads_y;
+  }
+
+  CEN_HOST_DEVICE Table(Pieces& pieces, const Problem& p, const Geometry& geo, int count)
+      : modalities(int(p.modalities)), width(width_of(geo)) {
+    coefficients = pieces.take<R>(count * p.modalities * width);
+    flags = pieces.take<uint8_t>(p.modalities * width);
+  }
+
+  CEN_DEVICE R& at(Coefficient coefficient, int m, int w) const {
+    return coefficients[(coefficient * modalities + m) * width + w];
+  }
+
+  // f(m, c, w) for every modality's channels c of the strip, w being the place in the table.
+  template <class F>
+  CEN_DEVICE void each(const Problem& p, const Place<kLast>& place, F f) const {
+    for (int e = place.thread; e < modalities * width; e += place.threads) {
+      const int m = e / width, w = e % width;
+      const int64_t c = place.strip * width + w;
+      if (c < p.channels) f(m, c, w);
+    }
+  }
+
+  // Of channels that do not exist, too: a pack may hold some.
+  CEN_DEVICE void set_flags(const Problem& p, const Place<kLast>& place, const R* weight) const {
+    for (int e = place.thread; e < modalities * width; e += place.threads) flags[e] = 0;
+    each(p, place, [&](int m, int64_t c, int w) {
+      if (!is_replaced(p, weight, m, c)) return;
+      bool borrowed = false;
+      for (int other = 0; other < modalities; ++other)
+        borrowed |= other != m && is_replaced(p, weight, other, c);
+      flags[m * width + w] = borrowed ? kReplaced : kReplaced | kDead;
+    });
+  }
+
+  CEN_DEVICE RealLanes<T> row(Coefficient coefficient, int m, int line) const {
+    RealLanes<T> v;
+    if constexpr (kLast)
+      v = *reinterpret_cast<const RealLanes<T>*>(&at(coefficient, m, line * kLanes<T>));
+    else
+      for (int l = 0; l < kLanes<T>; ++l) v.lane[l] = at(coefficient, m, line);
+    return v;
+  }
+
+  CEN_DEVICE Flags<T, kLast> flags_of(int m, int line) const {
+    return *reinterpret_cast<const Flags<T, kLast>*>(&flags[m * width + line * (kLast ? kLanes<T> : 1)]);
+  }
+
+ private:
+  static CEN_DEVICE bool is_replaced(const Problem& p, const R* weight, int64_t m, int64_t c) {
+    return p.modalities > 1 && p.threshold != 0 && c >= p.region_begin(m) && c < p.region_end(m) &&
+           is_below(p, weight[m * p.channels + c]);
+  }
+};
+
+// The coefficients of z down one line or pack of channels of a modality.
+template <class T, bool kLast>
+struct Affine {
+  RealLanes<T> shift, scale, offset;
+
+  CEN_DEVICE Affine(const Table<T, kLast>& table, int m, int line)
+      : shift(table.row(kShift, m, line)),
+        scale(table.row(kScale, m, line)),
+        offset(table.row(kOffset, m, line)) {}
+
+  CEN_DEVICE RealLanes<T> z(const RealLanes<T>& x) const {
+    RealLanes<T> v;
+    CEN_UNROLL
+    for (int l = 0; l < kLanes<T>; ++l)
+      v.lane[l] = (x.lane[l] - shift.lane[l]) * scale.lane[l] + offset.lane[l];
+    return v;
+  }
+};
+
+// The line or pack of channels that a thread goes down, in modality m.
+template <class T, bool kLast>
+struct Strip {
+  using R = Real<T>;
+  using Wide = RealLanes<T>;
+
+  const Table<T, kLast>& table;
+  const int m, line;
+  const Affine<T, kLast> own;
+  const Flags<T, kLast> flags;
+  const bool all_replaced, any_replaced;
+  const R per_other;  // 1 / (M - 1)
+
+  CEN_DEVICE Strip(const Table<T, kLast>& table, int m, int line)
+      : table(table),
+        m(m),
+        line(line),
+        own(table, m, line),
+        flags(table.flags_of(m, line)),
+        all_replaced(flags.all(kReplaced)),
+        any_replaced(flags.any_replaced()),
+        per_other(table.modalities > 1 ? R(1) / R(table.modalities - 1) : R(0)) {}
+
+  // What takes z's place in the exchange, at a slot where x(m) gives the pack of modality m, widened.
+  template <class X>
+  CEN_DEVICE Wide exchanged(X x) const {
+    Wide v{};
+    if (!all_replaced) v = own.z(x(m));
+    if (!any_replaced) return v;
+    Wide sum{};
+    CEN_UNROLL_1
+    for (int other = 0; other < table.modalities; ++other) {
+      if (other == m) continue;
+      const Wide z = Affine<T, kLast>(table, other, line).z(x(other));
+      CEN_UNROLL
+      for (int l = 0; l < kLanes<T>; ++l) sum.lane[l] += z.lane[l];
+    }
+    CEN_UNROLL
+    for (int l = 0; l < kLanes<T>; ++l) v.lane[l] = flags.replaced(l) ? sum.lane[l] * per_other : v.lane[l];
+    return v;
+  }
+};
+
+// Where the activation's argument is negative, its value times slope: +0 with relu, even where v is infinite.
+template <class R>
+CEN_DEVICE R sloped(const Problem& p, R v) {
+  return p.activation == Activation::relu ? R(0) : v * R(p.negative_slope);
+}
+
+}  // namespace cen::cuda

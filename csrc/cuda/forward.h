@@ -1,0 +1,301 @@
+// The forward kernels: one pass over memory where statistics are given or a strip fits on chip, else two.
+#pragma once
+
+#include "exchange.h"
+
+namespace cen::cuda {
+
+// Mean and variance of chunks, in device memory: [chunks][units][C] each.
+template <class R>
+struct Partials {
+  R *mean, *var;
+
+  CEN_DEVICE int64_t index(const Problem& p, int64_t chunk, int64_t unit, int64_t c) const {
+    return (chunk * p.units() + unit) * p.channels + c;
+  }
+  CEN_DEVICE Joined at(const Problem& p, int64_t chunk, int64_t unit, int64_t c) const {
+    const int64_t i = index(p, chunk, unit, c);
+    return {double(mean[i]), double(var[i])};
+  }
+};
+
+// Steps whose packs a thread fetches together, and works on together.
+constexpr int kTile = 2;
+// Tiles on chip where a strip streams through: one is fetched while another is worked on.
+constexpr int kBuffers = 2;
+
+// Packs on chip, each thread's own: [steps][tensors][M][threads].
+template <class T>
+struct Storage {
+  int tensors, modalities, threads;
+  Pack<T>* packs;
+
+  CEN_HOST_DEVICE Storage(Pieces& pieces, const Problem& p, const Geometry& geo, int tensors, int64_t steps)
+      : tensors(tensors), modalities(int(p.modalities)), threads(geo.threads_x * geo.threads_y) {
+    packs = pieces.take<Pack<T>>(steps * tensors * modalities * threads);
+  }
+  CEN_DEVICE Pack<T>& at(int step, int tensor, int m) const {
+    const Index3 t = thread_index();
+    const int thread = t.y * block_threads().x + t.x;
+    return packs[((int64_t(step) * tensors + tensor) * modalities + m) * threads + thread];
+  }
+};
+
+// A forward block's shared memory.
+template <class T, bool kLast>
+struct ForwardMemory {
+  enum Tensor { kX, kResidual };
+
+  Pieces pieces;
+  Table<T, kLast> table;
+  Storage<T> storage;
+
+  CEN_HOST_DEVICE ForwardMemory(void* shared, const Problem& p, const Geometry& geo, bool residual,
+                                int64_t steps)
+      : pieces{static_cast<char*>(shared)},
+        table(pieces, p, geo, kForwardCoefficients),
+        storage(pieces, p, geo, residual ? 2 : 1, steps) {}
+};
+
+// Of a block that takes the statistics of a chunk.
+template <class T, bool kLast>
+struct StatisticsMemory {
+  Pieces pieces;
+  char* workspace;
+  int* overflow;
+  Real<T>*mean, *var;  // [width]
+
+  CEN_HOST_DEVICE StatisticsMemory(void* shared, const Geometry& geo) : pieces{static_cast<char*>(shared)} {
+    const int width = Table<T, kLast>::width_of(geo);
+    workspace = pieces.take<char>(geo.threads_x * geo.threads_y * moments_workspace<T>(kLast));
+    overflow = pieces.take<int>(1);
+    mean = pieces.take<Real<T>>(width);
+    var = pieces.take<Real<T>>(width);
+  }
+};
+
+// A forward block's with room for the statistics of what is on chip.
+template <class T, bool kLast>
+struct ResidentForwardMemory : ForwardMemory<T, kLast> {
+  char* workspace;
+  int* overflow;       // [M]
+  Real<T>*mean, *var;  // [M][width], of this block's values
+
+  CEN_HOST_DEVICE ResidentForwardMemory(void* shared, const Problem& p, const Geometry& geo, bool residual,
+                                        int64_t steps)
+      : ForwardMemory<T, kLast>(shared, p, geo, residual, steps) {
+    Pieces& pieces = this->pieces;
+    workspace = pieces.template take<char>(geo.threads_x * geo.threads_y * moments_workspace<T>(kLast));
+    overflow = pieces.template take<int>(p.modalities);
+    mean = pieces.template take<Real<T>>(p.modalities * this->table.width);
+    var = pieces.template take<Real<T>>(p.modalities * this->table.width);
+  }
+};
+
+// The coefficients of z from the moments that of(m, c, w) gives.
+template <class T, bool kLast, class Of>
+CEN_DEVICE void set_affine(const Problem& p, const Place<kLast>& place, const Table<T, kLast>& table,
+                           const Real<T>* weight, const Real<T>* bias, Of of) {
+  using R = Real<T>;
+  table.each(p, place, [&](int m, int64_t c, int w) {
+    const Joined s = of(m, c, w);
+    const R shift = R(s.mean), scale = weight[m * p.channels + c] / std::sqrt(R(s.var) + R(p.eps));
+    table.at(kShift, m, w) = shift;
+    table.at(kScale, m, w) = scale;
+    table.at(kOffset, m, w) = bias[m * p.channels + c] - R(s.mean - double(shift)) * scale;
+  });
+}
+
+template <class T>
+CEN_DEVICE void update_running(const Problem& p, const ForwardTensors<T>& t, int64_t i, double mean,
+                               double var) {
+  const auto update = [&](Real<T>& running, double value) {
+    running = Real<T>(running + p.momentum * (value - running));
+  };
+  update(t.running_mean[i], mean);
+  update(t.running_var[i], var * p.unbiased());
+}
+
+// Fetches the packs of a step: of x those that have a part in y, or all.
+template <class T, bool kLast>
+CEN_DEVICE void fetch_forward(const Problem& p, const Geometry& geo, const ForwardTensors<T>& t,
+                              const ForwardMemory<T, kLast>& memory, const Place<kLast>& place, bool all,
+                              int step, int kept) {
+  using Memory = ForwardMemory<T, kLast>;
+  const Slot slot = place.slot(p, geo, step);
+  if (slot.empty()) return;
+  for (int m = 0; m < p.modalities; ++m) {
+    const int64_t base = p.unit(m, place.group) * p.unit_size();
+    if (all || !memory.table.flags_of(m, place.line).all(kDead))
+      fetch(geo, &memory.storage.at(kept, Memory::kX, m), t.x + base, slot);
+    if (t.residual) fetch(geo, &memory.storage.at(kept, Memory::kResidual, m), t.residual + base, slot);
+  }
+}
+
+// y of the steps [step, stop) of modality m, whose packs are on chip as the steps from `kept` on.
+template <class T, bool kLast>
+CEN_DEVICE void write_y(const Problem& p, const Geometry& geo, const ForwardTensors<T>& t,
+                        const ForwardMemory<T, kLast>& memory, const Place<kLast>& place, int m, int step,
+                        int stop, int kept) {
+  using Memory = ForwardMemory<T, kLast>;
+  const Strip<T, kLast> strip(memory.table, m, place.line);
+  T* y = t.y + p.unit(m, place.group) * p.unit_size();
+  CEN_UNROLL_1
+  for (; step < stop; ++step, ++kept) {
+    const Slot slot = place.slot(p, geo, step);
+    if (slot.empty()) continue;
+    RealLanes<T> v =
+        strip.exchanged([&](int modality) { return widen(memory.storage.at(kept, Memory::kX, modality)); });
+    if (t.residual) {
+      const RealLanes<T> residual = widen(memory.storage.at(kept, Memory::kResidual, m));
+      CEN_UNROLL
+      for (int l = 0; l < kLanes<T>; ++l) v.lane[l] += residual.lane[l];
+    }
+    if (p.activation != Activation::identity) {
+      CEN_UNROLL
+      for (int l = 0; l < kLanes<T>; ++l) v.lane[l] = v.lane[l] < 0 ? sloped(p, v.lane[l]) : v.lane[l];
+    }
+    write(geo, y, slot, narrow<T>(v));
+  }
+}
+
+// Statistics of a chunk, the first of two passes. place.group is a unit here: modalities do not matter.
+template <class T, bool kLast>
+CEN_KERNEL void CEN_LAUNCH_BOUNDS(kStreamThreads, (kStreamBlocks<T, kLast>))
+    statistics_kernel(CEN_PARAMETER Problem p, CEN_PARAMETER Geometry geo, const T* x,
+                      CEN_PARAMETER Partials<Real<T>> partials) {
+  const Place<kLast> place(p, geo);
+  const StatisticsMemory<T, kLast> memory(shared_memory(), geo);
+  if (place.thread == 0) *memory.overflow = 0;
+  const int64_t unit = place.group;
+  const T* base = x + unit * p.unit_size();
+  block_moments<T>(p, geo, place, memory.workspace, memory.overflow, memory.mean, memory.var,
+                   [&](int, const Slot& slot) { return read(geo, base, slot); });
+  const int width = Table<T, kLast>::width_of(geo);
+  for (int w = place.thread; w < width; w += place.threads) {
+    const int64_t c = place.strip * width + w;
+    if (c >= p.channels) break;
+    const int64_t i = partials.index(p, place.chunk, unit, c);
+    partials.mean[i] = memory.mean[w];
+    partials.var[i] = memory.var[w];
+  }
+}
+
+// What statistics_kernel left of chunks becomes batch_mean and batch_var; then the running statistics follow,
+// of instance norm with the average over groups. After resident_forward only that is left to do: partials are
+// null.
+template <class T, bool kLast>
+CEN_KERNEL void CEN_LAUNCH_BOUNDS(kFinishChannels* kFinishWalkers, 1)
+    finish_statistics(CEN_PARAMETER Problem p, CEN_PARAMETER Geometry geo, CEN_PARAMETER ForwardTensors<T> t,
+                      CEN_PARAMETER Partials<Real<T>> partials) {
+  const FinishPlace place(p);
+  const bool exists = place.c < p.channels, first = exists && place.walker == 0;
+  double mean = 0, var = 0;
+  for (int64_t g = 0; g < p.groups; ++g) {
+    const int64_t unit = p.unit(place.m, g), i = unit * p.channels + place.c;
+    if (partials.mean) {
+      ChunkSums sums{exists ? partials.at(p, 0, unit, place.c).mean : 0};
+      if (exists)
+        sums.add<kLast>(p, geo, place.c, place.walker, kFinishWalkers,
+                        [&](int64_t k) { return partials.at(p, k, unit, place.c); });
+      place.add(sums.mean, sums.square);
+      if (!first) continue;
+      const Joined s = sums.joined();
+      t.batch_mean[i] = Real<T>(s.mean);
+      t.batch_var[i] = Real<T>(s.var);
+    }
+    if (!first) continue;
+    mean += t.batch_mean[i];
+    var += t.batch_var[i];
+  }
+  if (first && t.running_mean)
+    update_running(p, t, place.m * p.channels + place.c, mean / p.groups, var / p.groups);
+}
+
+// y from statistics that are given.
+template <class T, bool kLast>
+CEN_KERNEL void CEN_LAUNCH_BOUNDS(kStreamThreads, (kStreamBlocks<T, kLast>))
+    stream_forward(CEN_PARAMETER Problem p, CEN_PARAMETER Geometry geo, CEN_PARAMETER ForwardTensors<T> t) {
+  const Place<kLast> place(p, geo);
+  const ForwardMemory<T, kLast> memory(shared_memory(), p, geo, t.residual != nullptr, kTile * kBuffers);
+  memory.table.set_flags(p, place, t.weight);
+  set_affine(p, place, memory.table, t.weight, t.bias, [&](int m, int64_t c, int) {
+    const int64_t i = p.unit(m, place.group) * p.channels + c;
+    return Joined{double(t.mean[i]), double(t.var[i])};
+  });
+  sync_threads();
+  const int steps = place.steps(geo);
+  const auto fetch_tile = [&](int step) {
+    CEN_UNROLL
+    for (int u = 0; u < kTile; ++u)
+      fetch_forward(p, geo, t, memory, place, false, step + u, (step + u) % (kTile * kBuffers));
+    commit_copies();
+  };
+  fetch_tile(0);
+  for (int step = 0; step < steps; step += kTile) {
+    fetch_tile(step + kTile);
+    wait_copies<1>();
+    for (int m = 0; m < p.modalities; ++m)
+      write_y(p, geo, t, memory, place, m, step, step + kTile, step % (kTile * kBuffers));
+  }
+}
+
+// y with the statistics of x, which is read once: the blocks of a strip, a cluster or all those of a
+// cooperative launch, keep it on chip.
+template <class T, bool kLast>
+CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
+    resident_forward(CEN_PARAMETER Problem p, CEN_PARAMETER Geometry geo, CEN_PARAMETER ForwardTensors<T> t,
+                     CEN_PARAMETER Partials<Real<T>> partials) {
+  using Memory = ForwardMemory<T, kLast>;
+  const Place<kLast> place(p, geo);
+  const int steps = place.steps(geo);
+  const ResidentForwardMemory<T, kLast> memory(shared_memory(), p, geo, t.residual != nullptr, steps);
+  for (int step = 0; step < steps; ++step)
+    fetch_forward<T, kLast>(p, geo, t, memory, place, true, step, step);
+  commit_copies();
+  const int width = memory.table.width;
+  for (int m = place.thread; m < p.modalities; m += place.threads) memory.overflow[m] = 0;
+  memory.table.set_flags(p, place, t.weight);
+  sync_threads();
+  wait_copies<0>();
+  for (int m = 0; m < p.modalities; ++m)
+    block_moments<T>(p, geo, place, memory.workspace, memory.overflow + m, memory.mean + m * width,
+                     memory.var + m * width,
+                     [&](int step, const Slot&) { return memory.storage.at(step, Memory::kX, m); });
+  // Every block of the strip learns of all others' sums: through their shared memory, or through the
+  // device's.
+  const bool through_device = partials.mean != nullptr;
+  if (through_device) {
+    memory.table.each(p, place, [&](int m, int64_t c, int w) {
+      const int64_t i = partials.index(p, place.chunk, p.unit(m, place.group), c);
+      partials.mean[i] = memory.mean[m * width + w];
+      partials.var[i] = memory.var[m * width + w];
+    });
+    grid_sync();
+  } else {
+    cluster_sync();
+  }
+  set_affine(p, place, memory.table, t.weight, t.bias, [&](int m, int64_t c, int w) {
+    const int64_t unit = p.unit(m, place.group);
+    const Joined s = join_chunks<kLast>(p, geo, c, [&](int64_t k) {
+      if (through_device) return partials.at(p, k, unit, c);
+      return Joined{double(of_rank(memory.mean, int(k))[m * width + w]),
+                    double(of_rank(memory.var, int(k))[m * width + w])};
+    });
+    if (place.chunk == 0) {
+      const int64_t i = unit * p.channels + c;
+      t.batch_mean[i] = Real<T>(s.mean);
+      t.batch_var[i] = Real<T>(s.var);
+      if (t.running_mean && p.groups == 1) update_running(p, t, i, s.mean, s.var);  // else finish_statistics
+    }
+    return s;
+  });
+  // No block of a cluster may end before the others have read its sums.
+  if (through_device)
+    sync_threads();
+  else
+    cluster_sync();
+  for (int m = 0; m < p.modalities; ++m) write_y<T, kLast>(p, geo, t, memory, place, m, 0, steps, 0);
+}
+
+}  // namespace cen::cuda

@@ -1,0 +1,187 @@
+// How a launch cuts a problem up.
+//
+// A strip is a set of channels: of one line a thread row, channels first; of one pack a thread column,
+// channels last. Down a strip lie its slots, 16-byte packs at the same places in every modality. A chunk of
+// slots of a strip of a group is a block's work, in all modalities, so that partners are at hand.
+//
+// A thread keeps to one line or one pack of channels and takes every `walkers`-th slot of it. What it reads
+// it keeps to itself; only sums are shared.
+#pragma once
+
+#include "device.h"
+
+namespace cen::cuda {
+
+// n / divisor for 0 <= n < 2^31.
+struct Divider {
+  uint32_t divisor, factor;
+  int shift;
+
+  Divider() : Divider(1) {}
+  explicit Divider(uint32_t divisor) : divisor(divisor), shift(31) {
+    while ((uint64_t(1) << (shift - 31)) < divisor) ++shift;
+    factor = uint32_t((uint64_t(1) << shift) / divisor + 1);
+  }
+  CEN_HOST_DEVICE uint32_t operator()(uint32_t n) const { return uint32_t((uint64_t(n) * factor) >> shift); }
+};
+
+CEN_HOST_DEVICE constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+struct Geometry {
+  int lanes;                 // of a pack
+  bool packs;                // packs are aligned: whole ones are read, else lane by lane
+  int threads_x, threads_y;  // of a block
+  int64_t row_slots;         // channels first: of one channel of one sample
+  Divider by_row;            // divides by row_slots
+  int64_t slots;             // of a strip
+  int64_t strips, chunks;    // of the channels; of a strip
+  int64_t chunk;             // slots of a chunk
+
+  int64_t blocks(int64_t groups) const { return groups * strips * chunks; }
+};
+
+// The lanes [begin, end) of the pack at `at`, counted from the unit's first value, are the slot; none are
+// where lines begin within a pack and this one needs a slot less than others.
+struct Slot {
+  int64_t at;
+  int begin, end;
+
+  CEN_DEVICE bool empty() const { return begin >= end; }
+  CEN_DEVICE bool has(int lane) const { return lane >= begin && lane < end; }
+};
+
+// Lanes of a line's first pack that lie before the line, channels first.
+CEN_DEVICE int line_phase(const Problem& p, const Geometry& geo, int64_t channel) {
+  return geo.packs ? int(channel * p.spatial % geo.lanes) : 0;
+}
+
+template <bool kLast>
+CEN_DEVICE Slot slot_of(const Problem& p, const Geometry& geo, int64_t channel, int64_t number) {
+  if constexpr (kLast) {
+    const int64_t left = p.channels - channel;
+    return {number * p.channels + channel, 0, int(left < geo.lanes ? left : geo.lanes)};
+  }
+  const uint32_t sample = geo.by_row(uint32_t(number));
+  const int64_t column = number - int64_t(sample) * geo.row_slots;
+  // Packs are aligned in memory; the first of a line begins up to a pack before it.
+  const int64_t position = column * geo.lanes - line_phase(p, geo, channel), left = p.spatial - position;
+  return {(int64_t(sample) * p.channels + channel) * p.spatial + position, position < 0 ? int(-position) : 0,
+          left < geo.lanes ? int(left < 0 ? 0 : left) : geo.lanes};
+}
+
+// A thread's place in it. kLast: channels last.
+template <bool kLast>
+struct Place {
+  int64_t chunk, strip, group;
+  int walker, walkers;  // this thread's number among those of its line or pack, and how many they are
+  int line, lines;      // its line or pack in the strip, and how many a block has
+  int thread, threads;
+  int64_t first, stop;  // the block's slots
+  int64_t channel;      // the first of the thread's; channels that do not exist have no slots
+  static constexpr bool kChannelsLast = kLast;
+
+  CEN_DEVICE Place(const Problem& p, const Geometry& geo) {
+    const Index3 t = thread_index();
+    const int64_t block = block_index();
+    chunk = block % geo.chunks;
+    strip = block / geo.chunks % geo.strips;
+    group = block / geo.chunks / geo.strips;
+    walker = kLast ? t.y : t.x;
+    walkers = kLast ? geo.threads_y : geo.threads_x;
+    line = kLast ? t.x : t.y;
+    lines = kLast ? geo.threads_x : geo.threads_y;
+    thread = t.y * geo.threads_x + t.x;
+    threads = geo.threads_x * geo.threads_y;
+    first = chunk * geo.chunk;
+    stop = first + geo.chunk < geo.slots ? first + geo.chunk : geo.slots;
+    channel = (strip * lines + line) * (kLast ? geo.lanes : 1);
+    if (channel >= p.channels) stop = first;
+  }
+
+  // Slots that a thread of the block takes at the most.
+  CEN_DEVICE int steps(const Geometry& geo) const { return int((geo.chunk + walkers - 1) / walkers); }
+
+  // The thread's slot of a step; an empty one past the last.
+  CEN_DEVICE Slot slot(const Problem& p, const Geometry& geo, int step) const {
+    const int64_t number = first + int64_t(step) * walkers + walker;
+    if (number >= stop) return {0, 0, 0};
+    return slot_of<kLast>(p, geo, channel, number);
+  }
+};
+
+// How many values of a channel lie in the slots [0, number).
+template <bool kLast>
+CEN_DEVICE int64_t values_before(const Problem& p, const Geometry& geo, int64_t channel, int64_t number) {
+  if constexpr (kLast) return number;
+  const int64_t sample = geo.by_row(uint32_t(number)), column = number - sample * geo.row_slots;
+  const int64_t position = column * geo.lanes - line_phase(p, geo, channel);
+  return sample * p.spatial + (position < 0 ? 0 : position > p.spatial ? p.spatial : position);
+}
+
+// Reads and writes of a slot in a tensor of x's layout; base: the unit's first value. Lanes that are not of
+// the slot may hold anything.
+template <class T>
+CEN_DEVICE Pack<T> read(const Geometry& geo, const T* base, const Slot& s) {
+  if (geo.packs) return load_pack(base + s.at);
+  Pack<T> pack;
+  CEN_UNROLL
+  for (int l = 0; l < kLanes<T>; ++l) pack.lane[l] = s.has(l) ? base[s.at + l] : T{};
+  return pack;
+}
+
+template <class T>
+CEN_DEVICE void write(const Geometry& geo, T* base, const Slot& s, const Pack<T>& pack) {
+  if (geo.packs && s.begin == 0 && s.end == kLanes<T>) {
+    *reinterpret_cast<Pack<T>*>(base + s.at) = pack;
+    return;
+  }
+  CEN_UNROLL
+  for (int l = 0; l < kLanes<T>; ++l)
+    if (s.has(l)) base[s.at + l] = pack.lane[l];
+}
+
+// The same into shared memory, in the background where it can be.
+template <class T>
+CEN_DEVICE void fetch(const Geometry& geo, Pack<T>* shared, const T* base, const Slot& s) {
+  if (geo.packs)
+    copy_async16(shared, base + s.at);
+  else
+    *shared = read(geo, base, s);
+}
+
+// The small kernels that finish tables: a block has some channels of one modality, and for each some walkers
+// that go through chunks.
+constexpr int kFinishChannels = 32, kFinishWalkers = 16;
+
+struct FinishPlace {
+  int64_t m, c;
+  int walker;
+  double* memory;  // [2][kFinishWalkers][kFinishChannels]
+
+  static constexpr int64_t kSharedBytes = 2 * kFinishWalkers * kFinishChannels * sizeof(double);
+  static int64_t blocks(const Problem& p) { return p.modalities * divide_up(p.channels, kFinishChannels); }
+
+  CEN_DEVICE explicit FinishPlace(const Problem& p) {
+    const int64_t tiles = divide_up(p.channels, kFinishChannels);
+    m = block_index() / tiles;
+    c = block_index() % tiles * kFinishChannels + thread_index().x;
+    walker = thread_index().y;
+    memory = static_cast<double*>(shared_memory());
+  }
+
+  // The sums of all walkers' a and b, in the first walker of each channel. Called by all threads.
+  CEN_DEVICE void add(double& a, double& b) const {
+    const int i = walker * kFinishChannels + thread_index().x;
+    constexpr int kNext = kFinishWalkers * kFinishChannels;
+    memory[i] = a;
+    memory[kNext + i] = b;
+    sync_threads();
+    for (int w = 1; walker == 0 && w < kFinishWalkers; ++w) {
+      a += memory[i + w * kFinishChannels];
+      b += memory[kNext + i + w * kFinishChannels];
+    }
+    sync_threads();
+  }
+};
+
+}  // namespace cen::cuda

@@ -1,0 +1,11 @@
+// The kernels for bfloat16 x.
+#include "run.h"
+
+namespace cen::cuda {
+
+template void forward(const Problem&, const ForwardTensors<BFloat16>&, Kind, const Device&, const Allocate&,
+                      void*);
+template void backward(const Problem&, const BackwardTensors<BFloat16>&, Kind, const Device&, const Allocate&,
+                       void*);
+
+}  // namespace cen::cuda

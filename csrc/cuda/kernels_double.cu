@@ -1,0 +1,11 @@
+// The kernels for double x.
+#include "run.h"
+
+namespace cen::cuda {
+
+template void forward(const Problem&, const ForwardTensors<double>&, Kind, const Device&, const Allocate&,
+                      void*);
+template void backward(const Problem&, const BackwardTensors<double>&, Kind, const Device&, const Allocate&,
+                       void*);
+
+}  // namespace cen::cuda

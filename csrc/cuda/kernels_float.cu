@@ -1,0 +1,11 @@
+// The kernels for float x.
+#include "run.h"
+
+namespace cen::cuda {
+
+template void forward(const Problem&, const ForwardTensors<float>&, Kind, const Device&, const Allocate&,
+                      void*);
+template void backward(const Problem&, const BackwardTensors<float>&, Kind, const Device&, const Allocate&,
+                       void*);
+
+}  // namespace cen::cuda

@@ -1,0 +1,11 @@
+// The kernels for half x.
+#include "run.h"
+
+namespace cen::cuda {
+
+template void forward(const Problem&, const ForwardTensors<Half>&, Kind, const Device&, const Allocate&,
+                      void*);
+template void backward(const Problem&, const BackwardTensors<Half>&, Kind, const Device&, const Allocate&,
+                       void*);
+
+}  // namespace cen::cuda

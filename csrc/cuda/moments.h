@@ -1,0 +1,232 @@
+// Mean and variance of channels: of a thread's values, of a block's, of all chunks.
+//
+// Never E[x^2] - E[x]^2: a thread sums distances from its first value, and moments are joined by Chan's rule
+// with weights, so that nothing is squared that is larger than the variance that comes out.
+#pragma once
+
+#include "geometry.h"
+
+namespace cen::cuda {
+
+template <class A, int n>
+struct Moments {
+  Lanes<A, n> mean, var;
+  A count;
+};
+
+// From the sums of d and d * d, d = x - shift.
+template <class A, int n>
+CEN_DEVICE Moments<A, n> moments_of(const Lanes<A, n>& shift, const Lanes<A, n>& sum,
+                                    const Lanes<A, n>& squares, int count) {
+  Moments<A, n> m{};
+  m.count = A(count);
+  if (count == 0) return m;
+  CEN_UNROLL
+  for (int l = 0; l < n; ++l) {
+    const A mean = sum.lane[l] / m.count, var = (squares.lane[l] - sum.lane[l] * mean) / m.count;
+    m.mean.lane[l] = shift.lane[l] + mean;
+    m.var.lane[l] = var < 0 ? A(0) : var;
+  }
+  return m;
+}
+
+// Of the values that read(step, slot) gives.
+template <class T, bool kLast, class Read>
+CEN_DEVICE Moments<Real<T>, kLast ? kLanes<T> : 1> thread_moments(const Problem& p, const Geometry& geo,
+                                                                  const Place<kLast>& place, Read read) {
+  using A = Real<T>;
+  constexpr int kBatch = kLast && sizeof(T) == 2 ? 2 : 4;  // packs under way; more do not fit in registers
+  constexpr int n = kLast ? kLanes<T> : 1;
+  Lanes<A, n> shift{}, sum{}, squares{};
+  int count = 0;
+  const int steps = place.steps(geo);
+  for (int step = 0; step < steps; step += kBatch) {
+    Pack<T> packs[kBatch];
+    Slot slots[kBatch];
+    CEN_UNROLL
+    for (int b = 0; b < kBatch; ++b) {
+      slots[b] = place.slot(p, geo, step + b);
+      if (!slots[b].empty()) packs[b] = read(step + b, slots[b]);
+    }
+    CEN_UNROLL
+    for (int b = 0; b < kBatch; ++b) {
+      if (slots[b].empty()) continue;
+      CEN_UNROLL
+      for (int l = 0; l < kLanes<T>; ++l) {
+        const A x = to_real(packs[b].lane[l]);
+        const int s = kLast ? l : 0;
+        if (count == 0 && (kLast || l == slots[b].begin)) shift.lane[s] = x;
+        const A d = slots[b].has(l) ? x - shift.lane[s] : A(0);
+        sum.lane[s] += d;
+        squares.lane[s] += d * d;
+      }
+      count += kLast ? 1 : slots[b].end - slots[b].begin;
+    }
+  }
+  return moments_of(shift, sum, squares, count);
+}
+
+// Shared memory in which the walkers of each line join what they have; for whatever has to be joined, one
+// float or double a value.
+template <class A, bool kLast>
+struct Tree {
+  A* memory;
+  const Place<kLast>& place;
+
+  // Of `values` a thread.
+  static constexpr int64_t bytes(int64_t threads, int values) { return threads * values * sizeof(A); }
+
+  CEN_DEVICE A& at(int value, int walkers_on) const {
+    const int to_next = kLast ? place.lines : 1;
+    return memory[value * place.threads + place.thread + walkers_on * to_next];
+  }
+
+  // join(step): takes what the walker `step` further on has into this one's. All threads come out together,
+  // with the whole in the first walker of each line.
+  template <class Join>
+  CEN_DEVICE void run(Join join) const {
+    int step = 1;
+    while (2 * step < place.walkers) step *= 2;
+    sync_threads();
+    for (; step > 0; step /= 2) {
+      if (place.walker < step && place.walker + step < place.walkers) join(step);
+      sync_threads();
+    }
+  }
+};
+
+// Joins a thread's moments to those of the line; the first walker's are the result.
+template <class A, int n, bool kLast>
+CEN_DEVICE Moments<A, n> join_walkers(void* workspace, const Place<kLast>& place, Moments<A, n> mine) {
+  const Tree<A, kLast> tree{static_cast<A*>(workspace), place};
+  const auto keep = [&] {
+    CEN_UNROLL
+    for (int l = 0; l < n; ++l) {
+      tree.at(l, 0) = mine.mean.lane[l];
+      tree.at(n + l, 0) = mine.var.lane[l];
+    }
+    tree.at(2 * n, 0) = mine.count;
+  };
+  keep();
+  tree.run([&](int step) {
+    const A other = tree.at(2 * n, step), count = mine.count + other;
+    if (other == 0) return;
+    const A own_part = mine.count / count, other_part = other / count;
+    CEN_UNROLL
+    for (int l = 0; l < n; ++l) {
+      const A d = tree.at(l, step) - mine.mean.lane[l];
+      mine.var.lane[l] =
+          mine.var.lane[l] * own_part + tree.at(n + l, step) * other_part + (d * own_part) * (d * other_part);
+      mine.mean.lane[l] += d * other_part;
+    }
+    mine.count = count;
+    keep();
+  });
+  return mine;
+}
+
+// All of it in double, channel by channel, where squares overflow float, and for NaN: rare, and so made to
+// take few registers.
+template <class T, bool kLast, class Read>
+CEN_DEVICE void wide_moments(const Problem& p, const Geometry& geo, const Place<kLast>& place,
+                             void* workspace, float* mean, float* var, Read read) {
+  constexpr int n = kLast ? kLanes<T> : 1;
+  const int steps = place.steps(geo);
+  CEN_UNROLL_1
+  for (int channel = 0; channel < n; ++channel) {
+    double shift = 0, sum = 0, squares = 0;
+    int count = 0;
+    CEN_UNROLL_1
+    for (int step = 0; step < steps; ++step) {
+      const Slot slot = place.slot(p, geo, step);
+      if (slot.empty()) continue;
+      const Pack<T> pack = read(step, slot);
+      CEN_UNROLL
+      for (int l = 0; l < kLanes<T>; ++l) {
+        if (!slot.has(l) || (kLast && l != channel)) continue;
+        const double x = to_real(pack.lane[l]);
+        if (count++ == 0) shift = x;
+        sum += x - shift;
+        squares += (x - shift) * (x - shift);
+      }
+    }
+    const Moments<double, 1> m =
+        join_walkers(workspace, place, moments_of<double, 1>({{shift}}, {{sum}}, {{squares}}, count));
+    if (place.walker != 0) continue;
+    mean[place.line * n + channel] = float(m.mean.lane[0]);
+    var[place.line * n + channel] = float(m.var.lane[0]);
+  }
+  sync_threads();
+}
+
+// Bytes of workspace a thread needs in block_moments.
+template <class T>
+constexpr int64_t moments_workspace(bool channels_last) {
+  const int64_t all = (2 * (channels_last ? kLanes<T> : 1) + 1) * int64_t(sizeof(Real<T>)),
+                wide = 3 * sizeof(double);
+  return all > wide ? all : wide;
+}
+
+// Moments of the block's values of each of its channels, into shared memory. *overflow, there too, is 0
+// before.
+template <class T, bool kLast, class Read>
+CEN_DEVICE void block_moments(const Problem& p, const Geometry& geo, const Place<kLast>& place,
+                              void* workspace, int* overflow, Real<T>* mean, Real<T>* var, Read read) {
+  using R = Real<T>;
+  constexpr int n = kLast ? kLanes<T> : 1;
+  const Moments<R, n> m = join_walkers(workspace, place, thread_moments<T>(p, geo, place, read));
+  if (place.walker == 0) {
+    bool finite = true;
+    for (int l = 0; l < n; ++l) {
+      mean[place.line * n + l] = m.mean.lane[l];
+      var[place.line * n + l] = m.var.lane[l];
+      finite &= m.var.lane[l] - m.var.lane[l] == 0;
+    }
+    if (!finite) *overflow = 1;
+  }
+  sync_threads();
+  if constexpr (sizeof(R) == sizeof(float))
+    if (*overflow) wide_moments<T>(p, geo, place, workspace, mean, var, read);
+}
+
+struct Joined {
+  double mean, var;
+};
+
+// Sums over chunks of a channel's moments, from which those of the whole channel follow. One chunk's mean
+// serves as the shift: what cancels in the end is no larger than the variance between chunks.
+struct ChunkSums {
+  double shift, mean = 0, square = 0;
+
+  // Adds the chunks first, first + step, …; of_chunk(k) gives the moments of one.
+  template <bool kLast, class OfChunk>
+  CEN_DEVICE void add(const Problem& p, const Geometry& geo, int64_t channel, int64_t first, int64_t step,
+                      OfChunk of_chunk) {
+    CEN_UNROLL_8
+    for (int64_t k = first; k < geo.chunks; k += step) {
+      const int64_t end = (k + 1) * geo.chunk < geo.slots ? (k + 1) * geo.chunk : geo.slots;
+      const int64_t values =
+          values_before<kLast>(p, geo, channel, end) - values_before<kLast>(p, geo, channel, k * geo.chunk);
+      const double part = double(values) / double(p.values());
+      const Joined chunk = of_chunk(k);
+      const double d = chunk.mean - shift;
+      mean += part * d;
+      square += part * (chunk.var + d * d);
+    }
+  }
+
+  CEN_DEVICE Joined joined() const {
+    const double var = square - mean * mean;
+    return {shift + mean, var < 0 ? 0 : var};
+  }
+};
+
+template <bool kLast, class OfChunk>
+CEN_DEVICE Joined join_chunks(const Problem& p, const Geometry& geo, int64_t channel, OfChunk of_chunk) {
+  if (geo.chunks == 1) return of_chunk(0);
+  ChunkSums sums{of_chunk(0).mean};
+  sums.add<kLast>(p, geo, channel, 0, 1, of_chunk);
+  return sums.joined();
+}
+
+}  // namespace cen::cuda

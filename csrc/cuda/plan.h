@@ -1,0 +1,161 @@
+// Which kernels run a problem, and in blocks of what shape: a few numbers from sizes and the device.
+// None of them has been measured yet; each says what it is for.
+#pragma once
+
+#include <algorithm>
+
+#include "backward.h"
+#include "kernels.h"
+
+namespace cen::cuda {
+
+// Blocks of a stream a multiprocessor is to have: enough for every one to run some at any time.
+constexpr int kStreamShare = 4;
+// Channels last, packs of a row that a strip takes: whole 128-byte lines where all is on chip, longer runs
+// else.
+constexpr int kResidentPacks = 8, kStreamPacks = 32;
+// Blocks of a cluster that every device with clusters grants.
+constexpr int kClusterBlocks = 8;
+// x of no more bytes lies in the second-level cache anyway: launches count, not bytes.
+constexpr int64_t kSmallBytes = 4 << 20;
+// A share of the multiprocessors that has to be at work for one pass to win over two (3S against 2S).
+constexpr double kWorthResident = 0.67;
+// Multiprocessors in 16 that a cooperative launch may count on, on a GPU that others use, too.
+constexpr int kCountedIn16 = 15;
+
+struct Plan {
+  Kind kind;
+  Geometry geometry;
+  int64_t shared_bytes;
+  int cluster = 1;
+};
+
+constexpr int64_t power_of_two_from(int64_t n) {
+  int64_t power = 1;
+  while (power < n) power *= 2;
+  return power;
+}
+
+// Packs can be read whole where they are aligned at the same places of every line and tensor.
+template <class T>
+bool has_packs(const Problem& p, std::initializer_list<const void*> tensors) {
+  for (const void* tensor : tensors)
+    if (reinterpret_cast<uintptr_t>(tensor) % 16 != 0) return false;
+  return (p.channels_last ? p.channels : p.channels * p.spatial) % kLanes<T> == 0;
+}
+
+// A block of about `threads` threads, strips of at most `packs` packs, in one chunk.
+template <class T>
+Geometry whole_strips(const Problem& p, bool packs, int threads, int strip_packs) {
+  constexpr int64_t n = kLanes<T>;
+  Geometry geo{};
+  geo.lanes = n;
+  geo.packs = packs;
+  if (p.channels_last) {
+    geo.row_slots = 1;
+    geo.slots = p.values();
+    const int64_t row = divide_up(p.channels, n);
+    geo.threads_x = int(std::min<int64_t>({power_of_two_from(row), strip_packs, threads}));
+    geo.threads_y =
+        int(std::min<int64_t>(threads / geo.threads_x, power_of_two_from(divide_up(geo.slots, kTile))));
+    geo.strips = divide_up(row, geo.threads_x);
+  } else {
+    // A line begins anywhere within a pack, unless all begin with one.
+    const int64_t before = packs && p.spatial % n != 0 ? n - 1 : 0;
+    geo.row_slots = divide_up(p.spatial + before, n);
+    geo.slots = p.samples * geo.row_slots;
+    geo.threads_x = int(std::min<int64_t>(threads, power_of_two_from(divide_up(geo.slots, kTile))));
+    geo.threads_y = int(std::min<int64_t>(threads / geo.threads_x, power_of_two_from(p.channels)));
+    geo.strips = divide_up(p.channels, geo.threads_y);
+  }
+  geo.by_row = Divider(uint32_t(geo.row_slots));
+  geo.chunks = 1;
+  geo.chunk = geo.slots;
+  return geo;
+}
+
+// The same cut into about so many chunks, none of them empty.
+inline Geometry in_chunks(Geometry geo, int64_t chunks) {
+  geo.chunk = divide_up(geo.slots, std::max<int64_t>(1, chunks));
+  geo.chunks = divide_up(geo.slots, geo.chunk);
+  return geo;
+}
+
+inline int64_t walkers(const Problem& p, const Geometry& geo) {
+  return p.channels_last ? geo.threads_y : geo.threads_x;
+}
+inline int64_t steps(const Problem& p, const Geometry& geo) { return divide_up(geo.chunk, walkers(p, geo)); }
+
+// bytes(geo, steps): of shared memory for so many steps on chip.
+template <class T, class Bytes>
+Plan plan_stream(const Problem& p, bool packs, const Device& device, Bytes bytes) {
+  for (int threads = device.threads;; threads /= 2) {
+    const Geometry whole = whole_strips<T>(p, packs, threads, kStreamPacks);
+    const int64_t wanted = divide_up(int64_t(device.multiprocessors) * kStreamShare, whole.blocks(p.groups)),
+                  most = divide_up(whole.slots, walkers(p, whole) * kTile);
+    const Geometry geo = in_chunks(whole, std::min(wanted, most));
+    const int64_t shared = bytes(geo, kTile * kBuffers);
+    // With very many modalities, smaller blocks; a single warp is the last resort.
+    if (shared <= device.shared_bytes || threads <= 32) return {Kind::stream, geo, shared};
+  }
+}
+
+template <class T, class Bytes>
+bool plan_cluster(const Problem& p, bool packs, const Device& device, Bytes bytes, Plan& plan) {
+  const int threads = std::min(kResidentThreads, 2 * device.threads);
+  const Geometry whole = whole_strips<T>(p, packs, threads, kResidentPacks);
+  const int most = device.capability >= 90 ? kClusterBlocks : 1;
+  for (int cluster = 1; cluster <= most; cluster *= 2) {
+    const Geometry geo = in_chunks(whole, cluster);
+    if (geo.chunks != cluster) return false;  // fewer slots than blocks
+    const int64_t shared = bytes(geo, steps(p, geo));
+    if (shared > device.shared_bytes) continue;
+    plan = {Kind::cluster, geo, shared, cluster};
+    // Smaller pieces while multiprocessors are idle and every thread still has something to do.
+    if (geo.blocks(p.groups) >= device.multiprocessors || steps(p, geo) <= kTile) return true;
+  }
+  return plan.kind == Kind::cluster;
+}
+
+template <class T, class Bytes>
+bool plan_grid(const Problem& p, bool packs, const Device& device, Bytes bytes, Plan& plan) {
+  const Geometry whole =
+      whole_strips<T>(p, packs, std::min(kResidentThreads, 2 * device.threads), kResidentPacks);
+  const int64_t room = std::max(1, device.multiprocessors * kCountedIn16 / 16);
+  const int64_t chunks = room / whole.blocks(p.groups);
+  if (chunks < 1) return false;
+  const Geometry geo = in_chunks(whole, chunks);
+  const int64_t shared = bytes(geo, steps(p, geo));
+  if (shared > device.shared_bytes) return false;
+  plan = {Kind::grid, geo, shared};
+  return true;
+}
+
+// The share of the multiprocessors that a launch keeps at work, the last of its waves included.
+inline double share_at_work(const Problem& p, const Plan& plan, const Device& device) {
+  const int64_t fit = std::max<int64_t>(1, device.shared_bytes / std::max<int64_t>(1, plan.shared_bytes)),
+                room = device.multiprocessors * std::min<int64_t>(fit, 2048 / kResidentThreads),
+                blocks = plan.geometry.blocks(p.groups);
+  return double(blocks) / double(divide_up(blocks, room) * room);
+}
+
+template <class T, class StreamBytes, class ResidentBytes>
+Plan make_plan(const Problem& p, bool packs, Kind kind, const Device& device, StreamBytes stream_bytes,
+               ResidentBytes resident_bytes) {
+  const bool any = kind == Kind::automatic;
+  Plan plan{};
+  if (p.batch_statistics && kind != Kind::stream) {
+    const bool small = p.units() * p.unit_size() * int64_t(sizeof(T)) <= kSmallBytes;
+    if ((any || kind == Kind::cluster) && plan_cluster<T>(p, packs, device, resident_bytes, plan) &&
+        (!any || small || share_at_work(p, plan, device) >= kWorthResident))
+      return plan;
+    if ((any || kind == Kind::grid) && plan_grid<T>(p, packs, device, resident_bytes, plan) &&
+        (!any || share_at_work(p, plan, device) >= kWorthResident))
+      return plan;
+    if (!any)
+      throw std::invalid_argument("cen_ext: the plan asked for does not fit this problem on this device");
+  }
+  return plan_stream<T>(p, packs, device, stream_bytes);
+}
+
+}  // namespace cen::cuda

@@ -1,0 +1,151 @@
+// Launches: kernels.h for one type of x. Included by a .cu file a type, so that they compile side by side.
+#pragma once
+
+#include <stdexcept>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+#include "plan.h"
+
+namespace cen::cuda {
+
+// f(true or false) as a compile-time constant.
+template <class F>
+void with_layout(bool channels_last, F f) {
+  if (channels_last)
+    f(std::true_type{});
+  else
+    f(std::false_type{});
+}
+
+inline void check_sizes(const Problem& p, const Geometry& geo) {
+  if (geo.slots >= int64_t{1} << 31 || geo.blocks(p.units()) >= int64_t{1} << 31)
+    throw std::invalid_argument("cen_ext: more than 2^31 values of a channel, or too many channels");
+}
+
+inline Launch shape(const Plan& plan, int64_t blocks, void* stream) {
+  const Geometry& geo = plan.geometry;
+  return {blocks,       geo.threads_x,           geo.threads_y, plan.shared_bytes,
+          plan.cluster, plan.kind == Kind::grid, stream};
+}
+
+inline Launch finish_shape(const Problem& p, void* stream) {
+  return {
+      FinishPlace::blocks(p), kFinishChannels, kFinishWalkers, FinishPlace::kSharedBytes, 1, false, stream};
+}
+
+template <class R>
+std::pair<R*, R*> two_tables(const Problem& p, const Geometry& geo, const Allocate& allocate) {
+  const int64_t size = geo.chunks * p.units() * p.channels;
+  R* memory = static_cast<R*>(allocate(2 * size * sizeof(R)));
+  return {memory, memory + size};
+}
+
+// Instead of a plan that the device cannot run now: it may be shared or partitioned.
+template <class Stream>
+Plan fallback(Kind asked, Stream plan_stream) {
+  if (asked != Kind::automatic)
+    throw std::invalid_argument("cen_ext: the device cannot run the plan asked for");
+  return plan_stream();
+}
+
+template <class T, bool kLast>
+void forward_in(const Problem& p, const ForwardTensors<T>& t, Kind kind, const Device& device,
+                const Allocate& allocate, void* stream) {
+  using R = Real<T>;
+  const bool packs = has_packs<T>(p, {t.x, t.residual, t.y}), residual = t.residual != nullptr;
+  const auto stream_bytes = [&](const Geometry& geo, int64_t steps) {
+    return std::max(ForwardMemory<T, kLast>(nullptr, p, geo, residual, steps).pieces.used,
+                    StatisticsMemory<T, kLast>(nullptr, geo).pieces.used);
+  };
+  const auto resident_bytes = [&](const Geometry& geo, int64_t steps) {
+    return ResidentForwardMemory<T, kLast>(nullptr, p, geo, residual, steps).pieces.used;
+  };
+  Plan plan = make_plan<T>(p, packs, kind, device, stream_bytes, resident_bytes);
+  if (plan.kind != Kind::stream &&
+      !can_run(resident_forward<T, kLast>, shape(plan, plan.geometry.blocks(p.groups), stream)))
+    plan = fallback(kind, [&] { return plan_stream<T>(p, packs, device, stream_bytes); });
+  const Geometry& geo = plan.geometry;
+  check_sizes(p, geo);
+  const Launch groups = shape(plan, geo.blocks(p.groups), stream);
+  if (plan.kind == Kind::stream) {
+    ForwardTensors<T> given = t;
+    if (p.batch_statistics) {
+      const auto [mean, var] = two_tables<R>(p, geo, allocate);
+      launch(statistics_kernel<T, kLast>, shape(plan, geo.blocks(p.units()), stream), p, geo, t.x,
+             Partials<R>{mean, var});
+      launch(finish_statistics<T, kLast>, finish_shape(p, stream), p, geo, t, Partials<R>{mean, var});
+      given.mean = t.batch_mean;
+      given.var = t.batch_var;
+    }
+    launch(stream_forward<T, kLast>, groups, p, geo, given);
+    return;
+  }
+  Partials<R> partials{};
+  if (plan.kind == Kind::grid) std::tie(partials.mean, partials.var) = two_tables<R>(p, geo, allocate);
+  launch(resident_forward<T, kLast>, groups, p, geo, t, partials);
+  if (t.running_mean && p.groups > 1)
+    launch(finish_statistics<T, kLast>, finish_shape(p, stream), p, geo, t, Partials<R>{});
+}
+
+template <class T, bool kLast>
+void backward_in(const Problem& p, BackwardTensors<T> t, Kind kind, const Device& device,
+                 const Allocate& allocate, void* stream) {
+  using R = Real<T>;
+  const bool packs = has_packs<T>(p, {t.dy, t.x, t.residual, t.dx, t.dresidual});
+  const bool residual = t.residual != nullptr;
+  const auto bytes = [&](const Geometry& geo, int64_t steps) {
+    return BackwardMemory<T, kLast>(nullptr, p, geo, residual, steps).pieces.used;
+  };
+  Plan plan = make_plan<T>(p, packs, kind, device, bytes, bytes);
+  if (plan.kind != Kind::stream &&
+      !can_run(resident_backward<T, kLast>, shape(plan, plan.geometry.blocks(p.groups), stream)))
+    plan = fallback(kind, [&] { return plan_stream<T>(p, packs, device, bytes); });
+  const Geometry& geo = plan.geometry;
+  check_sizes(p, geo);
+  const Launch groups = shape(plan, geo.blocks(p.groups), stream);
+  PartialSums<R> partials{};
+  if (plan.kind != Kind::cluster || p.groups > 1)
+    std::tie(partials.dz, partials.on_x) = two_tables<R>(p, geo, allocate);
+  const auto finish = [&] { launch(finish_sums<T>, finish_shape(p, stream), p, geo.chunks, t, partials); };
+  if (plan.kind != Kind::stream) {
+    launch(resident_backward<T, kLast>, groups, p, geo, t, partials, plan.kind == Kind::grid);
+    if (p.groups > 1) finish();
+    return;
+  }
+  if (!p.batch_statistics) {
+    launch(stream_backward<T, kLast>, groups, p, geo, t, partials, Pass::both);
+    finish();
+    return;
+  }
+  launch(stream_backward<T, kLast>, groups, p, geo, t, partials, Pass::sums);
+  finish();
+  Problem second = p;
+  // What went into dresidual is dy behind the activation: the second pass is spared the residual. Not so
+  // where a slope made it a product that half a type's bits have rounded.
+  if (t.dresidual && (p.activation != Activation::leaky_relu || sizeof(T) > 2)) {
+    t.dy = t.dresidual;
+    t.residual = nullptr;
+    second.activation = Activation::identity;
+  }
+  t.dresidual = nullptr;
+  launch(stream_backward<T, kLast>, groups, second, geo, t, partials, Pass::dx);
+}
+
+template <class T>
+void forward(const Problem& p, const ForwardTensors<T>& t, Kind kind, const Device& device,
+             const Allocate& allocate, void* stream) {
+  with_layout(p.channels_last,
+              [&](auto last) { forward_in<T, decltype(last)::value>(p, t, kind, device, allocate, stream); });
+}
+
+template <class T>
+void backward(const Problem& p, const BackwardTensors<T>& t, Kind kind, const Device& device,
+              const Allocate& allocate, void* stream) {
+  with_layout(p.channels_last, [&](auto last) {
+    backward_in<T, decltype(last)::value>(p, t, kind, device, allocate, stream);
+  });
+}
+
+}  // namespace cen::cuda
