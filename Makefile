@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test build lint bench clean
+.PHONY: demo test build lint bench gpu clean
 
 demo: build
 	$(BIN)/python -m bench.demo
@@ -34,6 +34,10 @@ else
 	$(BIN)/python -m bench.operator
 	$(BIN)/python -m bench.training
 endif
+
+# All that needs a GPU: build, marked tests, compute-sanitizer, benchmark; results in bench/results.
+gpu: $(VENV)/installed
+	$(BIN)/python -m bench.gpu
 
 clean:
 	rm -rf build dist *.egg-info cen_ext/*.so $(VENV)

@@ -1,6 +1,6 @@
 """What benchmark figures depend on: the machine, the versions; and how results are written.
 
-``python -m bench.machine`` prints the former as JSON.
+``python -m bench.machine FILE`` writes the former as JSON.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import time
 from importlib import metadata
 from pathlib import Path
@@ -113,4 +114,5 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps({**machine(), **(gpu() if torch.cuda.is_available() else {})}, indent=2))
+    versions = {**machine(), **(gpu() if torch.cuda.is_available() else {})}
+    write(Path(sys.argv[1]), json.dumps(versions, indent=2) + "\n")

@@ -5,17 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
 from cen_ext.reference import Options
-from tests.cases import Shape
 
 PHASES = ("forward", "backward", "both")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 STATISTICS = ("batch", "given")
 SMALL_SCALES = 0.1  # share of scales below the threshold; the paper's authors logged 8 % after training
+
+
+class Shape(NamedTuple):
+    """One call's size: ``[num_modalities * batch, channels, *spatial]``."""
+
+    num_modalities: int
+    batch: int
+    channels: int
+    spatial: tuple[int, ...]
+
+    @property
+    def full(self) -> tuple[int, ...]:
+        return (self.num_modalities * self.batch, self.channels, *self.spatial)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The shapes that tests and benchmarks of the operator share."""
+"""Shapes and inputs that tests of the operator share."""
 
 from __future__ import annotations
 
@@ -7,19 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
-class Shape(NamedTuple):
-    """One call's size: ``[num_modalities * batch, channels, *spatial]``."""
-
-    num_modalities: int
-    batch: int
-    channels: int
-    spatial: tuple[int, ...]
-
-    @property
-    def full(self) -> tuple[int, ...]:
-        return (self.num_modalities * self.batch, self.channels, *self.spatial)
-
+from bench.shapes import Shape
 
 # Small, and each awkward in its own way: one modality, odd sizes, C not divisible by M, one row, 0 to 3-d.
 SMALL = [
