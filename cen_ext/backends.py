@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,19 @@ Run = Callable[
     [Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Options],
     tuple[Tensor, Tensor, Tensor],
 ]
+# The same with running statistics and their momentum in place of given ones: it updates them.
+Update = Callable[
+    [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, float, Options],
+    tuple[Tensor, Tensor, Tensor],
+]
+
+
+class Backend(NamedTuple):
+    """An implementation: why it cannot run a call (None: it can), what runs one, what also updates statistics."""
+
+    why_not: Callable[..., str | None]
+    run: Run
+    update: Update | None = None
 
 
 def _load_compiled() -> str | None:
@@ -35,6 +49,7 @@ def _load_compiled() -> str | None:
 _NOT_COMPILED = _load_compiled()
 if _NOT_COMPILED is None:
     from cen_ext import compiled
+    _CUDA_ARCHITECTURES = compiled.cuda_architectures()
 else:
     warnings.warn(f"cen_ext: {_NOT_COMPILED}. Running in plain PyTorch.", RuntimeWarning, stacklevel=2)
 
@@ -64,6 +79,30 @@ def why_not_triton(x: Tensor | None = None, options: Options | None = None) -> s
     return None
 
 
+def why_not_cuda(x: Tensor | None = None, options: Options | None = None) -> str | None:
+    """Reason why the compiled CUDA kernels cannot run this call (or any call, without arguments)."""
+    if _NOT_COMPILED is not None:
+        return _NOT_COMPILED
+    if not _CUDA_ARCHITECTURES:
+        return "the compiled part was built without CUDA; see FORCE_CUDA in setup.py"
+    if x is not None and x.device.type != "cuda":
+        return f"x is on {x.device}"
+    if not torch.cuda.is_available():
+        return "there is no GPU"
+    index = None if x is None else x.device.index
+    return _why_not_device(torch.cuda.current_device() if index is None else index)
+
+
+@functools.cache
+def _why_not_device(index: int) -> str | None:
+    """Reason why the kernels that were built do not run on a GPU: theirs run on newer ones, not on older."""
+    capability = torch.cuda.get_device_capability(index)
+    oldest = min(_CUDA_ARCHITECTURES)
+    if capability >= oldest:
+        return None
+    return f"the GPU has compute capability {capability[0]}.{capability[1]}, built for {oldest[0]}.{oldest[1]} on"
+
+
 def why_not_cpu(x: Tensor | None = None, options: Options | None = None) -> str | None:
     """Reason why the compiled CPU kernels cannot run this call (or any call, without arguments)."""
     if _NOT_COMPILED is not None:
@@ -88,6 +127,22 @@ def _run_compiled(
     return outputs
 
 
+def _update_compiled(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    residual: Tensor | None,
+    momentum: float,
+    options: Options,
+) -> tuple[Tensor, Tensor, Tensor]:
+    outputs: tuple[Tensor, Tensor, Tensor] = compiled.NormExchangeUpdating.apply(
+        x, weight, bias, running_mean, running_var, residual, momentum, *options
+    )
+    return outputs
+
+
 def _run_triton(
     x: Tensor,
     weight: Tensor,
@@ -107,31 +162,31 @@ def _run_triton(
 
 
 # Best first. Names are part of the public API.
-_BACKENDS: dict[str, tuple[Callable[..., str | None], Run]] = {
-    "triton": (why_not_triton, _run_triton),
-    "cpu": (why_not_cpu, _run_compiled),
-    "reference": (why_not_reference, reference.norm_exchange),
+_BACKENDS = {
+    "cuda": Backend(why_not_cuda, _run_compiled, _update_compiled),
+    "triton": Backend(why_not_triton, _run_triton),
+    "cpu": Backend(why_not_cpu, _run_compiled, _update_compiled),
+    "reference": Backend(why_not_reference, reference.norm_exchange),
 }
 
 
 def available_backends() -> dict[str, str]:
     """Every backend's name with ``"ok"``, or with the reason why it cannot run here."""
-    return {name: why_not() or "ok" for name, (why_not, _) in _BACKENDS.items()}
+    return {name: backend.why_not() or "ok" for name, backend in _BACKENDS.items()}
 
 
-def choose(backend: str | None, x: Tensor, options: Options) -> Run:
-    """The function that runs this call: the best backend that can, or the one asked for.
+def choose(name: str | None, x: Tensor, options: Options) -> Backend:
+    """What runs this call: the best backend that can, or the one asked for.
 
     Raises:
         ValueError: no backend has that name.
         RuntimeError: the backend asked for cannot run this call; the message says why.
     """
-    if backend is None:
-        return next(run for why_not, run in _BACKENDS.values() if why_not(x, options) is None)
-    if backend not in _BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(map(repr, _BACKENDS))} or None, got {backend!r}")
-    why_not, run = _BACKENDS[backend]
-    reason = why_not(x, options)
+    if name is None:
+        return next(backend for backend in _BACKENDS.values() if backend.why_not(x, options) is None)
+    if name not in _BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, _BACKENDS))} or None, got {name!r}")
+    reason = _BACKENDS[name].why_not(x, options)
     if reason is not None:
-        raise RuntimeError(f"backend {backend!r} cannot run this call: {reason}")
-    return run
+        raise RuntimeError(f"backend {name!r} cannot run this call: {reason}")
+    return _BACKENDS[name]

@@ -2,9 +2,15 @@
 
 ``cen_ext._C`` defines the ops and their kernels through the LibTorch stable ABI (``csrc/binding.cpp``):
 
-    norm_exchange(x, weight, bias, mean?, var?, residual?, *options) -> (y, mean, var)
-    norm_exchange_backward(dy, x, weight, bias, mean, var, residual?, batch_statistics, *options)
+    norm_exchange(x, weight, bias, mean?, var?, residual?, *options, plan) -> (y, mean, var)
+    norm_exchange_updating(x, weight, bias, running_mean, running_var, residual?, momentum, *options, plan)
+        -> (y, mean, var)
+    norm_exchange_backward(dy, x, weight, bias, mean, var, residual?, batch_statistics, *options, plan)
         -> (dx, dweight, dbias, dresidual)
+
+The second updates running statistics on the way, which on a GPU saves three launches; gradients can be registered
+for ops without such effects only, and so compilers are shown the first. plan is how a GPU goes over memory:
+``"auto"`` (the default), ``"stream"``, ``"cluster"`` or ``"grid"`` (``csrc/cuda/kernels.h``).
 
 mean and var that come out are those of x, and empty where statistics were given; dresidual is empty
 without a residual. The backward recomputes the activation's argument, so that nothing but the inputs and
@@ -18,10 +24,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cen_ext import _C
 from cen_ext.reference import Options, statistics_dtype
 
 norm_exchange = torch.ops.cen_ext.norm_exchange.default
+norm_exchange_updating = torch.ops.cen_ext.norm_exchange_updating.default
 norm_exchange_backward = torch.ops.cen_ext.norm_exchange_backward.default
+
+
+def cuda_architectures() -> list[tuple[int, int]]:
+    """Compute capabilities that kernels were built for; none in a build without CUDA."""
+    return [divmod(architecture, 10) for architecture in _C.build_info()["cuda_architectures"]]
+
+
+def _options(arguments: tuple[Any, ...]) -> Options:
+    """Without the plan, where one is among them."""
+    return Options(*arguments[: len(Options._fields)])
 
 
 def _norm_exchange_fake(
@@ -33,10 +51,23 @@ def _norm_exchange_fake(
     residual: Tensor | None,
     *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rows = weight.shape[0] if Options(*options).norm == "batch" else x.shape[0]
+    rows = weight.shape[0] if _options(options).norm == "batch" else x.shape[0]
     shape = (rows, x.shape[1]) if mean is None else (0,)
     dtype = statistics_dtype(x.dtype)
     return torch.empty_like(x), x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
+
+
+def _norm_exchange_updating_fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    residual: Tensor | None,
+    momentum: float,
+    *options: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _norm_exchange_fake(x, weight, bias, None, None, residual, *options)
 
 
 def _norm_exchange_backward_fake(
@@ -63,7 +94,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.batch_statistics = mean is None
     ctx.has_residual = residual is not None
     # Without an activation the residual's gradient is dy itself and the residual is not needed again.
-    kept = residual if Options(*options).activation != "identity" else None
+    kept = residual if _options(tuple(options)).activation != "identity" else None
     ctx.save_for_backward(x, weight, bias, *((batch_mean, batch_var) if mean is None else (mean, var)), kept)
 
 
@@ -97,6 +128,33 @@ class NormExchange(torch.autograd.Function):
     backward = staticmethod(_backward)
 
 
+class NormExchangeUpdating(torch.autograd.Function):
+    """``norm_exchange_updating`` with its gradient, for eager calls."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        residual: Tensor | None,
+        momentum: float,
+        *options: Any,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        output: tuple[Tensor, Tensor, Tensor] = norm_exchange_updating(
+            x, weight, bias, running_mean, running_var, residual, momentum, *options
+        )
+        torch.autograd.graph.increment_version((running_mean, running_var))
+        _setup_context(ctx, (x, weight, bias, None, None, residual, *options), output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        return *_backward(ctx, *gradients), None  # one more for momentum
+
+
 def _no_double_backward(ctx: Any, *_: Tensor) -> None:
     raise RuntimeError(
         "norm_exchange cannot be differentiated twice by the compiled backends; use backend='reference'"
@@ -104,6 +162,7 @@ def _no_double_backward(ctx: Any, *_: Tensor) -> None:
 
 
 torch.library.register_fake("cen_ext::norm_exchange", _norm_exchange_fake)
+torch.library.register_fake("cen_ext::norm_exchange_updating", _norm_exchange_updating_fake)
 torch.library.register_fake("cen_ext::norm_exchange_backward", _norm_exchange_backward_fake)
 torch.library.register_autograd("cen_ext::norm_exchange", _backward, setup_context=_setup_context)
 torch.library.register_autograd("cen_ext::norm_exchange_backward", _no_double_backward)

@@ -91,16 +91,27 @@ def norm_exchange(
     alone = process_group is None or process_group.size() == 1
     if training and alone and x.numel() > 0:
         _check_enough_values(x, weight.shape[0], norm)
-    run = backends.choose(backend, x, options)
+    chosen = backends.choose(backend, x, options)
     if not training:
-        return run(x, weight, bias, running_mean, running_var, residual, options)[0]
+        return chosen.run(x, weight, bias, running_mean, running_var, residual, options)[0]
+    if (
+        chosen.update is not None
+        and running_mean is not None
+        and running_var is not None
+        and process_group is None
+        and not isinstance(momentum, Tensor)
+        and running_mean.is_contiguous()
+        and running_var.is_contiguous()
+        and not torch.compiler.is_compiling()
+    ):
+        return chosen.update(x, weight, bias, running_mean, running_var, residual, float(momentum), options)[0]
     values: int | Tensor
     if process_group is not None:
         y, mean, var, values = synchronised.norm_exchange(
-            run, x, weight, bias, residual, options, process_group
+            chosen.run, x, weight, bias, residual, options, process_group
         )
     else:
-        y, mean, var = run(x, weight, bias, None, None, residual, options)
+        y, mean, var = chosen.run(x, weight, bias, None, None, residual, options)
         values = x.numel() // max(mean.numel(), 1)
     if running_mean is not None and running_var is not None and (process_group is not None or values > 0):
         _update_running(running_mean, running_var, mean, var, values, momentum)

@@ -12,6 +12,14 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#if defined(CEN_CUDA)
+#include <torch/csrc/stable/accelerator.h>
+
+#include "cuda/kernels.h"
+
+// Declared by LibTorch only for its own CUDA build.
+extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
+#endif
 
 namespace cen {
 namespace {
@@ -39,25 +47,37 @@ E parse(const char* name, const std::string& value,
   STD_TORCH_CHECK(false, "cen_ext: unknown ", name, " '", value, "'");
 }
 
-// What the ops' options say of the problem; groups is 0 where the samples of a modality are to be counted.
-Problem parse_options(double threshold, StringHandle region, StringHandle criterion, StringHandle norm,
-                      double eps, StringHandle activation, double negative_slope) {
+// Arguments that every op ends with.
+struct Options {
+  double threshold;
+  StringHandle region, criterion, norm;
+  double eps;
+  StringHandle activation;
+  double negative_slope;
+  StringHandle plan;
+};
+
+// A call without its tensors. groups is 0 where the samples of a modality are to be counted.
+struct Call {
   Problem p{};
-  const std::string region_text = take(region), criterion_text = take(criterion), norm_text = take(norm),
-                    activation_text = take(activation);
-  p.threshold = threshold;
-  p.region = parse<Region>("region", region_text, {{"own", Region::own}, {"all", Region::all}});
-  p.criterion = parse<Criterion>("criterion", criterion_text,
-                                 {{"abs", Criterion::magnitude}, {"signed", Criterion::signed_value}});
-  p.groups = parse<int64_t>("norm", norm_text, {{"batch", 1}, {"instance", 0}});
-  p.eps = eps;
-  p.activation = parse<Activation>("activation", activation_text,
-                                   {{"identity", Activation::identity},
-                                    {"relu", Activation::relu},
-                                    {"leaky_relu", Activation::leaky_relu}});
-  p.negative_slope = negative_slope;
-  return p;
-}
+  std::string plan;  // how a GPU goes over memory (csrc/cuda/kernels.h); of no meaning elsewhere
+
+  explicit Call(const Options& options) : plan(take(options.plan)) {
+    const std::string region = take(options.region), criterion = take(options.criterion),
+                      norm = take(options.norm), activation = take(options.activation);
+    p.threshold = options.threshold;
+    p.region = parse<Region>("region", region, {{"own", Region::own}, {"all", Region::all}});
+    p.criterion = parse<Criterion>("criterion", criterion,
+                                   {{"abs", Criterion::magnitude}, {"signed", Criterion::signed_value}});
+    p.groups = parse<int64_t>("norm", norm, {{"batch", 1}, {"instance", 0}});
+    p.eps = options.eps;
+    p.activation = parse<Activation>("activation", activation,
+                                     {{"identity", Activation::identity},
+                                      {"relu", Activation::relu},
+                                      {"leaky_relu", Activation::leaky_relu}});
+    p.negative_slope = options.negative_slope;
+  }
+};
 
 // mean: statistics that are given, of the modalities or of every row of the batch.
 void set_sizes(Problem& p, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& mean) {
@@ -79,13 +99,15 @@ void set_sizes(Problem& p, const Tensor& x, const Tensor& weight, const std::opt
 void set_memory(Problem& p, const Tensor& x, bool channels_last, bool native) {
   p.channels_last = channels_last;
   // What is brought back into another layout is read again at once.
-  p.stream = native && x.numel() * static_cast<int64_t>(x.element_size()) > cpu::last_level_cache() / 8;
+  p.stream = x.is_cpu() && native &&
+             x.numel() * static_cast<int64_t>(x.element_size()) > cpu::last_level_cache() / 8;
 }
 
 Sizes sizes_of(const Tensor& tensor) { return {tensor.sizes().begin(), tensor.sizes().end()}; }
 
-void check_as(const char* name, const Tensor& tensor, ScalarType type, const Sizes& sizes) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == type && sizes_of(tensor) == sizes,
+void check_as(const char* name, const Tensor& tensor, ScalarType type, const Sizes& sizes, const Tensor& x) {
+  STD_TORCH_CHECK(tensor.is_cpu() == x.is_cpu() && tensor.get_device_index() == x.get_device_index() &&
+                      tensor.scalar_type() == type && sizes_of(tensor) == sizes,
                   "cen_ext: ", name, " is not of the dtype, sizes and device that x and weight ask for");
 }
 
@@ -99,15 +121,14 @@ void check_inputs(const Problem& p, const Tensor& x, const Tensor& weight, const
                   const std::optional<Tensor>& residual) {
   const ScalarType type = x.scalar_type(),
                    real = type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  STD_TORCH_CHECK(x.is_cpu() && is_floating(type),
-                  "cen_ext: x must be float16, bfloat16, float32 or float64, on the CPU");
+  STD_TORCH_CHECK(is_floating(type), "cen_ext: x must be float16, bfloat16, float32 or float64");
   STD_TORCH_CHECK(mean.has_value() == var.has_value(), "cen_ext: mean and var go together");
   const Sizes table{p.modalities, p.channels}, statistics{p.units(), p.channels};
-  check_as("weight", weight, real, table);
-  check_as("bias", bias, real, table);
-  if (mean) check_as("mean", *mean, real, statistics);
-  if (var) check_as("var", *var, real, statistics);
-  if (residual) check_as("residual", *residual, type, sizes_of(x));
+  check_as("weight", weight, real, table, x);
+  check_as("bias", bias, real, table, x);
+  if (mean) check_as("mean", *mean, real, statistics, x);
+  if (var) check_as("var", *var, real, statistics, x);
+  if (residual) check_as("residual", *residual, type, sizes_of(x), x);
 }
 
 // Whether the values lie in memory densely, dimensions nested in the given order.
@@ -140,18 +161,20 @@ Sizes dense_strides(const Sizes& sizes, bool channels_last) {
   return strides;
 }
 
-// Not initialised, of the dtype of `like`. Straight from the allocator: the stable operators of the same
-// purpose go through the dispatcher, and a call of ours made five of them.
+// Not initialised, of the dtype and device of `like`. Straight from the allocator: the stable operators of
+// the same purpose go through the dispatcher, and a call of ours made five of them.
 Tensor empty(const Sizes& sizes, const Sizes& strides, const Tensor& like) {
-  int32_t type = 0;
+  int32_t type = 0, device = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
   AtenTensorHandle handle = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                  strides.data(), type, aoti_torch_device_type_cpu(), 0,
+                                                  strides.data(), type, device, like.get_device_index(),
                                                   &handle));
   const Tensor tensor(handle);
-  cpu::prefer_large_pages(tensor.mutable_data_ptr(),
-                          tensor.numel() * static_cast<int64_t>(tensor.element_size()));
+  if (like.is_cpu())
+    cpu::prefer_large_pages(tensor.mutable_data_ptr(),
+                            tensor.numel() * static_cast<int64_t>(tensor.element_size()));
   return tensor;
 }
 Tensor empty_table(const Sizes& sizes, const Tensor& like) {
@@ -174,8 +197,8 @@ class Layout {
     const bool first = is_dense(like_, false), last = is_dense(like_, true);
     // Where both hold, the longer axis is the one that vectors run along.
     channels_last_ = last && (p.spatial == 1 || !first);
-    // Lines far shorter than a vector cost more than to bring x into the other layout.
-    const bool short_lines = p.spatial < 16 && p.channels >= 16;
+    // Lines far shorter than a processor's vector cost more than to bring x into the other layout.
+    const bool short_lines = x.is_cpu() && p.spatial < 16 && p.channels >= 16;
     native_ = channels_last_ || (first && !short_lines);
     channels_last_ |= first && short_lines;
   }
@@ -246,13 +269,57 @@ T* mutable_data(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
-std::tuple<Tensor, Tensor, Tensor> norm_exchange(Tensor x, Tensor weight, Tensor bias,
-                                                 std::optional<Tensor> mean, std::optional<Tensor> var,
-                                                 std::optional<Tensor> residual, double threshold,
-                                                 StringHandle region, StringHandle criterion,
-                                                 StringHandle norm, double eps, StringHandle activation,
-                                                 double negative_slope) {
-  Problem p = parse_options(threshold, region, criterion, norm, eps, activation, negative_slope);
+// ---- where x is: what runs its kernels there ----
+
+#if defined(CEN_CUDA)
+// f(plan, device, allocate, stream) with x's device as the current one, on its current stream.
+template <class F>
+void on_gpu(const Call& call, const Tensor& x, F f) {
+  const auto kind = parse<cuda::Kind>("plan", call.plan,
+                                      {{"auto", cuda::Kind::automatic},
+                                       {"stream", cuda::Kind::stream},
+                                       {"cluster", cuda::Kind::cluster},
+                                       {"grid", cuda::Kind::grid}});
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+  std::vector<Tensor> scratch;  // let go with the call: the allocator keeps to the order of the stream
+  const cuda::Allocate allocate = [&](int64_t bytes) {
+    scratch.push_back(empty_table({bytes / static_cast<int64_t>(x.element_size()) + 1}, x));
+    return scratch.back().mutable_data_ptr();
+  };
+  f(kind, cuda::current_device(), allocate, stream);
+}
+#endif
+
+template <class T>
+void run(const Call& call, const ForwardTensors<T>& t, const Tensor& x) {
+  const Problem& p = call.p;
+#if defined(CEN_CUDA)
+  if (x.is_cuda()) return on_gpu(call, x, [&](auto... how) { cuda::forward(p, t, how...); });
+#endif
+  cpu::instruction_set().kernels->cpu::KernelsOf<T>::forward(p, t, threads_for(p, x));
+  if (t.running_mean) cpu::update_running(p, t.batch_mean, t.batch_var, t.running_mean, t.running_var);
+}
+
+template <class T>
+void run(const Call& call, const BackwardTensors<T>& t, const Tensor& x) {
+#if defined(CEN_CUDA)
+  if (x.is_cuda()) return on_gpu(call, x, [&](auto... how) { cuda::backward(call.p, t, how...); });
+#endif
+  cpu::instruction_set().kernels->cpu::KernelsOf<T>::backward(call.p, t, threads_for(call.p, x));
+}
+
+// ---- the ops ----
+
+struct Running {
+  Tensor mean, var;
+};
+
+std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Tensor weight, Tensor bias, std::optional<Tensor> mean,
+                                           std::optional<Tensor> var, std::optional<Tensor> residual,
+                                           const std::optional<Running>& running, Call call) {
+  Problem& p = call.p;
   set_sizes(p, x, weight, mean);
   check_inputs(p, x, weight, bias, mean, var, residual);
   p.batch_statistics = !mean;
@@ -260,7 +327,7 @@ std::tuple<Tensor, Tensor, Tensor> norm_exchange(Tensor x, Tensor weight, Tensor
   if (x.numel() == 0)
     return {torch::stable::empty_like(x), torch::stable::new_zeros(weight, table),
             torch::stable::new_zeros(weight, table)};
-  Tensor batch_mean = empty_table(table, weight), batch_var = empty_table(table, weight);
+  const Tensor batch_mean = empty_table(table, weight), batch_var = empty_table(table, weight);
 
   const Layout layout(x, p);
   set_memory(p, x, layout.channels_last(), layout.native());
@@ -274,30 +341,59 @@ std::tuple<Tensor, Tensor, Tensor> norm_exchange(Tensor x, Tensor weight, Tensor
   with_type(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using R = Real<T>;
-    cpu::instruction_set().kernels->cpu::KernelsOf<T>::forward(
-        p,
-        {data<T>(x), data<R>(weight), data<R>(bias), data<R>(mean), data<R>(var), data<T>(residual),
-         mutable_data<T>(y), mutable_data<R>(batch_mean), mutable_data<R>(batch_var)},
-        threads_for(p, x));
+    run(call,
+        ForwardTensors<T>{data<T>(x), data<R>(weight), data<R>(bias), data<R>(mean), data<R>(var),
+                          data<T>(residual), mutable_data<T>(y), mutable_data<R>(batch_mean),
+                          mutable_data<R>(batch_var), running ? mutable_data<R>(running->mean) : nullptr,
+                          running ? mutable_data<R>(running->var) : nullptr},
+        x);
   });
   return {layout.give(y), batch_mean, batch_var};
+}
+
+std::tuple<Tensor, Tensor, Tensor> norm_exchange(Tensor x, Tensor weight, Tensor bias,
+                                                 std::optional<Tensor> mean, std::optional<Tensor> var,
+                                                 std::optional<Tensor> residual, double threshold,
+                                                 StringHandle region, StringHandle criterion,
+                                                 StringHandle norm, double eps, StringHandle activation,
+                                                 double negative_slope, StringHandle plan) {
+  return forward(x, weight, bias, mean, var, residual, std::nullopt,
+                 Call({threshold, region, criterion, norm, eps, activation, negative_slope, plan}));
+}
+
+std::tuple<Tensor, Tensor, Tensor> norm_exchange_updating(Tensor x, Tensor weight, Tensor bias,
+                                                          Tensor running_mean, Tensor running_var,
+                                                          std::optional<Tensor> residual, double momentum,
+                                                          double threshold, StringHandle region,
+                                                          StringHandle criterion, StringHandle norm,
+                                                          double eps, StringHandle activation,
+                                                          double negative_slope, StringHandle plan) {
+  Call call({threshold, region, criterion, norm, eps, activation, negative_slope, plan});
+  call.p.momentum = momentum;
+  check_as("running_mean", running_mean, weight.scalar_type(), sizes_of(weight), x);
+  check_as("running_var", running_var, weight.scalar_type(), sizes_of(weight), x);
+  STD_TORCH_CHECK(running_mean.is_contiguous() && running_var.is_contiguous(),
+                  "cen_ext: running statistics must be contiguous");
+  return forward(x, weight, bias, std::nullopt, std::nullopt, residual, Running{running_mean, running_var},
+                 call);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> norm_exchange_backward(
     Tensor dy, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor var, std::optional<Tensor> residual,
     bool batch_statistics, double threshold, StringHandle region, StringHandle criterion, StringHandle norm,
-    double eps, StringHandle activation, double negative_slope) {
-  Problem p = parse_options(threshold, region, criterion, norm, eps, activation, negative_slope);
+    double eps, StringHandle activation, double negative_slope, StringHandle plan) {
+  Call call({threshold, region, criterion, norm, eps, activation, negative_slope, plan});
+  Problem& p = call.p;
   set_sizes(p, x, weight, mean);
   check_inputs(p, x, weight, bias, mean, var, residual);
-  check_as("dy", dy, x.scalar_type(), sizes_of(x));
+  check_as("dy", dy, x.scalar_type(), sizes_of(x), x);
   p.batch_statistics = batch_statistics;
   const Sizes table{p.modalities, p.channels};
-  Tensor none = empty_table({0}, x);
+  const Tensor none = empty_table({0}, x);
   if (x.numel() == 0)
     return {torch::stable::empty_like(x), torch::stable::new_zeros(weight, table),
             torch::stable::new_zeros(weight, table), residual ? torch::stable::empty_like(x) : none};
-  Tensor dweight = empty_table(table, weight), dbias = empty_table(table, weight);
+  const Tensor dweight = empty_table(table, weight), dbias = empty_table(table, weight);
 
   const Layout layout(x, p);
   set_memory(p, x, layout.channels_last(), layout.native());
@@ -313,33 +409,47 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_exchange_backward(
   with_type(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using R = Real<T>;
-    cpu::instruction_set().kernels->cpu::KernelsOf<T>::backward(
-        p,
-        {data<T>(dy), data<T>(x), data<R>(weight), data<R>(bias), data<R>(mean), data<R>(var),
-         data<T>(residual), mutable_data<T>(dx), mutable_data<R>(dweight), mutable_data<R>(dbias),
-         residual ? mutable_data<T>(dresidual) : nullptr},
-        threads_for(p, x));
+    run(call,
+        BackwardTensors<T>{data<T>(dy), data<T>(x), data<R>(weight), data<R>(bias), data<R>(mean),
+                           data<R>(var), data<T>(residual), mutable_data<T>(dx), mutable_data<R>(dweight),
+                           mutable_data<R>(dbias), residual ? mutable_data<T>(dresidual) : nullptr},
+        x);
   });
   return {layout.give(dx), dweight, dbias, residual ? layout.give(dresidual) : none};
 }
 
 }  // namespace
 
+#define CEN_OPTIONS                                                                                         \
+  "float threshold, str region, str criterion, str norm, float eps, str activation, float negative_slope, " \
+  "str plan='auto'"
+
 STABLE_TORCH_LIBRARY(cen_ext, m) {
   m.def(
-      "norm_exchange(Tensor x, Tensor weight, Tensor bias, Tensor? mean, Tensor? var, Tensor? residual, "
-      "float threshold, str region, str criterion, str norm, float eps, str activation, "
-      "float negative_slope) -> (Tensor, Tensor, Tensor)");
+      "norm_exchange(Tensor x, Tensor weight, Tensor bias, Tensor? mean, Tensor? var, Tensor? residual, "  //
+      CEN_OPTIONS ") -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "norm_exchange_updating(Tensor x, Tensor weight, Tensor bias, Tensor(a!) running_mean, "
+      "Tensor(b!) running_var, Tensor? residual, float momentum, "  //
+      CEN_OPTIONS ") -> (Tensor, Tensor, Tensor)");
   m.def(
       "norm_exchange_backward(Tensor dy, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor var, "
-      "Tensor? residual, bool batch_statistics, "
-      "float threshold, str region, str criterion, str norm, float eps, str activation, "
-      "float negative_slope) -> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual)");
+      "Tensor? residual, bool batch_statistics, "  //
+      CEN_OPTIONS ") -> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cen_ext, CPU, m) {
   m.impl("norm_exchange", TORCH_BOX(&norm_exchange));
+  m.impl("norm_exchange_updating", TORCH_BOX(&norm_exchange_updating));
   m.impl("norm_exchange_backward", TORCH_BOX(&norm_exchange_backward));
 }
+
+#if defined(CEN_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(cen_ext, CUDA, m) {
+  m.impl("norm_exchange", TORCH_BOX(&norm_exchange));
+  m.impl("norm_exchange_updating", TORCH_BOX(&norm_exchange_updating));
+  m.impl("norm_exchange_backward", TORCH_BOX(&norm_exchange_backward));
+}
+#endif
 
 }  // namespace cen

@@ -22,7 +22,11 @@ py::dict build_info() {
   py::dict info;
   info["compiler"] = kCompiler;
   info["torch"] = TORCH_VERSION;
-  info["cuda_architectures"] = py::list();
+  py::list architectures;
+#if defined(CEN_CUDA)
+  for (const int architecture : {CEN_CUDA}) architectures.append(architecture);
+#endif
+  info["cuda_architectures"] = architectures;
   info["instruction_sets"] = compiled;
   info["instruction_set"] = cen::cpu::instruction_set().name;
   return info;
@@ -35,6 +39,6 @@ PYBIND11_MODULE(_C, m) {
   cen::cpu::instruction_set();  // a wrong CEN_EXT_CPU_CAPABILITY is told now, not at the first call
   m.def(
       "build_info", &build_info,
-      "What was built: compiler, torch (the version compiled against), cuda_architectures, instruction_sets "
+      "What was built: compiler, torch (the version compiled against), cuda_architectures (90 for 9.0), instruction_sets "
       "(of the CPU kernels), and instruction_set, the one that runs here.");
 }

@@ -80,7 +80,7 @@ class Results(NamedTuple):
 
 def run(backend: str, call: Call, dy: Tensor) -> Results:
     """y, the statistics that the backend reports, and the gradients."""
-    forward = backends.choose(backend, call.x, call.options)
+    forward = backends.choose(backend, call.x, call.options).run
     leaves = [t.detach().requires_grad_() for t in (call.x, call.weight, call.bias)]
     residual = None if call.residual is None else call.residual.detach().requires_grad_()
     y, mean, var = forward(*leaves, call.mean, call.var, residual, call.options)

@@ -1,4 +1,5 @@
-// What the kernels share: the choice of instruction set at run time, memory, the cache's size.
+// What does not depend on the instruction set: its choice at run time, memory, the cache's size, running
+// statistics.
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -46,6 +47,25 @@ const InstructionSet& instruction_set() {
   static const InstructionSet& chosen = choose();
   return chosen;
 }
+
+template <class R>
+void update_running(const Problem& p, const R* batch_mean, const R* batch_var, R* running_mean,
+                    R* running_var) {
+  const auto update = [&](R* running, const R* batch, double factor) {
+    for (int64_t m = 0; m < p.modalities; ++m)
+      for (int64_t c = 0; c < p.channels; ++c) {
+        double sum = 0;
+        for (int64_t g = 0; g < p.groups; ++g) sum += batch[p.unit(m, g) * p.channels + c];
+        R& r = running[m * p.channels + c];
+        r = static_cast<R>(r + p.momentum * (sum / p.groups * factor - r));
+      }
+  };
+  update(running_mean, batch_mean, 1);
+  update(running_var, batch_var, p.unbiased());
+}
+
+template void update_running(const Problem&, const float*, const float*, float*, float*);
+template void update_running(const Problem&, const double*, const double*, double*, double*);
 
 namespace {
 

@@ -44,6 +44,12 @@ const InstructionSet* instruction_sets();
 // Decided at the first call. Throws std::runtime_error if the variable names none that runs here.
 const InstructionSet& instruction_set();
 
+// running = (1 - momentum) * running + momentum * batch, with the unbiased variance, and with the average of
+// the groups' statistics: [units, C] into [M, C].
+template <class R>
+void update_running(const Problem& p, const R* batch_mean, const R* batch_var, R* running_mean,
+                    R* running_var);
+
 // Scratch memory, aligned to 64 bytes, not initialised. What is given back is kept for this thread's next
 // call, up to a limit: the C library would return blocks of this size to the system, and page faults at every
 // call cost a small layer a tenth of its time.
