@@ -34,7 +34,7 @@ from typing import NamedTuple
 
 import torch
 
-from bench.machine import RESULTS, write
+from bench.files import RESULTS, write
 
 ROOT = Path(__file__).parents[1]
 STEPS = ("build", "tests", "sanitizer", "bench")
@@ -43,6 +43,8 @@ CHECK_SECONDS = 90  # at most for each of them
 GRACE_SECONDS = 60
 SHOWN_LINES = 60  # the last of what a step printed
 PYTEST = ["-m", "pytest", "-m", "gpu", "-ra", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+# Lines of the sanitizer's and of pytest's that say how it went.
+TELLING = r"SUMMARY:|^\d+ (passed|failed|skipped|errors?|deselected)\b|^no tests ran"
 OK, MISSING = "ok", "missing"
 
 
@@ -108,25 +110,20 @@ def sanitizer_task(tool: str | None, check: str, limit: float) -> Task:
         command += [sys.executable, *PYTEST, "-k", "sanitizer"]
     # Every tensor gets an allocation of its own, and none starts where another ends.
     environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    return Task(check, "sanitizer.txt", command, limit, environment, kept=f"^=========|{_TELLING}")
-
-
-# Of the sanitizer and of pytest.
-_TELLING = r"SUMMARY:|^\d+ (passed|failed|skipped|errors?|deselected)\b|^no tests ran"
+    return Task(check, "sanitizer.txt", command, limit, environment, kept=f"^=========|{TELLING}")
 
 
 def run(task: Task) -> tuple[Outcome, str]:
     """Run a task in the checkout, within its limit; how it went, and what it printed."""
     if task.command is None:
-        return Outcome(task.name, MISSING, 0.0, ""), ""
+        return Outcome(task.name, MISSING, 0.0, "compute-sanitizer is not here"), ""
     start = time.monotonic()
-    with tempfile.TemporaryFile(
-        "w+", errors="replace"
-    ) as file:  # a pipe would wait for whoever still holds it
+    # Not a pipe, whose end comes only when the last who holds it is gone.
+    with tempfile.TemporaryFile("w+", errors="replace") as file:
         process = subprocess.Popen(
             task.command,
             cwd=ROOT,
-            env={**os.environ, **task.environment},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **task.environment},
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # so that its children end with it
@@ -152,7 +149,7 @@ def portable(text: str) -> str:
 
 def summary(output: str) -> str:
     """The last two telling lines of an output, or its last line."""
-    lines = [line.strip("= \n") for line in output.splitlines() if re.search(_TELLING, line)]
+    lines = [line.strip("= \n") for line in output.splitlines() if re.search(TELLING, line)]
     return "; ".join(lines[-2:]) or (output.rstrip().splitlines() or [""])[-1]
 
 

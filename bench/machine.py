@@ -1,7 +1,4 @@
-"""What benchmark figures depend on: the machine, the versions; and how results are written.
-
-``python -m bench.machine FILE`` writes the former as JSON.
-"""
+"""What figures depend on: machine and versions; ``python -m bench.machine FILE`` writes them as JSON."""
 
 from __future__ import annotations
 
@@ -19,9 +16,8 @@ from pathlib import Path
 import torch
 
 import cen_ext
-from models.training.files import replacing
+from bench.files import write
 
-RESULTS = Path(__file__).parent / "results"
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
@@ -104,13 +100,6 @@ def cache_sizes(folder: Path = _CACHES) -> dict[int, int]:
 def last_level_cache() -> int:
     """Bytes of the largest cache; 32 MiB where nothing tells."""
     return max(cache_sizes().values(), default=32 * 2**20)
-
-
-def write(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all, and its folder where that is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 if __name__ == "__main__":

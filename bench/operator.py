@@ -40,8 +40,8 @@ from pathlib import Path
 import torch
 
 from bench.devices import Cpu, Device, Gpu
+from bench.files import RESULTS, write
 from bench.goals import goal_tables
-from bench.machine import RESULTS, write
 from bench.plot import plot
 from bench.providers import MAKERS, unavailable
 from bench.report import Row, as_csv, as_markdown, as_text
@@ -172,7 +172,8 @@ def default_out(run: str, device: str) -> Path:
 
 
 def report(rows: Sequence[Row], settings: Mapping[str, object], out: Path, device: Device) -> None:
-    """Print the tables, and write them and the plots beside the CSV."""
+    """Print the tables, and write the rows, the tables and the plots."""
+    write(out.with_name(f"{out.name}.csv"), as_csv(rows, settings))
     if not rows:
         print("nothing could be measured", file=sys.stderr)
         return

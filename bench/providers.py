@@ -260,7 +260,9 @@ def make_provider(name: str, case: Case, sets: list[InputSet]) -> Provider:
 
 def chosen_backend(case: Case, tensors: InputSet) -> str:
     """The backend that ``backend=None`` runs: the first, best first, that does not refuse."""
-    for name in cen_ext.available_backends():
+    for name, state in cen_ext.available_backends().items():
+        if state != "ok":
+            continue
         try:
             with torch.no_grad():
                 stacked(case, name)(*stacked_call(tensors).arguments)

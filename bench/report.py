@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from bench.shapes import PHASES, Case, bare, floor_bytes
 
 # How calls were timed (bench.devices).
-MODES = {"eager": "eager calls", "graph": "replays of CUDA graphs"}
+MODES = {"eager": "Eager calls", "graph": "Replays of CUDA graphs"}
 LABELS = {"cudnn": "cudnn (norm alone)"}  # it does not do the operator's work, and is named so wherever shown
 
 
@@ -179,12 +179,11 @@ def details(rows: Sequence[Row]) -> Table:
 def by_mode(title: str, table: Callable[[Sequence[Row]], Table], rows: Sequence[Row]) -> dict[str, Table]:
     """A table of each mode by its title, which names the mode where there are several."""
     modes = list(dict.fromkeys(r.mode for r in rows))
-    return {
-        f"{MODES[mode].capitalize()}: {title[0].lower()}{title[1:]}" if len(modes) > 1 else title: table(
-            [r for r in rows if r.mode == mode]
-        )
-        for mode in modes
-    }
+    tables = {}
+    for mode in modes:
+        named = f"{MODES[mode]}: {title[0].lower()}{title[1:]}" if len(modes) > 1 else title
+        tables[named] = table([r for r in rows if r.mode == mode])
+    return tables
 
 
 def means(rows: Sequence[Row]) -> dict[str, Table]:

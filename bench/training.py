@@ -27,7 +27,8 @@ from torch.nn import functional as F
 
 import cen_ext
 import models
-from bench.machine import RESULTS, machine, write
+from bench.files import RESULTS, write
+from bench.machine import machine
 from bench.memory import resident_bytes, tensor_bytes
 from bench.shapes import LAYOUTS, SMALL_SCALES
 from bench.straightforward import StraightforwardRefineNet, split_state
