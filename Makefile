@@ -3,6 +3,8 @@ PYTHON ?= python3
 # Any torch from 2.10 on works; this one is what the committed figures were measured with.
 TORCH ?= torch==2.13.0
 export MAX_JOBS ?= 2
+# Where there is a compiler for them, the CUDA kernels are built even without a GPU: so they are tested, too.
+export FORCE_CUDA ?= $(if $(shell command -v nvcc),1)
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -3,8 +3,9 @@
     python setup.py build_ext --inplace     in the checkout
     pip install .                           or -e .
 
-The CUDA kernels are built where torch is a CUDA build, there is an nvcc, and one of these holds: a GPU is visible;
-TORCH_CUDA_ARCH_LIST is set; FORCE_CUDA=1 (which makes their absence an error). FORCE_CUDA=0 leaves them out.
+The CUDA kernels are built where torch is a CUDA build, there is an nvcc, and a GPU is visible or
+TORCH_CUDA_ARCH_LIST is set. FORCE_CUDA=1 builds them in any case, even beside a torch without CUDA: they run under
+another torch then. FORCE_CUDA=0 leaves them out.
 TORCH_CUDA_ARCH_LIST names compute capabilities, "8.0;9.0+PTX" by default.
 CEN_EXT_NO_BUILD=1 leaves all of the compiled part out (no compiler needed): the package then runs in plain PyTorch.
 MAX_JOBS limits the compilers that run at a time.
@@ -12,6 +13,7 @@ MAX_JOBS limits the compilers that run at a time.
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -23,34 +25,32 @@ STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # LibTorch's stable in
 ARCHITECTURES = "8.0;9.0+PTX"
 
 
-def why_no_cuda() -> str | None:
-    """Reason why the CUDA kernels cannot be built here; None if they can."""
-    import torch
-    from torch.utils.cpp_extension import CUDA_HOME
+def cuda_home() -> Path | None:
+    """Where nvcc is; None where there is none."""
+    nvcc = shutil.which("nvcc", path=os.pathsep.join([*_homes(), os.environ.get("PATH", "")]))
+    return None if nvcc is None else Path(nvcc).parents[1]
 
-    if torch.version.cuda is None:
-        return "this torch was built without CUDA"
-    if CUDA_HOME is None or not Path(CUDA_HOME, "bin", "nvcc").exists():
-        return "there is no nvcc; set CUDA_HOME"
-    return None
+
+def _homes() -> list[str]:
+    return [str(Path(os.environ[name], "bin")) for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
 
 
 def builds_cuda() -> bool:
     """Whether the CUDA kernels are to be built.
 
     Raises:
-        RuntimeError: FORCE_CUDA=1 where they cannot be built.
+        RuntimeError: FORCE_CUDA=1, but there is no nvcc.
     """
     import torch
 
     forced = os.environ.get("FORCE_CUDA", "")
-    if forced == "0":
+    if forced == "0" or (not forced and torch.version.cuda is None):
         return False
-    reason = why_no_cuda()
-    if reason is not None and forced:
-        raise RuntimeError(f"FORCE_CUDA={forced}, but {reason}")
-    wanted = forced or os.environ.get("TORCH_CUDA_ARCH_LIST") or torch.cuda.is_available()
-    return reason is None and bool(wanted)
+    if cuda_home() is None:
+        if forced:
+            raise RuntimeError(f"FORCE_CUDA={forced}, but there is no nvcc: set CUDA_HOME or PATH")
+        return False
+    return bool(forced or os.environ.get("TORCH_CUDA_ARCH_LIST") or torch.cuda.is_available())
 
 
 def architectures() -> list[tuple[str, bool]]:
@@ -70,16 +70,16 @@ def architectures() -> list[tuple[str, bool]]:
 
 def library_folders() -> list[str]:
     """Where nvcc itself links from, as options: it may be a link or a script somewhere else."""
-    from torch.utils.cpp_extension import CUDA_HOME
-
-    told = subprocess.run(
-        [Path(CUDA_HOME, "bin", "nvcc"), "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True, check=True
-    )
+    nvcc = [str(cuda_home() / "bin" / "nvcc"), "--dryrun", "-x", "cu", os.devnull]
+    told = subprocess.run(nvcc, capture_output=True, text=True, check=True)
     return re.findall(r'"(-L[^"]+)"', told.stdout + told.stderr)
 
 
 def gpu_arguments() -> dict[str, object]:
     """What nvcc, and the compiler and linker beside it, are told."""
+    from torch.utils import cpp_extension
+
+    cpp_extension.CUDA_HOME = str(cuda_home())  # which a torch without CUDA does not look for
     code = []
     for name, newer in architectures():
         code += ["-gencode", f"arch=compute_{name},code=sm_{name}"]
@@ -89,8 +89,9 @@ def gpu_arguments() -> dict[str, object]:
         "sources": sorted(map(str, Path("csrc/cuda").glob("*.cu"))),
         "nvcc": ["-O3", "--expt-relaxed-constexpr", *code],
         "cxx": [f"-DCEN_CUDA={','.join(name for name, _ in architectures())}"],
-        # CUDA's runtime is linked in, so that no other copy of it has to be found.
-        "link": [*library_folders(), "-lcudart_static", "-ltorch_cuda", "-ldl", "-lrt", "-lpthread"],
+        # CUDA's runtime is linked in, so that no other copy of it has to be found. libtorch brings LibTorch's
+        # CUDA part along, where there is one, and so the streams.
+        "link": [*library_folders(), "-lcudart_static", "-Wl,--no-as-needed", "-ltorch", "-ldl", "-lrt", "-lpthread"],
     }
 
 

@@ -17,8 +17,10 @@
 
 #include "cuda/kernels.h"
 
-// Declared by LibTorch only for its own CUDA build.
-extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
+// Declared by LibTorch in its CUDA builds only. Weak, so that what was built beside one without CUDA still
+// loads.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
+                                                                                   void** stream);
 #endif
 
 namespace cen {

@@ -28,7 +28,7 @@ struct PartialSums {
 template <class OfChunk>
 CEN_DEVICE Sums add_chunks(int64_t chunks, int64_t first, int64_t step, OfChunk of_chunk) {
   Sums sums{};
-  CEN_UNROLL_8
+  CEN_UNROLL_4
   for (int64_t k = first; k < chunks; k += step) {
     const Sums chunk = of_chunk(k);
     sums.dz += chunk.dz;
@@ -109,6 +109,7 @@ CEN_DEVICE void fetch_backward(const Problem& p, const Geometry& geo, const Back
   using Memory = BackwardMemory<T, kLast>;
   const Slot slot = place.slot(p, geo, step);
   if (slot.empty()) return;
+  CEN_UNROLL_1
   for (int m = 0; m < p.modalities; ++m) {
     const int64_t base = p.unit(m, place.group) * p.unit_size();
     fetch(geo, &memory.storage.at(kept, Memory::kDy, m), t.dy + base, slot);
@@ -138,6 +139,7 @@ CEN_DEVICE void activate(const Problem& p, const Geometry& geo, const BackwardTe
   using Memory = BackwardMemory<T, kLast>;
   const Slot slot = place.slot(p, geo, step);
   if (slot.empty()) return;
+  CEN_UNROLL_1
   for (int m = 0; m < p.modalities; ++m) {
     if (p.activation != Activation::identity) {
       RealLanes<T> u = Strip<T, kLast>(memory.table, m, place.line).exchanged([&](int modality) {
@@ -227,6 +229,7 @@ template <class T, bool kLast>
 CEN_DEVICE void block_sums(const Problem& p, const BackwardMemory<T, kLast>& memory,
                            const Place<kLast>& place) {
   constexpr int n = BackwardMemory<T, kLast>::kSums;
+  CEN_UNROLL_1
   for (int m = 0; m < p.modalities; ++m) {
     const Tree<Real<T>, kLast> tree{memory.sums_of(place, m), place};
     tree.run([&](int step) {
@@ -287,7 +290,7 @@ CEN_DEVICE void keep_partials(const Problem& p, const BackwardMemory<T, kLast>& 
 enum class Pass { sums, dx, both };
 
 template <class T, bool kLast>
-CEN_KERNEL void CEN_LAUNCH_BOUNDS(kStreamThreads, (kStreamBlocks<T, kLast>))
+CEN_KERNEL void CEN_LAUNCH_BOUNDS(kStreamThreads, kBackwardBlocks<kLast>)
     stream_backward(CEN_PARAMETER Problem p, CEN_PARAMETER Geometry geo, CEN_PARAMETER BackwardTensors<T> t,
                     CEN_PARAMETER PartialSums<Real<T>> partials, Pass pass) {
   const Place<kLast> place(p, geo);
@@ -301,6 +304,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kStreamThreads, (kStreamBlocks<T, kLast>))
   sync_threads();
   const int steps = place.steps(geo);
   const auto fetch_tile = [&](int step) {
+    CEN_UNROLL_1
     for (int u = 0; u < kTile; ++u)
       fetch_backward(p, geo, t, memory, place, step + u, (step + u) % (kTile * kBuffers));
     commit_copies();
@@ -310,7 +314,9 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kStreamThreads, (kStreamBlocks<T, kLast>))
     fetch_tile(step + kTile);
     wait_copies<1>();
     const int kept = step % (kTile * kBuffers);
+    CEN_UNROLL_1
     for (int u = 0; u < kTile; ++u) activate(p, geo, t, memory, place, step + u, kept + u);
+    CEN_UNROLL_1
     for (int m = 0; m < p.modalities; ++m) {
       if (pass != Pass::dx) add_sums(p, geo, memory, place, m, step, step + kTile, kept);
       if (pass != Pass::sums) write_dx(p, geo, t, memory, place, m, step, step + kTile, kept);
@@ -338,6 +344,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
   sync_threads();
   wait_copies<0>();
   for (int step = 0; step < steps; ++step) activate(p, geo, t, memory, place, step, step);
+  CEN_UNROLL_1
   for (int m = 0; m < p.modalities; ++m) add_sums(p, geo, memory, place, m, 0, steps, 0);
   block_sums(p, memory, place);
   if (through_device || p.groups > 1) keep_partials(p, memory, place, partials);
@@ -361,6 +368,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
     sync_threads();
   else
     cluster_sync();
+  CEN_UNROLL_1
   for (int m = 0; m < p.modalities; ++m) write_dx(p, geo, t, memory, place, m, 0, steps, 0);
 }
 

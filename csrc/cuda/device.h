@@ -26,7 +26,7 @@
 #define CEN_PARAMETER const __grid_constant__
 #define CEN_UNROLL _Pragma("unroll")
 #define CEN_UNROLL_1 _Pragma("unroll 1")
-#define CEN_UNROLL_8 _Pragma("unroll 8")
+#define CEN_UNROLL_4 _Pragma("unroll 4")
 
 namespace cen::cuda {
 
@@ -87,6 +87,17 @@ CEN_DEVICE float to_real(Half v) { return __half2float(__ushort_as_half(v.bits))
 CEN_DEVICE float to_real(BFloat16 v) { return __uint_as_float(uint32_t(v.bits) << 16); }
 CEN_DEVICE void from_real(float v, Half& to) { to.bits = __half_as_ushort(__float2half_rn(v)); }
 CEN_DEVICE void from_real(float v, BFloat16& to) { to.bits = __bfloat16_as_ushort(__float2bfloat16_rn(v)); }
+
+// 16 bytes to or from device memory at once: copies of structs are cut up.
+CEN_DEVICE void load16(void* to, const void* global) {
+  *static_cast<uint4*>(to) = *static_cast<const uint4*>(global);
+}
+CEN_DEVICE void store16(void* global, const void* from) {
+  const uint4 v = *static_cast<const uint4*>(from);
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(v.x), "r"(v.y), "r"(v.z),
+               "r"(v.w)
+               : "memory");
+}
 
 inline void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess)
@@ -187,7 +198,14 @@ using RealLanes = Lanes<Real<T>, kLanes<T>>;
 
 template <class T>
 CEN_DEVICE Pack<T> load_pack(const T* from) {
-  return *reinterpret_cast<const Pack<T>*>(from);
+  Pack<T> pack;
+  load16(&pack, from);
+  return pack;
+}
+
+template <class T>
+CEN_DEVICE void store_pack(T* to, const Pack<T>& pack) {
+  store16(to, &pack);
 }
 
 template <class T>

@@ -6,10 +6,12 @@
 namespace cen::cuda {
 
 // Blocks of kStreamThreads that are to fit on a multiprocessor where data streams through: what registers
-// allow, of which coefficients of 8 lanes take more.
+// allow. Channels last, every lane has coefficients of its own.
 constexpr int kStreamThreads = 256;
 template <class T, bool kLast>
-constexpr int kStreamBlocks = kLast && sizeof(T) == 2 ? 2 : 3;
+constexpr int kForwardBlocks = kLast && sizeof(T) == 2 ? 2 : 3;
+template <bool kLast>
+constexpr int kBackwardBlocks = kLast ? 2 : 3;
 // Threads of a block, at the most, that keeps its data on chip.
 constexpr int kResidentThreads = 512;
 
@@ -20,7 +22,11 @@ struct Pieces {
 
   template <class X>
   CEN_HOST_DEVICE X* take(int64_t count) {
+#if defined(__CUDA_ARCH__)
+    X* piece = reinterpret_cast<X*>(base + used);  // without a condition nvcc sees that this is shared memory
+#else
     X* piece = base ? reinterpret_cast<X*>(base + used) : nullptr;
+#endif
     used += (count * int64_t(sizeof(X)) + 15) / 16 * 16;
     return piece;
   }

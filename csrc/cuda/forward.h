@@ -6,16 +6,15 @@
 namespace cen::cuda {
 
 // Mean and variance of chunks, in device memory: [chunks][units][C] each.
-template <class R>
 struct Partials {
-  R *mean, *var;
+  double *mean, *var;
 
   CEN_DEVICE int64_t index(const Problem& p, int64_t chunk, int64_t unit, int64_t c) const {
     return (chunk * p.units() + unit) * p.channels + c;
   }
   CEN_DEVICE Joined at(const Problem& p, int64_t chunk, int64_t unit, int64_t c) const {
     const int64_t i = index(p, chunk, unit, c);
-    return {double(mean[i]), double(var[i])};
+    return {mean[i], var[i]};
   }
 };
 
@@ -63,14 +62,14 @@ struct StatisticsMemory {
   Pieces pieces;
   char* workspace;
   int* overflow;
-  Real<T>*mean, *var;  // [width]
+  double *mean, *var;  // [width]
 
   CEN_HOST_DEVICE StatisticsMemory(void* shared, const Geometry& geo) : pieces{static_cast<char*>(shared)} {
     const int width = Table<T, kLast>::width_of(geo);
     workspace = pieces.take<char>(geo.threads_x * geo.threads_y * moments_workspace<T>(kLast));
     overflow = pieces.take<int>(1);
-    mean = pieces.take<Real<T>>(width);
-    var = pieces.take<Real<T>>(width);
+    mean = pieces.take<double>(width);
+    var = pieces.take<double>(width);
   }
 };
 
@@ -79,7 +78,7 @@ template <class T, bool kLast>
 struct ResidentForwardMemory : ForwardMemory<T, kLast> {
   char* workspace;
   int* overflow;       // [M]
-  Real<T>*mean, *var;  // [M][width], of this block's values
+  double *mean, *var;  // [M][width], of this block's values
 
   CEN_HOST_DEVICE ResidentForwardMemory(void* shared, const Problem& p, const Geometry& geo, bool residual,
                                         int64_t steps)
@@ -87,8 +86,8 @@ struct ResidentForwardMemory : ForwardMemory<T, kLast> {
     Pieces& pieces = this->pieces;
     workspace = pieces.template take<char>(geo.threads_x * geo.threads_y * moments_workspace<T>(kLast));
     overflow = pieces.template take<int>(p.modalities);
-    mean = pieces.template take<Real<T>>(p.modalities * this->table.width);
-    var = pieces.template take<Real<T>>(p.modalities * this->table.width);
+    mean = pieces.template take<double>(p.modalities * this->table.width);
+    var = pieces.template take<double>(p.modalities * this->table.width);
   }
 };
 
@@ -124,6 +123,7 @@ CEN_DEVICE void fetch_forward(const Problem& p, const Geometry& geo, const Forwa
   using Memory = ForwardMemory<T, kLast>;
   const Slot slot = place.slot(p, geo, step);
   if (slot.empty()) return;
+  CEN_UNROLL_1
   for (int m = 0; m < p.modalities; ++m) {
     const int64_t base = p.unit(m, place.group) * p.unit_size();
     if (all || !memory.table.flags_of(m, place.line).all(kDead))
@@ -161,9 +161,9 @@ CEN_DEVICE void write_y(const Problem& p, const Geometry& geo, const ForwardTens
 
 // Statistics of a chunk, the first of two passes. place.group is a unit here: modalities do not matter.
 template <class T, bool kLast>
-CEN_KERNEL void CEN_LAUNCH_BOUNDS(kStreamThreads, (kStreamBlocks<T, kLast>))
+CEN_KERNEL void CEN_LAUNCH_BOUNDS(kStreamThreads, (kForwardBlocks<T, kLast>))
     statistics_kernel(CEN_PARAMETER Problem p, CEN_PARAMETER Geometry geo, const T* x,
-                      CEN_PARAMETER Partials<Real<T>> partials) {
+                      CEN_PARAMETER Partials partials) {
   const Place<kLast> place(p, geo);
   const StatisticsMemory<T, kLast> memory(shared_memory(), geo);
   if (place.thread == 0) *memory.overflow = 0;
@@ -187,7 +187,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kStreamThreads, (kStreamBlocks<T, kLast>))
 template <class T, bool kLast>
 CEN_KERNEL void CEN_LAUNCH_BOUNDS(kFinishChannels* kFinishWalkers, 1)
     finish_statistics(CEN_PARAMETER Problem p, CEN_PARAMETER Geometry geo, CEN_PARAMETER ForwardTensors<T> t,
-                      CEN_PARAMETER Partials<Real<T>> partials) {
+                      CEN_PARAMETER Partials partials) {
   const FinishPlace place(p);
   const bool exists = place.c < p.channels, first = exists && place.walker == 0;
   double mean = 0, var = 0;
@@ -214,7 +214,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kFinishChannels* kFinishWalkers, 1)
 
 // y from statistics that are given.
 template <class T, bool kLast>
-CEN_KERNEL void CEN_LAUNCH_BOUNDS(kStreamThreads, (kStreamBlocks<T, kLast>))
+CEN_KERNEL void CEN_LAUNCH_BOUNDS(kStreamThreads, (kForwardBlocks<T, kLast>))
     stream_forward(CEN_PARAMETER Problem p, CEN_PARAMETER Geometry geo, CEN_PARAMETER ForwardTensors<T> t) {
   const Place<kLast> place(p, geo);
   const ForwardMemory<T, kLast> memory(shared_memory(), p, geo, t.residual != nullptr, kTile * kBuffers);
@@ -226,7 +226,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kStreamThreads, (kStreamBlocks<T, kLast>))
   sync_threads();
   const int steps = place.steps(geo);
   const auto fetch_tile = [&](int step) {
-    CEN_UNROLL
+    CEN_UNROLL_1
     for (int u = 0; u < kTile; ++u)
       fetch_forward(p, geo, t, memory, place, false, step + u, (step + u) % (kTile * kBuffers));
     commit_copies();
@@ -235,6 +235,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kStreamThreads, (kStreamBlocks<T, kLast>))
   for (int step = 0; step < steps; step += kTile) {
     fetch_tile(step + kTile);
     wait_copies<1>();
+    CEN_UNROLL_1
     for (int m = 0; m < p.modalities; ++m)
       write_y(p, geo, t, memory, place, m, step, step + kTile, step % (kTile * kBuffers));
   }
@@ -245,7 +246,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kStreamThreads, (kStreamBlocks<T, kLast>))
 template <class T, bool kLast>
 CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
     resident_forward(CEN_PARAMETER Problem p, CEN_PARAMETER Geometry geo, CEN_PARAMETER ForwardTensors<T> t,
-                     CEN_PARAMETER Partials<Real<T>> partials) {
+                     CEN_PARAMETER Partials partials) {
   using Memory = ForwardMemory<T, kLast>;
   const Place<kLast> place(p, geo);
   const int steps = place.steps(geo);
@@ -258,6 +259,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
   memory.table.set_flags(p, place, t.weight);
   sync_threads();
   wait_copies<0>();
+  CEN_UNROLL_1
   for (int m = 0; m < p.modalities; ++m)
     block_moments<T>(p, geo, place, memory.workspace, memory.overflow + m, memory.mean + m * width,
                      memory.var + m * width,
@@ -279,8 +281,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
     const int64_t unit = p.unit(m, place.group);
     const Joined s = join_chunks<kLast>(p, geo, c, [&](int64_t k) {
       if (through_device) return partials.at(p, k, unit, c);
-      return Joined{double(of_rank(memory.mean, int(k))[m * width + w]),
-                    double(of_rank(memory.var, int(k))[m * width + w])};
+      return Joined{of_rank(memory.mean, int(k))[m * width + w], of_rank(memory.var, int(k))[m * width + w]};
     });
     if (place.chunk == 0) {
       const int64_t i = unit * p.channels + c;
@@ -295,6 +296,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
     sync_threads();
   else
     cluster_sync();
+  CEN_UNROLL_1
   for (int m = 0; m < p.modalities; ++m) write_y<T, kLast>(p, geo, t, memory, place, m, 0, steps, 0);
 }
 

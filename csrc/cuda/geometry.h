@@ -132,7 +132,7 @@ CEN_DEVICE Pack<T> read(const Geometry& geo, const T* base, const Slot& s) {
 template <class T>
 CEN_DEVICE void write(const Geometry& geo, T* base, const Slot& s, const Pack<T>& pack) {
   if (geo.packs && s.begin == 0 && s.end == kLanes<T>) {
-    *reinterpret_cast<Pack<T>*>(base + s.at) = pack;
+    store_pack(base + s.at, pack);
     return;
   }
   CEN_UNROLL

@@ -1,7 +1,8 @@
 // Mean and variance of channels: of a thread's values, of a block's, of all chunks.
 //
 // Never E[x^2] - E[x]^2: a thread sums distances from its first value, and moments are joined by Chan's rule
-// with weights, so that nothing is squared that is larger than the variance that comes out.
+// with weights, so that nothing is squared that is larger than the variance that comes out. Means are joined in
+// double: differences of large ones count, which float would round as it rounds the means.
 #pragma once
 
 #include "geometry.h"
@@ -10,9 +11,15 @@ namespace cen::cuda {
 
 template <class A, int n>
 struct Moments {
-  Lanes<A, n> mean, var;
+  Lanes<double, n> mean;
+  Lanes<A, n> var;
   A count;
 };
+
+template <class A>
+CEN_DEVICE bool is_finite(A v) {
+  return v - v == 0;
+}
 
 // From the sums of d and d * d, d = x - shift.
 template <class A, int n>
@@ -24,7 +31,7 @@ CEN_DEVICE Moments<A, n> moments_of(const Lanes<A, n>& shift, const Lanes<A, n>&
   CEN_UNROLL
   for (int l = 0; l < n; ++l) {
     const A mean = sum.lane[l] / m.count, var = (squares.lane[l] - sum.lane[l] * mean) / m.count;
-    m.mean.lane[l] = shift.lane[l] + mean;
+    m.mean.lane[l] = double(shift.lane[l]) + double(mean);
     m.var.lane[l] = var < 0 ? A(0) : var;
   }
   return m;
@@ -98,26 +105,27 @@ struct Tree {
 // Joins a thread's moments to those of the line; the first walker's are the result.
 template <class A, int n, bool kLast>
 CEN_DEVICE Moments<A, n> join_walkers(void* workspace, const Place<kLast>& place, Moments<A, n> mine) {
-  const Tree<A, kLast> tree{static_cast<A*>(workspace), place};
+  const Tree<double, kLast> means{static_cast<double*>(workspace), place};
+  const Tree<A, kLast> tree{reinterpret_cast<A*>(means.memory + n * place.threads), place};
   const auto keep = [&] {
     CEN_UNROLL
     for (int l = 0; l < n; ++l) {
-      tree.at(l, 0) = mine.mean.lane[l];
-      tree.at(n + l, 0) = mine.var.lane[l];
+      means.at(l, 0) = mine.mean.lane[l];
+      tree.at(l, 0) = mine.var.lane[l];
     }
-    tree.at(2 * n, 0) = mine.count;
+    tree.at(n, 0) = mine.count;
   };
   keep();
   tree.run([&](int step) {
-    const A other = tree.at(2 * n, step), count = mine.count + other;
+    const A other = tree.at(n, step), count = mine.count + other;
     if (other == 0) return;
     const A own_part = mine.count / count, other_part = other / count;
     CEN_UNROLL
     for (int l = 0; l < n; ++l) {
-      const A d = tree.at(l, step) - mine.mean.lane[l];
+      const A d = A(means.at(l, step) - mine.mean.lane[l]);
       mine.var.lane[l] =
-          mine.var.lane[l] * own_part + tree.at(n + l, step) * other_part + (d * own_part) * (d * other_part);
-      mine.mean.lane[l] += d * other_part;
+          mine.var.lane[l] * own_part + tree.at(l, step) * other_part + (d * own_part) * (d * other_part);
+      mine.mean.lane[l] += double(d * other_part);
     }
     mine.count = count;
     keep();
@@ -125,11 +133,11 @@ CEN_DEVICE Moments<A, n> join_walkers(void* workspace, const Place<kLast>& place
   return mine;
 }
 
-// All of it in double, channel by channel, where squares overflow float, and for NaN: rare, and so made to
-// take few registers.
+// In double, channel by channel, for those where squares overflow float, and for NaN: rare, and so made to take
+// few registers. Other channels keep what they have.
 template <class T, bool kLast, class Read>
 CEN_DEVICE void wide_moments(const Problem& p, const Geometry& geo, const Place<kLast>& place,
-                             void* workspace, float* mean, float* var, Read read) {
+                             void* workspace, double* mean, double* var, Read read) {
   constexpr int n = kLast ? kLanes<T> : 1;
   const int steps = place.steps(geo);
   CEN_UNROLL_1
@@ -152,9 +160,10 @@ CEN_DEVICE void wide_moments(const Problem& p, const Geometry& geo, const Place<
     }
     const Moments<double, 1> m =
         join_walkers(workspace, place, moments_of<double, 1>({{shift}}, {{sum}}, {{squares}}, count));
-    if (place.walker != 0) continue;
-    mean[place.line * n + channel] = float(m.mean.lane[0]);
-    var[place.line * n + channel] = float(m.var.lane[0]);
+    const int w = place.line * n + channel;
+    if (place.walker != 0 || is_finite(var[w])) continue;
+    mean[w] = m.mean.lane[0];
+    var[w] = m.var.lane[0];
   }
   sync_threads();
 }
@@ -162,8 +171,8 @@ CEN_DEVICE void wide_moments(const Problem& p, const Geometry& geo, const Place<
 // Bytes of workspace a thread needs in block_moments.
 template <class T>
 constexpr int64_t moments_workspace(bool channels_last) {
-  const int64_t all = (2 * (channels_last ? kLanes<T> : 1) + 1) * int64_t(sizeof(Real<T>)),
-                wide = 3 * sizeof(double);
+  const int64_t n = channels_last ? kLanes<T> : 1;
+  const int64_t all = n * sizeof(double) + (n + 1) * sizeof(Real<T>), wide = 3 * sizeof(double);
   return all > wide ? all : wide;
 }
 
@@ -171,7 +180,7 @@ constexpr int64_t moments_workspace(bool channels_last) {
 // before.
 template <class T, bool kLast, class Read>
 CEN_DEVICE void block_moments(const Problem& p, const Geometry& geo, const Place<kLast>& place,
-                              void* workspace, int* overflow, Real<T>* mean, Real<T>* var, Read read) {
+                              void* workspace, int* overflow, double* mean, double* var, Read read) {
   using R = Real<T>;
   constexpr int n = kLast ? kLanes<T> : 1;
   const Moments<R, n> m = join_walkers(workspace, place, thread_moments<T>(p, geo, place, read));
@@ -180,7 +189,7 @@ CEN_DEVICE void block_moments(const Problem& p, const Geometry& geo, const Place
     for (int l = 0; l < n; ++l) {
       mean[place.line * n + l] = m.mean.lane[l];
       var[place.line * n + l] = m.var.lane[l];
-      finite &= m.var.lane[l] - m.var.lane[l] == 0;
+      finite &= is_finite(m.var.lane[l]);
     }
     if (!finite) *overflow = 1;
   }
@@ -202,7 +211,7 @@ struct ChunkSums {
   template <bool kLast, class OfChunk>
   CEN_DEVICE void add(const Problem& p, const Geometry& geo, int64_t channel, int64_t first, int64_t step,
                       OfChunk of_chunk) {
-    CEN_UNROLL_8
+    CEN_UNROLL_4
     for (int64_t k = first; k < geo.chunks; k += step) {
       const int64_t end = (k + 1) * geo.chunk < geo.slots ? (k + 1) * geo.chunk : geo.slots;
       const int64_t values =

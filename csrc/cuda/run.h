@@ -72,21 +72,21 @@ void forward_in(const Problem& p, const ForwardTensors<T>& t, Kind kind, const D
   if (plan.kind == Kind::stream) {
     ForwardTensors<T> given = t;
     if (p.batch_statistics) {
-      const auto [mean, var] = two_tables<R>(p, geo, allocate);
+      const auto [mean, var] = two_tables<double>(p, geo, allocate);
       launch(statistics_kernel<T, kLast>, shape(plan, geo.blocks(p.units()), stream), p, geo, t.x,
-             Partials<R>{mean, var});
-      launch(finish_statistics<T, kLast>, finish_shape(p, stream), p, geo, t, Partials<R>{mean, var});
+             Partials{mean, var});
+      launch(finish_statistics<T, kLast>, finish_shape(p, stream), p, geo, t, Partials{mean, var});
       given.mean = t.batch_mean;
       given.var = t.batch_var;
     }
     launch(stream_forward<T, kLast>, groups, p, geo, given);
     return;
   }
-  Partials<R> partials{};
-  if (plan.kind == Kind::grid) std::tie(partials.mean, partials.var) = two_tables<R>(p, geo, allocate);
+  Partials partials{};
+  if (plan.kind == Kind::grid) std::tie(partials.mean, partials.var) = two_tables<double>(p, geo, allocate);
   launch(resident_forward<T, kLast>, groups, p, geo, t, partials);
   if (t.running_mean && p.groups > 1)
-    launch(finish_statistics<T, kLast>, finish_shape(p, stream), p, geo, t, Partials<R>{});
+    launch(finish_statistics<T, kLast>, finish_shape(p, stream), p, geo, t, Partials{});
 }
 
 template <class T, bool kLast>
