@@ -38,7 +38,7 @@ else
 endif
 
 # All that needs a GPU: build, marked tests, compute-sanitizer, benchmark; results in bench/results.
-gpu: $(VENV)/installed
+gpu: build
 	$(BIN)/python -m bench.gpu
 
 clean:

@@ -63,8 +63,8 @@ def _draw(rows: Sequence[Row]) -> bytes:
     for ax in axes.flat:
         handles, names = ax.get_legend_handles_labels()
         legend.update(zip(names, handles, strict=True))
-    place = {"loc": "outside upper center", "ncols": len(legend), "frameon": False}
-    figure.legend(legend.values(), legend, fontsize=10, **place)
+    place = {"loc": "outside lower center", "ncols": len(legend), "frameon": False}
+    figure.legend(legend.values(), legend, fontsize=9, **place)
     first = rows[0]
     parts = [first.layout, first.dtype, f"{first.modalities} modalities"]
     if first.mode != "eager":

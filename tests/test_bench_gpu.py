@@ -99,6 +99,7 @@ class Pretended:
         for name, fake in fakes.items():
             monkeypatch.setattr(torch.cuda, name, fake)
         monkeypatch.setattr(torch.compiler, "reset", lambda: None)
+        monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 90000)
         monkeypatch.setattr(devices.Gpu, "name", "cpu")
         exchange = providers.usual.exchange
 
