@@ -4,10 +4,11 @@
     pip install .                           or -e .
 
 The CUDA kernels are built where torch is a CUDA build, there is an nvcc, and a GPU is visible or
-TORCH_CUDA_ARCH_LIST is set. FORCE_CUDA=1 builds them in any case, even beside a torch without CUDA: they run under
-another torch then. FORCE_CUDA=0 leaves them out.
+TORCH_CUDA_ARCH_LIST is set. FORCE_CUDA=1 builds them in any case, even beside a torch without CUDA: they run
+under another torch then. FORCE_CUDA=0 leaves them out.
 TORCH_CUDA_ARCH_LIST names compute capabilities, "8.0;9.0+PTX" by default.
-CEN_EXT_NO_BUILD=1 leaves all of the compiled part out (no compiler needed): the package then runs in plain PyTorch.
+CEN_EXT_NO_BUILD=1 leaves all of the compiled part out (no compiler needed): the package then runs in plain
+PyTorch.
 MAX_JOBS limits the compilers that run at a time.
 """
 
@@ -85,13 +86,22 @@ def gpu_arguments() -> dict[str, object]:
         code += ["-gencode", f"arch=compute_{name},code=sm_{name}"]
         if newer:
             code += ["-gencode", f"arch=compute_{name},code=compute_{name}"]
+    system = ["-ldl", "-lrt", "-lpthread"]
     return {
         "sources": sorted(map(str, Path("csrc/cuda").glob("*.cu"))),
         "nvcc": ["-O3", "--expt-relaxed-constexpr", *code],
         "cxx": [f"-DCEN_CUDA={','.join(name for name, _ in architectures())}"],
         # CUDA's runtime is linked in, so that no other copy of it has to be found. libtorch brings LibTorch's
         # CUDA part along, where there is one, and so the streams.
-        "link": [*library_folders(), "-lcudart_static", "-Wl,--no-as-needed", "-ltorch", "-ldl", "-lrt", "-lpthread"],
+        "link": [
+            *library_folders(),
+            "-lcudart_static",
+            "-Wl,--no-as-needed",
+            "-ltorch",
+            "-ldl",
+            "-lrt",
+            "-lpthread",
+        ],
     }
 
 
@@ -101,13 +111,22 @@ def extension_arguments() -> dict[str, object]:
         return {}
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
+    compiler = ["-O3", "-g0", "-fno-math-errno", "-fvisibility=hidden", *NO_WARNINGS, STABLE_ABI]
     gpu = gpu_arguments() if builds_cuda() else {"sources": [], "nvcc": [], "cxx": [], "link": []}
     extension = CppExtension(
         "cen_ext._C",
         sources=[*sorted(map(str, Path("csrc").rglob("*.cpp"))), *gpu["sources"]],
         depends=sorted(map(str, Path("csrc").rglob("*.h"))),
         extra_compile_args={
-            "cxx": ["-O3", "-g0", "-fno-math-errno", "-fvisibility=hidden", *NO_WARNINGS, STABLE_ABI, *gpu["cxx"]],
+            "cxx": [
+                "-O3",
+                "-g0",
+                "-fno-math-errno",
+                "-fvisibility=hidden",
+                *NO_WARNINGS,
+                STABLE_ABI,
+                *gpu["cxx"],
+            ],
             "nvcc": gpu["nvcc"],
         },
         extra_link_args=gpu["link"],

@@ -104,7 +104,9 @@ def norm_exchange(
         and running_var.is_contiguous()
         and not torch.compiler.is_compiling()
     ):
-        return chosen.update(x, weight, bias, running_mean, running_var, residual, float(momentum), options)[0]
+        return chosen.update(x, weight, bias, running_mean, running_var, residual, float(momentum), options)[
+            0
+        ]
     values: int | Tensor
     if process_group is not None:
         y, mean, var, values = synchronised.norm_exchange(

@@ -73,7 +73,9 @@ def test_every_kernel_is_there(kernels: list[Kernel]):
     for source in SOURCES:
         for architecture in ARCHITECTURES:
             made = [k for k in kernels if (k.source, k.architecture) == (source.stem, architecture)]
-            assert sorted((k.name, k.channels_last) for k in made) == sorted([*layouts, ("finish_sums", False)])
+            assert sorted((k.name, k.channels_last) for k in made) == sorted(
+                [*layouts, ("finish_sums", False)]
+            )
 
 
 def test_no_registers_are_spilled(kernels: list[Kernel]):
