@@ -93,15 +93,7 @@ def gpu_arguments() -> dict[str, object]:
         "cxx": [f"-DCEN_CUDA={','.join(name for name, _ in architectures())}"],
         # CUDA's runtime is linked in, so that no other copy of it has to be found. libtorch brings LibTorch's
         # CUDA part along, where there is one, and so the streams.
-        "link": [
-            *library_folders(),
-            "-lcudart_static",
-            "-Wl,--no-as-needed",
-            "-ltorch",
-            "-ldl",
-            "-lrt",
-            "-lpthread",
-        ],
+        "link": [*library_folders(), "-lcudart_static", "-Wl,--no-as-needed", "-ltorch", *system],
     }
 
 
@@ -117,18 +109,7 @@ def extension_arguments() -> dict[str, object]:
         "cen_ext._C",
         sources=[*sorted(map(str, Path("csrc").rglob("*.cpp"))), *gpu["sources"]],
         depends=sorted(map(str, Path("csrc").rglob("*.h"))),
-        extra_compile_args={
-            "cxx": [
-                "-O3",
-                "-g0",
-                "-fno-math-errno",
-                "-fvisibility=hidden",
-                *NO_WARNINGS,
-                STABLE_ABI,
-                *gpu["cxx"],
-            ],
-            "nvcc": gpu["nvcc"],
-        },
+        extra_compile_args={"cxx": [*compiler, *gpu["cxx"]], "nvcc": gpu["nvcc"]},
         extra_link_args=gpu["link"],
     )
     return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildExtension}}

@@ -28,7 +28,7 @@ Update = Callable[
 
 
 class Backend(NamedTuple):
-    """An implementation: why it cannot run a call (None: it can), what runs one, what also updates statistics."""
+    """Why it cannot run a call (None: it can), what runs one, what runs one and updates statistics."""
 
     why_not: Callable[..., str | None]
     run: Run
@@ -49,6 +49,7 @@ def _load_compiled() -> str | None:
 _NOT_COMPILED = _load_compiled()
 if _NOT_COMPILED is None:
     from cen_ext import compiled
+
     _CUDA_ARCHITECTURES = compiled.cuda_architectures()
 else:
     warnings.warn(f"cen_ext: {_NOT_COMPILED}. Running in plain PyTorch.", RuntimeWarning, stacklevel=2)
@@ -100,7 +101,8 @@ def _why_not_device(index: int) -> str | None:
     oldest = min(_CUDA_ARCHITECTURES)
     if capability >= oldest:
         return None
-    return f"the GPU has compute capability {capability[0]}.{capability[1]}, built for {oldest[0]}.{oldest[1]} on"
+    found, needed = (".".join(map(str, c)) for c in (capability, oldest))
+    return f"the GPU has compute capability {found}, the compiled part is for {needed} and newer"
 
 
 def why_not_cpu(x: Tensor | None = None, options: Options | None = None) -> str | None:
@@ -137,7 +139,8 @@ def _update_compiled(
     momentum: float,
     options: Options,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    outputs: tuple[Tensor, Tensor, Tensor] = compiled.NormExchangeUpdating.apply(
+    run: Any = compiled.NormExchangeUpdating.apply
+    outputs: tuple[Tensor, Tensor, Tensor] = run(
         x, weight, bias, running_mean, running_var, residual, momentum, *options
     )
     return outputs

@@ -8,9 +8,9 @@
     norm_exchange_backward(dy, x, weight, bias, mean, var, residual?, batch_statistics, *options, plan)
         -> (dx, dweight, dbias, dresidual)
 
-The second updates running statistics on the way, which on a GPU saves three launches; gradients can be registered
-for ops without such effects only, and so compilers are shown the first. plan is how a GPU goes over memory:
-``"auto"`` (the default), ``"stream"``, ``"cluster"`` or ``"grid"`` (``csrc/cuda/kernels.h``).
+The second updates running statistics on the way, which on a GPU saves three launches; gradients can be
+registered for ops without such effects only, and so compilers are shown the first. plan is how a GPU goes over
+memory: ``"auto"`` (the default), ``"stream"``, ``"cluster"`` or ``"grid"`` (``csrc/cuda/kernels.h``).
 
 mean and var that come out are those of x, and empty where statistics were given; dresidual is empty
 without a residual. The backward recomputes the activation's argument, so that nothing but the inputs and
@@ -19,12 +19,12 @@ the statistics is kept for it.
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cen_ext import _C
 from cen_ext.reference import Options, statistics_dtype
 
 norm_exchange = torch.ops.cen_ext.norm_exchange.default
@@ -34,7 +34,8 @@ norm_exchange_backward = torch.ops.cen_ext.norm_exchange_backward.default
 
 def cuda_architectures() -> list[tuple[int, int]]:
     """Compute capabilities that kernels were built for; none in a build without CUDA."""
-    return [divmod(architecture, 10) for architecture in _C.build_info()["cuda_architectures"]]
+    info = importlib.import_module("cen_ext._C").build_info()
+    return [divmod(architecture, 10) for architecture in info["cuda_architectures"]]
 
 
 def _options(arguments: tuple[Any, ...]) -> Options:
