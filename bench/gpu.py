@@ -45,6 +45,7 @@ SHOWN_LINES = 60  # the last of what a step printed
 PYTEST = ["-m", "pytest", "-m", "gpu", "-ra", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
 # Lines of the sanitizer's and of pytest's that say how it went.
 TELLING = r"SUMMARY:|^\d+ (passed|failed|skipped|errors?|deselected)\b|^no tests ran"
+SOME_PASSED = r"\b[1-9]\d* passed\b"  # where all tests are skipped nothing has been tested
 OK, MISSING = "ok", "missing"
 
 
@@ -56,7 +57,8 @@ class Task(NamedTuple):
     command: list[str] | None  # None: the program is not there
     limit: float  # seconds
     environment: Mapping[str, str] = {}
-    kept: str = ""  # regular expression of the lines that its log keeps if all is well
+    proof: str = ""  # regular expression: an output without it is no success
+    kept: str = ""  # the same: the lines that its log keeps if all is well
 
 
 class Outcome(NamedTuple):
@@ -81,7 +83,8 @@ def tasks(steps: Sequence[str], out: Path, budget: float) -> Iterator[Task]:
     command = [python, "-m", "bench.machine", str(out / "versions.json")]
     yield Task("versions", "build.txt", command, GRACE_SECONDS)
     if "tests" in steps:
-        yield Task("tests", "tests.txt", [python, *PYTEST, "--durations=10"], left())
+        command = [python, *PYTEST, "--durations=10"]
+        yield Task("tests", "tests.txt", command, left(), proof=SOME_PASSED)
     if "sanitizer" in steps:
         tool = find_sanitizer()
         for check in CHECKS:
@@ -110,7 +113,7 @@ def sanitizer_task(tool: str | None, check: str, limit: float) -> Task:
         command += [sys.executable, *PYTEST, "-k", "sanitizer"]
     # Every tensor gets an allocation of its own, and none starts where another ends.
     environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    return Task(check, "sanitizer.txt", command, limit, environment, kept=f"^=========|{TELLING}")
+    return Task(check, "sanitizer.txt", command, limit, environment, SOME_PASSED, f"^=========|{TELLING}")
 
 
 def run(task: Task) -> tuple[Outcome, str]:
@@ -139,6 +142,8 @@ def run(task: Task) -> tuple[Outcome, str]:
             process.wait()
         file.seek(0)
         output = portable(file.read())
+    if state == OK and not re.search(task.proof, output):
+        state = "nothing passed"
     return Outcome(task.name, state, round(time.monotonic() - start, 1), summary(output)), output
 
 

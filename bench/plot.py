@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from bench.report import MODES, Row, label
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
 # Ours stand out in red; the others go from the strongest rival to the weakest in blues and fading greys; what
@@ -59,12 +60,13 @@ def _draw(rows: Sequence[Row]) -> bytes:
             kind = "" if group == "unet" else f", {statistics} statistics"
             ax.set_title(f"{TITLES[group]}{kind}: {phase}", fontsize=10, loc="left")
         pair[0].set_ylabel("share of copy speed", fontsize=9)
-    legend: dict[str, object] = {}
+    legend: dict[str, Artist] = {}
     for ax in axes.flat:
         handles, names = ax.get_legend_handles_labels()
         legend.update(zip(names, handles, strict=True))
-    place = {"loc": "outside lower center", "ncols": len(legend), "frameon": False}
-    figure.legend(legend.values(), legend, fontsize=9, **place)
+    figure.legend(
+        legend.values(), legend, loc="outside lower center", ncols=len(legend), frameon=False, fontsize=9
+    )
     first = rows[0]
     parts = [first.layout, first.dtype, f"{first.modalities} modalities"]
     if first.mode != "eager":

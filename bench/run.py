@@ -61,7 +61,7 @@ class Run:
         self.budget = budget
         self.missing: Counter[str] = Counter()  # cases by what they lack, and why
         self.failed = False  # something is missing that should be there
-        self._preparing: Counter[str] = Counter()  # seconds by provider
+        self._preparing: dict[str, float] = defaultdict(float)  # seconds by provider
 
     def measure(self, case: Case, names: Sequence[str]) -> list[Row]:
         """Check the providers of one case, measure their memory, then time them by turns."""

@@ -69,6 +69,15 @@ time.sleep(60)
     assert not child.exists() or " Z " in child.read_text()
 
 
+@pytest.mark.parametrize(
+    ("told", "state"),
+    [("1 failed, 2 passed in 1s", "ok"), ("3 skipped in 1s", "nothing passed"), ("", "nothing passed")],
+)
+def test_tests_that_are_all_skipped_are_no_success(told: str, state: str) -> None:
+    outcome, _ = gpu.run(task("tests", f"print({told!r})", proof=gpu.SOME_PASSED))
+    assert outcome.state == state
+
+
 def test_a_missing_program_is_no_failure() -> None:
     outcome, output = gpu.run(Task("memcheck", "sanitizer.txt", None, 1))
     assert (outcome.state, output) == (gpu.MISSING, "")
@@ -124,6 +133,8 @@ def test_the_steps_in_their_order() -> None:
     names = [made.name for made in gpu.tasks(gpu.STEPS, OUT, 100)]
     assert names == ["build", "versions", "tests", *gpu.CHECKS, "bench"]
     assert [made.name for made in gpu.tasks(["bench"], OUT, 100)] == ["versions", "bench"]
+    proven = [made.name for made in gpu.tasks(gpu.STEPS, OUT, 100) if made.proof]
+    assert proven == ["tests", *gpu.CHECKS]
 
 
 def test_steps_share_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
