@@ -9,7 +9,7 @@
         -> (dx, dweight, dbias, dresidual)
 
 The second updates running statistics on the way, which on a GPU saves three launches; gradients can be
-registered for ops without such effects only, and so compilers are shown the first. plan is how a GPU goes over
+registered for ops without such effects only, so compilers are shown the first. plan is how a GPU goes over
 memory: ``"auto"`` (the default), ``"stream"``, ``"cluster"`` or ``"grid"`` (``csrc/cuda/kernels.h``).
 
 mean and var that come out are those of x, and empty where statistics were given; dresidual is empty

@@ -180,6 +180,29 @@ def test_opcheck(backend, norm, dtype, statistics_given):
     )
 
 
+@every_kind(names=[name for name in BACKENDS if name == "cpu"])
+def test_the_op_that_updates_running_statistics(backend, norm, dtype):
+    """As PyTorch's own norms do, to the last bit of the results, and seen as a change by autograd."""
+    i = make_inputs(Shape(2, 3, 6, (4, 5)), dtype)
+    op, options = torch.ops.cen_ext.norm_exchange_updating.default, Options(THRESHOLD, norm=norm)
+    arguments = (i.x, i.weight, i.bias, i.mean.clone(), i.var.clone(), i.residual, 0.3, *options)
+    torch.library.opcheck(op, arguments)
+    found = op(*arguments)
+    expected = torch.ops.cen_ext.norm_exchange(i.x, i.weight, i.bias, None, None, i.residual, *options)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    values = i.x[0, 0].numel() * (3 if norm == "batch" else 1)
+    for running, before, batch, factor in (
+        (arguments[3], i.mean, found[1], 1.0),
+        (arguments[4], i.var, found[2], values / (values - 1)),
+    ):
+        wanted = 0.7 * before + 0.3 * factor * batch.view(2, -1, 6).double().mean(1)
+        torch.testing.assert_close(running.double(), wanted.double(), rtol=1e-6, atol=1e-7)
+    running_mean = i.mean.clone()
+    version = running_mean._version
+    cen_ext.norm_exchange(i.x, i.weight, i.bias, running_mean, i.var, training=True, backend=backend)
+    assert running_mean._version > version
+
+
 @every_kind(dtypes=[torch.float32], names=COMPILED)
 @pytest.mark.parametrize("statistics_given", [False, True])
 def test_compiled_backends_refuse_to_be_differentiated_twice(backend, norm, dtype, statistics_given):

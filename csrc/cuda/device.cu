@@ -1,6 +1,7 @@
-// The device that plans are made for.
+// The device that plans are made for, and what of them runs on it.
 #include <map>
 #include <mutex>
+#include <tuple>
 
 #include "device.h"
 #include "kernels.h"
@@ -27,6 +28,32 @@ const Device& current_device() {
                       attribute(cudaDevAttrComputeCapabilityMinor, index);
   device.shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
   return devices.emplace(index, device).first->second;
+}
+
+static int64_t ask_running_together(const void* kernel, const Launch& l, int device) {
+  int running = 0;
+  if (l.cluster > 1) {
+    const LaunchConfig config(l);
+    if (cudaOccupancyMaxActiveClusters(&running, kernel, &config) == cudaSuccess) return running;
+    cudaGetLastError();  // a device without clusters
+    return 0;
+  }
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&running, kernel, l.threads_x * l.threads_y,
+                                                      l.shared_bytes),
+        "occupancy");
+  return int64_t(running) * attribute(cudaDevAttrMultiProcessorCount, device);
+}
+
+int64_t running_together(const void* kernel, const Launch& l) {
+  static std::mutex mutex;
+  static std::map<std::tuple<int, const void*, int, int64_t, int>, int64_t> answers;
+  int device = 0;
+  check(cudaGetDevice(&device), "device");
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto key = std::tuple(device, kernel, l.threads_x * l.threads_y, l.shared_bytes, l.cluster);
+  const auto known = answers.find(key);
+  if (known != answers.end()) return known->second;
+  return answers.emplace(key, ask_running_together(kernel, l, device)).first->second;
 }
 
 }  // namespace cen::cuda

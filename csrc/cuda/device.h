@@ -136,28 +136,16 @@ void allow_shared_memory(Kernel kernel, int64_t bytes) {
           "shared memory");
 }
 
-// Whether clusters get their multiprocessors and all blocks of a cooperative launch run at once, on the
-// device as it is: it may be shared or partitioned.
+// Blocks (or, with clusters, clusters) of such a launch that run at once on the device as it is: it may be
+// shared or partitioned. Asked once for every kernel and shape.
+int64_t running_together(const void* kernel, const Launch& l);
+
+// Whether clusters get their multiprocessors, and all blocks of a cooperative launch run at once.
 template <class Kernel>
 bool can_run(Kernel kernel, const Launch& l) {
   allow_shared_memory(kernel, l.shared_bytes);
-  int running = 1;
-  if (l.cluster > 1) {
-    const LaunchConfig config(l);
-    if (cudaOccupancyMaxActiveClusters(&running, kernel, &config) != cudaSuccess) {
-      cudaGetLastError();
-      return false;
-    }
-  } else if (l.cooperative) {
-    int device = 0, multiprocessors = 0;
-    check(cudaGetDevice(&device), "device");
-    check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), "device");
-    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&running, kernel, l.threads_x * l.threads_y,
-                                                        l.shared_bytes),
-          "occupancy");
-    return int64_t(running) * multiprocessors >= l.blocks;
-  }
-  return running > 0;
+  const int64_t running = running_together(reinterpret_cast<const void*>(kernel), l);
+  return running >= (l.cooperative ? l.blocks : 1);
 }
 
 template <class... P, class... A>
