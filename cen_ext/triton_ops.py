@@ -20,28 +20,20 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 from torch.library import wrap_triton
 
 from cen_ext import autograd
 from cen_ext.reference import Options, memory_format, statistics_dtype
-from cen_ext.triton_kernels import (
-    backward_kernel,
-    backward_sums_kernel,
-    backward_whole_kernel,
-    forward_kernel,
-    forward_whole_kernel,
-    join_kernel,
-    statistics_kernel,
-)
+from cen_ext.triton_backward import backward_kernel, backward_sums_kernel, backward_whole_kernel
+from cen_ext.triton_forward import forward_kernel, forward_whole_kernel, join_kernel, statistics_kernel
 
 # --- how a call is cut ---
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """x as the kernels see it (``triton_kernels``): units of channels of lines of positions."""
+    """x as the kernels see it (``triton_tile``): units of channels of lines of positions."""
 
     modalities: int
     units: int  # a modality, each with its own statistics
@@ -64,9 +56,9 @@ class Geometry:
         return self.channels * self.lines * self.positions
 
     @property
-    def sizes(self) -> tuple[int, int, int]:
-        """C, L and P of the kernels."""
-        return self.channels, self.lines, self.positions
+    def sizes(self) -> tuple[int, int, int, int]:
+        """``units, C, L, P`` of the kernels."""
+        return self.units, self.channels, self.lines, self.positions
 
 
 @dataclass(frozen=True)
@@ -79,13 +71,16 @@ class Plan:
     tiles: int
     warps: int
 
-    def chunks(self, g: Geometry) -> int:
-        """Programs that share the tiles of a unit's channels."""
-        pieces = triton.cdiv(g.lines, self.lines) * triton.cdiv(g.positions, self.positions)
-        return triton.cdiv(pieces, self.tiles)
+    def pieces(self, g: Geometry) -> int:
+        """Tiles that a channel takes."""
+        return triton.cdiv(g.lines, self.lines) * triton.cdiv(g.positions, self.positions)
 
-    def blocks(self, g: Geometry) -> int:
-        return triton.cdiv(g.channels, self.channels)
+    def chunks(self, g: Geometry) -> int:
+        """Programs that share the tiles of a channel."""
+        return triton.cdiv(self.pieces(g), self.tiles)
+
+    def programs(self, g: Geometry) -> int:
+        return g.units * triton.cdiv(g.channels, self.channels) * self.chunks(g)
 
 
 # Values that a program with 16 warps can hold in registers, 64 a thread, as float32.
@@ -93,8 +88,8 @@ WHOLE_VALUES = 2**15
 # Values of a tile, all modalities, that four warps keep in flight; two tensors of x's size are read backward.
 FORWARD_VALUES = 4096
 BACKWARD_VALUES = 2048
+STATISTICS_VALUES = 2048
 PROGRAMS_A_MULTIPROCESSOR = 8
-MOST_CHUNKS = 1024  # of which a program of join_kernel holds a channel's
 
 
 def whole_plan(g: Geometry, dtype: torch.dtype, tensors: int) -> Plan | None:
@@ -102,20 +97,22 @@ def whole_plan(g: Geometry, dtype: torch.dtype, tensors: int) -> Plan | None:
     lines, positions = triton.next_power_of_2(g.lines), triton.next_power_of_2(g.positions)
     a_channel = lines * positions * g.modalities * tensors * (2 if dtype == torch.float64 else 1)
     most = WHOLE_VALUES // a_channel
-    # Channels last, less than a sector of 32 bytes wastes bandwidth.
+    # Channels last, a sector of 32 bytes is read even where less is wanted.
     sector = min(32 // dtype.itemsize, triton.next_power_of_2(g.channels)) if g.channels_last else 1
     if most < sector:
         return None
-    wanted = _power_below(max(2 * sector, FORWARD_VALUES // a_channel))
+    wanted = max(sector, _power_below(FORWARD_VALUES // a_channel))
     channels = min(wanted, _power_below(most), triton.next_power_of_2(g.channels))
     warps = min(_power_below(channels * a_channel // 1024), 16)
     return Plan(channels, lines, positions, 1, warps)
 
 
-def pass_plan(g: Geometry, dtype: torch.dtype, values: int, most_tiles: int, multiprocessors: int) -> Plan:
+def pass_plan(
+    g: Geometry, dtype: torch.dtype, values: int, multiprocessors: int, most_tiles: int = 2**30
+) -> Plan:
     """Tiles of ``values`` values, all modalities; as many a program as leave all multiprocessors work."""
     values = max(_power_below(values // g.modalities), 256)
-    channels, lines, positions = (triton.next_power_of_2(size) for size in g.sizes)
+    channels, lines, positions = (triton.next_power_of_2(size) for size in g.sizes[1:])
     if g.channels_last:  # 128 bytes along the channels, or more
         channels = min(channels, max(64, 128 // dtype.itemsize))
         positions = min(positions, values // channels)
@@ -123,10 +120,9 @@ def pass_plan(g: Geometry, dtype: torch.dtype, values: int, most_tiles: int, mul
         positions = min(positions, values)
         lines = min(lines, values // positions)
         channels = min(channels, values // (positions * lines))
-    single = Plan(channels, lines, positions, 1, 4)
-    programs = single.blocks(g) * single.chunks(g) * g.units
-    tiles = _power_below(programs // (PROGRAMS_A_MULTIPROCESSOR * multiprocessors))
-    return Plan(channels, lines, positions, min(tiles, most_tiles), 4)
+    plan = Plan(channels, lines, positions, tiles=1, warps=4)
+    spare = plan.programs(g) // (PROGRAMS_A_MULTIPROCESSOR * multiprocessors)
+    return replace(plan, tiles=_power_below(min(spare, plan.pieces(g), most_tiles)))
 
 
 def _power_below(n: int) -> int:
@@ -164,9 +160,14 @@ def _cut(g: Geometry, plan: Plan) -> dict[str, Any]:
         LINES=plan.lines,
         POSITIONS=plan.positions,
         CHANNELS_LAST=g.channels_last,
-        INDEX=tl.int32 if g.values < 2**31 else tl.int64,
+        WIDE=g.values >= 2**31,
         num_warps=plan.warps,
     )
+
+
+def _cut_pass(g: Geometry, plan: Plan) -> dict[str, Any]:
+    """The same where a program walks several tiles."""
+    return dict(chunks=plan.chunks(g), TILES=plan.tiles, **_cut(g, plan))
 
 
 def norm_exchange_forward(
@@ -199,46 +200,32 @@ def norm_exchange_forward(
     with _device_of(x):
         plan = None if given else whole_plan(g, x.dtype, tensors=1)
         if plan is not None:
-            wrap_triton(forward_whole_kernel)[(g.units * plan.blocks(g),)](
-                x, weight, bias, residual, y, mean, var, *g.sizes, g.units, **definition, **_cut(g, plan)
+            wrap_triton(forward_whole_kernel)[(plan.programs(g),)](
+                x, weight, bias, residual, y, mean, var, *g.sizes, **definition, **_cut(g, plan)
             )
             return y, batch_mean, batch_var
         if not given:
             _statistics(x, g, mean, var)
-        plan = pass_plan(g, x.dtype, FORWARD_VALUES, 4, _multiprocessors(x.device))
-        chunks = plan.chunks(g)
-        wrap_triton(forward_kernel)[(g.units * plan.blocks(g) * chunks,)](
-            x,
-            weight,
-            bias,
-            mean,
-            var,
-            residual,
-            y,
-            *g.sizes,
-            g.units,
-            chunks,
-            TILES=plan.tiles,
-            **definition,
-            **_cut(g, plan),
+        plan = pass_plan(g, x.dtype, FORWARD_VALUES, _multiprocessors(x.device), 4)
+        wrap_triton(forward_kernel)[(plan.programs(g),)](
+            x, weight, bias, mean, var, residual, y, *g.sizes, **definition, **_cut_pass(g, plan)
         )
     return y, batch_mean, batch_var
 
 
 def _statistics(x: Tensor, g: Geometry, mean: Tensor, var: Tensor) -> None:
     """Mean and biased variance of every unit's channels, into tables ``[M * units, C]``."""
-    rows = g.modalities * g.units
-    each = replace(g, modalities=1, units=rows)
-    plan = pass_plan(each, x.dtype, BACKWARD_VALUES, 32, _multiprocessors(x.device))
+    apart = replace(g, modalities=1, units=g.modalities * g.units)
+    plan = pass_plan(apart, x.dtype, STATISTICS_VALUES, _multiprocessors(x.device))
     chunks = plan.chunks(g)
-    partials = mean.new_empty((3, chunks, rows, g.channels), dtype=torch.float64)
-    wrap_triton(statistics_kernel)[(rows * plan.blocks(g) * chunks,)](
-        x, partials, *g.sizes, chunks, rows, TILES=plan.tiles, **_cut(g, plan)
+    partials = mean.new_empty((3, chunks, *mean.shape), dtype=torch.float64)
+    wrap_triton(statistics_kernel)[(plan.programs(apart),)](
+        x, partials, *apart.sizes, **_cut_pass(apart, plan)
     )
     parts = triton.next_power_of_2(chunks)
     channels = max(1, min(32, 4096 // parts))
-    wrap_triton(join_kernel)[(rows * triton.cdiv(g.channels, channels),)](
-        partials, mean, var, g.channels, chunks, rows, CHANNELS=channels, CHUNKS=parts
+    wrap_triton(join_kernel)[(apart.units * triton.cdiv(g.channels, channels),)](
+        partials, mean, var, apart.units, g.channels, chunks, CHANNELS=channels, CHUNKS=parts
     )
 
 
@@ -261,74 +248,46 @@ def norm_exchange_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dx, dweight, dbias and dresidual."""
     options = Options(threshold, region, criterion, norm, eps, activation, negative_slope)
-    dx, dweight, dbias, dresidual = _empty_gradients(
-        dy, x, weight, bias, mean, var, residual, batch_statistics, *options
-    )
-    if x.numel() == 0:
-        return dx, dweight.zero_(), dbias.zero_(), dresidual
     layout, num_modalities = memory_format(x), weight.shape[0]
+    dx = torch.empty_like(x, memory_format=layout)
+    dresidual = x.new_empty((0,)) if residual is None else torch.empty_like(dx)
+    if x.numel() == 0:
+        return dx, weight.new_zeros(weight.shape), weight.new_zeros(weight.shape), dresidual
     dy, x, residual = (_laid_out(t, layout) for t in (dy, x, residual))
     tables = [table.contiguous() for table in (weight, bias, mean, var)]
     g = Geometry.of(x, num_modalities, mean.shape[0] // num_modalities)
     definition = _definition(options, num_modalities)
     stored = None if residual is None else dresidual
 
-    def empty_sums(chunks: int) -> list[Tensor]:
-        return [table.new_empty((chunks, *mean.shape)) for table in (weight, bias)]
-
-    def total(sums: Tensor) -> Tensor:
+    def total(sums: Tensor) -> Tensor:  # [M * units, C] -> [M, C]
         return sums if g.units == 1 else sums.unflatten(0, (num_modalities, g.units)).sum(1)
 
     with _device_of(x):
         plan = whole_plan(g, x.dtype, tensors=2) if batch_statistics else None
         if plan is not None:
-            sums = empty_sums(1)
-            wrap_triton(backward_whole_kernel)[(g.units * plan.blocks(g),)](
-                dy, x, *tables, residual, dx, *sums, stored, *g.sizes, g.units, **definition, **_cut(g, plan)
-            )
-            dweights, dbiases = (t[0] for t in sums)
-            return dx, total(dweights), total(dbiases), dresidual
-        plan = pass_plan(g, x.dtype, BACKWARD_VALUES, 32, _multiprocessors(x.device))
-        chunks = plan.chunks(g)
-        sums = empty_sums(chunks)
-        wrap_triton(backward_sums_kernel)[(g.units * plan.blocks(g) * chunks,)](
-            dy,
-            x,
-            *tables,
-            residual,
-            None if batch_statistics else dx,
-            *sums,
-            stored,
-            *g.sizes,
-            g.units,
-            chunks,
-            TILES=plan.tiles,
-            **definition,
-            **_cut(g, plan),
-        )
-        dweights, dbiases = (t[0] if chunks == 1 else t.sum(0) for t in sums)
+            dweight, dbias = (weight.new_empty(mean.shape) for _ in range(2))
+            wrap_triton(backward_whole_kernel)[(plan.programs(g),)](
+                dy, x, *tables, residual, dx, stored, dweight, dbias,
+                *g.sizes, **definition, **_cut(g, plan),
+            )  # fmt: skip
+            return dx, total(dweight), total(dbias), dresidual
+        plan = pass_plan(g, x.dtype, BACKWARD_VALUES, _multiprocessors(x.device))
+        dweights, dbiases = (weight.new_empty((plan.chunks(g), *mean.shape)) for _ in range(2))
+        wrap_triton(backward_sums_kernel)[(plan.programs(g),)](
+            dy, x, *tables, residual, None if batch_statistics else dx, stored, dweights, dbiases,
+            *g.sizes, **definition, **_cut_pass(g, plan),
+        )  # fmt: skip
+        dweight, dbias = (t[0] if t.shape[0] == 1 else t.sum(0) for t in (dweights, dbiases))
         if batch_statistics:
             if stored is not None and (options.activation == "relu" or x.dtype == weight.dtype):
                 # Stored without rounding: dy as it is after the activation, one tensor less to read.
                 dy, residual, definition = stored, None, definition | dict(SLOPE=1.0)
-            plan = pass_plan(g, x.dtype, BACKWARD_VALUES, 4, _multiprocessors(x.device))
-            chunks = plan.chunks(g)
-            wrap_triton(backward_kernel)[(g.units * plan.blocks(g) * chunks,)](
-                dy,
-                x,
-                *tables,
-                residual,
-                dweights,
-                dbiases,
-                dx,
-                *g.sizes,
-                g.units,
-                chunks,
-                TILES=plan.tiles,
-                **definition,
-                **_cut(g, plan),
-            )
-    return dx, total(dweights), total(dbiases), dresidual
+            plan = pass_plan(g, x.dtype, BACKWARD_VALUES, _multiprocessors(x.device), 4)
+            wrap_triton(backward_kernel)[(plan.programs(g),)](
+                dy, x, *tables, residual, dx, dweight, dbias,
+                *g.sizes, **definition, **_cut_pass(g, plan),
+            )  # fmt: skip
+    return dx, total(dweight), total(dbias), dresidual
 
 
 def _laid_out(t: Tensor | None, layout: torch.memory_format) -> Any:

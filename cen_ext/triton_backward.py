@@ -1,0 +1,276 @@
+"""Triton kernels of the backward pass; ``cen_ext.triton_tile`` says what sizes and constants mean."""
+
+# ruff: noqa: RUF005
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from cen_ext.triton_tile import (
+    activate_back,
+    centred,
+    exchange,
+    exchange_back,
+    inverse_std,
+    load_rows,
+    load_tile,
+    place_of,
+    replaced_channels,
+    share_of,
+    store_tile,
+    zero_where,
+)
+
+
+@triton.jit
+def backward_sums_kernel(
+    dy,
+    x,
+    weight,  # [M, C]
+    bias,
+    mean,  # [M * units, C], given or of x
+    var,
+    residual,  # as x, or None
+    dx,  # as x, or None: with given statistics it waits for no sums
+    dresidual,  # as x, or None
+    dweight,  # [chunks, M * units, C]
+    dbias,
+    units,
+    C,
+    L,
+    P,
+    chunks,
+    M: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    OWN: tl.constexpr,
+    SIGNED: tl.constexpr,
+    EPS: tl.constexpr,
+    SLOPE: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    LINES: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    TILES: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """The sums of dz * xhat and of dz over every chunk of tiles, the residual's gradient, dx if it can be."""
+    sizes = (units, C, L, P)
+    unit, chunk, channels = share_of(tl.program_id(0), sizes, chunks, CHANNELS)
+    affine, normalisation, masks = _load_tables(
+        weight, bias, mean, var, unit, units, channels, C, M, THRESHOLD, OWN, SIGNED, EPS
+    )
+    scales = _scales(affine, normalisation, M)
+    dweights, dbiases = (), ()
+    for m in tl.static_range(M):
+        dweights = dweights + (tl.zeros([CHANNELS, LINES * POSITIONS], scales[m].dtype),)
+        dbiases = dbiases + (tl.zeros([CHANNELS, LINES * POSITIONS], scales[m].dtype),)
+    for i in range(TILES):
+        tile = chunk * TILES + i
+        place = place_of(tile, unit, channels, sizes, LINES, POSITIONS, CHANNELS_LAST, WIDE)
+        dzs, xhats = _load_gradients(
+            dy,
+            x,
+            residual,
+            dresidual,
+            affine,
+            normalisation,
+            masks,
+            place,
+            M,
+            THRESHOLD,
+            SLOPE,
+            CHANNELS_LAST,
+        )
+        dweight_sums, dbias_sums = (), ()
+        for m in tl.static_range(M):
+            if dx is not None:
+                store_tile(dx, m, place, scales[m][:, None] * dzs[m])
+            dweight_sums = dweight_sums + (dweights[m] + dzs[m] * xhats[m],)
+            dbias_sums = dbias_sums + (dbiases[m] + dzs[m],)
+        dweights, dbiases = dweight_sums, dbias_sums
+    for m in tl.static_range(M):
+        at = ((chunk.to(tl.int64) * M + m) * units + unit) * C + channels
+        tl.store(dweight + at, tl.sum(dweights[m], axis=1), mask=channels < C)
+        tl.store(dbias + at, tl.sum(dbiases[m], axis=1), mask=channels < C)
+
+
+@triton.jit
+def backward_kernel(
+    dy,
+    x,
+    weight,
+    bias,
+    mean,
+    var,
+    residual,
+    dx,
+    dweight,  # [M * units, C], the sums
+    dbias,
+    units,
+    C,
+    L,
+    P,
+    chunks,
+    M: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    OWN: tl.constexpr,
+    SIGNED: tl.constexpr,
+    EPS: tl.constexpr,
+    SLOPE: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    LINES: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    TILES: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """dx from the sums, with the statistics of x."""
+    sizes = (units, C, L, P)
+    # The last program's share first: what the sums' pass read last is still in the L2 cache.
+    program = tl.num_programs(0) - 1 - tl.program_id(0)
+    unit, chunk, channels = share_of(program, sizes, chunks, CHANNELS)
+    affine, normalisation, masks = _load_tables(
+        weight, bias, mean, var, unit, units, channels, C, M, THRESHOLD, OWN, SIGNED, EPS
+    )
+    scales = _scales(affine, normalisation, M)
+    dweights = load_rows(dweight, unit, units, channels, C, M)
+    dbiases = load_rows(dbias, unit, units, channels, C, M)
+    for i in range(TILES):
+        tile = chunk * TILES + i
+        place = place_of(tile, unit, channels, sizes, LINES, POSITIONS, CHANNELS_LAST, WIDE)
+        dzs, xhats = _load_gradients(
+            dy, x, residual, None, affine, normalisation, masks, place, M, THRESHOLD, SLOPE, CHANNELS_LAST
+        )
+        for m in tl.static_range(M):
+            _store_dx(dx, m, place, dzs[m], xhats[m], scales[m], dweights[m], dbiases[m], sizes)
+
+
+@triton.jit
+def backward_whole_kernel(
+    dy,
+    x,
+    weight,
+    bias,
+    mean,
+    var,
+    residual,
+    dx,
+    dresidual,
+    dweight,  # [M * units, C]
+    dbias,
+    units,
+    C,
+    L,
+    P,
+    M: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    OWN: tl.constexpr,
+    SIGNED: tl.constexpr,
+    EPS: tl.constexpr,
+    SLOPE: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    LINES: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """All gradients where a tile holds whole channels: x and dy are read once."""
+    sizes = (units, C, L, P)
+    unit, _, channels = share_of(tl.program_id(0), sizes, 1, CHANNELS)
+    affine, normalisation, masks = _load_tables(
+        weight, bias, mean, var, unit, units, channels, C, M, THRESHOLD, OWN, SIGNED, EPS
+    )
+    scales = _scales(affine, normalisation, M)
+    place = place_of(0, unit, channels, sizes, LINES, POSITIONS, CHANNELS_LAST, WIDE)
+    dzs, xhats = _load_gradients(
+        dy, x, residual, dresidual, affine, normalisation, masks, place, M, THRESHOLD, SLOPE, CHANNELS_LAST
+    )
+    for m in tl.static_range(M):
+        dweight_sum, dbias_sum = tl.sum(dzs[m] * xhats[m], axis=1), tl.sum(dzs[m], axis=1)
+        row = (m * units + unit) * C + channels
+        tl.store(dweight + row, dweight_sum, mask=channels < C)
+        tl.store(dbias + row, dbias_sum, mask=channels < C)
+        _store_dx(dx, m, place, dzs[m], xhats[m], scales[m], dweight_sum, dbias_sum, sizes)
+
+
+@triton.jit
+def _load_tables(
+    weight,
+    bias,
+    mean,
+    var,
+    unit,
+    units,
+    channels,
+    C,
+    M: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    OWN: tl.constexpr,
+    SIGNED: tl.constexpr,
+    EPS: tl.constexpr,
+):
+    """(weight, bias), (mean, 1 / standard deviation), (replaced, unread), each a tuple of ``[CHANNELS]``."""
+    weights = load_rows(weight, 0, 1, channels, C, M)
+    replaced, unread = replaced_channels(weights, channels, C, M, THRESHOLD, OWN, SIGNED)
+    variances = load_rows(var, unit, units, channels, C, M)
+    invstds = ()
+    for m in tl.static_range(M):
+        invstds = invstds + (inverse_std(variances[m], EPS),)
+    means = zero_where(unread, load_rows(mean, unit, units, channels, C, M), M)
+    affine = (zero_where(unread, weights, M), load_rows(bias, 0, 1, channels, C, M))
+    return affine, (means, zero_where(unread, invstds, M)), (replaced, unread)
+
+
+@triton.jit
+def _scales(affine, normalisation, M: tl.constexpr):
+    """weight / standard deviation."""
+    scales = ()
+    for m in tl.static_range(M):
+        scales = scales + (affine[0][m] * normalisation[1][m],)
+    return scales
+
+
+@triton.jit
+def _load_gradients(
+    dy,
+    x,
+    residual,
+    dresidual,
+    affine,
+    normalisation,
+    masks,
+    place,
+    M: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    SLOPE: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+):
+    """dz and xhat of all modalities; the activation's argument is computed again from x."""
+    xhats, zs, gs = (), (), ()
+    for m in tl.static_range(M):
+        d = centred(x, m, place, normalisation[0][m], masks[1][m], CHANNELS_LAST)
+        xhat = tl.where(place[3], d * normalisation[1][m][:, None], 0.0)
+        xhats = xhats + (xhat,)
+        zs = zs + (xhat * affine[0][m][:, None] + affine[1][m][:, None],)
+    us = exchange(zs, masks[0], M, THRESHOLD)
+    for m in tl.static_range(M):
+        g = load_tile(dy, m, place, xhats[m].dtype)
+        if SLOPE != 1.0:
+            u = us[m]
+            if residual is not None:
+                u += load_tile(residual, m, place, u.dtype)
+            g = activate_back(g, u, SLOPE)
+        if dresidual is not None:
+            store_tile(dresidual, m, place, g)
+        gs = gs + (g,)
+    return exchange_back(gs, masks[0], M, THRESHOLD), xhats
+
+
+@triton.jit
+def _store_dx(dx, m, place, dz, xhat, scale, dweight, dbias, sizes):
+    """``scale * dz`` less what flows through the statistics of x."""
+    _, _, L, P = sizes
+    count = tl.full((), 1.0, scale.dtype) * L * P
+    inner = dz - (dbias / count)[:, None] - xhat * (dweight / count)[:, None]
+    store_tile(dx, m, place, scale[:, None] * inner)

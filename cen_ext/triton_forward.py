@@ -1,0 +1,270 @@
+"""Triton kernels of the forward pass; ``cen_ext.triton_tile`` says what sizes and constants mean."""
+
+# ruff: noqa: RUF005
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from cen_ext.triton_tile import (
+    activate,
+    centred,
+    exchange,
+    inverse_std,
+    load_rows,
+    load_tile,
+    place_of,
+    replaced_channels,
+    share_of,
+    store_tile,
+    zero_where,
+)
+
+_LARGEST = tl.constexpr(3.4028234663852886e38)
+# Squares of float32 numbers times this do not overflow; nor do they vanish where those without it did.
+_SHRINK = tl.constexpr(2.0**-80)
+_UNSHRINK = tl.constexpr(2.0**160)
+
+
+@triton.jit
+def statistics_kernel(
+    x,
+    partials,  # [3, chunks, M * units, C] float64: mean, centred sum of squares, number of values
+    units,  # M * units here: modalities are apart
+    C,
+    L,
+    P,
+    chunks,
+    CHANNELS: tl.constexpr,
+    LINES: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    TILES: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Moments of every chunk of TILES tiles, from sums about the mean of its first tile.
+
+    By Cauchy-Schwarz ``n (shift - mean)^2 <= TILES * sum (x - mean)^2``, whatever the values are: no more
+    than log2(TILES) bits are lost when the shift is taken out.
+    """
+    sizes = (units, C, L, P)
+    unit, chunk, channels = share_of(tl.program_id(0), sizes, chunks, CHANNELS)
+    first = chunk * TILES
+    real: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    place = place_of(first, unit, channels, sizes, LINES, POSITIONS, CHANNELS_LAST, WIDE)
+    sample = (1.0 / values_of(first, sizes, LINES, POSITIONS)).to(real)
+    shift = tl.sum(load_tile(x, 0, place, real) * sample, axis=1)
+
+    total, squares = _shifted_sums(
+        x, unit, first, channels, sizes, shift, 1.0, LINES, POSITIONS, TILES, CHANNELS_LAST, WIDE
+    )
+    total, wide = total.to(tl.float64), squares.to(tl.float64)
+    overflow = squares > _LARGEST
+    if tl.max(overflow.to(tl.int32), axis=0) > 0:
+        _, small = _shifted_sums(
+            x, unit, first, channels, sizes, shift, _SHRINK, LINES, POSITIONS, TILES, CHANNELS_LAST, WIDE
+        )
+        wide = tl.where(overflow, _unshrunk(small), wide)
+
+    count = tl.zeros([CHANNELS], tl.float64)
+    for i in range(TILES):
+        count += values_of(first + i, sizes, LINES, POSITIONS)
+    squares = wide - total * total / count
+    at = partials + (chunk * units + unit) * C + channels
+    plane = (chunks * units).to(tl.int64) * C
+    tl.store(at, shift.to(tl.float64) + total / count, mask=channels < C)
+    tl.store(at + plane, tl.where(squares < 0.0, 0.0, squares), mask=channels < C)
+    tl.store(at + 2 * plane, count, mask=channels < C)
+
+
+@triton.jit
+def _shifted_sums(
+    x,
+    unit,
+    first,
+    channels,
+    sizes,
+    shift,
+    SCALE: tl.constexpr,
+    LINES: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    TILES: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Sums of ``d = (x - shift) * SCALE`` and of its squares over a chunk of tiles, ``[CHANNELS]`` each."""
+    total = tl.zeros([channels.shape[0], LINES * POSITIONS], shift.dtype)
+    squares = tl.zeros([channels.shape[0], LINES * POSITIONS], shift.dtype)
+    for i in range(TILES):
+        place = place_of(first + i, unit, channels, sizes, LINES, POSITIONS, CHANNELS_LAST, WIDE)
+        d = tl.where(place[3], load_tile(x, 0, place, shift.dtype) - shift[:, None], 0.0) * SCALE
+        total += d
+        squares += d * d
+    return tl.sum(total, axis=1), tl.sum(squares, axis=1)
+
+
+@triton.jit
+def _unshrunk(squares):
+    return squares.to(tl.float64) * tl.full((), _UNSHRINK, tl.float64)
+
+
+@triton.jit
+def values_of(tile, sizes, LINES: tl.constexpr, POSITIONS: tl.constexpr):
+    """How many values of a channel a tile holds."""
+    _, _, L, P = sizes
+    pieces = tl.cdiv(P, POSITIONS)
+    lines = tl.minimum(L - tile // pieces * LINES, LINES)
+    return tl.maximum(lines, 0) * tl.minimum(P - tile % pieces * POSITIONS, POSITIONS)
+
+
+@triton.jit
+def join_kernel(
+    partials,  # as statistics_kernel leaves them
+    mean,  # [M * units, C]
+    var,
+    units,  # M * units
+    C,
+    chunks,
+    CHANNELS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+):
+    """Mean and biased variance from the moments of all chunks (Chan, Golub and LeVeque 1983)."""
+    unit, _, channels = share_of(tl.program_id(0), (units, C, 1, 1), 1, CHANNELS)
+    chunk = tl.arange(0, CHUNKS)
+    exists = (channels < C)[:, None] & (chunk < chunks)[None, :]
+    at = partials + (chunk * units + unit)[None, :] * C + channels[:, None]
+    plane = (chunks * units).to(tl.int64) * C
+    means = tl.load(at, mask=exists, other=0.0)
+    squares = tl.load(at + plane, mask=exists, other=0.0)
+    counts = tl.load(at + 2 * plane, mask=exists, other=0.0)
+
+    count = tl.sum(counts, axis=1)
+    origin = tl.sum(tl.where((chunk == 0)[None, :], means, 0.0), axis=1)
+    joint = origin + tl.sum(counts * (means - origin[:, None]), axis=1) / count
+    apart = means - joint[:, None]
+    variance = tl.sum(squares + counts * apart * apart, axis=1) / count
+    row = unit * C + channels
+    tl.store(mean + row, joint.to(mean.dtype.element_ty), mask=channels < C)
+    tl.store(var + row, variance.to(var.dtype.element_ty), mask=channels < C)
+
+
+@triton.jit
+def forward_kernel(
+    x,
+    weight,  # [M, C]
+    bias,
+    mean,  # [M * units, C], given or of x
+    var,
+    residual,  # as x, or None
+    y,
+    units,
+    C,
+    L,
+    P,
+    chunks,
+    M: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    OWN: tl.constexpr,
+    SIGNED: tl.constexpr,
+    EPS: tl.constexpr,
+    SLOPE: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    LINES: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    TILES: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """y from the statistics."""
+    sizes = (units, C, L, P)
+    # The last program's share first: what the statistics' pass read last is still in the L2 cache.
+    program = tl.num_programs(0) - 1 - tl.program_id(0)
+    unit, chunk, channels = share_of(program, sizes, chunks, CHANNELS)
+    weights = load_rows(weight, 0, 1, channels, C, M)
+    replaced, unread = replaced_channels(weights, channels, C, M, THRESHOLD, OWN, SIGNED)
+    biases = load_rows(bias, 0, 1, channels, C, M)
+    means = zero_where(unread, load_rows(mean, unit, units, channels, C, M), M)
+    variances = load_rows(var, unit, units, channels, C, M)
+    for i in range(TILES):
+        tile = chunk * TILES + i
+        place = place_of(tile, unit, channels, sizes, LINES, POSITIONS, CHANNELS_LAST, WIDE)
+        zs = ()
+        for m in tl.static_range(M):
+            scale = inverse_std(variances[m], EPS) * weights[m]
+            d = centred(x, m, place, means[m], unread[m], CHANNELS_LAST)
+            zs = zs + (d * scale[:, None] + biases[m][:, None],)
+        _store_y(y, zs, replaced, residual, place, M, THRESHOLD, SLOPE)
+
+
+@triton.jit
+def _store_y(y, zs, replaced, residual, place, M: tl.constexpr, THRESHOLD: tl.constexpr, SLOPE: tl.constexpr):
+    us = exchange(zs, replaced, M, THRESHOLD)
+    for m in tl.static_range(M):
+        u = us[m]
+        if residual is not None:
+            u += load_tile(residual, m, place, u.dtype)
+        store_tile(y, m, place, activate(u, SLOPE))
+
+
+@triton.jit
+def forward_whole_kernel(
+    x,
+    weight,
+    bias,
+    residual,
+    y,
+    mean,  # [M * units, C], results
+    var,
+    units,
+    C,
+    L,
+    P,
+    M: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    OWN: tl.constexpr,
+    SIGNED: tl.constexpr,
+    EPS: tl.constexpr,
+    SLOPE: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    LINES: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Statistics and y where a tile holds whole channels: x is read once."""
+    sizes = (units, C, L, P)
+    unit, _, channels = share_of(tl.program_id(0), sizes, 1, CHANNELS)
+    weights = load_rows(weight, 0, 1, channels, C, M)
+    replaced, _ = replaced_channels(weights, channels, C, M, THRESHOLD, OWN, SIGNED)
+    biases = load_rows(bias, 0, 1, channels, C, M)
+    place = place_of(0, unit, channels, sizes, LINES, POSITIONS, CHANNELS_LAST, WIDE)
+    zs = ()
+    for m in tl.static_range(M):
+        average, variance, d = _moments(load_tile(x, m, place, weights[m].dtype), place[3], L * P)
+        row = (m * units + unit) * C + channels
+        tl.store(mean + row, average, mask=channels < C)
+        tl.store(var + row, variance, mask=channels < C)
+        scale = inverse_std(variance, EPS) * weights[m]
+        zs = zs + (d * scale[:, None] + biases[m][:, None],)
+    _store_y(y, zs, replaced, residual, place, M, THRESHOLD, SLOPE)
+
+
+@triton.jit
+def _moments(x, exists, count):
+    """Mean and biased variance ``[CHANNELS]`` of whole channels, and x - mean.
+
+    The mean takes two steps, the second of which finds what rounding cost the first: of equal values it is
+    just that value.
+    """
+    rough = tl.sum(x * (1.0 / count).to(x.dtype), axis=1)
+    rest = tl.sum(tl.where(exists, x - rough[:, None], 0.0), axis=1)
+    mean = (rough.to(tl.float64) + rest.to(tl.float64) / count).to(x.dtype)
+    d = tl.where(exists, x - mean[:, None], 0.0)
+    squares = tl.sum(d * d, axis=1)
+    wide = squares.to(tl.float64)
+    overflow = squares > _LARGEST
+    if tl.max(overflow.to(tl.int32), axis=0) > 0:
+        small = d * _SHRINK
+        wide = tl.where(overflow, _unshrunk(tl.sum(small * small, axis=1)), wide)
+    return mean, (wide / count).to(x.dtype), d

@@ -1,0 +1,60 @@
+"""pytest plugin for processes with TRITON_INTERPRET=1: tiles for an interpreter, and its rounding put right.
+
+A program costs the interpreter milliseconds, whatever its tiles hold; so they are made large. With PASSES set
+in the environment no channel is taken whole: it is cut into tiles, of which a program walks two.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from triton.runtime import interpreter
+
+from cen_ext import triton_ops
+from cen_ext.triton_ops import Geometry, Plan
+
+
+def _cut_in_pieces(g: Geometry, dtype: torch.dtype, *_: int) -> Plan:
+    """Four tiles a channel, more where a size is just past a power of two, two of them at a time."""
+    channels, lines, positions = (triton.next_power_of_2(size) for size in g.sizes[1:])
+    return Plan(min(channels, 64), max(lines // 2, 1), max(positions // 2, 1), tiles=2, warps=4)
+
+
+if "PASSES" in os.environ:
+    triton_ops.WHOLE_VALUES = 0
+    triton_ops.pass_plan = _cut_in_pieces
+else:
+    triton_ops.WHOLE_VALUES = triton_ops.FORWARD_VALUES = 2**20
+
+_patched: set[str] = set()
+
+
+def _call(self: interpreter.InterpretedFunction, *arguments: object, **options: object) -> object:
+    """A kernel's call of a function; the interpreter patches the language at each, half of the time."""
+    if self.fn.__module__ not in _patched:
+        interpreter._patch_lang(self.fn)
+        _patched.add(self.fn.__module__)
+    return self.rewrite()(*arguments, **options)
+
+
+interpreter.InterpretedFunction.__call__ = _call
+
+_convert_any = interpreter._convert_float
+
+
+def _convert(values: np.ndarray, source: tl.dtype, target: tl.dtype, mode: object) -> np.ndarray:
+    """Bits of the same values in another type, to the nearest as on a GPU; the interpreter cuts bits off."""
+    if (source, target) == (tl.bfloat16, tl.float32):
+        return values.view(np.uint16).astype(np.uint32) << 16
+    if (source, target) == (tl.float32, tl.bfloat16):
+        bits = values.view(np.uint32)
+        nearest = bits + (np.uint32(0x7FFF) + ((bits >> 16) & 1))
+        return (np.where(np.isnan(values), bits | np.uint32(0x400000), nearest) >> 16).astype(np.uint16)
+    return _convert_any(values, source, target, mode)
+
+
+interpreter._convert_float = _convert
