@@ -72,7 +72,7 @@ WRONG = {
     "kept_pointer": r"AddressSanitizer: heap-use-after-free",
     "no_grid": r"grid_sync at \S+toys.cpp:\d+: not cooperative",
     "no_wait": r"block \d, thread 0,0 ended with copies that it never waited for",
-    "misaligned": r"copy_async16: \S+ or \S+ is not aligned to 16 bytes",
+    "misaligned": r"0x[0-9a-f]+ is not aligned to 16 bytes",
     "past_shared": r"AddressSanitizer: heap-buffer-overflow",
 }
 RACE = "race: this thread (reads|writes) what thread .* no barrier in between"

@@ -16,8 +16,10 @@
 #define CEN_COLD inline
 #define CEN_HOST_DEVICE inline
 #define CEN_LAUNCH_BOUNDS(threads, blocks)
+#define CEN_PARAMETER const
 #define CEN_UNROLL
-#define CEN_UNROLL_8
+#define CEN_UNROLL_1
+#define CEN_UNROLL_4
 
 namespace cen::cuda {
 
@@ -56,6 +58,10 @@ struct Grid {
   bool cooperative;
 };
 
+// Makes can_run() say no to clusters and cooperative launches, as on a device that others use, too.
+void refuse_together(bool refuse);
+bool refuses_together();
+
 // Runs `thread` for every thread of the grid.
 void run(const Grid& grid, const std::function<void()>& thread);
 
@@ -64,6 +70,9 @@ void wait_copies(int pending);
 
 // The running thread reads or writes memory that others may see; see races.h.
 void access(const void* address, int64_t bytes, bool write, const void* place = __builtin_return_address(0));
+
+// The same for 16 bytes, which have to be aligned to 16.
+void access16(const void* address, bool write, const void* place = __builtin_return_address(0));
 
 }  // namespace simulator
 
@@ -77,6 +86,17 @@ T* of_rank(T* shared, int rank) {
 template <int n>
 [[gnu::always_inline]] inline void wait_copies() {
   simulator::wait_copies(n);
+}
+
+
+// 16 bytes to or from device memory, aligned to 16.
+inline void load16(void* to, const void* global) {
+  simulator::access16(global, false);
+  std::memcpy(to, global, 16);
+}
+inline void store16(void* global, const void* from) {
+  simulator::access16(global, true);
+  std::memcpy(global, from, 16);
 }
 
 // Half types, rounded to the nearest, ties to even.
@@ -111,6 +131,10 @@ inline void from_real(float v, BFloat16& to) {
 }
 
 // Shape is Launch of csrc/cuda/launch.h.
+template <class Kernel, class Shape>
+bool can_run(Kernel, const Shape& s) {
+  return !simulator::refuses_together() || (s.cluster == 1 && !s.cooperative);
+}
 template <class Shape, class... P, class... A>
 void launch(void (*kernel)(P...), const Shape& s, A... arguments) {
   simulator::run({s.blocks, s.threads_x, s.threads_y, s.shared_bytes, s.cluster, s.cooperative},

@@ -58,6 +58,7 @@ const std::function<void()>* kernel = nullptr;
 std::vector<Block> blocks;
 Thread* running = nullptr;
 Races races;
+bool refusing = false;
 
 [[noreturn, gnu::format(printf, 1, 2)]] void fail(const char* format, ...) {
   std::fputs("simulated device: ", stderr);
@@ -234,6 +235,9 @@ bool in_shared_memory(const void* address, int64_t bytes) {
 
 }  // namespace
 
+void refuse_together(bool refuse) { refusing = refuse; }
+bool refuses_together() { return refusing; }
+
 void run(const Grid& of_launch, const std::function<void()>& thread) {
   check(of_launch);
   grid = &of_launch;
@@ -277,6 +281,11 @@ void access(const void* address, int64_t bytes, bool write, const void* place) {
        write ? "writes" : "reads", thread, static_cast<long long>(other->block));
 }
 
+void access16(const void* address, bool write, const void* place) {
+  if (reinterpret_cast<uintptr_t>(address) % 16) fail("%p is not aligned to 16 bytes", address);
+  access(address, 16, write, place);
+}
+
 }  // namespace simulator
 
 using simulator::arrive, simulator::fail, simulator::grid, simulator::Reach, simulator::running;
@@ -294,10 +303,9 @@ void cluster_sync(const char* file, int line) { arrive(Reach::cluster, file, lin
 void grid_sync(const char* file, int line) { arrive(Reach::grid, file, line); }
 
 void copy_async16(void* shared, const void* global) {
-  if (reinterpret_cast<uintptr_t>(shared) % 16 || reinterpret_cast<uintptr_t>(global) % 16)
-    fail("copy_async16: %p or %p is not aligned to 16 bytes", shared, global);
+  simulator::access16(global, false);
   if (!simulator::in_shared_memory(shared, 16)) fail("copy_async16: not into this block's shared memory");
-  simulator::access(shared, 16, true);
+  simulator::access16(shared, true);
   std::memset(shared, 0xff, 16);
   running->copies.push_back({shared, global});
 }
