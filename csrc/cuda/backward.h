@@ -92,12 +92,17 @@ CEN_DEVICE void set_gradient(const Problem& p, const Place<kLast>& place, const 
   });
 }
 
+// A channel's share of dweight. x that has no part in y may have any variance, NaN too.
+CEN_DEVICE double weight_gradient(const Problem& p, Sums sums, double var) {
+  return sums.on_x == 0 ? 0 : sums.on_x / std::sqrt(var + p.eps);
+}
+
 // dweight and dbias of batch norm.
 template <class T>
 CEN_DEVICE void keep_sums(const Problem& p, const BackwardTensors<T>& t, int64_t m, int64_t c, Sums sums) {
   const int64_t i = m * p.channels + c;
   t.dbias[i] = Real<T>(sums.dz);
-  t.dweight[i] = Real<T>(sums.on_x / std::sqrt(double(t.var[i]) + p.eps));
+  t.dweight[i] = Real<T>(weight_gradient(p, sums, t.var[i]));
 }
 
 // Fetches the packs of a step: those of dy, of x where it has a part in y, of the residual where the
@@ -392,7 +397,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kFinishChannels* kFinishWalkers, 1)
     const int64_t i = partials.index(p, 0, unit, place.c);
     partials.dz[i] = Real<T>(sums.dz);
     partials.on_x[i] = Real<T>(sums.on_x);
-    dweight += sums.on_x / std::sqrt(double(t.var[unit * p.channels + place.c]) + p.eps);
+    dweight += weight_gradient(p, sums, t.var[unit * p.channels + place.c]);
     dbias += sums.dz;
   }
   if (!first) return;
