@@ -140,7 +140,7 @@ def _multiprocessors(device: torch.device) -> int:
 # --- launches ---
 
 
-def _definition(options: Options, num_modalities: int) -> dict[str, float]:
+def constants_of(options: Options, num_modalities: int) -> dict[str, float]:
     """The kernels' constants that say what is computed."""
     slopes = {"identity": 1.0, "relu": 0.0, "leaky_relu": float(options.negative_slope)}
     return dict(
@@ -153,7 +153,7 @@ def _definition(options: Options, num_modalities: int) -> dict[str, float]:
     )
 
 
-def _cut(g: Geometry, plan: Plan) -> dict[str, Any]:
+def constants_of_a_plan(g: Geometry, plan: Plan) -> dict[str, Any]:
     """The kernels' constants that say how."""
     return dict(
         CHANNELS=plan.channels,
@@ -165,9 +165,9 @@ def _cut(g: Geometry, plan: Plan) -> dict[str, Any]:
     )
 
 
-def _cut_pass(g: Geometry, plan: Plan) -> dict[str, Any]:
+def constants_of_a_pass(g: Geometry, plan: Plan) -> dict[str, Any]:
     """The same where a program walks several tiles."""
-    return dict(chunks=plan.chunks(g), TILES=plan.tiles, **_cut(g, plan))
+    return dict(chunks=plan.chunks(g), TILES=plan.tiles, **constants_of_a_plan(g, plan))
 
 
 def norm_exchange_forward(
@@ -196,19 +196,28 @@ def norm_exchange_forward(
     given = mean is not None and var is not None
     mean, var = (mean.contiguous(), var.contiguous()) if given else (batch_mean, batch_var)
     g = Geometry.of(x, num_modalities, mean.shape[0] // num_modalities)
-    definition = _definition(options, num_modalities)
+    definition = constants_of(options, num_modalities)
     with _device_of(x):
         plan = None if given else whole_plan(g, x.dtype, tensors=1)
         if plan is not None:
             wrap_triton(forward_whole_kernel)[(plan.programs(g),)](
-                x, weight, bias, residual, y, mean, var, *g.sizes, **definition, **_cut(g, plan)
+                x,
+                weight,
+                bias,
+                residual,
+                y,
+                mean,
+                var,
+                *g.sizes,
+                **definition,
+                **constants_of_a_plan(g, plan),
             )
             return y, batch_mean, batch_var
         if not given:
             _statistics(x, g, mean, var)
         plan = pass_plan(g, x.dtype, FORWARD_VALUES, _multiprocessors(x.device), 4)
         wrap_triton(forward_kernel)[(plan.programs(g),)](
-            x, weight, bias, mean, var, residual, y, *g.sizes, **definition, **_cut_pass(g, plan)
+            x, weight, bias, mean, var, residual, y, *g.sizes, **definition, **constants_of_a_pass(g, plan)
         )
     return y, batch_mean, batch_var
 
@@ -220,7 +229,7 @@ def _statistics(x: Tensor, g: Geometry, mean: Tensor, var: Tensor) -> None:
     chunks = plan.chunks(g)
     partials = mean.new_empty((3, chunks, *mean.shape), dtype=torch.float64)
     wrap_triton(statistics_kernel)[(plan.programs(apart),)](
-        x, partials, *apart.sizes, **_cut_pass(apart, plan)
+        x, partials, *apart.sizes, **constants_of_a_pass(apart, plan)
     )
     parts = triton.next_power_of_2(chunks)
     channels = max(1, min(32, 4096 // parts))
@@ -256,7 +265,7 @@ def norm_exchange_gradients(
     dy, x, residual = (_laid_out(t, layout) for t in (dy, x, residual))
     tables = [table.contiguous() for table in (weight, bias, mean, var)]
     g = Geometry.of(x, num_modalities, mean.shape[0] // num_modalities)
-    definition = _definition(options, num_modalities)
+    definition = constants_of(options, num_modalities)
     stored = None if residual is None else dresidual
 
     def total(sums: Tensor) -> Tensor:  # [M * units, C] -> [M, C]
@@ -268,14 +277,14 @@ def norm_exchange_gradients(
             dweight, dbias = (weight.new_empty(mean.shape) for _ in range(2))
             wrap_triton(backward_whole_kernel)[(plan.programs(g),)](
                 dy, x, *tables, residual, dx, stored, dweight, dbias,
-                *g.sizes, **definition, **_cut(g, plan),
+                *g.sizes, **definition, **constants_of_a_plan(g, plan),
             )  # fmt: skip
             return dx, total(dweight), total(dbias), dresidual
         plan = pass_plan(g, x.dtype, BACKWARD_VALUES, _multiprocessors(x.device))
         dweights, dbiases = (weight.new_empty((plan.chunks(g), *mean.shape)) for _ in range(2))
         wrap_triton(backward_sums_kernel)[(plan.programs(g),)](
             dy, x, *tables, residual, None if batch_statistics else dx, stored, dweights, dbiases,
-            *g.sizes, **definition, **_cut_pass(g, plan),
+            *g.sizes, **definition, **constants_of_a_pass(g, plan),
         )  # fmt: skip
         dweight, dbias = (t[0] if t.shape[0] == 1 else t.sum(0) for t in (dweights, dbiases))
         if batch_statistics:
@@ -285,7 +294,7 @@ def norm_exchange_gradients(
             plan = pass_plan(g, x.dtype, BACKWARD_VALUES, _multiprocessors(x.device), 4)
             wrap_triton(backward_kernel)[(plan.programs(g),)](
                 dy, x, *tables, residual, dx, dweight, dbias,
-                *g.sizes, **definition, **_cut_pass(g, plan),
+                *g.sizes, **definition, **constants_of_a_pass(g, plan),
             )  # fmt: skip
     return dx, total(dweight), total(dbias), dresidual
 

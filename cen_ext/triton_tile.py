@@ -116,8 +116,10 @@ def zero_where(unread, tables, M: tl.constexpr):
 def inverse_std(var, EPS: tl.constexpr):
     shifted = var + tl.full((), EPS, var.dtype)
     if var.dtype == tl.float64:
-        return 1.0 / tl.sqrt(shifted)
-    return tl.div_rn(tl.full(shifted.shape, 1.0, tl.float32), tl.sqrt_rn(shifted))
+        inverse = 1.0 / tl.sqrt(shifted)
+    else:
+        inverse = tl.div_rn(tl.full(shifted.shape, 1.0, tl.float32), tl.sqrt_rn(shifted))
+    return inverse
 
 
 @triton.jit
