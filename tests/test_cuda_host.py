@@ -9,7 +9,7 @@ import itertools
 import math
 import random
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,13 +40,16 @@ class Device(NamedTuple):
     refuses: bool = False  # blocks that have to run at once
 
 
+DEVICE = Device()
+
+
 class Case(NamedTuple):
     """A call with the gradient of its result, and how it is to be run."""
 
     call: Call
     dy: Tensor
     kind: str = "automatic"
-    device: Device = Device()
+    device: Device = DEVICE
     channels_last: bool = False
     running: tuple[Tensor, Tensor] | None = None  # mean and variance [M, C]
     moved: int = 0  # bits: which tensors of x's size begin one value after an aligned address
@@ -70,7 +73,8 @@ class Found(NamedTuple):
 
 # --- running cases ---
 
-PARTS = [("run.cpp",), *((f"../../csrc/cuda/kernels_{t}.cu", "-x", "c++") for t in ("float", "double", "half", "bfloat16"))]
+TYPES = ("float", "double", "half", "bfloat16")
+PARTS = [("run.cpp",), *((f"../../csrc/cuda/kernels_{name}.cu", "-x", "c++") for name in TYPES)]
 
 
 @pytest.fixture(scope="module")
@@ -207,33 +211,135 @@ def assert_running(case: Case, found: Found, allowed: Results) -> None:
 
 # --- the cases ---
 
-SHAPES = [*SMALL, Shape(2, 2, 8, (4, 4)), Shape(2, 1, 32, (8, 8)), Shape(3, 4, 24, (2, 2)), Shape(2, 5, 16, (3,))]
+# Without the largest; some whose lines, or rows of channels, are of whole packs.
+SHAPES = [
+    *SMALL[:-1],
+    *(Shape(2, 2, 12, (17, 19)), Shape(2, 2, 8, (4, 4)), Shape(2, 1, 32, (8, 8))),
+    *(Shape(3, 4, 24, (2, 2)), Shape(2, 5, 16, (3,))),
+]
+FORCED = [kind for kind in KINDS if kind != "automatic"]
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+both_layouts = pytest.mark.parametrize("channels_last", [False, True])
 
 
-def make_case(rng: random.Random, shape: Shape, dtype: torch.dtype, channels_last: bool, given: bool, **options: object) -> Case:
+def make_case(
+    rng: random.Random, shape: Shape, dtype: torch.dtype, channels_last: bool, given: bool, norm: str
+) -> Case:
     """What is not asked for is drawn."""
     i = make_inputs(shape, dtype)
-    drawn = Options(
-        THRESHOLD, rng.choice(REGIONS), rng.choice(CRITERIA), "batch", rng.choice([1e-5, 0.5]), rng.choice(ACTIVATIONS), 0.2
-    )._replace(**options)
+    drawn = (rng.choice(values) for values in (REGIONS, CRITERIA, ACTIVATIONS, [1e-5, 0.5]))
+    region, criterion, activation, eps = drawn
+    options = Options(THRESHOLD, region, criterion, norm, eps, activation, negative_slope=0.2)
     residual = i.residual if rng.random() < 0.6 else None
-    statistics = (i.mean, i.var) if given else (None, None)
-    call = Call(i.x, i.weight, i.bias, *statistics, residual, drawn)
-    values = math.prod(shape.spatial) * (shape.batch if drawn.norm == "batch" else 1)
+    call = Call(i.x, i.weight, i.bias, *((i.mean, i.var) if given else (None, None)), residual, options)
+    values = math.prod(shape.spatial) * (shape.batch if norm == "batch" else 1)
+    updates = not given and values > 1 and rng.random() < 0.5
     return Case(
         call,
         without_kinks(call, i.dy),
         channels_last=channels_last,
-        running=None if given or values == 1 or rng.random() < 0.5 else (i.mean, i.var),
+        running=(i.mean, i.var) if updates else None,
         moved=rng.choice([0, 0, 0, 63, 1 << rng.randrange(6)]),
     )
 
 
-def sweep() -> Iterator[Case]:
+def sweep(dtype: torch.dtype, channels_last: bool) -> Iterator[Case]:
+    """Every shape, norm and plan, each on a device that is drawn."""
     rng = random.Random(0)
-    for dtype, channels_last, norm, (kind, given), shape in itertools.product(
-        DTYPES, [False, True], NORMS, [("automatic", True), *((kind, False) for kind in KINDS)], SHAPES
-    ):
-        case = make_case(rng, shape, dtype, channels_last, given, norm=norm)
-        device = Device(rng.choice([1, 3, 8, 24]), rng.choice([80, 90, 90]), rng.choice([3000, 9000, 227 << 10]), rng.choice([8, 16, 32, 64]), rng.random() < 0.1)
-        yield case._replace(kind=kind, device=device)
+    plans = [("automatic", True), *((kind, False) for kind in KINDS)]
+    for norm, (kind, given), shape in itertools.product(NORMS, plans, SHAPES):
+        device = Device(
+            multiprocessors=rng.choice([1, 3, 8, 24]),
+            capability=rng.choice([80, 90, 90]),
+            shared_bytes=rng.choice([3000, 9000, 227 << 10]),
+            threads=rng.choice([8, 16, 32, 64]),
+            refuses=rng.random() < 0.1,
+        )
+        yield make_case(rng, shape, dtype, channels_last, given, norm)._replace(kind=kind, device=device)
+
+
+@every_dtype
+@both_layouts
+def test_every_plan(checked, watched, tmp_path, dtype, channels_last):
+    """Right values without a wrong access, and the same bits without a race in another order of threads."""
+    cases = list(sweep(dtype, channels_last))
+    found = run_cases(checked, tmp_path, cases, seed=1)
+    for case, of_case in zip(cases, found, strict=True):
+        assert_right(case, of_case)
+    for case, one, other in zip(cases, found, run_cases(watched, tmp_path, cases, seed=2), strict=True):
+        assert raw_results(one) == raw_results(other), f"depends on the order of threads: {case}"
+
+
+def raw_results(found: Found) -> list[bytes]:
+    return [raw(t) for t in (*found.results, *(found.running or ())) if t is not None]
+
+
+def plain_cases(kinds: Iterable[str] = FORCED, device: Device = DEVICE) -> Iterator[Case]:
+    """Calls with the statistics of x, 60 values a line, for every layout, norm and kind of plan."""
+    for channels_last, norm, kind in itertools.product([False, True], NORMS, kinds):
+        torch.manual_seed(0)
+        i = make_inputs(Shape(3, 3, 20, (6, 10)), torch.float32, small_scales=0.0)
+        call = Call(i.x, i.weight.abs(), i.bias, options=Options(THRESHOLD, norm=norm))
+        yield Case(call, i.dy, kind, device, channels_last)
+
+
+LARGE = Device(multiprocessors=64)
+
+
+@pytest.mark.parametrize(
+    ("device", "runs", "refuses"),
+    [
+        (LARGE, FORCED, []),
+        (LARGE._replace(capability=80), FORCED, []),  # clusters of one block
+        (LARGE._replace(refuses=True), ["stream"], ["grid"]),
+        (LARGE._replace(shared_bytes=2000), ["stream"], ["cluster", "grid"]),
+    ],
+    ids=["9.0", "8.0", "busy", "little memory"],
+)
+def test_plans_that_are_asked_for_run_or_are_refused(checked, tmp_path, device, runs, refuses):
+    cases = list(plain_cases([*runs, *refuses], device))
+    for case, found in zip(cases, run_cases(checked, tmp_path, cases), strict=True):
+        assert found.refused == (case.kind in refuses,) * 2, str(case)
+        assert_right(case, found)
+
+
+def changed(cases: Iterable[Case], x: Callable[[Tensor], Tensor]) -> list[Case]:
+    return [case._replace(call=case.call._replace(x=x(case.call.x))) for case in cases]
+
+
+HARD = {
+    "large mean": lambda x: 1e3 + 0.05 * x,
+    "squares overflow": lambda x: 4e18 * x,
+    "constant": lambda x: torch.full_like(x, -1e3),
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_hard_numbers(checked, tmp_path, name):
+    cases = changed(plain_cases(), HARD[name])
+    for case, found in zip(cases, run_cases(checked, tmp_path, cases), strict=True):
+        assert_right(case, found)
+
+
+def test_nan_stays_in_its_channel_and_out_of_what_nobody_reads(checked, tmp_path):
+    """Channel 2 of modality 0 is replaced by the others' mean; channel 3 of modality 1 is everybody's own."""
+
+    def with_replaced(cases: Iterable[Case]) -> Iterator[Case]:
+        for case in cases:
+            case.call.weight[0, 2] = 0.5 * THRESHOLD
+            yield case
+
+    def poisoned(x: Tensor) -> Tensor:
+        x = x.clone()
+        x[0, 2], x[4, 3, 1] = math.nan, math.nan
+        return x
+
+    clean = list(with_replaced(plain_cases()))
+    cases = changed(clean, poisoned)
+    before, after = (run_cases(checked, tmp_path, these) for these in (clean, cases))
+    other = torch.arange(20) != 3
+    for case, one, two in zip(cases, before, after, strict=True):
+        for name in ("y", "dx", "dweight", "dbias"):
+            a, b = (getattr(found.results, name) for found in (one, two))
+            assert torch.equal(a[:, other], b[:, other]), f"{name}: {case}"
+        assert two.results.y[4, 3].isnan().all(), case

@@ -53,7 +53,6 @@ Plan fallback(Kind asked, Stream plan_stream) {
 template <class T, bool kLast>
 void forward_in(const Problem& p, const ForwardTensors<T>& t, Kind kind, const Device& device,
                 const Allocate& allocate, void* stream) {
-  using R = Real<T>;
   const bool packs = has_packs<T>(p, {t.x, t.residual, t.y}), residual = t.residual != nullptr;
   const auto stream_bytes = [&](const Geometry& geo, int64_t steps) {
     return std::max(ForwardMemory<T, kLast>(nullptr, p, geo, residual, steps).pieces.used,
