@@ -1,6 +1,19 @@
-"""Encoders shared by the networks, and their ImageNet weights."""
+"""Encoders shared by the networks, their ImageNet weights, and the variants that the paper compares."""
 
+from models.encoders.norms import ExchangePoint, Norms
+from models.encoders.private import PrivateConv2d, make_convolutions_private
 from models.encoders.resnet import RESNETS, ExchangeResNet
+from models.encoders.variants import Variant
 from models.encoders.weights import LoadReport, load_imagenet
 
-__all__ = ["RESNETS", "ExchangeResNet", "LoadReport", "load_imagenet"]
+__all__ = [
+    "RESNETS",
+    "ExchangePoint",
+    "ExchangeResNet",
+    "LoadReport",
+    "Norms",
+    "PrivateConv2d",
+    "Variant",
+    "load_imagenet",
+    "make_convolutions_private",
+]

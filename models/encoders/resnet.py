@@ -4,39 +4,23 @@ Wang et al., "Deep Multimodal Fusion by Channel Exchanging", NeurIPS 2020, secti
 shared, norms private, an exchange after the norm of every 3x3 convolution. All modalities run stacked on the
 batch axis, so that each convolution is one call and each norm, exchange, residual and relu is one more.
 Modules and parameters carry torchvision's names; the stride sits in the 3x3 convolution, as there.
+
+A dilated network (Yu et al., "Dilated Residual Networks", CVPR 2017) keeps the grid of stage 2 to the end: at
+every second (stage 3) or fourth (stage 4) position it computes exactly what the strided one computes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from cen_ext import ExchangeBatchNorm2d, replaced_channels, stack_modalities
+from cen_ext import ExchangeBatchNorm2d, stack_modalities
+from models.encoders.norms import Norms
+from models.encoders.variants import Variant
 from models.messages import suggest
 
-
-class Norms(NamedTuple):
-    """Makes the private norms of one encoder, which differ only in channels, exchange and activation."""
-
-    num_modalities: int
-    threshold: float
-    region: str
-    criterion: str
-
-    def __call__(
-        self, channels: int, *, exchange: bool = False, activation: str = "relu"
-    ) -> ExchangeBatchNorm2d:
-        return ExchangeBatchNorm2d(
-            channels,
-            self.num_modalities,
-            threshold=self.threshold if exchange else 0.0,
-            region=self.region,
-            criterion=self.criterion,
-            activation=activation,
-        )
+Dilations = tuple[int, int]  # that fit the grid on which a block starts, and the one on which it ends
 
 
 class BasicBlock(nn.Module):
@@ -44,11 +28,11 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, width: int, stride: int, norms: Norms) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int, dilations: Dilations, norms: Norms) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, padding=1, bias=False)
+        self.conv1 = _conv3x3(in_channels, width, stride, dilations[0])
         self.bn1 = norms(width, exchange=True)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.conv2 = _conv3x3(width, width, 1, dilations[1])
         self.bn2 = norms(width, exchange=True)
         self.downsample = _downsample(in_channels, width, stride, norms)
 
@@ -63,12 +47,12 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, width: int, stride: int, norms: Norms) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int, dilations: Dilations, norms: Norms) -> None:
         super().__init__()
         out_channels = self.expansion * width
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn1 = norms(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.conv2 = _conv3x3(width, width, stride, dilations[0])
         self.bn2 = norms(width, exchange=True)
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn3 = norms(out_channels)
@@ -79,6 +63,10 @@ class Bottleneck(nn.Module):
         x = self.bn1(self.conv1(x))
         x = self.bn2(self.conv2(x))
         return self.bn3(self.conv3(x), skip)
+
+
+def _conv3x3(in_channels: int, out_channels: int, stride: int, dilation: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=dilation, dilation=dilation, bias=False)
 
 
 def _downsample(in_channels: int, out_channels: int, stride: int, norms: Norms) -> nn.Sequential | None:
@@ -111,13 +99,17 @@ class ExchangeResNet(nn.Module):
         in_channels: channels of every modality's input.
         frozen_statistics: ``train()`` leaves the norms in eval mode: running statistics are used and not
             updated, while weight and bias train. The paper's recipe for segmentation from ImageNet weights.
+        dilated: stages 3 and 4 keep the grid of stage 2, with dilation instead of strides.
+        variant: whether norms are private, where and what is exchanged. Its convolutions, penalty and fusion
+            are the whole network's and do nothing here.
 
     Attributes:
         channels: widths of the four stages' features.
+        norms: makes norms of the same kind, for what follows the encoder.
 
     Raises:
         ValueError: unknown name, region or criterion; negative threshold; num_modalities or in_channels
-            below 1.
+            below 1; a variant that contradicts itself.
     """
 
     def __init__(
@@ -130,6 +122,8 @@ class ExchangeResNet(nn.Module):
         criterion: str = "abs",
         in_channels: int = 3,
         frozen_statistics: bool = True,
+        dilated: bool = False,
+        variant: Variant | None = None,
     ) -> None:
         super().__init__()
         if name not in RESNETS:
@@ -137,24 +131,30 @@ class ExchangeResNet(nn.Module):
             raise ValueError(f"encoder must be one of {', '.join(RESNETS)}, got {name!r}{hint}")
         if in_channels < 1:
             raise ValueError(f"in_channels must be at least 1, got {in_channels}")
-        # The norms would refuse bad options at the first batch only.
-        replaced_channels(torch.ones(1, 1), threshold, region, criterion)
+        variant = variant or Variant()
+        norms = Norms(num_modalities, threshold, region, criterion, variant)
+        norms.check()
         block, depths = RESNETS[name]
         self.num_modalities = num_modalities
         self.in_channels = in_channels
         self.frozen_statistics = frozen_statistics
         self.channels = tuple(block.expansion * width for width in (64, 128, 256, 512))
+        self.norms = norms
 
-        norms = Norms(num_modalities, threshold, region, criterion)
         self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = norms(64)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        channels = 64
+        channels, dilation = 64, 1
         for stage, depth in enumerate(depths):
             width = 64 << stage
             blocks = []
             for i in range(depth):
-                blocks.append(block(channels, width, 2 if stage > 0 and i == 0 else 1, norms))
+                halves = stage > 0 and i == 0  # the resolution, or by dilation that of the strided network
+                dilates = halves and dilated and stage >= 2
+                before, dilation = dilation, 2 * dilation if dilates else dilation
+                stride = 2 if halves and not dilates else 1
+                here = norms._replace(points=halves or variant.exchange_at == "every")
+                blocks.append(block(channels, width, stride, (before, dilation), here))
                 channels = block.expansion * width
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
         for module in self.modules():
@@ -171,7 +171,7 @@ class ExchangeResNet(nn.Module):
         return self
 
     def forward(self, x: Tensor | Sequence[Tensor]) -> list[Tensor]:
-        """Features at 1/4, 1/8, 1/16 and 1/32 of the input's size.
+        """Features at 1/4, 1/8, 1/16 and 1/32 of the input's size; at 1/4, 1/8, 1/8 and 1/8 if dilated.
 
         Args:
             x: ``[M*N, in_channels, H, W]`` stacked modality-major, or a sequence of M tensors

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from models.encoders.private import PrivateConv2d
 from models.encoders.resnet import ExchangeResNet
 from models.messages import first_line
 
@@ -25,7 +26,7 @@ class LoadReport(NamedTuple):
 
 
 def load_imagenet(encoder: ExchangeResNet, path: str | Path) -> LoadReport:
-    """Load torchvision-named ResNet weights; every modality's norms start from the same entries.
+    """Load torchvision-named ResNet weights; what is private starts from the same entries in every modality.
 
     Args:
         encoder: changed in place, and only if every shape fits.
@@ -44,12 +45,12 @@ def load_imagenet(encoder: ExchangeResNet, path: str | Path) -> LoadReport:
     usable = {key: value for key, value in state.items() if key in own}
     if not usable:
         raise ValueError(f"{path}: no key of a torchvision ResNet in it; it starts with {some(state)}")
+    shapes = _single_modality_shapes(encoder)
     wrong = [
         f"{key} is {tuple(value.shape)} in the file, but {tuple(expected.shape)} in the encoder"
         for key, value in usable.items()
         for expected in [own[key]]
-        # A private norm's [M, C] takes [C] too.
-        if value.shape != expected.shape and (expected.dim() != 2 or value.shape != expected.shape[1:])
+        if value.shape not in (expected.shape, shapes.get(key))
     ]
     if wrong:
         raise ValueError(f"{path}: wrong shapes: {some(wrong)}")
@@ -58,6 +59,15 @@ def load_imagenet(encoder: ExchangeResNet, path: str | Path) -> LoadReport:
         missing=[k for k in own if k not in state and not k.endswith(".num_batches_tracked")],
         unexpected=[k for k in state if k not in own],
     )
+
+
+def _single_modality_shapes(encoder: ExchangeResNet) -> dict[str, torch.Size]:
+    """The shapes that private entries, norms' and convolutions', have in a network of a single modality."""
+    shapes = {key: value.shape[1:] for key, value in encoder.state_dict().items() if value.dim() == 2}
+    for name, module in encoder.named_modules():
+        if isinstance(module, PrivateConv2d):
+            shapes[f"{name}.weight"] = module.weight[: module.out_channels].shape
+    return shapes
 
 
 def read_state_dict(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:

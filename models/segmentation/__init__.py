@@ -1,7 +1,18 @@
 """Segmentation networks."""
 
-from models.segmentation.output import SegmentationOutput
+from models.segmentation.network import SegmentationNetwork
+from models.segmentation.output import AuxiliaryOutput, SegmentationOutput
+from models.segmentation.pspnet import PSPNet, pspnet
 from models.segmentation.refinenet import RefineNet, refinenet
 from models.segmentation.released import load_released
 
-__all__ = ["RefineNet", "SegmentationOutput", "load_released", "refinenet"]
+__all__ = [
+    "AuxiliaryOutput",
+    "PSPNet",
+    "RefineNet",
+    "SegmentationNetwork",
+    "SegmentationOutput",
+    "load_released",
+    "pspnet",
+    "refinenet",
+]

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from cen_ext import ExchangeBatchNorm2d
-from models.data import DataError, Loader, NyuCen, TrainTransform, train_loader
-from models.encoders import load_imagenet
+from models.data import (
+    LAYOUTS,
+    DataError,
+    Loader,
+    Reader,
+    SegmentationSet,
+    TrainTransform,
+    configured,
+    find_layout,
+    train_loader,
+)
+from models.encoders import ExchangePoint, load_imagenet
 from models.encoders.weights import some
-from models.segmentation.refinenet import RefineNet, refinenet
+from models.segmentation.network import SegmentationNetwork
+from models.segmentation.pspnet import pspnet
+from models.segmentation.refinenet import refinenet
 from models.segmentation.settings import DataSettings, SegmentationRecipe
 from models.training.errors import UsageError, existing
 
@@ -20,37 +32,50 @@ def output_names(recipe: SegmentationRecipe) -> tuple[str, ...]:
     return (*recipe.data.modalities, "ensemble")
 
 
-def build_network(recipe: SegmentationRecipe) -> RefineNet:
+def build_network(recipe: SegmentationRecipe) -> SegmentationNetwork:
     """The recipe's network with random weights.
 
     Raises:
-        UsageError: a setting that the network refuses.
+        UsageError: a setting that the network refuses, or settings that contradict each other.
     """
-    model = recipe.model
+    model, num_modalities = recipe.model, len(recipe.data.modalities)
     try:
-        net = refinenet(
-            model.encoder,
-            recipe.data.num_classes,
-            len(recipe.data.modalities),
-            threshold=model.threshold,
-            region=model.region,
-            criterion=model.criterion,
-            dropout=model.dropout,
-            width=model.width,
-            frozen_statistics=model.frozen_statistics,
-            decoder_init=model.decoder_init,
-        )
+        recipe.variant.check(num_modalities, model.region)
+    except ValueError as error:
+        raise UsageError(f"variant.{error}") from None
+    options = {
+        "threshold": model.threshold,
+        "region": model.region,
+        "criterion": model.criterion,
+        "dropout": model.dropout,
+        "width": model.width,
+        "frozen_statistics": model.frozen_statistics,
+        "variant": recipe.variant,
+    }
+    try:
+        net = _make(recipe, num_modalities, options)
     except ValueError as error:
         raise UsageError(f"model.{error}") from None
     if model.initial_scale is not None:
-        for layer in net.modules():
-            # Single-modality networks as well, so that they are comparable.
-            if isinstance(layer, ExchangeBatchNorm2d) and layer.threshold > 0:
-                nn.init.constant_(layer.weight, model.initial_scale)
+        for point in net.modules():
+            # Where nothing is exchanged as well, so that the networks are comparable.
+            if isinstance(point, ExchangePoint):
+                nn.init.constant_(point.weight, model.initial_scale)
     return net
 
 
-def load_weights(net: RefineNet, recipe: SegmentationRecipe) -> list[str]:
+def _make(recipe: SegmentationRecipe, num_modalities: int, options: dict[str, Any]) -> SegmentationNetwork:
+    model, num_classes = recipe.model, recipe.data.num_classes
+    if model.network == "refinenet":
+        return refinenet(
+            model.encoder, num_classes, num_modalities, decoder_init=model.decoder_init, **options
+        )
+    if model.decoder_init != "torch":
+        raise ValueError(f"decoder_init must be torch with model.network=pspnet, got {model.decoder_init}")
+    return pspnet(model.encoder, num_classes, num_modalities, aux=recipe.loss.auxiliary > 0, **options)
+
+
+def load_weights(net: SegmentationNetwork, recipe: SegmentationRecipe) -> list[str]:
     """Load ``model.weights`` into the encoder; what did not match, in words.
 
     Raises:
@@ -78,7 +103,7 @@ def load_weights(net: RefineNet, recipe: SegmentationRecipe) -> list[str]:
     return notes
 
 
-def open_split(settings: DataSettings, split: str) -> NyuCen:
+def open_split(settings: DataSettings, split: str) -> SegmentationSet:
     """The images of ``train`` or ``val``.
 
     Raises:
@@ -87,19 +112,55 @@ def open_split(settings: DataSettings, split: str) -> NyuCen:
     """
     root = data_root(settings)
     try:
-        return NyuCen(
+        return SegmentationSet(
             root,
             split,
             modalities=settings.modalities,
             num_classes=settings.num_classes,
+            layout=settings.layout,
+            lists=settings.lists,
             depth_scale=settings.depth_scale,
+            bit_shift=settings.bit_shift,
+            camera=settings.camera,
             label_offset=settings.label_offset,
             ignore_index=settings.ignore_index,
+            merge=settings.merge,
         )
     except DataError:
         raise
     except ValueError as error:
         raise UsageError(f"data: {error}") from None
+
+
+def build_reader(settings: DataSettings) -> Reader:
+    """What makes the network's inputs of single files, as they were made in training.
+
+    Raises:
+        UsageError: the data set is not there to tell what stored depth means, and no layout is named; a
+            setting is refused.
+        DataError: as ``find_layout``.
+    """
+    root, name = settings.root, settings.layout
+    if name is None and not (root is not None and root.is_dir()):
+        if settings.depth_scale is None and settings.modalities != ("rgb",):
+            raise UsageError(
+                f"data.layout must be set to that of the files: data.root={root} is not there to tell it;"
+                f" one of {', '.join(LAYOUTS)}"
+            )
+        name = "nyu_cen"
+    try:
+        layout = LAYOUTS[name] if name in LAYOUTS else find_layout(root or Path(), name)
+        known = configured(
+            layout,
+            depth_scale=settings.depth_scale,
+            bit_shift=settings.bit_shift,
+            camera=settings.camera,
+        )
+        return Reader(known, settings.modalities)
+    except DataError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"data.{error}") from None
 
 
 def data_root(settings: DataSettings) -> Path:

@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from torch.utils.data import Subset
 from tqdm import tqdm
 
-from models.data import Batch, NyuCen, eval_loader
+from models.data import Batch, SegmentationSet, eval_loader
 from models.segmentation.build import build_network, open_split, output_names
 from models.segmentation.losses import outputs
 from models.segmentation.metrics import SegmentationMetrics, table
+from models.segmentation.network import SegmentationNetwork
 from models.segmentation.pictures import Picture, colour, show_input
-from models.segmentation.refinenet import RefineNet
 from models.segmentation.settings import SegmentationRecipe
 from models.training import checkpoint, config
 from models.training.devices import device_of
@@ -26,7 +26,9 @@ from models.training.errors import UsageError, writable
 from models.training.files import write_json
 
 
-def load_network(path: Path, overrides: Sequence[str] = ()) -> tuple[RefineNet, SegmentationRecipe, Path]:
+def load_network(
+    path: Path, overrides: Sequence[str] = ()
+) -> tuple[SegmentationNetwork, SegmentationRecipe, Path]:
     """The network of a run's best checkpoint, or of the checkpoint given.
 
     Returns:
@@ -63,7 +65,10 @@ def predict_labels(net: nn.Module, images: Tensor, size: Sequence[int], interpol
 
 
 def evaluate(
-    net: RefineNet, dataset: NyuCen, recipe: SegmentationRecipe, stop: Callable[[], bool] = lambda: False
+    net: SegmentationNetwork,
+    dataset: SegmentationSet,
+    recipe: SegmentationRecipe,
+    stop: Callable[[], bool] = lambda: False,
 ) -> SegmentationMetrics | None:
     """What the outputs take for what, over a data set.
 
@@ -88,7 +93,7 @@ def evaluate(
 
 
 def example_pictures(
-    net: RefineNet, dataset: NyuCen, recipe: SegmentationRecipe
+    net: SegmentationNetwork, dataset: SegmentationSet, recipe: SegmentationRecipe
 ) -> dict[str, dict[str, Picture]]:
     """Of a few images: every ``input <modality>``, the ``target``, and what every output says."""
     modalities, classes = recipe.data.modalities, recipe.data.num_classes
@@ -127,9 +132,10 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | Non
     ious = zip(dataset.class_names, counts.class_iou("ensemble"), strict=True)
     classes = {name: None if isnan(iou) else iou for name, iou in ious}
     count = len(dataset) if recipe.eval.limit is None else min(recipe.eval.limit, len(dataset))
-    alpha = dict(zip(recipe.data.modalities, net.alpha.softmax(0).tolist(), strict=True))
+    alpha = dict(zip(recipe.data.modalities, net.branch_weights(), strict=False))
     print(f"{path}, {count} images, in per cent\n{table(metrics)}")
-    print("ensemble of " + ", ".join(f"{weight:.2f} {name}" for name, weight in alpha.items()))
+    if alpha:
+        print("ensemble of " + ", ".join(f"{weight:.2f} {name}" for name, weight in alpha.items()))
     found = {"images": count, "alpha": alpha, "metrics": metrics, "classes": classes}
     write_json(output, {"checkpoint": str(path), **found})
     return metrics
@@ -146,7 +152,7 @@ def evaluating(net: nn.Module) -> Iterator[None]:
         net.train(training)
 
 
-def _batches(dataset: NyuCen, recipe: SegmentationRecipe) -> Iterable[Batch]:
+def _batches(dataset: SegmentationSet, recipe: SegmentationRecipe) -> Iterable[Batch]:
     limit = recipe.eval.limit
     chosen = dataset if limit is None else Subset(dataset, range(min(limit, len(dataset))))
     return eval_loader(chosen, recipe.eval.batch_size, recipe.run.workers)

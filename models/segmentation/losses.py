@@ -6,16 +6,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cen_ext import sparsity_penalty
-from models.segmentation.output import SegmentationOutput
+from cen_ext import replaced_channels, sparsity_penalty
+from models.encoders import ExchangePoint
+from models.segmentation.output import AuxiliaryOutput, SegmentationOutput
 
 
-def outputs(output: SegmentationOutput) -> Tensor:
+def outputs(output: SegmentationOutput | AuxiliaryOutput) -> Tensor:
     """``[M+1, N, K, h, w]``: the logits of the branches and, last, of the ensemble."""
     return torch.cat([output.branches, output.ensemble[None]])
 
 
-def cross_entropies(output: SegmentationOutput, target: Tensor, ignore_index: int) -> Tensor:
+def cross_entropies(
+    output: SegmentationOutput | AuxiliaryOutput, target: Tensor, ignore_index: int
+) -> Tensor:
     """Mean cross-entropy of every output at label resolution.
 
     Args:
@@ -25,40 +28,74 @@ def cross_entropies(output: SegmentationOutput, target: Tensor, ignore_index: in
     Returns:
         ``[M+1]``: the branches, then the ensemble; 0 where every pixel is ignored.
     """
-    pixels = (target != ignore_index).sum().clamp(min=1)
-    sums = [
-        F.cross_entropy(
-            F.interpolate(logits, target.shape[-2:], mode="bilinear", align_corners=False),
-            target,
-            ignore_index=ignore_index,
-            reduction="sum",
-        )
-        for logits in outputs(output)
-    ]
-    return torch.stack(sums) / pixels
+    return _cross_entropies(outputs(output), target, ignore_index)
+
+
+def scale_penalty(net: nn.Module, penalty: str) -> Tensor:
+    """The l1 penalty of Eq. 4 on the scales, without λ.
+
+    Args:
+        net: a segmentation network.
+        penalty: ``"auto"``, each modality's own share of the layers that exchange; ``"own"`` and ``"all"``,
+            that share or every scale of the norms after 3x3 convolutions, whether or not they exchange (the
+            paper's Table 1); ``"none"``. With one modality nothing is its own share.
+    """
+    if penalty == "auto":
+        return sparsity_penalty(net)
+    if penalty == "none":
+        return torch.zeros(())
+    scales: list[Tensor] = [point.weight for point in net.modules() if isinstance(point, ExchangePoint)]
+    if penalty == "own":  # zero lies below every threshold: the operator itself says what the share is
+        scales = [weight * replaced_channels(torch.zeros_like(weight), 1.0, "own") for weight in scales]
+    return torch.stack([weight.abs().sum() for weight in scales]).sum()
 
 
 def segmentation_loss(
     net: nn.Module,
-    output: SegmentationOutput,
+    output: SegmentationOutput | AuxiliaryOutput,
     target: Tensor,
     *,
     sparsity: float,
     per_output: bool,
     ignore_index: int,
+    penalty: str = "auto",
+    auxiliary: float = 0.4,
 ) -> tuple[Tensor, Tensor]:
-    """The sum of ``cross_entropies`` plus ``sparsity`` times the penalty on net's scales.
+    """The sum of ``cross_entropies``, of the auxiliary logits' and of the penalty on net's scales.
 
     Args:
         net, output, target: the network, what it returned, ``[N, H, W]`` class indices.
-        sparsity: λ.
+        sparsity: λ, the weight of the penalty.
         per_output: add the penalty once an output, M + 1 times, as the released code does; the paper
             adds it once.
         ignore_index: label of pixels that do not count.
+        penalty: as in ``scale_penalty``.
+        auxiliary: weight of the auxiliary logits' cross-entropies, where there are any (Zhao et al.: 0.4).
 
     Returns:
         The 0-d loss and the ``[M+1]`` cross-entropies in it.
     """
     entropies = cross_entropies(output, target, ignore_index)
     times = len(entropies) if per_output else 1
-    return entropies.sum() + sparsity * times * sparsity_penalty(net), entropies
+    loss = entropies.sum() + sparsity * times * scale_penalty(net, penalty)
+    if output.auxiliary is not None:
+        loss = loss + auxiliary * _cross_entropies(output.auxiliary, target, ignore_index).sum()
+    return loss, entropies
+
+
+def _cross_entropies(
+    logits: Tensor,  # [outputs, N, K, h, w]
+    target: Tensor,
+    ignore_index: int,
+) -> Tensor:
+    pixels = (target != ignore_index).sum().clamp(min=1)
+    sums = [
+        F.cross_entropy(
+            F.interpolate(each, target.shape[-2:], mode="bilinear", align_corners=False),
+            target,
+            ignore_index=ignore_index,
+            reduction="sum",
+        )
+        for each in logits
+    ]
+    return torch.stack(sums) / pixels

@@ -13,13 +13,37 @@ class SegmentationOutput(NamedTuple):
     Attributes:
         branches: ``[M, N, K, h, w]`` logits of every modality's branch.
         ensemble: ``[N, K, h, w]`` their sum weighted by ``alpha``. The branches are detached in it: its loss
-            trains alpha alone (Wang et al. 2020, Eq. 4).
-        alpha: ``[M]`` the weights, positive and of sum 1.
+            trains alpha alone (Wang et al. 2020, Eq. 4). With ``fusion="concat"``, what the block makes of
+            them.
+        alpha: ``[M]`` the weights, positive and of sum 1; None with ``fusion="concat"``.
     """
 
     branches: Tensor
     ensemble: Tensor
-    alpha: Tensor
+    alpha: Tensor | None
+
+    @property
+    def auxiliary(self) -> None:
+        """None: what has auxiliary logits is an ``AuxiliaryOutput``."""
+
+
+class AuxiliaryOutput(NamedTuple):
+    """A ``SegmentationOutput`` in training of a network with an auxiliary head.
+
+    Attributes:
+        branches, ensemble, alpha: as there.
+        auxiliary: ``[M, N, K, h, w]`` the auxiliary head's logits of every branch.
+    """
+
+    branches: Tensor
+    ensemble: Tensor
+    alpha: Tensor | None
+    auxiliary: Tensor
+
+
+def split_branches(logits: Tensor, num_modalities: int) -> Tensor:
+    """Stacked ``[M*N, K, h, w]`` to ``[M, N, K, h, w]``, a view."""
+    return logits.unflatten(0, (num_modalities, logits.shape[0] // num_modalities))
 
 
 def with_ensemble(
@@ -27,8 +51,7 @@ def with_ensemble(
     alpha: Tensor,  # [M], before the softmax
 ) -> SegmentationOutput:
     """Split the stacked logits into branches and add the ensemble of the detached branches."""
-    num_modalities = alpha.shape[0]
-    branches = logits.unflatten(0, (num_modalities, logits.shape[0] // num_modalities))
+    branches = split_branches(logits, alpha.shape[0])
     weights = alpha.softmax(0)
     ensemble = (weights[:, None, None, None, None] * branches.detach()).sum(0)
     return SegmentationOutput(branches, ensemble, weights)

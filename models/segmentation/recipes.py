@@ -1,6 +1,12 @@
-"""The segmentation recipes."""
+"""The segmentation recipes.
+
+The rows of the paper's Table 1 and the ablations of its section 4.1 are overrides of any of them,
+``variant.<field>=value``: ``models.encoders.variants`` lists them.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from models.segmentation.settings import (
     DataSettings,
@@ -14,6 +20,8 @@ from models.segmentation.settings import (
 )
 from models.training.registry import recipe
 from models.training.settings import RunSettings
+
+_PSPNET = ModelSettings(network="pspnet", width=512, dropout=0.1)
 
 
 @recipe
@@ -42,6 +50,20 @@ def nyudv2_released_refinenet101() -> SegmentationRecipe:
     return SegmentationRecipe(
         model=ModelSettings(region="all", criterion="abs"),
         loss=LossSettings(sparsity=2e-4, per_output=True),
+    )
+
+
+@recipe
+def nyudv2_cen_pspnet101() -> SegmentationRecipe:
+    """As nyudv2_cen_refinenet101 with PSPNet: dilated ResNet-101, pyramid pooling, auxiliary loss."""
+    return SegmentationRecipe(model=_PSPNET)
+
+
+@recipe
+def nyudv2_cen_pspnet152() -> SegmentationRecipe:
+    """As nyudv2_cen_pspnet101 with ResNet-152, three stages of 150 epochs; the paper's best network."""
+    return SegmentationRecipe(
+        model=replace(_PSPNET, encoder="resnet152"), optim=OptimSettings(stages=stages(150))
     )
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from models.encoders import ExchangeResNet
-from models.segmentation.output import SegmentationOutput, with_ensemble
+from models.encoders import ExchangeResNet, Variant
+from models.segmentation.network import SegmentationNetwork
 
 
 def _conv3x3(in_channels: int, out_channels: int, bias: bool = False) -> nn.Conv2d:
@@ -140,29 +140,8 @@ class RefineNetDecoder(nn.Module):
         return self.classifier(self.dropout(x))
 
 
-class RefineNet(nn.Module):
-    """Encoder, decoder and the ensemble's weights; ``refinenet`` builds one and describes the arguments."""
-
-    def __init__(self, encoder: ExchangeResNet, decoder: RefineNetDecoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.decoder = decoder
-        self.alpha = nn.Parameter(torch.zeros(encoder.num_modalities))
-
-    @property
-    def num_modalities(self) -> int:
-        return self.encoder.num_modalities
-
-    def forward(self, x: Tensor | Sequence[Tensor]) -> SegmentationOutput:
-        """Logits at a quarter of the input's size.
-
-        Args:
-            x: ``[M*N, 3, H, W]`` stacked modality-major, or a sequence of M tensors ``[N, 3, H, W]``.
-
-        Raises:
-            ValueError: x does not hold M modalities of the encoder's input channels.
-        """
-        return with_ensemble(self.decoder(self.encoder(x)), self.alpha)
+class RefineNet(SegmentationNetwork):
+    """``refinenet`` builds one and describes the arguments; its output is a ``SegmentationOutput``."""
 
 
 def refinenet(
@@ -178,6 +157,7 @@ def refinenet(
     in_channels: int = 3,
     frozen_statistics: bool = True,
     decoder_init: str = "torch",
+    variant: Variant | None = None,
 ) -> RefineNet:
     """A channel-exchanging RefineNet for M modalities (Wang et al. 2020, section 4.1).
 
@@ -192,13 +172,16 @@ def refinenet(
         in_channels: channels of every modality's input.
         frozen_statistics: the encoder's norms use their running statistics in training too (the paper's
             recipe, for encoders with ImageNet weights); False trains with batch statistics.
+        decoder_init: how the decoder's convolutions start: ``"torch"``, as torch makes them, or
+            ``"kaiming"``, which keeps the scale of activations where levels begin, join and end.
+        variant: a comparison of the paper instead of its network.
 
     Returns:
         A module with ``encoder``, ``decoder`` and ``alpha`` (``[M]``, zeros: equal weights); its output is a
         ``SegmentationOutput``.
 
     Raises:
-        ValueError: an unknown name, or a number out of its range.
+        ValueError: an unknown name, or a number out of its range; the variant contradicts itself.
     """
     for name, value in (("num_classes", num_classes), ("width", width)):
         if value < 1:
@@ -213,5 +196,7 @@ def refinenet(
         criterion=criterion,
         in_channels=in_channels,
         frozen_statistics=frozen_statistics,
+        variant=variant,
     )
-    return RefineNet(body, RefineNetDecoder(body.channels, num_classes, width, dropout, decoder_init))
+    decoder = RefineNetDecoder(body.channels, num_classes, width, dropout, decoder_init)
+    return RefineNet(body, decoder, num_classes, variant=variant)

@@ -50,9 +50,16 @@ def load_released(net: RefineNet, path_or_state_dict: str | Path | Mapping[str, 
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not a state dict; or keys are missing, left over or of another shape, and the message
-            names them.
+        ValueError: net is of another kind than the released networks; not a state dict; or keys are
+            missing, left over or of another shape, and the message names them.
     """
+    variant = net.variant
+    kind = (variant.convolutions, variant.norms, variant.fusion)
+    if not isinstance(net, RefineNet) or kind != ("shared", "private", "ensemble"):
+        raise ValueError(
+            "net must be as the released networks are, a RefineNet of shared convolutions, private norms and "
+            f"an ensemble, got a {type(net).__name__} with {', '.join(kind)}"
+        )
     state = read_state_dict(path_or_state_dict)
     own = net.state_dict()
     names = {key: released_keys(key, net.num_modalities) for key in own}

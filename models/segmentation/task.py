@@ -19,8 +19,8 @@ from models.segmentation.build import (
 )
 from models.segmentation.evaluate import evaluate, example_pictures
 from models.segmentation.losses import segmentation_loss
+from models.segmentation.network import SegmentationNetwork
 from models.segmentation.pictures import beside
-from models.segmentation.refinenet import RefineNet
 from models.segmentation.settings import OptimSettings, SegmentationRecipe, SegmentationStage
 from models.training.devices import device_of
 from models.training.exchange import exchanged_share, record_exchange
@@ -70,6 +70,8 @@ class SegmentationTask:
             sparsity=settings.sparsity,
             per_output=settings.per_output,
             ignore_index=self.recipe.data.ignore_index,
+            penalty=self.recipe.variant.penalised,
+            auxiliary=settings.auxiliary,
         )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -91,7 +93,7 @@ class SegmentationTask:
 
     def record(self, board: SummaryWriter, step: int) -> None:
         record_exchange(self.net, self.recipe.data.modalities, board, step)
-        for name, weight in zip(self.recipe.data.modalities, self.net.alpha.softmax(0).tolist(), strict=True):
+        for name, weight in zip(self.recipe.data.modalities, self.net.branch_weights(), strict=False):
             board.add_scalar(f"alpha/{name}", weight, step)
         for name, pictures in example_pictures(self.net, self.validation, self.recipe).items():
             board.add_image(f"examples/{name}", beside(list(pictures.values())), step, dataformats="HWC")
@@ -107,7 +109,7 @@ class SegmentationTask:
 
 
 def make_optimizer(
-    net: RefineNet, settings: OptimSettings, stage: SegmentationStage
+    net: SegmentationNetwork, settings: OptimSettings, stage: SegmentationStage
 ) -> torch.optim.Optimizer:
     """A fresh optimiser; the ensemble's weights learn with the decoder."""
     rest = [parameter for name, parameter in net.named_parameters() if not name.startswith("encoder.")]

@@ -1,0 +1,69 @@
+"""Convolutions that the modalities do not share: the first row of the paper's Table 1, the fair baseline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class PrivateConv2d(nn.Conv2d):
+    """A set of filters for each of M modalities, all of them in one stacked call.
+
+    Takes and returns the stacked ``[M*N, C, H, W]`` as a shared convolution does, so that norms and exchange
+    between them stay as they are. A state dict's ``[out, in, kh, kw]`` loads into every modality.
+
+    Args:
+        conv: what every modality starts as; padded with zeros.
+        num_modalities: M.
+
+    Attributes:
+        weight: ``[M*out, in, kh, kw]``, modality-major.
+        bias: ``[M*out]`` or None.
+    """
+
+    def __init__(self, conv: nn.Conv2d, num_modalities: int) -> None:
+        super().__init__(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,  # type: ignore[arg-type]
+            conv.stride,  # type: ignore[arg-type]
+            conv.padding,  # type: ignore[arg-type]
+            conv.dilation,  # type: ignore[arg-type]
+            conv.groups,
+            conv.bias is not None,
+            device="meta",  # its own initial values are not needed
+        )
+        self.num_modalities = num_modalities
+        self.weight = nn.Parameter(conv.weight.detach().repeat(num_modalities, 1, 1, 1))
+        if conv.bias is not None:
+            self.bias = nn.Parameter(conv.bias.detach().repeat(num_modalities))
+
+    def forward(self, x: Tensor) -> Tensor:
+        modalities = self.num_modalities
+        biases = [None] * modalities if self.bias is None else self.bias.chunk(modalities)
+        return torch.cat(
+            [
+                F.conv2d(rows, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+                for rows, weight, bias in zip(
+                    x.chunk(modalities), self.weight.chunk(modalities), biases, strict=True
+                )
+            ]
+        )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in ("weight", "bias"):
+            value = state_dict.get(prefix + name)
+            if value is not None and value.shape[0] == self.out_channels:
+                state_dict[prefix + name] = torch.cat([value] * self.num_modalities)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def make_convolutions_private(module: nn.Module, num_modalities: int) -> None:
+    """Replace every ``nn.Conv2d`` below ``module`` by a ``PrivateConv2d`` that starts as it."""
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.Conv2d):
+                setattr(parent, name, PrivateConv2d(child, num_modalities))

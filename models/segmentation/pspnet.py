@@ -1,0 +1,141 @@
+"""PSPNet on a dilated channel-exchanging ResNet, the paper's other segmentation network.
+
+Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017, with the encoder of Wang et al., "Deep Multimodal
+Fusion by Channel Exchanging", NeurIPS 2020. Unlike RefineNet's decoder, PSPNet's heads hold norms, and the
+statistics there differ between the modalities. Section 3.4 of the latter rules: "with the exception of BN
+layers, all sub-networks share all parameters with each other including convolutional filters", as "leveraging
+private BN layers is able to characterize the traits of different domains or modalities". So every norm of the
+heads is private, like the encoder's. None of them exchanges: "we only perform multimodal fusion within the
+encoders" (section 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.encoders import ExchangeResNet, Norms, Variant
+from models.segmentation.network import SegmentationNetwork
+
+BINS = (1, 2, 3, 6)
+
+
+class ConvNorm(nn.Module):
+    """Convolution, private norm, relu."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, norms: Norms) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
+        self.norm = norms(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+class PyramidHead(nn.Module):
+    """Pyramid pooling and classifier: stage 4 beside its averages over 1x1, 2x2, 3x3 and 6x6 regions.
+
+    Args:
+        channels: of stage 4; each of the averages is reduced to a quarter of them.
+        num_classes: K.
+        width: channels before the classifier.
+        dropout: probability, before the classifier.
+        norms: makes the norms.
+    """
+
+    def __init__(self, channels: int, num_classes: int, width: int, dropout: float, norms: Norms) -> None:
+        super().__init__()
+        reduced = channels // len(BINS)
+        self.pyramid = nn.ModuleList(ConvNorm(channels, reduced, 1, norms) for _ in BINS)
+        self.merge = ConvNorm(channels + len(BINS) * reduced, width, 3, norms)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Conv2d(width, num_classes, 1)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """The encoder's four features to logits ``[M*N, K, h, w]`` of the last one's size."""
+        x = features[3]
+        levels = zip(BINS, self.pyramid, strict=True)
+        averages = [level(F.adaptive_avg_pool2d(x, bins)) for bins, level in levels]
+        context = [F.interpolate(y, x.shape[-2:], mode="bilinear", align_corners=True) for y in averages]
+        return self.classifier(self.dropout(self.merge(torch.cat([x, *context], 1))))
+
+
+class AuxiliaryHead(nn.Module):
+    """Logits from stage 3, for a loss that helps the lower stages to train; arguments as ``PyramidHead``."""
+
+    def __init__(self, channels: int, num_classes: int, dropout: float, norms: Norms) -> None:
+        super().__init__()
+        self.reduce = ConvNorm(channels, channels // 4, 3, norms)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Conv2d(channels // 4, num_classes, 1)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """The encoder's four features to logits ``[M*N, K, h, w]`` of the third one's size."""
+        return self.classifier(self.dropout(self.reduce(features[2])))
+
+
+class PSPNet(SegmentationNetwork):
+    """``pspnet`` builds one and describes the arguments; its output is a ``SegmentationOutput``."""
+
+
+def pspnet(
+    encoder: str = "resnet101",
+    num_classes: int = 40,
+    num_modalities: int = 2,
+    *,
+    threshold: float = 0.02,
+    region: str = "own",
+    criterion: str = "abs",
+    dropout: float = 0.1,
+    width: int = 512,
+    aux: bool = True,
+    in_channels: int = 3,
+    frozen_statistics: bool = True,
+    variant: Variant | None = None,
+) -> PSPNet:
+    """A channel-exchanging PSPNet for M modalities (Wang et al. 2020, section 4.1), its logits at 1/8.
+
+    Args:
+        encoder: ``"resnet18"``, ``"resnet34"``, ``"resnet50"``, ``"resnet101"`` or ``"resnet152"``; dilated.
+        num_classes: K.
+        num_modalities: M >= 1; 1 is a plain PSPNet, its ensemble the detached branch.
+        threshold, region, criterion: of the exchange, as ``cen_ext.norm_exchange`` describes them; with
+            threshold 0 nothing is exchanged.
+        dropout: probability, before the classifiers; 0.1 in Zhao et al.
+        width: channels before the classifier; 512 in Zhao et al.
+        aux: add the auxiliary head on stage 3; the output in training is an ``AuxiliaryOutput`` with its
+            logits, whose loss has the weight 0.4 in Zhao et al.
+        in_channels: channels of every modality's input.
+        frozen_statistics: the encoder's norms use their running statistics in training too (the paper's
+            recipe, for encoders with ImageNet weights); False trains with batch statistics. The heads' norms,
+            which no weights come with, always do: in training a batch needs two images, as the pyramid's
+            first level is a single value an image and channel.
+        variant: a comparison of the paper instead of its network.
+
+    Returns:
+        A module with ``encoder``, ``decoder``, ``auxiliary`` and ``alpha`` (``[M]``, zeros: equal weights);
+        its output is a ``SegmentationOutput``.
+
+    Raises:
+        ValueError: an unknown name, or a number out of its range; the variant contradicts itself.
+    """
+    for name, value in (("num_classes", num_classes), ("width", width)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    body = ExchangeResNet(
+        encoder,
+        num_modalities,
+        threshold=threshold,
+        region=region,
+        criterion=criterion,
+        in_channels=in_channels,
+        frozen_statistics=frozen_statistics,
+        dilated=True,
+        variant=variant,
+    )
+    head = PyramidHead(body.channels[3], num_classes, width, dropout, body.norms)
+    auxiliary = AuxiliaryHead(body.channels[2], num_classes, dropout, body.norms) if aux else None
+    return PSPNet(body, head, num_classes, auxiliary=auxiliary, variant=variant)
