@@ -1,5 +1,7 @@
 """Triton kernels of the backward pass; ``cen_ext.triton_tile`` says what sizes and constants mean."""
 
+# As in triton_tile.
+# mypy: ignore-errors
 # ruff: noqa: RUF005
 
 from __future__ import annotations

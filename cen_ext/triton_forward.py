@@ -1,5 +1,7 @@
 """Triton kernels of the forward pass; ``cen_ext.triton_tile`` says what sizes and constants mean."""
 
+# As in triton_tile.
+# mypy: ignore-errors
 # ruff: noqa: RUF005
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ def statistics_kernel(
         count += values_of(first + i, sizes, LINES, POSITIONS)
     squares = wide - total * total / count
     at = partials + (chunk * units + unit) * C + channels
-    plane = (chunks * units).to(tl.int64) * C
+    plane = tl.full((), 1, tl.int64) * chunks * units * C
     tl.store(at, shift.to(tl.float64) + total / count, mask=channels < C)
     tl.store(at + plane, tl.where(squares < 0.0, 0.0, squares), mask=channels < C)
     tl.store(at + 2 * plane, count, mask=channels < C)
@@ -134,7 +136,7 @@ def join_kernel(
     chunk = tl.arange(0, CHUNKS)
     exists = (channels < C)[:, None] & (chunk < chunks)[None, :]
     at = partials + (chunk * units + unit)[None, :] * C + channels[:, None]
-    plane = (chunks * units).to(tl.int64) * C
+    plane = tl.full((), 1, tl.int64) * chunks * units * C
     means = tl.load(at, mask=exists, other=0.0)
     squares = tl.load(at + plane, mask=exists, other=0.0)
     counts = tl.load(at + 2 * plane, mask=exists, other=0.0)
@@ -186,14 +188,16 @@ def forward_kernel(
     biases = load_rows(bias, 0, 1, channels, C, M)
     means = zero_where(unread, load_rows(mean, unit, units, channels, C, M), M)
     variances = load_rows(var, unit, units, channels, C, M)
+    scales = ()
+    for m in tl.static_range(M):
+        scales = scales + (inverse_std(variances[m], EPS) * weights[m],)
     for i in range(TILES):
         tile = chunk * TILES + i
         place = place_of(tile, unit, channels, sizes, LINES, POSITIONS, CHANNELS_LAST, WIDE)
         zs = ()
         for m in tl.static_range(M):
-            scale = inverse_std(variances[m], EPS) * weights[m]
             d = centred(x, m, place, means[m], unread[m], CHANNELS_LAST)
-            zs = zs + (d * scale[:, None] + biases[m][:, None],)
+            zs = zs + (d * scales[m][:, None] + biases[m][:, None],)
         _store_y(y, zs, replaced, residual, place, M, THRESHOLD, SLOPE)
 
 

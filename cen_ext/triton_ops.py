@@ -19,14 +19,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from torch.library import wrap_triton
+from torch.nn import Parameter
 
 from cen_ext import autograd
 from cen_ext.reference import Options, memory_format, statistics_dtype
 from cen_ext.triton_backward import backward_kernel, backward_sums_kernel, backward_whole_kernel
 from cen_ext.triton_forward import forward_kernel, forward_whole_kernel, join_kernel, statistics_kernel
+from cen_ext.triton_tile import INTERPRETED
 
 # --- how a call is cut ---
 
@@ -73,36 +74,39 @@ class Plan:
 
     def pieces(self, g: Geometry) -> int:
         """Tiles that a channel takes."""
-        return triton.cdiv(g.lines, self.lines) * triton.cdiv(g.positions, self.positions)
+        return _divide_up(g.lines, self.lines) * _divide_up(g.positions, self.positions)
 
     def chunks(self, g: Geometry) -> int:
         """Programs that share the tiles of a channel."""
-        return triton.cdiv(self.pieces(g), self.tiles)
+        return _divide_up(self.pieces(g), self.tiles)
 
     def programs(self, g: Geometry) -> int:
-        return g.units * triton.cdiv(g.channels, self.channels) * self.chunks(g)
+        return g.units * _divide_up(g.channels, self.channels) * self.chunks(g)
 
 
-# Values that a program with 16 warps can hold in registers, 64 a thread, as float32.
-WHOLE_VALUES = 2**15
-# Values of a tile, all modalities, that four warps keep in flight; two tensors of x's size are read backward.
-FORWARD_VALUES = 4096
-BACKWARD_VALUES = 2048
-STATISTICS_VALUES = 2048
-PROGRAMS_A_MULTIPROCESSOR = 8
+# None of these numbers has been measured on a GPU. They follow from what ptxas reports for sm_90: with them,
+# kernels take 40 to 130 registers a thread (180 with a residual, channels last, in half types) and spill
+# nothing but a few values of the largest whole channels; a thread has two or more loads of 16 bytes in
+# flight for each tensor, some 60 KB a multiprocessor, where 20 KB would hide the latency of an H100's memory.
+WHOLE_VALUES = 2**15  # of float32 that a program of 16 warps holds in registers, 64 a thread
+FORWARD_VALUES = 4096  # of a tile, all modalities, for four warps
+BACKWARD_VALUES = 2048  # the same where two tensors of x's size are read
+STATISTICS_VALUES = 2048  # of one modality: each takes three registers
+PROGRAMS_A_MULTIPROCESSOR = 8  # before a program walks more than one tile
+MOST_TILES = 4  # of a program without sums: they spread the reading of the tables, more unbalance the end
 
 
 def whole_plan(g: Geometry, dtype: torch.dtype, tensors: int) -> Plan | None:
     """Tiles that hold whole channels, ``tensors`` values for each of x's; None where they do not fit."""
-    lines, positions = triton.next_power_of_2(g.lines), triton.next_power_of_2(g.positions)
+    lines, positions = _power_above(g.lines), _power_above(g.positions)
     a_channel = lines * positions * g.modalities * tensors * (2 if dtype == torch.float64 else 1)
     most = WHOLE_VALUES // a_channel
     # Channels last, a sector of 32 bytes is read even where less is wanted.
-    sector = min(32 // dtype.itemsize, triton.next_power_of_2(g.channels)) if g.channels_last else 1
+    sector = min(32 // dtype.itemsize, _power_above(g.channels)) if g.channels_last else 1
     if most < sector:
         return None
     wanted = max(sector, _power_below(FORWARD_VALUES // a_channel))
-    channels = min(wanted, _power_below(most), triton.next_power_of_2(g.channels))
+    channels = min(wanted, _power_below(most), _power_above(g.channels))
     warps = min(_power_below(channels * a_channel // 1024), 16)
     return Plan(channels, lines, positions, 1, warps)
 
@@ -112,7 +116,7 @@ def pass_plan(
 ) -> Plan:
     """Tiles of ``values`` values, all modalities; as many a program as leave all multiprocessors work."""
     values = max(_power_below(values // g.modalities), 256)
-    channels, lines, positions = (triton.next_power_of_2(size) for size in g.sizes[1:])
+    channels, lines, positions = (_power_above(size) for size in g.sizes[1:])
     if g.channels_last:  # 128 bytes along the channels, or more
         channels = min(channels, max(64, 128 // dtype.itemsize))
         positions = min(positions, values // channels)
@@ -123,6 +127,15 @@ def pass_plan(
     plan = Plan(channels, lines, positions, tiles=1, warps=4)
     spare = plan.programs(g) // (PROGRAMS_A_MULTIPROCESSOR * multiprocessors)
     return replace(plan, tiles=_power_below(min(spare, plan.pieces(g), most_tiles)))
+
+
+def _divide_up(n: int, by: int) -> int:
+    return -(-n // by)
+
+
+def _power_above(n: int) -> int:
+    """The smallest power of two that is no smaller."""
+    return 1 << (n - 1).bit_length()
 
 
 def _power_below(n: int) -> int:
@@ -187,14 +200,16 @@ def norm_exchange_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, and mean and variance where they are those of x."""
     options = Options(threshold, region, criterion, norm, eps, activation, negative_slope)
-    y, batch_mean, batch_var = _empty_results(x, weight, mean, var, residual, *options)
+    y, batch_mean, batch_var = _empty_results(x, weight, bias, mean, var, residual, *options)
     if x.numel() == 0:
         return y, batch_mean.zero_(), batch_var.zero_()
     layout, num_modalities = memory_format(x), weight.shape[0]
     x, residual = _laid_out(x, layout), _laid_out(residual, layout)
     weight, bias = weight.contiguous(), bias.contiguous()
     given = mean is not None and var is not None
-    mean, var = (mean.contiguous(), var.contiguous()) if given else (batch_mean, batch_var)
+    if mean is None or var is None:
+        mean, var = batch_mean, batch_var
+    mean, var = mean.contiguous(), var.contiguous()
     g = Geometry.of(x, num_modalities, mean.shape[0] // num_modalities)
     definition = constants_of(options, num_modalities)
     with _device_of(x):
@@ -215,7 +230,7 @@ def norm_exchange_forward(
             return y, batch_mean, batch_var
         if not given:
             _statistics(x, g, mean, var)
-        plan = pass_plan(g, x.dtype, FORWARD_VALUES, _multiprocessors(x.device), 4)
+        plan = pass_plan(g, x.dtype, FORWARD_VALUES, _multiprocessors(x.device), MOST_TILES)
         wrap_triton(forward_kernel)[(plan.programs(g),)](
             x, weight, bias, mean, var, residual, y, *g.sizes, **definition, **constants_of_a_pass(g, plan)
         )
@@ -231,9 +246,9 @@ def _statistics(x: Tensor, g: Geometry, mean: Tensor, var: Tensor) -> None:
     wrap_triton(statistics_kernel)[(plan.programs(apart),)](
         x, partials, *apart.sizes, **constants_of_a_pass(apart, plan)
     )
-    parts = triton.next_power_of_2(chunks)
+    parts = _power_above(chunks)
     channels = max(1, min(32, 4096 // parts))
-    wrap_triton(join_kernel)[(apart.units * triton.cdiv(g.channels, channels),)](
+    wrap_triton(join_kernel)[(apart.units * _divide_up(g.channels, channels),)](
         partials, mean, var, apart.units, g.channels, chunks, CHANNELS=channels, CHUNKS=parts
     )
 
@@ -269,7 +284,7 @@ def norm_exchange_gradients(
     stored = None if residual is None else dresidual
 
     def total(sums: Tensor) -> Tensor:  # [M * units, C] -> [M, C]
-        return sums if g.units == 1 else sums.unflatten(0, (num_modalities, g.units)).sum(1)
+        return sums if g.units == 1 else sums.view(num_modalities, g.units, g.channels).sum(1)
 
     with _device_of(x):
         plan = whole_plan(g, x.dtype, tensors=2) if batch_statistics else None
@@ -291,7 +306,7 @@ def norm_exchange_gradients(
             if stored is not None and (options.activation == "relu" or x.dtype == weight.dtype):
                 # Stored without rounding: dy as it is after the activation, one tensor less to read.
                 dy, residual, definition = stored, None, definition | dict(SLOPE=1.0)
-            plan = pass_plan(g, x.dtype, BACKWARD_VALUES, _multiprocessors(x.device), 4)
+            plan = pass_plan(g, x.dtype, BACKWARD_VALUES, _multiprocessors(x.device), MOST_TILES)
             wrap_triton(backward_kernel)[(plan.programs(g),)](
                 dy, x, *tables, residual, dx, dweight, dbias,
                 *g.sizes, **definition, **constants_of_a_pass(g, plan),
@@ -305,7 +320,11 @@ def _laid_out(t: Tensor | None, layout: torch.memory_format) -> Any:
 
 def _device_of(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Triton launches on the current device; what is traced runs on no device."""
-    return torch.cuda.device(x.device) if x.is_cuda and type(x) is Tensor else contextlib.nullcontext()
+    return (
+        torch.cuda.device(x.device)
+        if x.is_cuda and type(x) in (Tensor, Parameter)
+        else contextlib.nullcontext()
+    )
 
 
 # --- registration ---
@@ -314,6 +333,7 @@ def _device_of(x: Tensor) -> contextlib.AbstractContextManager[Any]:
 def _empty_results(
     x: Tensor,
     weight: Tensor,
+    bias: Tensor,
     mean: Tensor | None,
     var: Tensor | None,
     residual: Tensor | None,
@@ -343,7 +363,7 @@ def _empty_gradients(
 
 
 # Compilers trace into a triton_op; what Triton's interpreter runs they cannot.
-_define = torch.library.custom_op if triton.knobs.runtime.interpret else torch.library.triton_op
+_define: Any = torch.library.custom_op if INTERPRETED else torch.library.triton_op
 norm_exchange = _define("cen_ext::triton_norm_exchange", norm_exchange_forward, mutates_args=())
 norm_exchange_backward = _define(
     "cen_ext::triton_norm_exchange_backward", norm_exchange_gradients, mutates_args=()

@@ -11,13 +11,17 @@ Numbers that define the operator are compile-time constants, since a float argum
 0 where nothing is exchanged. SLOPE is the activation: 1 the identity, 0 relu, else that of leaky_relu.
 """
 
-# Triton knows tuples' sum, not their unpacking.
+# The language is Triton, not Python: what functions take has no type there, and tuples grow by sums alone.
+# mypy: ignore-errors
 # ruff: noqa: RUF005
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+# TRITON_INTERPRET was set when this was imported: kernels run on the CPU, for tests.
+INTERPRETED = triton.knobs.runtime.interpret
 
 
 @triton.jit
