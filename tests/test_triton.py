@@ -287,6 +287,14 @@ def test_compiles_ahead_of_time(name, capability, dtype, modalities, channels_la
 
 
 @not_interpreted
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("shape", [Shape(2, 6, 1, (1, 1)), Shape(2, 1, 5, (1, 4))], ids=str)
+def test_sizes_of_one_compile(name, shape):
+    """Triton makes constants of them."""
+    assert compile_ahead(name, 90, torch.float32, shape, False, Options(THRESHOLD, activation="relu"))
+
+
+@not_interpreted
 @both_layouts
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["forward", "backward", "backward_sums", "statistics"])
