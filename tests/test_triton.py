@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import re
 import subprocess
 import sys
@@ -94,6 +95,7 @@ def runs() -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
 def test_through_the_interpreter(mode, runs):
     result = runs[mode].result()
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
+    assert int(re.search(r"(\d+) passed", result.stdout)[1]) > 20
 
 
 @interpreted
@@ -362,26 +364,34 @@ def check_on_gpu(call: Call, dy: Tensor) -> None:
     assert_within(found, run_definition(call, dy), bounds(call, dy))
 
 
+def draw_kinds() -> Iterator[tuple[Shape, bool, bool, torch.dtype, str, str]]:
+    """Every combination of options compiles kernels of its own: shapes and layouts draw one each."""
+    draw = random.Random(0).choice
+    for shape, channels_last, statistics_given in itertools.product(
+        [*SMALL, *LARGE], [False, True], [False, True]
+    ):
+        activation = draw(["identity", "relu", "leaky_relu"])
+        yield shape, channels_last, statistics_given, draw(DTYPES), draw(NORMS), activation
+
+
 @on_a_gpu
-@both_layouts
-@every_norm
-@every_dtype
-@pytest.mark.parametrize("statistics_given", [False, True])
-@pytest.mark.parametrize("shape", [*SMALL, *LARGE], ids=str)
-def test_values_on_a_gpu(shape, statistics_given, dtype, norm, channels_last):
+@pytest.mark.parametrize(
+    ("shape", "channels_last", "statistics_given", "dtype", "norm", "activation"), draw_kinds(), ids=str
+)
+def test_values_on_a_gpu(shape, channels_last, statistics_given, dtype, norm, activation):
     if norm == "instance" and not statistics_given and not shape.spatial:
         pytest.skip("instance norm needs more than one value a row")
     i = make_inputs(shape, dtype, channels_last)
     statistics = (i.mean, i.var) if statistics_given else (None, None)
-    for activation, residual in itertools.product(["identity", "relu", "leaky_relu"], [None, i.residual]):
-        options = Options(THRESHOLD, norm=norm, activation=activation)
+    options = Options(THRESHOLD, norm=norm, activation=activation)
+    for residual in (None, i.residual):
         check_on_gpu(Call(i.x, i.weight, i.bias, *statistics, residual, options), i.dy)
 
 
 @on_a_gpu
 @every_norm
 @every_dtype
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_call_on_a_gpu(norm, dtype, data):
     check_on_gpu(*data.draw(calls(norm, dtype)))
@@ -470,7 +480,7 @@ def test_captured_in_a_cuda_graph(shape, channels_last):
 @on_a_gpu
 @STEPS
 @both_layouts
-@every_dtype
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_same_bits_on_a_gpu(dtype, shape, channels_last):
     leaves, step = gpu_step(shape, dtype, channels_last)
     first = step(*leaves)
