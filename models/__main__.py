@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import models.segmentation.recipes  # noqa: F401 - fills the registry
-from models.data import DataError, prepare_synthetic
+from models.data import SUN37, DataError, prepare_nyudv2, prepare_sunrgbd, prepare_synthetic
 from models.training import config, registry
 from models.training.errors import UsageError
 
@@ -68,6 +68,18 @@ def _prepare_synthetic(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         raise UsageError(f"--{error}") from None
     print(f"data.root={out}")
+    return 0
+
+
+def _prepare_nyudv2(arguments: argparse.Namespace) -> int:
+    out = prepare_nyudv2(arguments.out, arguments.archive, arguments.splits, arguments.classes)
+    print(f"data.root={out}")
+    return 0
+
+
+def _prepare_sunrgbd(arguments: argparse.Namespace) -> int:
+    out = prepare_sunrgbd(arguments.out, arguments.archive, arguments.toolbox)
+    print(f"data.root={out} data.num_classes={len(SUN37)}")
     return 0
 
 
@@ -131,6 +143,27 @@ def _parser() -> argparse.ArgumentParser:
     ):
         synthetic.add_argument(f"--{name}", type=int, default=default, help=meaning)
     synthetic.set_defaults(command=_prepare_synthetic, overrides=[])
+
+    nyudv2 = kinds.add_parser("nyudv2", help="NYUDv2, 40 classes, from its official archive")
+    nyudv2.add_argument("out", type=Path, metavar="FOLDER")
+    nyudv2.add_argument(
+        "--archive", type=Path, required=True, help="nyu_depth_v2_labeled.mat", metavar="FILE"
+    )
+    nyudv2.add_argument("--splits", type=Path, help="splits.mat; default: beside the archive", metavar="FILE")
+    nyudv2.add_argument(
+        "--classes", type=Path, help="classMapping40.mat; default: beside the archive", metavar="FILE"
+    )
+    nyudv2.set_defaults(command=_prepare_nyudv2, overrides=[])
+
+    sunrgbd = kinds.add_parser("sunrgbd", help="SUN RGB-D, 37 classes, from its official release")
+    sunrgbd.add_argument("out", type=Path, metavar="FOLDER")
+    sunrgbd.add_argument(
+        "--archive", type=Path, required=True, help="SUNRGBD.zip, or where it was unpacked", metavar="PATH"
+    )
+    sunrgbd.add_argument(
+        "--toolbox", type=Path, required=True, help="the folder SUNRGBDtoolbox", metavar="FOLDER"
+    )
+    sunrgbd.set_defaults(command=_prepare_sunrgbd, overrides=[])
 
     recipes = commands.add_parser("recipes", help="list the recipes, or a recipe's fields and values")
     recipes.add_argument("recipe", nargs="?", metavar="RECIPE")

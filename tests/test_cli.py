@@ -260,6 +260,7 @@ def test_predict_folders(rooms: Path, trained: Path, tmp_path: Path) -> None:
 def test_predict_single_files_with_the_networks_own_labels(
     rooms: Path, trained: Path, tmp_path: Path
 ) -> None:
+    from models.data import LAYOUTS, Reader, configured
     from models.segmentation.evaluate import load_network
     from models.segmentation.predict import read_inputs
 
@@ -268,8 +269,9 @@ def test_predict_single_files_with_the_networks_own_labels(
     assert main(["predict", str(trained), *inputs, "data.depth_scale=2500"]) == 0
     written = cv2.imread(str(tmp_path / "labels" / "000003.png"), cv2.IMREAD_UNCHANGED)
     net, _, _ = load_network(trained)
+    reader = Reader(configured(LAYOUTS["nyu_cen"], depth_scale=2500.0), ("rgb", "depth"))
     with torch.no_grad():
-        logits = net(read_inputs(paths, 2500.0)).ensemble
+        logits = net(read_inputs(paths, reader)).ensemble
     resized = torch.nn.functional.interpolate(logits, SIZE, mode="bicubic", align_corners=False)
     np.testing.assert_array_equal(written, resized[0].argmax(0).numpy())
 

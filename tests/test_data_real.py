@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.data import NYU40, NyuCen, TrainTransform, eval_loader, train_loader
+from models.data import NYU40, SegmentationSet, TrainTransform, eval_loader, train_loader
 
 # folder, depth scale, size, images in train and val
 SETS = {
@@ -22,8 +22,8 @@ def name(request: pytest.FixtureRequest, shared: Path) -> str:
     return request.param
 
 
-def opened(shared: Path, name: str, split: str) -> NyuCen:
-    return NyuCen(shared / "data" / name, split, depth_scale=SETS[name][0])
+def opened(shared: Path, name: str, split: str) -> SegmentationSet:
+    return SegmentationSet(shared / "data" / name, split, depth_scale=SETS[name][0])
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -50,7 +50,7 @@ def test_the_two_sets_agree(shared: Path) -> None:
         if not (shared / "data" / folder).is_dir():
             pytest.skip(f"needs the real images {folder} beside the checkout")
     full, small = (opened(shared, folder, "train") for folder in SETS)
-    positions = {Path(entry[-1]).stem: index for index, entry in enumerate(small._entries)}
+    positions = {entry["labels"].stem: index for index, entry in enumerate(small._entries)}
     for index in range(3):
         large = full[index]
         other = small[positions[large.name]]

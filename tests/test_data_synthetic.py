@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.data import SYNTHETIC_CLASSES, DataError, NyuCen, prepare_synthetic, scenes, synthetic
+from models.data import SYNTHETIC_CLASSES, DataError, SegmentationSet, prepare_synthetic, scenes, synthetic
 from models.data.scenes import Patch, Room, Sphere, Texture, X, Y
 
 PLAIN = Texture(np.ones((1, 1, 3), np.float32), (1.0, 1.0))
@@ -143,7 +143,7 @@ def contents(root: Path) -> dict[str, bytes]:
 def test_data_set(tmp_path: Path) -> None:
     root = prepare_synthetic(tmp_path / "new/rooms", **SMALL, seed=3)
     for split, count in (("train", 5), ("val", 3)):
-        dataset = NyuCen(root, split, num_classes=len(SYNTHETIC_CLASSES))
+        dataset = SegmentationSet(root, split, num_classes=len(SYNTHETIC_CLASSES))
         assert len(dataset) == count
         assert dataset.class_names == SYNTHETIC_CLASSES
     rgb, depth, labels = scenes.render((24, 32), np.random.default_rng((3, 1, 2)))

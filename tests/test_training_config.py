@@ -146,7 +146,7 @@ def test_recipes_hold_the_papers_values() -> None:
     assert rates == [(100, 5e-4, 3e-3), (100, 2.5e-4, 1.5e-3), (100, 1e-4, 7e-4)]
     assert (paper.optim.method, paper.optim.momentum, paper.optim.weight_decay) == ("sgd", 0.9, 1e-5)
     assert (paper.data.batch_size, paper.data.shorter_side, paper.data.crop) == (6, 350, 500)
-    assert (paper.data.scale, paper.data.depth_scale) == ((0.5, 2.0), 5000)
+    assert (paper.data.scale, paper.data.depth_scale) == ((0.5, 2.0), None)
     assert (paper.model.threshold, paper.model.region, paper.loss.sparsity) == (0.02, "own", 5e-3)
     assert paper.model.frozen_statistics
     assert not paper.loss.per_output

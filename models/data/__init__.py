@@ -1,29 +1,53 @@
 """Image files to batches: layouts, augmentation, loaders, and a procedural data set."""
 
-from models.data.classes import NYU40, palette
-from models.data.images import IMAGENET_MEAN, IMAGENET_STD, DataError, read_depth, read_labels, read_rgb
-from models.data.layouts import MODALITIES, NyuCen, Sample
+from models.data.classes import CITYSCAPES, MERGES, NYU13, NYU40, SUN37, palette
+from models.data.dataset import Sample, SegmentationSet
+from models.data.images import (
+    IMAGE_SUFFIXES,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    DataError,
+    read_depth,
+    read_labels,
+    read_rgb,
+)
+from models.data.layouts import LAYOUTS, Layout, find_layout
 from models.data.loading import Batch, Loader, collate, eval_loader, train_loader
+from models.data.modalities import MODALITIES, Reader, configured
+from models.data.nyudv2 import prepare_nyudv2
 from models.data.scenes import CLASSES as SYNTHETIC_CLASSES
+from models.data.sunrgbd import prepare_sunrgbd
 from models.data.synthetic import prepare_synthetic
 from models.data.transforms import TrainTransform, broaden
 
 __all__ = [
+    "CITYSCAPES",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "IMAGE_SUFFIXES",
+    "LAYOUTS",
+    "MERGES",
     "MODALITIES",
+    "NYU13",
     "NYU40",
+    "SUN37",
     "SYNTHETIC_CLASSES",
     "Batch",
     "DataError",
+    "Layout",
     "Loader",
-    "NyuCen",
+    "Reader",
     "Sample",
+    "SegmentationSet",
     "TrainTransform",
     "broaden",
     "collate",
+    "configured",
     "eval_loader",
+    "find_layout",
     "palette",
+    "prepare_nyudv2",
+    "prepare_sunrgbd",
     "prepare_synthetic",
     "read_depth",
     "read_labels",

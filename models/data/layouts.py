@@ -1,154 +1,302 @@
-"""Data sets on disk: which files make up a sample, and whether they fit together."""
+"""Layouts of data sets on disk: which files make up a sample, what is stored in them, how a folder is told.
+
+A layout is a description, not a loader. People's own folders are described in the same terms by a file
+``layout.json`` in the data set's root; see README.md in this folder.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from models.data.classes import NAMES_FILE, class_names
-from models.data.images import DataError, read_depth, read_labels, read_rgb, size_of
+from models.data.classes import CITYSCAPES, CITYSCAPES_IDS, NYU40, SUN37
+from models.data.geometry import Camera
+from models.data.images import DataError
 from models.messages import suggest
 
-MODALITIES = ("rgb", "depth")
-_LABELS = "masks"
+LAYOUT_FILE = "layout.json"
+SPLITS = ("train", "val")
+LABELS, CAMERA = "labels", "camera"
+
+# Of the colour camera that NYUDv2's depth is projected to (camera_params.m of its toolbox, which counts
+# pixels from 1).
+KINECT = Camera(518.85790, 519.46961, 324.58245, 252.73617, (640, 480))
 
 
-class Sample(NamedTuple):
-    """One scene: a picture a modality, all of one size, and its labels."""
+@dataclass(frozen=True)
+class Layout:
+    """What a folder holds.
 
-    images: tuple[NDArray[np.float32], ...]  # M times [H, W, C]; C differs between modalities
-    target: NDArray[np.uint8]  # [H, W], classes and ignore_index
-    name: str  # stem of the label file
-    modalities: tuple[str, ...]  # the names of the images
+    Paths are relative to the root. In them ``{name}`` is the sample's name, ``{split}`` the split's in this
+    layout, ``{number}`` the name as a number to which ``label_shift`` is added in those of labels (with a
+    format: ``{number:06d}``), and an ending ``.*`` any suffix.
 
-
-class NyuCen:
-    """The layout of the paper's NYUDv2 archive: ``rgb/``, ``masks/``, ``depth/``, ``train.txt``, ``val.txt``.
-
-    A list gives one sample a line, the paths relative to the root and separated by tabs or spaces:
-    ``rgb/000003.png masks/000003.png depth/000003.png``. Columns are told apart by their folder's name, so
-    their order is free and further columns are allowed; any suffix that OpenCV reads is. Every file is looked
-    for (not opened) when the data set is made, so that a missing one stops a training before it starts.
-
-    Inputs larger than the labels are cropped around the centre, as the archive wants it.
-
-    Args:
-        root: folder of the lists.
-        split: name of the list without ``.txt``.
-        modalities: any of ``MODALITIES`` in the order in which samples give them.
-        num_classes: labels are ``0 .. num_classes-1``. The file ``classes.txt`` in the root, if there is one,
-            names them a line each.
-        depth_scale: stored units of depth in one metre.
-        label_offset: what the label files add to the class; values below it are void.
-        ignore_index: value of void pixels, stored and in ``Sample.target``; 0 to 255.
-
-    Raises:
-        DataError: a list or file is missing, a line is malformed; from ``dataset[i]``: a file is broken, has
-            the wrong size, bit depth or channel count, or holds a label out of range.
-        ValueError: an argument is out of range, a modality unknown.
+    Attributes:
+        name: of the layout.
+        files: the path of every kind of file: of modalities (``rgb depth disparity hha normals``, or any
+            name), of ``labels``, and of ``camera`` where every picture has its own.
+        lists: path of a split's list; with ``{file}`` there is one for every kind of file. Empty: a split
+            has a sample for every file of the first kind.
+        lines: what a list's line holds: ``paths`` of all kinds, told apart by their folders; a ``path``, of
+            which the file's name without suffix counts; or the ``name``.
+        splits: what the layout calls ``train`` and ``val``.
+        label_offset: what stored labels add to the class; those below it are void.
+        ignore_index: stored value of void pixels.
+        label_map: the class of each stored one, in place of itself; -1 is void.
+        label_shift: what the number of a split's labels adds to its images'.
+        classes: their names, if they are fixed.
+        depth_scale: stored units a metre; None: brightness without a metric scale.
+        bit_shift: by how many bits stored depth is rotated to the right before it is scaled.
+        ranges: by modality the two stored values that become 0 and 1, of single-channel pictures other than
+            depth; without them 0 and the largest value that can be stored do.
+        camera: of the depth; None: unknown.
     """
 
-    def __init__(
-        self,
-        root: Path | str,
-        split: str,
-        *,
-        modalities: Sequence[str] = MODALITIES,
-        num_classes: int = 40,
-        depth_scale: float = 5000.0,
-        label_offset: int = 0,
-        ignore_index: int = 255,
-    ) -> None:
-        self.root, self.split, self.modalities = Path(root), split, tuple(modalities)
-        self.num_classes, self.depth_scale = num_classes, depth_scale
-        self.label_offset, self.ignore_index = label_offset, ignore_index
-        self._check_arguments()
-        self.class_names = class_names(self.root, num_classes)
-        self._entries = self._read_list(self._list_path())
-        self._check_files()
+    name: str
+    files: Mapping[str, str]
+    lists: str = "{split}.txt"
+    lines: Literal["paths", "path", "name"] = "name"
+    splits: tuple[str, str] = ("train", "test")
+    label_offset: int = 0
+    ignore_index: int = 255
+    label_map: tuple[int, ...] = ()
+    label_shift: Mapping[str, int] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    depth_scale: float | None = 5000.0
+    bit_shift: int = 0
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    camera: Camera | None = None
 
-    def __len__(self) -> int:
-        return len(self._entries)
+    def split(self, name: str) -> str:
+        """What the layout calls ``train`` or ``val``; other names are its own."""
+        return dict(zip(SPLITS, self.splits, strict=True)).get(name, name)
 
-    def __getitem__(self, index: int) -> Sample:
-        *paths, label_path = (self.root / path for path in self._entries[index])
-        target = read_labels(label_path, self.num_classes, self.label_offset, self.ignore_index)
-        images = [
-            read_rgb(path) if modality == "rgb" else read_depth(path, self.depth_scale)
-            for modality, path in zip(self.modalities, paths, strict=True)
-        ]
-        for image, path in zip(images, paths, strict=True):
-            if image.shape[:2] != images[0].shape[:2]:
-                raise DataError(f"{path} is {size_of(image)}, but {paths[0]} is {size_of(images[0])}")
-            if image.shape[0] < target.shape[0] or image.shape[1] < target.shape[1]:
-                raise DataError(
-                    f"{path} is {size_of(image)}, smaller than its labels {label_path} of {size_of(target)}"
-                )
-        cropped = tuple(_centre(image, target.shape) for image in images)
-        return Sample(cropped, target, label_path.stem, self.modalities)
+    def folder(self, kind: str, split: str) -> str:
+        """The part of a kind's path that all samples of a split share."""
+        return (
+            self.files[kind]
+            .partition("{name")[0]
+            .partition("{number")[0]
+            .rpartition("/")[0]
+            .format(split=self.split(split))
+        )
 
-    def _check_arguments(self) -> None:
-        for modality in self.modalities:
-            if modality not in MODALITIES:
-                raise ValueError(
-                    f"unknown modality {modality!r}: expected {', '.join(MODALITIES)}"
-                    + suggest(modality, MODALITIES)
-                )
-        if not self.modalities:
-            raise ValueError(f"modalities is empty: expected some of {', '.join(MODALITIES)}")
-        if not 1 <= self.num_classes <= 255:
-            raise ValueError(f"num_classes must be 1 to 255, got {self.num_classes}")
-        if not self.depth_scale > 0:
-            raise ValueError(f"depth_scale must be positive, got {self.depth_scale}")
-        if self.label_offset < 0:
-            raise ValueError(f"label_offset must not be negative, got {self.label_offset}")
-        if not 0 <= self.ignore_index <= 255:
-            raise ValueError(f"ignore_index must be 0 to 255, got {self.ignore_index}")
+    def list_file(self, split: str, kind: str = LABELS) -> str:
+        """The path of a split's list; empty where there is none."""
+        return self.lists.format(split=self.split(split), file={LABELS: "label"}.get(kind, kind))
 
-    def _list_path(self) -> Path:
-        if not self.root.is_dir():
-            raise DataError(
-                f"{self.root}: no such folder; expected the data set's root with {self.split}.txt in it"
+
+def _layouts(*layouts: Layout) -> dict[str, Layout]:
+    return {layout.name: layout for layout in layouts}
+
+
+LAYOUTS = _layouts(
+    Layout(
+        "nyu_cen",
+        {"rgb": "rgb/{name}.*", LABELS: "masks/{name}.*", "depth": "depth/{name}.*"},
+        lines="paths",
+        splits=("train", "val"),
+        camera=KINECT,
+    ),
+    Layout(
+        "nyu_lwrf",
+        {"rgb": "{split}_images/{name}.*", LABELS: "{split}_labels/{name}.*"},
+        lists="{split}.nyu",
+        lines="paths",
+        splits=("train", "val"),
+    ),
+    Layout(
+        "nyu_rgbx",
+        {
+            "rgb": "RGB/{name}.*",
+            "hha": "HHA/{name}.*",
+            "depth": "Depth/{name}.*",
+            LABELS: "Label/{name}.*",
+        },
+        label_offset=1,
+        depth_scale=None,
+        camera=KINECT,
+    ),
+    Layout(
+        "nyu_dformer",
+        {"rgb": "RGB/{name}.*", "depth": "Depth/{name}.*", LABELS: "Label/{name}.*"},
+        lines="path",
+        label_offset=1,
+        depth_scale=None,
+        camera=KINECT,
+    ),
+    Layout(
+        "sun_dformer",
+        {"rgb": "RGB/{name}.*", "depth": "Depth/{name}.*", LABELS: "labels/{name}.*"},
+        lines="path",
+        label_offset=1,
+        classes=SUN37,
+        depth_scale=None,
+    ),
+    Layout(
+        "nyu_esanet",
+        {
+            "rgb": "{split}/rgb/{name}.*",
+            "depth": "{split}/depth/{name}.*",
+            "depth_raw": "{split}/depth_raw/{name}.*",
+            LABELS: "{split}/labels_40/{name}.*",
+        },
+        label_offset=1,
+        classes=NYU40,
+        depth_scale=1000.0,
+        camera=KINECT,
+    ),
+    Layout(
+        "sun_handa",
+        {
+            "rgb": "SUNRGBD-{split}_images/img-{number:06d}.*",
+            "depth": "sunrgbd_{split}_depth/{number}.*",
+            LABELS: "sunrgbd_train_test_labels/img-{number:06d}.*",
+        },
+        lists="",
+        label_offset=1,
+        label_shift={"train": 5050},
+        classes=SUN37,
+        depth_scale=10000.0,
+    ),
+    Layout(
+        "sun_original",
+        {
+            "rgb": "SUNRGBD/{name}",
+            "depth": "SUNRGBD/{name}",
+            LABELS: "SUNRGBD/{name}",
+            CAMERA: "{rgb}/../../intrinsics.txt",
+        },
+        lists="{split}_{file}.txt",
+        label_offset=1,
+        classes=SUN37,
+        depth_scale=1000.0,
+        bit_shift=3,
+    ),
+    Layout(
+        "cityscapes",
+        {
+            "rgb": "leftImg8bit/{split}/{name}_leftImg8bit.png",
+            "disparity": "disparity/{split}/{name}_disparity.png",
+            LABELS: "gtFine/{split}/{name}_gtFine_labelIds.png",
+            CAMERA: "camera/{split}/{name}_camera.json",
+        },
+        lists="",
+        splits=("train", "val"),
+        label_map=CITYSCAPES_IDS,
+        classes=CITYSCAPES,
+    ),
+)
+
+
+def find_layout(root: Path, name: str | None = None) -> Layout:
+    """The layout of a folder: the one named, else that of its ``layout.json``, else the one it looks like.
+
+    Raises:
+        ValueError: there is no such layout.
+        DataError: there is no such folder, ``layout.json`` is wrong, or the folder looks like no layout or
+            like several.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; expected a data set's root")
+    if name is not None:
+        if name not in LAYOUTS:
+            raise ValueError(
+                f"unknown layout {name!r}: expected {', '.join(LAYOUTS)}{suggest(name, LAYOUTS)}"
             )
-        path = self.root / f"{self.split}.txt"
-        if not path.is_file():
-            found = sorted(other.stem for other in self.root.glob("*.txt") if other.name != NAMES_FILE)
-            there = f"the lists there: {', '.join(found)}" if found else "the folder holds no list at all"
-            raise DataError(f"{path}: no such list; {there}" + suggest(self.split, found))
-        return path
-
-    def _read_list(self, path: Path) -> list[tuple[str, ...]]:
-        """For each line the paths of the modalities and, last, of the labels."""
-        wanted, entries = (*self.modalities, _LABELS), []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            columns = line.strip().split("\t" if "\t" in line else None)
-            if columns in ([], [""]):
-                continue
-            folders = {Path(column).parent.name: column for column in columns}
-            if len(folders) < len(columns) or not folders.keys() >= set(wanted):
-                raise DataError(
-                    f"{path}, line {number}: expected one path in each folder, such as"
-                    f" {' '.join(f'{folder}/000003.png' for folder in wanted)}, found {line.strip()!r}"
-                )
-            entries.append(tuple(folders[folder] for folder in wanted))
-        if not entries:
-            raise DataError(f"{path}: the list is empty")
-        return entries
-
-    def _check_files(self) -> None:
-        missing = [path for entry in self._entries for path in entry if not (self.root / path).is_file()]
-        if missing:
-            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-            raise DataError(
-                f"{self.root / missing[0]}: listed in {self.split}.txt, but there is no such file{more}"
-            )
+        return LAYOUTS[name]
+    if (root / LAYOUT_FILE).is_file():
+        return read_layout(root / LAYOUT_FILE)
+    found = [layout for layout in LAYOUTS.values() if looks_like(root, layout)]
+    if len(found) != 1:
+        what = ", ".join(layout.name for layout in found) or "none"
+        raise DataError(
+            f"{root}: which layout is it? It looks like {what} of {_expectations()};"
+            f" name one with data.layout, or describe the folder in {LAYOUT_FILE}"
+        )
+    return found[0]
 
 
-def _centre(image: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.float32]:
-    """The middle ``[height, width]`` of an image."""
-    top, left = ((have - want) // 2 for have, want in zip(image.shape, size, strict=False))
-    return image[top : top + size[0], left : left + size[1]]
+def looks_like(root: Path, layout: Layout) -> bool:
+    """Whether either split has its folders of images and labels and, if a list at all, one of the kind."""
+    return any(_has_split(root, layout, split) for split in SPLITS)
+
+
+def _has_split(root: Path, layout: Layout, split: str) -> bool:
+    if not all((root / layout.folder(kind, split)).is_dir() for kind in ("rgb", LABELS)):
+        return False
+    path = root / layout.list_file(split)
+    if not layout.lists or "{file}" in layout.lists or not path.is_file():
+        return True
+    with path.open(encoding="utf-8", errors="replace") as file:
+        first = next((line.strip() for line in file if line.strip()), "")
+    return not first or ("/" in first) == (layout.lines != "name")
+
+
+def _expectations() -> str:
+    """The layouts, each with the folders and the list that tell it."""
+    told = []
+    for layout in LAYOUTS.values():
+        wanted = [f"{layout.folder(kind, 'train')}/" for kind in ("rgb", LABELS)]
+        wanted += [layout.list_file("train")] if layout.lists else []
+        told.append(f"{layout.name} ({' '.join(dict.fromkeys(wanted))})")
+    return ", ".join(told)
+
+
+def read_layout(path: Path) -> Layout:
+    """The layout that a ``layout.json`` describes: fields of ``Layout``, those of ``base`` where absent.
+
+    Raises:
+        DataError: the file cannot be read, or a field is unknown, missing or of the wrong type.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: expected an object of fields such as files and lists")
+    base_name = found.pop("base", None)
+    if base_name is not None and base_name not in LAYOUTS:
+        raise DataError(
+            f"{path}: base is {base_name!r}; expected {', '.join(LAYOUTS)}{suggest(str(base_name), LAYOUTS)}"
+        )
+    known = {part.name for part in fields(Layout)}
+    for name in found:
+        if name not in known:
+            raise DataError(f"{path}: unknown field {name!r}; expected {', '.join(sorted(known))}, base")
+    base = LAYOUTS[base_name] if base_name else Layout(path.parent.name, {})
+    layout = replace(base, **{name: _value(path, name, value) for name, value in found.items()})
+    if LABELS not in layout.files or len(layout.files) < 2:
+        raise DataError(f"{path}: files must give the paths of labels and of every modality")
+    return layout
+
+
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("name", "lists", "lines"), str),
+    **dict.fromkeys(("files", "label_shift", "ranges"), dict),
+    **dict.fromkeys(("label_offset", "ignore_index", "bit_shift"), int),
+    **dict.fromkeys(("splits", "label_map", "classes", "camera"), list),
+    "depth_scale": (int, float, type(None)),
+}
+
+
+def _value(path: Path, name: str, value: Any) -> Any:
+    """A field's value as ``Layout`` has it."""
+    kinds = _TYPES[name]
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+        expected = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
+        raise DataError(f"{path}: {name} is {value!r}; expected {expected}")
+    if name == "lines" and value not in ("paths", "path", "name"):
+        raise DataError(f"{path}: lines is {value!r}; expected paths, path or name")
+    if name == "splits" and len(value) != 2:
+        raise DataError(
+            f"{path}: splits is {value!r}; expected two names, of the training and validation list"
+        )
+    if name == "camera":
+        if len(value) != 4 or not all(isinstance(number, int | float) for number in value):
+            raise DataError(f"{path}: camera is {value!r}; expected fx, fy, cx, cy in pixels")
+        return Camera(*map(float, value))
+    return tuple(value) if isinstance(value, list) else value

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from models.data.dataset import Sample
 from models.data.images import DataError, size_of
-from models.data.layouts import Sample
 from models.data.transforms import broaden
 from models.data.workers import start_worker
 
@@ -135,7 +135,7 @@ def train_loader(
     that batches are the same with any number of workers and a resumed run goes on where it stopped.
 
     Args:
-        dataset: for example ``NyuCen``.
+        dataset: for example ``SegmentationSet``.
         transform: for example ``TrainTransform``; gets the sample's own random generator.
         batch_size: samples a batch.
         seed: not negative.

@@ -31,7 +31,7 @@ def prepare_synthetic(
     seed: int = 0,
     processes: int | None = None,
 ) -> Path:
-    """Render ``train`` + ``val`` rooms (``models.data.scenes``) for ``NyuCen(out, ..., num_classes=11)``.
+    """Render ``train`` + ``val`` rooms of 11 classes (``models.data.scenes``) in the ``nyu_cen`` layout.
 
     The same parameters give the same files, whatever the number of processes; the pictures of one split do
     not depend on the length of the other. The folder appears under its name once it is complete; one that is

@@ -7,7 +7,17 @@ from typing import Any
 
 from torch import nn
 
-from models.data import DataError, Loader, NyuCen, TrainTransform, train_loader
+from models.data import (
+    LAYOUTS,
+    DataError,
+    Loader,
+    Reader,
+    SegmentationSet,
+    TrainTransform,
+    configured,
+    find_layout,
+    train_loader,
+)
 from models.encoders import ExchangePoint, load_imagenet
 from models.encoders.weights import some
 from models.segmentation.network import SegmentationNetwork
@@ -93,7 +103,7 @@ def load_weights(net: SegmentationNetwork, recipe: SegmentationRecipe) -> list[s
     return notes
 
 
-def open_split(settings: DataSettings, split: str) -> NyuCen:
+def open_split(settings: DataSettings, split: str) -> SegmentationSet:
     """The images of ``train`` or ``val``.
 
     Raises:
@@ -102,19 +112,55 @@ def open_split(settings: DataSettings, split: str) -> NyuCen:
     """
     root = data_root(settings)
     try:
-        return NyuCen(
+        return SegmentationSet(
             root,
             split,
             modalities=settings.modalities,
             num_classes=settings.num_classes,
+            layout=settings.layout,
+            lists=settings.lists,
             depth_scale=settings.depth_scale,
+            bit_shift=settings.bit_shift,
+            camera=settings.camera,
             label_offset=settings.label_offset,
             ignore_index=settings.ignore_index,
+            merge=settings.merge,
         )
     except DataError:
         raise
     except ValueError as error:
         raise UsageError(f"data: {error}") from None
+
+
+def build_reader(settings: DataSettings) -> Reader:
+    """What makes the network's inputs of single files, as they were made in training.
+
+    Raises:
+        UsageError: the data set is not there to tell what stored depth means, and no layout is named; a
+            setting is refused.
+        DataError: as ``find_layout``.
+    """
+    root, name = settings.root, settings.layout
+    if name is None and not (root is not None and root.is_dir()):
+        if settings.depth_scale is None and settings.modalities != ("rgb",):
+            raise UsageError(
+                f"data.layout must be set to that of the files: data.root={root} is not there to tell it;"
+                f" one of {', '.join(LAYOUTS)}"
+            )
+        name = "nyu_cen"
+    try:
+        layout = LAYOUTS[name] if name in LAYOUTS else find_layout(root or Path(), name)
+        known = configured(
+            layout,
+            depth_scale=settings.depth_scale,
+            bit_shift=settings.bit_shift,
+            camera=settings.camera,
+        )
+        return Reader(known, settings.modalities)
+    except DataError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"data.{error}") from None
 
 
 def data_root(settings: DataSettings) -> Path:

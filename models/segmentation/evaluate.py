@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import Subset
 from tqdm import tqdm
 
-from models.data import Batch, NyuCen, eval_loader
+from models.data import Batch, SegmentationSet, eval_loader
 from models.segmentation.build import build_network, open_split, output_names
 from models.segmentation.losses import outputs
 from models.segmentation.metrics import SegmentationMetrics, table
@@ -66,7 +66,7 @@ def predict_labels(net: nn.Module, images: Tensor, size: Sequence[int], interpol
 
 def evaluate(
     net: SegmentationNetwork,
-    dataset: NyuCen,
+    dataset: SegmentationSet,
     recipe: SegmentationRecipe,
     stop: Callable[[], bool] = lambda: False,
 ) -> SegmentationMetrics | None:
@@ -93,7 +93,7 @@ def evaluate(
 
 
 def example_pictures(
-    net: SegmentationNetwork, dataset: NyuCen, recipe: SegmentationRecipe
+    net: SegmentationNetwork, dataset: SegmentationSet, recipe: SegmentationRecipe
 ) -> dict[str, dict[str, Picture]]:
     """Of a few images: every ``input <modality>``, the ``target``, and what every output says."""
     modalities, classes = recipe.data.modalities, recipe.data.num_classes
@@ -152,7 +152,7 @@ def evaluating(net: nn.Module) -> Iterator[None]:
         net.train(training)
 
 
-def _batches(dataset: NyuCen, recipe: SegmentationRecipe) -> Iterable[Batch]:
+def _batches(dataset: SegmentationSet, recipe: SegmentationRecipe) -> Iterable[Batch]:
     limit = recipe.eval.limit
     chosen = dataset if limit is None else Subset(dataset, range(min(limit, len(dataset))))
     return eval_loader(chosen, recipe.eval.batch_size, recipe.run.workers)

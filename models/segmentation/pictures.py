@@ -19,7 +19,9 @@ Picture = NDArray[np.uint8]  # [H, W, 3], red first
 def show_input(image: NDArray[np.float32], modality: str) -> Picture:
     """A network's input ``[3, H, W]`` as a picture; depth from dark (near, or missing) to bright (far)."""
     pixels = image.transpose(1, 2, 0)
-    if modality == "rgb":
+    if modality == "normals":
+        pixels = (pixels + 1) / 2
+    elif modality == "rgb" or pixels.min() < 0:  # normalised as colour pictures are
         pixels = pixels * np.array(IMAGENET_STD) + np.array(IMAGENET_MEAN)
     else:
         pixels = pixels / max(float(pixels.max()), 1e-6)

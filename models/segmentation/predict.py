@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from models.data import DataError, broaden, read_depth, read_rgb
-from models.data.images import size_of
+from models.data import Reader, broaden
 from models.messages import suggest
-from models.segmentation.build import output_names
+from models.segmentation.build import build_reader, output_names
 from models.segmentation.evaluate import load_network, predict_labels
 from models.segmentation.pictures import colour, overlay, show_input, write_picture
 from models.training.errors import UsageError, existing
@@ -46,7 +45,8 @@ def predict_files(
     names = output_names(recipe)
     if which not in names:
         raise UsageError(f"--which must be one of {', '.join(names)}, got {which!r}{suggest(which, names)}")
-    scenes = match_files(inputs, recipe.data.modalities)
+    reader = build_reader(recipe.data)
+    scenes = match_files(inputs, reader.kinds())
     try:
         for folder in FOLDERS:
             (output / folder).mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def predict_files(
         raise UsageError(f"--output: cannot make {output}: {error.strerror}") from None
     device = next(net.parameters()).device
     for name, paths in tqdm(scenes.items(), desc="predict", disable=None):
-        images = read_inputs(paths, recipe.data.depth_scale)
+        images = read_inputs(paths, reader)
         outputs = predict_labels(net, images.to(device), images.shape[-2:], recipe.eval.interpolation)
         labels = outputs[names.index(which)][0].cpu().numpy().astype(np.uint8)
         coloured = colour(labels, recipe.data.num_classes)
@@ -97,20 +97,13 @@ def match_files(inputs: Mapping[str, Path], modalities: Sequence[str]) -> dict[s
     return {stem: {modality: found[modality][stem] for modality in modalities} for stem in found[first]}
 
 
-def read_inputs(paths: Mapping[str, Path], depth_scale: float) -> Tensor:
+def read_inputs(paths: Mapping[str, Path], reader: Reader) -> Tensor:
     """The network's input for one scene, ``[M, 3, H, W]``.
 
     Raises:
         DataError: a broken image, or images of different size.
     """
-    images = [
-        read_rgb(path) if modality == "rgb" else read_depth(path, depth_scale)
-        for modality, path in paths.items()
-    ]
-    first, *others = zip(paths.values(), images, strict=True)
-    for path, image in others:
-        if image.shape[:2] != first[1].shape[:2]:
-            raise DataError(f"{path} is {size_of(image)}, but {first[0]} is {size_of(first[1])}")
+    images = reader.read(paths)
     return torch.from_numpy(np.stack([image.transpose(2, 0, 1) for image in broaden(images, 3)]))
 
 

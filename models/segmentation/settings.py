@@ -19,12 +19,25 @@ if TYPE_CHECKING:
 class DataSettings:
     """Where the images are, how they are read and augmented."""
 
-    root: Path | None = setting(None, "the data set's folder, in the nyu_cen layout; required", free=True)
-    modalities: tuple[str, ...] = setting(("rgb", "depth"), "inputs, one branch each")
+    root: Path | None = setting(None, "the data set's folder; required", free=True)
+    layout: str | None = setting(None, "nyu_cen, sun_handa, ...; none: told from the folder", free=True)
+    lists: tuple[str, ...] = setting(
+        (), "training and validation list in the folder; none: the layout's", free=True
+    )
+    modalities: tuple[str, ...] = setting(
+        ("rgb", "depth"), "inputs, one branch each: rgb, depth, disparity, hha, normals, or the layout's own"
+    )
     num_classes: int = setting(40, "classes; labels are 0 ... num_classes - 1")
     ignore_index: int = setting(255, "label of pixels that do not count")
-    label_offset: int = setting(0, "what stored labels add to the class")
-    depth_scale: float = setting(5000.0, "stored depth units a metre")
+    label_offset: int | None = setting(None, "what stored labels add to the class; none: the layout's")
+    merge: str | None = setting(None, "nyu13: the 13 classes of stored 40 or 37; none: classes as stored")
+    depth_scale: float | None = setting(None, "stored depth units a metre; none: the layout's")
+    bit_shift: int | None = setting(
+        None, "bits that stored depth is rotated to the right by; none: the layout's"
+    )
+    camera: tuple[float, ...] = setting(
+        (), "fx,fy,cx,cy of the depth images in pixels, for hha and normals; none: the layout's"
+    )
     batch_size: int = setting(6, "images a step")
     shorter_side: int = setting(350, "length in pixels that the shorter side gets before the random scale")
     scale: tuple[float, float] = setting((0.5, 2.0), "range of the random scale")
@@ -36,7 +49,8 @@ class DataSettings:
         require_at_least(2, self, "num_classes")
         require_at_least(1, self, "batch_size", "shorter_side")
         require_at_least(32, self, "crop")
-        require(self.depth_scale > 0, f"depth_scale must be positive, got {self.depth_scale}")
+        scale = self.depth_scale
+        require(scale is None or scale > 0, f"depth_scale must be positive, got {scale}")
         require(
             0 < self.scale[0] <= self.scale[1] < math.inf, f"scale must be a range above 0, got {self.scale}"
         )

@@ -1,0 +1,190 @@
+"""Which files make up the samples of a split, by a layout's description."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from models.data.classes import NAMES_FILE
+from models.data.images import IMAGE_SUFFIXES, DataError
+from models.data.layouts import CAMERA, LABELS, Layout
+from models.messages import suggest
+
+Entry = dict[str, Path]  # by kind of file: modalities, labels, camera
+
+_ANY = ".*"  # at the end of a path: whatever suffix the file has
+
+
+def find_samples(
+    layout: Layout, root: Path, split: str, kinds: Iterable[str], list_file: str = ""
+) -> list[Entry]:
+    """The files of every sample of a split, in the order of its list or of their names.
+
+    Args:
+        layout: of the data set.
+        root: its folder.
+        split: ``train``, ``val``, or the name of another list there.
+        kinds: of the files wanted.
+        list_file: path of a list to read in place of the layout's.
+
+    Raises:
+        DataError: a list or file is missing, a line is malformed. Files are looked for, not opened.
+    """
+    kinds = tuple(kinds)
+    needed = [*kinds, *(["rgb"] if any("{rgb}" in layout.files[kind] for kind in kinds) else [])]
+    listed: Iterator[Entry | str]
+    if "{file}" in layout.lists:
+        what, listed = split, iter(_parallel_lists(layout, root, split, needed))
+    elif layout.lists or list_file:
+        path = _list_path(layout, root, split, list_file)
+        what, listed = path.name, iter(_read_list(layout, root, split, path, needed))
+    else:
+        what, listed = split, iter(_names_in_folder(layout, root, split))
+    folders = _Folders()
+    entries = []
+    for item in listed:
+        entry = item if isinstance(item, dict) else {}
+        name = item if isinstance(item, str) else next(iter(entry.values())).stem
+        for kind in sorted(needed, key=lambda kind: "{rgb}" in layout.files[kind]):
+            if kind not in entry:
+                entry[kind] = folders.find(_fill(layout, root, split, kind, name, entry))
+        entries.append({kind: entry[kind] for kind in kinds})
+    _check(entries, what)
+    return entries
+
+
+def _fill(layout: Layout, root: Path, split: str, kind: str, name: str, entry: Entry) -> Path:
+    """A kind's path of the sample ``name``; ``.*`` still at its end."""
+    template = layout.files[kind]
+    values: dict[str, object] = {"name": name, "split": layout.split(split)}
+    if "{rgb}" in template:
+        return Path(template.format(**values, rgb=entry["rgb"])).resolve()
+    if "{number" in template:
+        if not name.isdecimal():
+            raise DataError(
+                f"{root / layout.folder(kind, split)}: {name!r} is not a number, as {template} wants"
+            )
+        values["number"] = int(name) + (layout.label_shift.get(split, 0) if kind == LABELS else 0)
+    return root / template.format(**values)
+
+
+class _Folders:
+    """Files by their names without suffix, of folders that are read once."""
+
+    def __init__(self) -> None:
+        self._found: dict[Path, dict[str, list[str]]] = {}
+
+    def find(self, path: Path) -> Path:
+        """The path itself, or, where it ends in ``.*`` and there is one, the image."""
+        if not path.name.endswith(_ANY):
+            return path
+        if path.parent not in self._found:
+            names = self._found[path.parent] = defaultdict(list)
+            for file in path.parent.iterdir() if path.parent.is_dir() else ():
+                if file.suffix.lower() in IMAGE_SUFFIXES:
+                    names[file.stem].append(file.name)
+        stem = path.name.removesuffix(_ANY)
+        found = self._found[path.parent].get(stem, [path.name])
+        if len(found) > 1:
+            raise DataError(f"{path.parent}: {' and '.join(sorted(found))} differ in the suffix only")
+        return path.with_name(found[0])
+
+
+def _list_path(layout: Layout, root: Path, split: str, list_file: str) -> Path:
+    path = root / (list_file or layout.list_file(split))
+    if not path.is_file():
+        found = sorted(other.stem for other in root.glob(f"*{path.suffix}") if other.name != NAMES_FILE)
+        there = f"the lists there: {', '.join(found)}" if found else "the folder holds no list at all"
+        raise DataError(f"{path}: no such list; {there}" + suggest(path.stem, found))
+    return path
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """The lines that are not empty, numbered from 1.
+
+    Raises:
+        DataError: there is none, or no such file.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as a list ({error})") from error
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if not lines:
+        raise DataError(f"{path}: the list is empty")
+    return lines
+
+
+def _read_list(
+    layout: Layout, root: Path, split: str, path: Path, kinds: Sequence[str]
+) -> Iterator[Entry | str]:
+    """For each line the files that it names, or the sample's name."""
+    for number, line in _lines(path):
+        columns = [column for column in line.split("\t" if "\t" in line else None) if column]
+        if layout.lines == "paths":
+            yield _by_folder(layout, root, split, kinds, columns, f"{path}, line {number}")
+            continue
+        name = columns[0] if layout.lines == "name" else Path(columns[0]).name
+        suffix = Path(name).suffix
+        yield name.removesuffix(suffix) if suffix.lower() in IMAGE_SUFFIXES else name
+
+
+def _by_folder(
+    layout: Layout, root: Path, split: str, kinds: Sequence[str], columns: Sequence[str], where: str
+) -> Entry:
+    """The paths of a line by their kinds."""
+    folders = {Path(column).parent.name: column for column in columns}
+    wanted = {kind: Path(layout.folder(kind, split)).name for kind in kinds if kind != CAMERA}
+    if len(folders) < len(columns) or not folders.keys() >= set(wanted.values()):
+        example = " ".join(f"{folder}/000003.png" for folder in wanted.values())
+        raise DataError(
+            f"{where}: expected one path in each folder, such as {example}, found {' '.join(columns)!r}"
+        )
+    return {kind: root / folders[folder] for kind, folder in wanted.items()}
+
+
+def _parallel_lists(layout: Layout, root: Path, split: str, kinds: Sequence[str]) -> Iterator[Entry]:
+    """The files of a layout with one list for every kind; paths with or without the folder of the layout."""
+    lists = {}
+    for kind in kinds:
+        if "{rgb}" in layout.files[kind]:
+            continue
+        path = root / layout.list_file(split, kind)
+        base = layout.folder(kind, split)
+        lists[kind] = (
+            path,
+            [root / line if Path(line).parts[0] == base else root / base / line for _, line in _lines(path)],
+        )
+    (first, paths), *others = lists.values()
+    for other, its in others:
+        if len(its) != len(paths):
+            raise DataError(f"{other}: {len(its)} lines, but {first.name} has {len(paths)}")
+    for row in zip(*(paths for _, paths in lists.values()), strict=True):
+        yield dict(zip(lists, row, strict=True))
+
+
+def _names_in_folder(layout: Layout, root: Path, split: str) -> list[str]:
+    """The names of the samples whose file of the first kind is there, in order."""
+    kind = next(iter(layout.files))
+    folder = root / layout.folder(kind, split)
+    pattern = re.escape(layout.files[kind].replace("{split}", layout.split(split)))
+    pattern = pattern.replace(re.escape("{name}"), "(?P<name>.+)")
+    pattern = re.sub(r"\\\{number(:\w+)?\\\}", r"(?P<name>\\d+)", pattern)
+    if pattern.endswith(re.escape(_ANY)):
+        suffixes = "|".join(map(re.escape, sorted(IMAGE_SUFFIXES)))
+        pattern = pattern.removesuffix(re.escape(_ANY)) + f"(?i:{suffixes})"
+    found = (re.fullmatch(pattern, path.relative_to(root).as_posix()) for path in folder.rglob("*"))
+    names = sorted(match["name"] for match in found if match)
+    if not names:
+        raise DataError(f"{folder}: no file there is named like {layout.files[kind]}")
+    return names
+
+
+def _check(entries: Sequence[Entry], what: str) -> None:
+    """Raise if a file is missing."""
+    missing = [path for entry in entries for path in entry.values() if not path.is_file()]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise DataError(f"{missing[0]}: listed in {what}, but there is no such file{more}")

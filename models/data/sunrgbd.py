@@ -1,0 +1,173 @@
+"""SUN RGB-D (Song et al., CVPR 2015) from its official release to the ``sun_handa`` layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+from zipfile import BadZipFile, ZipFile
+
+import numpy as np
+
+from models.data.archives import existing_file, load_mat, open_hdf5, prepare, write_bytes, write_image
+from models.data.classes import SUN37
+from models.data.images import DataError
+from models.data.layouts import LAYOUT_FILE, LAYOUTS
+
+_LAYOUT = LAYOUTS["sun_handa"]
+_INTRINSICS = "intrinsics/{split}/{number:06d}.txt"
+
+
+class _Scene(NamedTuple):
+    """One image of the release."""
+
+    split: str
+    number: int  # counted from 1 within the split
+    label: int  # the number of its label map: test images come first
+    index: int  # in the tables of meta data and labels
+    picture: str  # paths in the release
+    depth: str
+    camera: str
+
+
+def prepare_sunrgbd(out: Path | str, archive: Path | str, toolbox: Path | str) -> Path:
+    """Write images, depth, cameras and labels of the 37 classes; resumable, and idempotent once done.
+
+    Pictures and depth are copied as they are, so that depth stays rotated by three bits; a ``layout.json``
+    says so, and where every picture's camera lies.
+
+    Args:
+        out: folder to make.
+        archive: ``SUNRGBD.zip``, or the folder that holds ``SUNRGBD/`` of it.
+        toolbox: the folder ``SUNRGBDtoolbox`` with ``Metadata/SUNRGBDMeta.mat`` (a structure of ``rgbpath``,
+            ``rgbname`` and ``depthname`` for every image), ``Metadata/SUNRGBD2Dseg.mat`` (HDF5, whose
+            ``SUNRGBD2Dseg/seglabel`` refers to a label map [W, H] of 0 ... 37 for each) and
+            ``traintestSUNRGBD/allsplit.mat`` (``alltrain`` and ``alltest``, folders of images).
+
+    Returns:
+        ``out`` as a Path.
+
+    Raises:
+        DataError: a file is missing, broken or holds something else; ``out`` does.
+    """
+    out, archive, toolbox = Path(out), Path(archive), Path(toolbox)
+    segmentations = existing_file(toolbox / "Metadata" / "SUNRGBD2Dseg.mat", "the labels of SUN RGB-D")
+    scenes = _scenes(toolbox)
+    with _Release(archive) as release, open_hdf5(segmentations) as file:
+        labels = _labels(file, segmentations, len(scenes))
+
+        def write(scene: _Scene) -> None:
+            picture, depth, camera, label = (out / name for name in _files(scene))
+            found = np.asarray(file[labels[scene.index]]).T
+            if found.max() > len(SUN37):
+                raise DataError(f"{segmentations}: image {scene.index + 1} has label {found.max()}, above 37")
+            write_bytes(picture, release.read(scene.picture))
+            write_bytes(depth, release.read(scene.depth))
+            write_bytes(camera, release.read(scene.camera))
+            write_image(label, found.astype(np.uint8))
+
+        layout = {
+            "base": _LAYOUT.name,
+            "files": {**_LAYOUT.files, "camera": _INTRINSICS},
+            "label_shift": {"train": sum(scene.split == "test" for scene in scenes)},
+            "depth_scale": 1000.0,
+            "bit_shift": 3,
+        }
+        return prepare(
+            out,
+            {"dataset": "sunrgbd", "images": len(scenes), "classes": len(SUN37)},
+            sorted({str(Path(name).parent) for scene in scenes for name in _files(scene)}),
+            scenes,
+            _files,
+            write,
+            {LAYOUT_FILE: json.dumps(layout, indent=2) + "\n"},
+        )
+
+
+def _files(scene: _Scene) -> tuple[str, str, str, str]:
+    """The paths of picture, depth, camera and labels in the data set."""
+    files = {**_LAYOUT.files, "camera": _INTRINSICS}
+
+    def path(kind: str, suffix: str, number: int) -> str:
+        return files[kind].removesuffix(".*").format(split=scene.split, number=number) + suffix
+
+    return (
+        path("rgb", Path(scene.picture).suffix, scene.number),
+        path("depth", ".png", scene.number),
+        path("camera", "", scene.number),
+        path("labels", ".png", scene.label),
+    )
+
+
+def _scenes(toolbox: Path) -> list[_Scene]:
+    """The images in the order of the split's lists, the test images before those for training."""
+    path = existing_file(toolbox / "Metadata" / "SUNRGBDMeta.mat", "the meta data of SUN RGB-D")
+    split_path = existing_file(toolbox / "traintestSUNRGBD" / "allsplit.mat", "the split of SUN RGB-D")
+    (meta,) = load_mat(path, "SUNRGBDMeta")
+    entries = {}
+    for index, entry in enumerate(np.atleast_1d(meta)):
+        picture = _folder(_field(path, entry, "rgbpath"))
+        entries[str(PurePosixPath(picture).parents[1])] = index, entry
+    scenes: list[_Scene] = []
+    for split, names in zip(("test", "train"), load_mat(split_path, "alltest", "alltrain"), strict=True):
+        for number, name in enumerate(np.atleast_1d(names), 1):
+            folder = _folder(str(name))
+            if folder not in entries:
+                raise DataError(f"{path}: nothing about {folder}, which {split_path} names")
+            index, entry = entries[folder]
+            picture = f"{folder}/image/{_field(path, entry, 'rgbname')}"
+            depth = f"{folder}/depth_bfx/{_field(path, entry, 'depthname')}"
+            camera = f"{folder}/intrinsics.txt"
+            scenes.append(_Scene(split, number, len(scenes) + 1, index, picture, depth, camera))
+    return scenes
+
+
+def _folder(path: str) -> str:
+    """A path from ``SUNRGBD/`` on: the tables have those of the machine that they were made on."""
+    return "SUNRGBD/" + path.rstrip("/").partition("SUNRGBD/")[2]
+
+
+def _field(path: Path, entry: Any, name: str) -> str:
+    if not hasattr(entry, name):
+        raise DataError(f"{path}: expected a structure with the field {name}")
+    return str(getattr(entry, name))
+
+
+def _labels(file: Any, path: Path, count: int) -> list[Any]:
+    """References to the label maps, one an image."""
+    try:
+        references = np.asarray(file["SUNRGBD2Dseg"]["seglabel"]).reshape(-1)
+    except (KeyError, ValueError, TypeError) as error:
+        raise DataError(f"{path}: expected SUNRGBD2Dseg/seglabel in it ({error})") from error
+    if len(references) != count:
+        raise DataError(f"{path}: {len(references)} label maps for the {count} images of the meta data")
+    return list(references)
+
+
+class _Release:
+    """The files of the release, in its zip or unpacked."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.zip: ZipFile | None = None
+        if path.is_dir():
+            if not (path / "SUNRGBD").is_dir():
+                raise DataError(f"{path}: expected the folder SUNRGBD of the release in it")
+        else:
+            try:
+                self.zip = ZipFile(existing_file(path, "SUNRGBD.zip, or the folder it was unpacked to"))
+            except BadZipFile as error:
+                raise DataError(f"{path}: broken or truncated, or no zip file ({error})") from error
+
+    def __enter__(self) -> _Release:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.zip is not None:
+            self.zip.close()
+
+    def read(self, name: str) -> bytes:
+        try:
+            return (self.path / name).read_bytes() if self.zip is None else self.zip.read(name)
+        except (OSError, KeyError, BadZipFile) as error:
+            raise DataError(f"{self.path}: cannot read {name} of it ({error})") from error
