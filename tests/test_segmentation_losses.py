@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from cen_ext import ExchangeBatchNorm2d
 from models.segmentation.losses import cross_entropies, segmentation_loss
-from models.segmentation.output import SegmentationOutput, with_ensemble
+from models.segmentation.output import AuxiliaryOutput, SegmentationOutput, with_ensemble
 
 M, N, K = 2, 2, 3
 SIZE = (5, 7)
@@ -91,6 +91,22 @@ def test_loss_is_their_sum_and_the_penalty(
     own = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1]])
     torch.testing.assert_close(net.exchanging.weight.grad, 0.25 * times * signs * own)
     assert net.plain.weight.grad is None
+
+
+@pytest.mark.parametrize("weight", [0.4, 0.0])
+def test_auxiliary_logits_are_added_with_their_weight(
+    output: SegmentationOutput, target: Tensor, weight: float
+) -> None:
+    net, options = Layers(), {"sparsity": 0.25, "per_output": False, "ignore_index": 255}
+    plain, _ = segmentation_loss(net, output, target, **options)
+    logits = torch.randn(M, N, K, 3, 2, dtype=torch.float64, requires_grad=True)
+    with_auxiliary = AuxiliaryOutput(*output, logits)
+    loss, entropies = segmentation_loss(net, with_auxiliary, target, auxiliary=weight, **options)
+    each = [cross_entropy(torch.stack([bilinear(x, SIZE) for x in branch]), target) for branch in logits]
+    torch.testing.assert_close(loss, plain + weight * sum(each))
+    torch.testing.assert_close(entropies, expected_entropies(output, target))
+    by_default, _ = segmentation_loss(net, with_auxiliary, target, **options)
+    torch.testing.assert_close(by_default, plain + 0.4 * sum(each))
 
 
 def test_the_ensembles_loss_trains_alpha_alone(target: Tensor) -> None:
