@@ -62,7 +62,7 @@ struct BackwardMemory {
   }
 
   CEN_DEVICE uint8_t& positive_at(const Place<kLast>& place, int step, int m) const {
-    return positive[(int64_t(step) * table.modalities + m) * place.threads + place.thread];
+    return positive[(step * table.modalities + m) * place.threads + place.thread];
   }
   CEN_DEVICE Real<T>* sums_of(const Place<kLast>& place, int m) const {
     return sums + m * 2 * kSums * place.threads;
@@ -105,22 +105,27 @@ CEN_DEVICE void keep_sums(const Problem& p, const BackwardTensors<T>& t, int64_t
   t.dweight[i] = Real<T>(weight_gradient(p, sums, t.var[i]));
 }
 
-// Fetches the packs of a step: those of dy, of x where it has a part in y, of the residual where the
+// Fetches the packs of a tile: those of dy, of x where it has a part in y, of the residual where the
 // activation depends on it.
 template <class T, bool kLast>
 CEN_DEVICE void fetch_backward(const Problem& p, const Geometry& geo, const BackwardTensors<T>& t,
-                               const BackwardMemory<T, kLast>& memory, const Place<kLast>& place, int step,
-                               int kept) {
+                               const BackwardMemory<T, kLast>& memory, const Place<kLast>& place,
+                               const Tile& tile) {
   using Memory = BackwardMemory<T, kLast>;
-  const Slot slot = place.slot(p, geo, step);
-  if (slot.empty()) return;
   CEN_UNROLL_1
-  for (int m = 0; m < p.modalities; ++m) {
+  for (int m = 0; m < memory.table.modalities; ++m) {
     const int64_t base = p.unit(m, place.group) * p.unit_size();
-    fetch(geo, &memory.storage.at(kept, Memory::kDy, m), t.dy + base, slot);
-    if (!memory.table.flags_of(m, place.line).all(kDead))
-      fetch(geo, &memory.storage.at(kept, Memory::kX, m), t.x + base, slot);
-    if (t.residual) fetch(geo, &memory.storage.at(kept, Memory::kResidual, m), t.residual + base, slot);
+    const bool part = !memory.table.flags_of(m, place.line).all(kDead);
+    CEN_UNROLL
+    for (int u = 0; u < kTile; ++u) {
+      const Slot& slot = tile.slots[u];
+      if (slot.empty()) continue;
+      fetch(geo, &memory.storage.at(place.thread, tile.kept + u, Memory::kDy, m), t.dy + base, slot);
+      if (part) fetch(geo, &memory.storage.at(place.thread, tile.kept + u, Memory::kX, m), t.x + base, slot);
+      if (t.residual)
+        fetch(geo, &memory.storage.at(place.thread, tile.kept + u, Memory::kResidual, m), t.residual + base,
+              slot);
+    }
   }
 }
 
@@ -128,7 +133,7 @@ CEN_DEVICE void fetch_backward(const Problem& p, const Geometry& geo, const Back
 template <class T, bool kLast>
 CEN_DEVICE RealLanes<T> gradient(const Problem& p, const BackwardMemory<T, kLast>& memory,
                                  const Place<kLast>& place, int kept, int m) {
-  RealLanes<T> g = widen(memory.storage.at(kept, BackwardMemory<T, kLast>::kDy, m));
+  RealLanes<T> g = widen(memory.storage.at(place.thread, kept, BackwardMemory<T, kLast>::kDy, m));
   if (p.activation == Activation::identity) return g;
   const int positive = memory.positive_at(place, kept, m);
   CEN_UNROLL
@@ -136,33 +141,37 @@ CEN_DEVICE RealLanes<T> gradient(const Problem& p, const BackwardMemory<T, kLast
   return g;
 }
 
-// Where the activation's argument is positive, in all modalities of a step; and the residual's gradient.
+// Where the activation's argument is positive, in all modalities of a tile; and the residual's gradient.
 template <class T, bool kLast>
 CEN_DEVICE void activate(const Problem& p, const Geometry& geo, const BackwardTensors<T>& t,
-                         const BackwardMemory<T, kLast>& memory, const Place<kLast>& place, int step,
-                         int kept) {
+                         const BackwardMemory<T, kLast>& memory, const Place<kLast>& place,
+                         const Tile& tile) {
   using Memory = BackwardMemory<T, kLast>;
-  const Slot slot = place.slot(p, geo, step);
-  if (slot.empty()) return;
+  if (p.activation == Activation::identity && !t.dresidual) return;
   CEN_UNROLL_1
-  for (int m = 0; m < p.modalities; ++m) {
-    if (p.activation != Activation::identity) {
-      RealLanes<T> u = Strip<T, kLast>(memory.table, m, place.line).exchanged([&](int modality) {
-        return widen(memory.storage.at(kept, Memory::kX, modality));
-      });
-      if (t.residual) {
-        const RealLanes<T> residual = widen(memory.storage.at(kept, Memory::kResidual, m));
+  for (int m = 0; m < memory.table.modalities; ++m) {
+    const Strip<T, kLast> strip(memory.table, m, place.line);
+    const int64_t base = p.unit(m, place.group) * p.unit_size();
+    CEN_UNROLL
+    for (int u = 0; u < kTile; ++u) {
+      const Slot& slot = tile.slots[u];
+      const int kept = tile.kept + u;
+      if (slot.empty()) continue;
+      if (p.activation != Activation::identity) {
+        RealLanes<T> v = strip.exchanged(
+            [&](int modality) { return widen(memory.storage.at(place.thread, kept, Memory::kX, modality)); });
+        if (t.residual) {
+          const RealLanes<T> residual = widen(memory.storage.at(place.thread, kept, Memory::kResidual, m));
+          CEN_UNROLL
+          for (int l = 0; l < kLanes<T>; ++l) v.lane[l] += residual.lane[l];
+        }
+        int positive = 0;
         CEN_UNROLL
-        for (int l = 0; l < kLanes<T>; ++l) u.lane[l] += residual.lane[l];
+        for (int l = 0; l < kLanes<T>; ++l) positive |= (v.lane[l] > 0) << l;
+        memory.positive_at(place, kept, m) = uint8_t(positive);
       }
-      int positive = 0;
-      CEN_UNROLL
-      for (int l = 0; l < kLanes<T>; ++l) positive |= (u.lane[l] > 0) << l;
-      memory.positive_at(place, kept, m) = uint8_t(positive);
+      if (t.dresidual) write(geo, t.dresidual + base, slot, narrow<T>(gradient(p, memory, place, kept, m)));
     }
-    if (t.dresidual)
-      write(geo, t.dresidual + p.unit(m, place.group) * p.unit_size(), slot,
-            narrow<T>(gradient(p, memory, place, kept, m)));
   }
 }
 
@@ -190,42 +199,67 @@ CEN_DEVICE RealLanes<T> dz_of(const Problem& p, const BackwardMemory<T, kLast>& 
 
 // x - mean, and 0 where x has no part in y.
 template <class T, bool kLast>
-CEN_DEVICE RealLanes<T> centred(const BackwardMemory<T, kLast>& memory, const Strip<T, kLast>& strip,
-                                int kept) {
+CEN_DEVICE RealLanes<T> centred(const BackwardMemory<T, kLast>& memory, const Place<kLast>& place,
+                                const Strip<T, kLast>& strip, int kept) {
   RealLanes<T> d{};
   if (strip.flags.all(kDead)) return d;
-  const RealLanes<T> x = widen(memory.storage.at(kept, BackwardMemory<T, kLast>::kX, strip.m));
+  const RealLanes<T> x = widen(memory.storage.at(place.thread, kept, BackwardMemory<T, kLast>::kX, strip.m));
   CEN_UNROLL
   for (int l = 0; l < kLanes<T>; ++l)
     d.lane[l] = strip.flags.dead(l) ? Real<T>(0) : x.lane[l] - strip.own.shift.lane[l];
   return d;
 }
 
-// Adds the steps [step, stop) of modality m to the thread's sums.
+// What is made of a tile: sums; dx from the sums of all; or, with given statistics, both at once.
+enum class Pass { sums, dx, both };
+
+// A tile's dx, and its part in the thread's sums, as the pass has it.
 template <class T, bool kLast>
-CEN_DEVICE void add_sums(const Problem& p, const Geometry& geo, const BackwardMemory<T, kLast>& memory,
-                         const Place<kLast>& place, int m, int step, int stop, int kept) {
+CEN_DEVICE void work(const Problem& p, const Geometry& geo, const BackwardTensors<T>& t,
+                     const BackwardMemory<T, kLast>& memory, const Place<kLast>& place, const Tile& tile,
+                     Pass pass) {
   using R = Real<T>;
   constexpr int n = BackwardMemory<T, kLast>::kSums;
-  const Strip<T, kLast> strip(memory.table, m, place.line);
-  RealLanes<T> dz_sum{}, on_x_sum{};
   CEN_UNROLL_1
-  for (; step < stop; ++step, ++kept) {
-    const Slot slot = place.slot(p, geo, step);
-    if (slot.empty()) continue;
-    const RealLanes<T> dz = dz_of(p, memory, place, strip, kept), d = centred(memory, strip, kept);
+  for (int m = 0; m < memory.table.modalities; ++m) {
+    const Strip<T, kLast> strip(memory.table, m, place.line);
+    T* dx = t.dx + p.unit(m, place.group) * p.unit_size();
+    RealLanes<T> dz_sum{}, on_x_sum{};
+    CEN_UNROLL
+    for (int u = 0; u < kTile; ++u) {
+      const Slot& slot = tile.slots[u];
+      if (slot.empty()) continue;
+      RealLanes<T> dz = dz_of(p, memory, place, strip, tile.kept + u);
+      const RealLanes<T> d = centred(memory, place, strip, tile.kept + u);
+      if (pass != Pass::dx) {
+        CEN_UNROLL
+        for (int l = 0; l < kLanes<T>; ++l) {
+          if (!slot.has(l)) continue;
+          dz_sum.lane[l] += dz.lane[l];
+          on_x_sum.lane[l] += dz.lane[l] * d.lane[l];
+        }
+      }
+      if (pass == Pass::sums) continue;
+      CEN_UNROLL
+      for (int l = 0; l < kLanes<T>; ++l) dz.lane[l] *= strip.own.scale.lane[l];
+      if (pass == Pass::dx) {
+        const RealLanes<T> on_x = memory.table.row(kOnX, m, place.line),
+                           constant = memory.table.row(kConstant, m, place.line);
+        CEN_UNROLL
+        for (int l = 0; l < kLanes<T>; ++l) dz.lane[l] += d.lane[l] * on_x.lane[l] + constant.lane[l];
+      }
+      CEN_UNROLL
+      for (int l = 0; l < kLanes<T>; ++l)
+        if (strip.flags.dead(l)) dz.lane[l] = 0;
+      write(geo, dx, slot, narrow<T>(dz));
+    }
+    if (pass == Pass::dx) continue;
+    R* sums = memory.sums_of(place, m) + place.thread;
     CEN_UNROLL
     for (int l = 0; l < kLanes<T>; ++l) {
-      if (!slot.has(l)) continue;
-      dz_sum.lane[l] += dz.lane[l];
-      on_x_sum.lane[l] += dz.lane[l] * d.lane[l];
+      sums[(kLast ? l : 0) * place.threads] += dz_sum.lane[l];
+      sums[(n + (kLast ? l : 0)) * place.threads] += on_x_sum.lane[l];
     }
-  }
-  R* sums = memory.sums_of(place, m) + place.thread;
-  CEN_UNROLL
-  for (int l = 0; l < kLanes<T>; ++l) {
-    sums[(kLast ? l : 0) * place.threads] += dz_sum.lane[l];
-    sums[(n + (kLast ? l : 0)) * place.threads] += on_x_sum.lane[l];
   }
 }
 
@@ -258,30 +292,6 @@ CEN_DEVICE void clear_sums(const Problem& p, const BackwardMemory<T, kLast>& mem
 }
 
 template <class T, bool kLast>
-CEN_DEVICE void write_dx(const Problem& p, const Geometry& geo, const BackwardTensors<T>& t,
-                         const BackwardMemory<T, kLast>& memory, const Place<kLast>& place, int m, int step,
-                         int stop, int kept) {
-  const Strip<T, kLast> strip(memory.table, m, place.line);
-  const RealLanes<T> on_x = memory.table.row(kOnX, m, place.line),
-                     constant = memory.table.row(kConstant, m, place.line);
-  T* dx = t.dx + p.unit(m, place.group) * p.unit_size();
-  CEN_UNROLL_1
-  for (; step < stop; ++step, ++kept) {
-    const Slot slot = place.slot(p, geo, step);
-    if (slot.empty()) continue;
-    RealLanes<T> v = dz_of(p, memory, place, strip, kept);
-    const RealLanes<T> d = centred(memory, strip, kept);
-    CEN_UNROLL
-    for (int l = 0; l < kLanes<T>; ++l) {
-      v.lane[l] *= strip.own.scale.lane[l];
-      if (p.batch_statistics) v.lane[l] += d.lane[l] * on_x.lane[l] + constant.lane[l];
-      if (strip.flags.dead(l)) v.lane[l] = 0;
-    }
-    write(geo, dx, slot, narrow<T>(v));
-  }
-}
-
-template <class T, bool kLast>
 CEN_DEVICE void keep_partials(const Problem& p, const BackwardMemory<T, kLast>& memory,
                               const Place<kLast>& place, const PartialSums<Real<T>>& partials) {
   memory.table.each(p, place, [&](int m, int64_t c, int w) {
@@ -291,15 +301,12 @@ CEN_DEVICE void keep_partials(const Problem& p, const BackwardMemory<T, kLast>& 
   });
 }
 
-// Which of a stream's two passes: the sums, dx from them, or, with given statistics, both at once.
-enum class Pass { sums, dx, both };
-
 template <class T, bool kLast>
-CEN_KERNEL void CEN_LAUNCH_BOUNDS(kStreamThreads, kBackwardBlocks<kLast>)
+CEN_KERNEL void CEN_LAUNCH_BOUNDS(kStreamThreads, kBackwardBlocks)
     stream_backward(CEN_PARAMETER Problem p, CEN_PARAMETER Geometry geo, CEN_PARAMETER BackwardTensors<T> t,
                     CEN_PARAMETER PartialSums<Real<T>> partials, Pass pass) {
   const Place<kLast> place(p, geo);
-  const BackwardMemory<T, kLast> memory(shared_memory(), p, geo, t.residual != nullptr, kTile * kBuffers);
+  const BackwardMemory<T, kLast> memory(shared_memory(), p, geo, t.residual != nullptr, kStreamSteps);
   memory.table.set_flags(p, place, t.weight);
   set_affine(p, place, memory.table, t);
   if (pass == Pass::dx)
@@ -308,24 +315,18 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kStreamThreads, kBackwardBlocks<kLast>)
   clear_sums(p, memory, place);
   sync_threads();
   const int steps = place.steps(geo);
-  const auto fetch_tile = [&](int step) {
-    CEN_UNROLL_1
-    for (int u = 0; u < kTile; ++u)
-      fetch_backward(p, geo, t, memory, place, step + u, (step + u) % (kTile * kBuffers));
-    commit_copies();
-  };
-  fetch_tile(0);
+  Tile next(p, geo, place, 0, 0);
+  fetch_backward(p, geo, t, memory, place, next);
+  commit_copies();
+  CEN_UNROLL_1
   for (int step = 0; step < steps; step += kTile) {
-    fetch_tile(step + kTile);
+    const Tile tile = next;
+    next = Tile(p, geo, place, step + kTile, kTile - tile.kept);
+    fetch_backward(p, geo, t, memory, place, next);
+    commit_copies();
     wait_copies<1>();
-    const int kept = step % (kTile * kBuffers);
-    CEN_UNROLL_1
-    for (int u = 0; u < kTile; ++u) activate(p, geo, t, memory, place, step + u, kept + u);
-    CEN_UNROLL_1
-    for (int m = 0; m < p.modalities; ++m) {
-      if (pass != Pass::dx) add_sums(p, geo, memory, place, m, step, step + kTile, kept);
-      if (pass != Pass::sums) write_dx(p, geo, t, memory, place, m, step, step + kTile, kept);
-    }
+    activate(p, geo, t, memory, place, tile);
+    work(p, geo, t, memory, place, tile, pass);
   }
   if (pass == Pass::dx) return;
   block_sums(p, memory, place);
@@ -342,15 +343,19 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
   const BackwardMemory<T, kLast> memory(shared_memory(), p, geo, t.residual != nullptr, steps);
   memory.table.set_flags(p, place, t.weight);
   sync_threads();
-  for (int step = 0; step < steps; ++step) fetch_backward(p, geo, t, memory, place, step, step);
+  for (int step = 0; step < steps; step += kTile)
+    fetch_backward(p, geo, t, memory, place, Tile(p, geo, place, step, step));
   commit_copies();
   set_affine(p, place, memory.table, t);
   clear_sums(p, memory, place);
   sync_threads();
   wait_copies<0>();
-  for (int step = 0; step < steps; ++step) activate(p, geo, t, memory, place, step, step);
   CEN_UNROLL_1
-  for (int m = 0; m < p.modalities; ++m) add_sums(p, geo, memory, place, m, 0, steps, 0);
+  for (int step = 0; step < steps; step += kTile) {
+    const Tile tile(p, geo, place, step, step);
+    activate(p, geo, t, memory, place, tile);
+    work(p, geo, t, memory, place, tile, Pass::sums);
+  }
   block_sums(p, memory, place);
   if (through_device || p.groups > 1) keep_partials(p, memory, place, partials);
   if (through_device)
@@ -374,7 +379,8 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
   else
     cluster_sync();
   CEN_UNROLL_1
-  for (int m = 0; m < p.modalities; ++m) write_dx(p, geo, t, memory, place, m, 0, steps, 0);
+  for (int step = 0; step < steps; step += kTile)
+    work(p, geo, t, memory, place, Tile(p, geo, place, step, step), Pass::dx);
 }
 
 // dweight and dbias from the sums of all chunks and groups. Those of a unit take the place of its first

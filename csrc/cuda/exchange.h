@@ -10,8 +10,7 @@ namespace cen::cuda {
 constexpr int kStreamThreads = 256;
 template <class T, bool kLast>
 constexpr int kForwardBlocks = kLast && sizeof(T) == 2 ? 2 : 3;
-template <bool kLast>
-constexpr int kBackwardBlocks = kLast ? 2 : 3;
+constexpr int kBackwardBlocks = 2;
 // Threads of a block, at the most, that keeps its data on chip.
 constexpr int kResidentThreads = 512;
 

@@ -18,10 +18,8 @@ struct Partials {
   }
 };
 
-// Steps whose packs a thread fetches together, and works on together.
-constexpr int kTile = 2;
-// Tiles on chip where a strip streams through: one is fetched while another is worked on.
-constexpr int kBuffers = 2;
+// Steps on chip where a strip streams through: one tile is fetched while another is worked on.
+constexpr int kStreamSteps = 2 * kTile;
 
 // Packs on chip, each thread's own: [steps][tensors][M][threads].
 template <class T>
@@ -33,10 +31,8 @@ struct Storage {
       : tensors(tensors), modalities(int(p.modalities)), threads(geo.threads_x * geo.threads_y) {
     packs = pieces.take<Pack<T>>(steps * tensors * modalities * threads);
   }
-  CEN_DEVICE Pack<T>& at(int step, int tensor, int m) const {
-    const Index3 t = thread_index();
-    const int thread = t.y * block_threads().x + t.x;
-    return packs[((int64_t(step) * tensors + tensor) * modalities + m) * threads + thread];
+  CEN_DEVICE Pack<T>& at(int thread, int step, int tensor, int m) const {
+    return packs[((step * tensors + tensor) * modalities + m) * threads + thread];
   }
 };
 
@@ -115,47 +111,56 @@ CEN_DEVICE void update_running(const Problem& p, const ForwardTensors<T>& t, int
   update(t.running_var[i], var * p.unbiased());
 }
 
-// Fetches the packs of a step: of x those that have a part in y, or all.
+// Fetches the packs of a tile: of x those that have a part in y, or all.
 template <class T, bool kLast>
 CEN_DEVICE void fetch_forward(const Problem& p, const Geometry& geo, const ForwardTensors<T>& t,
                               const ForwardMemory<T, kLast>& memory, const Place<kLast>& place, bool all,
-                              int step, int kept) {
+                              const Tile& tile) {
   using Memory = ForwardMemory<T, kLast>;
-  const Slot slot = place.slot(p, geo, step);
-  if (slot.empty()) return;
   CEN_UNROLL_1
-  for (int m = 0; m < p.modalities; ++m) {
+  for (int m = 0; m < memory.table.modalities; ++m) {
     const int64_t base = p.unit(m, place.group) * p.unit_size();
-    if (all || !memory.table.flags_of(m, place.line).all(kDead))
-      fetch(geo, &memory.storage.at(kept, Memory::kX, m), t.x + base, slot);
-    if (t.residual) fetch(geo, &memory.storage.at(kept, Memory::kResidual, m), t.residual + base, slot);
+    const bool part = all || !memory.table.flags_of(m, place.line).all(kDead);
+    CEN_UNROLL
+    for (int u = 0; u < kTile; ++u) {
+      const Slot& slot = tile.slots[u];
+      if (slot.empty()) continue;
+      if (part) fetch(geo, &memory.storage.at(place.thread, tile.kept + u, Memory::kX, m), t.x + base, slot);
+      if (t.residual)
+        fetch(geo, &memory.storage.at(place.thread, tile.kept + u, Memory::kResidual, m), t.residual + base,
+              slot);
+    }
   }
 }
 
-// y of the steps [step, stop) of modality m, whose packs are on chip as the steps from `kept` on.
+// y of a tile that is on chip.
 template <class T, bool kLast>
 CEN_DEVICE void write_y(const Problem& p, const Geometry& geo, const ForwardTensors<T>& t,
-                        const ForwardMemory<T, kLast>& memory, const Place<kLast>& place, int m, int step,
-                        int stop, int kept) {
+                        const ForwardMemory<T, kLast>& memory, const Place<kLast>& place, const Tile& tile) {
   using Memory = ForwardMemory<T, kLast>;
-  const Strip<T, kLast> strip(memory.table, m, place.line);
-  T* y = t.y + p.unit(m, place.group) * p.unit_size();
   CEN_UNROLL_1
-  for (; step < stop; ++step, ++kept) {
-    const Slot slot = place.slot(p, geo, step);
-    if (slot.empty()) continue;
-    RealLanes<T> v =
-        strip.exchanged([&](int modality) { return widen(memory.storage.at(kept, Memory::kX, modality)); });
-    if (t.residual) {
-      const RealLanes<T> residual = widen(memory.storage.at(kept, Memory::kResidual, m));
-      CEN_UNROLL
-      for (int l = 0; l < kLanes<T>; ++l) v.lane[l] += residual.lane[l];
+  for (int m = 0; m < memory.table.modalities; ++m) {
+    const Strip<T, kLast> strip(memory.table, m, place.line);
+    T* y = t.y + p.unit(m, place.group) * p.unit_size();
+    CEN_UNROLL
+    for (int u = 0; u < kTile; ++u) {
+      const Slot& slot = tile.slots[u];
+      if (slot.empty()) continue;
+      RealLanes<T> v = strip.exchanged([&](int modality) {
+        return widen(memory.storage.at(place.thread, tile.kept + u, Memory::kX, modality));
+      });
+      if (t.residual) {
+        const RealLanes<T> residual =
+            widen(memory.storage.at(place.thread, tile.kept + u, Memory::kResidual, m));
+        CEN_UNROLL
+        for (int l = 0; l < kLanes<T>; ++l) v.lane[l] += residual.lane[l];
+      }
+      if (p.activation != Activation::identity) {
+        CEN_UNROLL
+        for (int l = 0; l < kLanes<T>; ++l) v.lane[l] = v.lane[l] < 0 ? sloped(p, v.lane[l]) : v.lane[l];
+      }
+      write(geo, y, slot, narrow<T>(v));
     }
-    if (p.activation != Activation::identity) {
-      CEN_UNROLL
-      for (int l = 0; l < kLanes<T>; ++l) v.lane[l] = v.lane[l] < 0 ? sloped(p, v.lane[l]) : v.lane[l];
-    }
-    write(geo, y, slot, narrow<T>(v));
   }
 }
 
@@ -217,7 +222,7 @@ template <class T, bool kLast>
 CEN_KERNEL void CEN_LAUNCH_BOUNDS(kStreamThreads, (kForwardBlocks<T, kLast>))
     stream_forward(CEN_PARAMETER Problem p, CEN_PARAMETER Geometry geo, CEN_PARAMETER ForwardTensors<T> t) {
   const Place<kLast> place(p, geo);
-  const ForwardMemory<T, kLast> memory(shared_memory(), p, geo, t.residual != nullptr, kTile * kBuffers);
+  const ForwardMemory<T, kLast> memory(shared_memory(), p, geo, t.residual != nullptr, kStreamSteps);
   memory.table.set_flags(p, place, t.weight);
   set_affine(p, place, memory.table, t.weight, t.bias, [&](int m, int64_t c, int) {
     const int64_t i = p.unit(m, place.group) * p.channels + c;
@@ -225,19 +230,17 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kStreamThreads, (kForwardBlocks<T, kLast>))
   });
   sync_threads();
   const int steps = place.steps(geo);
-  const auto fetch_tile = [&](int step) {
-    CEN_UNROLL_1
-    for (int u = 0; u < kTile; ++u)
-      fetch_forward(p, geo, t, memory, place, false, step + u, (step + u) % (kTile * kBuffers));
-    commit_copies();
-  };
-  fetch_tile(0);
+  Tile next(p, geo, place, 0, 0);
+  fetch_forward(p, geo, t, memory, place, false, next);
+  commit_copies();
+  CEN_UNROLL_1
   for (int step = 0; step < steps; step += kTile) {
-    fetch_tile(step + kTile);
+    const Tile tile = next;
+    next = Tile(p, geo, place, step + kTile, kTile - tile.kept);
+    fetch_forward(p, geo, t, memory, place, false, next);
+    commit_copies();
     wait_copies<1>();
-    CEN_UNROLL_1
-    for (int m = 0; m < p.modalities; ++m)
-      write_y(p, geo, t, memory, place, m, step, step + kTile, step % (kTile * kBuffers));
+    write_y(p, geo, t, memory, place, tile);
   }
 }
 
@@ -251,8 +254,8 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
   const Place<kLast> place(p, geo);
   const int steps = place.steps(geo);
   const ResidentForwardMemory<T, kLast> memory(shared_memory(), p, geo, t.residual != nullptr, steps);
-  for (int step = 0; step < steps; ++step)
-    fetch_forward<T, kLast>(p, geo, t, memory, place, true, step, step);
+  for (int step = 0; step < steps; step += kTile)
+    fetch_forward<T, kLast>(p, geo, t, memory, place, true, Tile(p, geo, place, step, step));
   commit_copies();
   const int width = memory.table.width;
   for (int m = place.thread; m < p.modalities; m += place.threads) memory.overflow[m] = 0;
@@ -261,9 +264,9 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
   wait_copies<0>();
   CEN_UNROLL_1
   for (int m = 0; m < p.modalities; ++m)
-    block_moments<T>(p, geo, place, memory.workspace, memory.overflow + m, memory.mean + m * width,
-                     memory.var + m * width,
-                     [&](int step, const Slot&) { return memory.storage.at(step, Memory::kX, m); });
+    block_moments<T>(
+        p, geo, place, memory.workspace, memory.overflow + m, memory.mean + m * width, memory.var + m * width,
+        [&](int step, const Slot&) { return memory.storage.at(place.thread, step, Memory::kX, m); });
   // Every block of the strip learns of all others' sums: through their shared memory, or through the
   // device's.
   const bool through_device = partials.mean != nullptr;
@@ -297,7 +300,8 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
   else
     cluster_sync();
   CEN_UNROLL_1
-  for (int m = 0; m < p.modalities; ++m) write_y<T, kLast>(p, geo, t, memory, place, m, 0, steps, 0);
+  for (int step = 0; step < steps; step += kTile)
+    write_y<T, kLast>(p, geo, t, memory, place, Tile(p, geo, place, step, step));
 }
 
 }  // namespace cen::cuda

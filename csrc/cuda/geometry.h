@@ -50,23 +50,18 @@ struct Slot {
   CEN_DEVICE bool has(int lane) const { return lane >= begin && lane < end; }
 };
 
-// Lanes of a line's first pack that lie before the line, channels first.
+// Lanes of a line's first pack that lie before the line, channels first. Packs have a power of two of them.
 CEN_DEVICE int line_phase(const Problem& p, const Geometry& geo, int64_t channel) {
-  return geo.packs ? int(channel * p.spatial % geo.lanes) : 0;
+  return geo.packs ? int(channel * p.spatial) & (geo.lanes - 1) : 0;
 }
 
+// How many values of a channel lie in the slots [0, number).
 template <bool kLast>
-CEN_DEVICE Slot slot_of(const Problem& p, const Geometry& geo, int64_t channel, int64_t number) {
-  if constexpr (kLast) {
-    const int64_t left = p.channels - channel;
-    return {number * p.channels + channel, 0, int(left < geo.lanes ? left : geo.lanes)};
-  }
-  const uint32_t sample = geo.by_row(uint32_t(number));
-  const int64_t column = number - int64_t(sample) * geo.row_slots;
-  // Packs are aligned in memory; the first of a line begins up to a pack before it.
-  const int64_t position = column * geo.lanes - line_phase(p, geo, channel), left = p.spatial - position;
-  return {(int64_t(sample) * p.channels + channel) * p.spatial + position, position < 0 ? int(-position) : 0,
-          left < geo.lanes ? int(left < 0 ? 0 : left) : geo.lanes};
+CEN_DEVICE int64_t values_before(const Problem& p, const Geometry& geo, int64_t channel, int64_t number) {
+  if constexpr (kLast) return number;
+  const int64_t sample = geo.by_row(uint32_t(number)), column = number - sample * geo.row_slots;
+  const int64_t position = column * geo.lanes - line_phase(p, geo, channel);
+  return sample * p.spatial + (position < 0 ? 0 : position > p.spatial ? p.spatial : position);
 }
 
 // A thread's place in it. kLast: channels last.
@@ -77,8 +72,8 @@ struct Place {
   int line, lines;      // its line or pack in the strip, and how many a block has
   int thread, threads;
   int64_t first, stop;  // the block's slots
-  int64_t channel;      // the first of the thread's; channels that do not exist have no slots
-  static constexpr bool kChannelsLast = kLast;
+  int64_t begin;        // of the thread's line or pack, from the unit's first value; of its first whole pack
+  int phase, lanes;     // of the line; of every slot, channels last
 
   CEN_DEVICE Place(const Problem& p, const Geometry& geo) {
     const Index3 t = thread_index();
@@ -94,29 +89,45 @@ struct Place {
     threads = geo.threads_x * geo.threads_y;
     first = chunk * geo.chunk;
     stop = first + geo.chunk < geo.slots ? first + geo.chunk : geo.slots;
-    channel = (strip * lines + line) * (kLast ? geo.lanes : 1);
-    if (channel >= p.channels) stop = first;
+    const int64_t channel = (strip * lines + line) * (kLast ? geo.lanes : 1), left = p.channels - channel;
+    if (left <= 0) stop = first;  // channels that do not exist have no slots
+    phase = kLast ? 0 : line_phase(p, geo, channel);
+    begin = kLast ? channel : channel * p.spatial - phase;
+    lanes = left < geo.lanes ? int(left) : geo.lanes;
   }
 
   // Slots that a thread of the block takes at the most.
-  CEN_DEVICE int steps(const Geometry& geo) const { return int((geo.chunk + walkers - 1) / walkers); }
+  CEN_DEVICE int steps(const Geometry& geo) const { return (int(geo.chunk) + walkers - 1) / walkers; }
 
   // The thread's slot of a step; an empty one past the last.
   CEN_DEVICE Slot slot(const Problem& p, const Geometry& geo, int step) const {
-    const int64_t number = first + int64_t(step) * walkers + walker;
+    const int64_t number = first + (step * walkers + walker);
     if (number >= stop) return {0, 0, 0};
-    return slot_of<kLast>(p, geo, channel, number);
+    if constexpr (kLast) return {begin + number * p.channels, 0, lanes};
+    const uint32_t sample = geo.by_row(uint32_t(number));
+    const int column = (int(number) - int(sample * uint32_t(geo.row_slots))) * geo.lanes;
+    // Packs are aligned in memory; the first of a line begins up to a pack before it.
+    const int before = phase - column;
+    const int64_t left = p.spatial + before;
+    return {begin + sample * (p.channels * p.spatial) + column, before > 0 ? before : 0,
+            left < geo.lanes ? int(left < 0 ? 0 : left) : geo.lanes};
   }
 };
 
-// How many values of a channel lie in the slots [0, number).
-template <bool kLast>
-CEN_DEVICE int64_t values_before(const Problem& p, const Geometry& geo, int64_t channel, int64_t number) {
-  if constexpr (kLast) return number;
-  const int64_t sample = geo.by_row(uint32_t(number)), column = number - sample * geo.row_slots;
-  const int64_t position = column * geo.lanes - line_phase(p, geo, channel);
-  return sample * p.spatial + (position < 0 ? 0 : position > p.spatial ? p.spatial : position);
-}
+// Steps whose packs a thread fetches together, and works on together.
+constexpr int kTile = 2;
+
+struct Tile {
+  Slot slots[kTile];
+  int kept;  // the place on chip of the first
+
+  template <bool kLast>
+  CEN_DEVICE Tile(const Problem& p, const Geometry& geo, const Place<kLast>& place, int step, int kept)
+      : kept(kept) {
+    CEN_UNROLL
+    for (int u = 0; u < kTile; ++u) slots[u] = place.slot(p, geo, step + u);
+  }
+};
 
 // Reads and writes of a slot in a tensor of x's layout; base: the unit's first value. Lanes that are not of
 // the slot may hold anything.

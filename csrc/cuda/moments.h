@@ -1,8 +1,8 @@
 // Mean and variance of channels: of a thread's values, of a block's, of all chunks.
 //
 // Never E[x^2] - E[x]^2: a thread sums distances from its first value, and moments are joined by Chan's rule
-// with weights, so that nothing is squared that is larger than the variance that comes out. Means are joined in
-// double: differences of large ones count, which float would round as it rounds the means.
+// with weights, so that nothing is squared that is larger than the variance that comes out. Means are joined
+// in double: differences of large ones count, which float would round as it rounds the means.
 #pragma once
 
 #include "geometry.h"
@@ -133,8 +133,8 @@ CEN_DEVICE Moments<A, n> join_walkers(void* workspace, const Place<kLast>& place
   return mine;
 }
 
-// In double, channel by channel, for those where squares overflow float, and for NaN: rare, and so made to take
-// few registers. Other channels keep what they have.
+// In double, channel by channel, for those where squares overflow float, and for NaN: rare, and so made to
+// take few registers. Other channels keep what they have.
 template <class T, bool kLast, class Read>
 CEN_DEVICE void wide_moments(const Problem& p, const Geometry& geo, const Place<kLast>& place,
                              void* workspace, double* mean, double* var, Read read) {

@@ -94,7 +94,7 @@ Plan plan_stream(const Problem& p, bool packs, const Device& device, Bytes bytes
     const int64_t wanted = divide_up(int64_t(device.multiprocessors) * kStreamShare, whole.blocks(p.groups)),
                   most = divide_up(whole.slots, walkers(p, whole) * kTile);
     const Geometry geo = in_chunks(whole, std::min(wanted, most));
-    const int64_t shared = bytes(geo, kTile * kBuffers);
+    const int64_t shared = bytes(geo, kStreamSteps);
     // With very many modalities, smaller blocks; a single warp is the last resort.
     if (shared <= device.shared_bytes || threads <= 32) return {Kind::stream, geo, shared};
   }

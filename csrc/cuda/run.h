@@ -20,7 +20,8 @@ void with_layout(bool channels_last, F f) {
 }
 
 inline void check_sizes(const Problem& p, const Geometry& geo) {
-  if (geo.slots >= int64_t{1} << 31 || geo.blocks(p.units()) >= int64_t{1} << 31)
+  if (geo.slots >= int64_t{1} << 31 || p.spatial >= int64_t{1} << 31 ||
+      geo.blocks(p.units()) >= int64_t{1} << 31)
     throw std::invalid_argument("cen_ext: more than 2^31 values of a channel, or too many channels");
 }
 
