@@ -130,7 +130,7 @@ def packed(case: Case) -> bytes:
 
 
 def raw(t: Tensor) -> bytes:
-    return t.contiguous().view(torch.uint8).numpy().tobytes() if t.numel() else b""
+    return t.clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8).numpy().tobytes()
 
 
 class Unpacked:

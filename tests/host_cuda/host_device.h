@@ -13,7 +13,6 @@
 
 #define CEN_KERNEL
 #define CEN_DEVICE inline
-#define CEN_COLD inline
 #define CEN_HOST_DEVICE inline
 #define CEN_LAUNCH_BOUNDS(threads, blocks)
 #define CEN_PARAMETER const
@@ -87,7 +86,6 @@ template <int n>
 [[gnu::always_inline]] inline void wait_copies() {
   simulator::wait_copies(n);
 }
-
 
 // 16 bytes to or from device memory, aligned to 16.
 inline void load16(void* to, const void* global) {
