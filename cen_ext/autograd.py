@@ -11,12 +11,17 @@ the statistics is kept for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from cen_ext.reference import Options
+
+
+def options_of(arguments: Sequence[Any]) -> Options:
+    """Of an op's last arguments, which may have a few more behind them."""
+    return Options(*arguments[: len(Options._fields)])
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -29,7 +34,7 @@ def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tenso
     ctx.batch_statistics = mean is None
     ctx.has_residual = residual is not None
     # Without an activation the residual's gradient is dy itself and the residual is not needed again.
-    kept = residual if Options(*options).activation != "identity" else None
+    kept = residual if options_of(options).activation != "identity" else None
     ctx.save_for_backward(x, weight, bias, *((batch_mean, batch_var) if mean is None else (mean, var)), kept)
 
 

@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cen_ext.reference import Options, statistics_dtype
+from cen_ext import autograd
+from cen_ext.reference import statistics_dtype
 
 norm_exchange = torch.ops.cen_ext.norm_exchange.default
 norm_exchange_updating = torch.ops.cen_ext.norm_exchange_updating.default
@@ -38,11 +39,6 @@ def cuda_architectures() -> list[tuple[int, int]]:
     return [divmod(architecture, 10) for architecture in info["cuda_architectures"]]
 
 
-def _options(arguments: tuple[Any, ...]) -> Options:
-    """Without the plan, where one is among them."""
-    return Options(*arguments[: len(Options._fields)])
-
-
 def _norm_exchange_fake(
     x: Tensor,
     weight: Tensor,
@@ -52,7 +48,7 @@ def _norm_exchange_fake(
     residual: Tensor | None,
     *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rows = weight.shape[0] if _options(options).norm == "batch" else x.shape[0]
+    rows = weight.shape[0] if autograd.options_of(options).norm == "batch" else x.shape[0]
     shape = (rows, x.shape[1]) if mean is None else (0,)
     dtype = statistics_dtype(x.dtype)
     return torch.empty_like(x), x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
@@ -86,31 +82,7 @@ def _norm_exchange_backward_fake(
     return torch.empty_like(x), weight.new_empty(weight.shape), bias.new_empty(bias.shape), dresidual
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, weight, bias, mean, var, residual, *options = inputs
-    _, batch_mean, batch_var = output
-    ctx.mark_non_differentiable(batch_mean, batch_var)
-    ctx.set_materialize_grads(False)
-    ctx.options = options
-    ctx.batch_statistics = mean is None
-    ctx.has_residual = residual is not None
-    # Without an activation the residual's gradient is dy itself and the residual is not needed again.
-    kept = residual if _options(tuple(options)).activation != "identity" else None
-    ctx.save_for_backward(x, weight, bias, *((batch_mean, batch_var) if mean is None else (mean, var)), kept)
-
-
-def _backward(ctx: Any, dy: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    none = (None,) * len(ctx.options)
-    if dy is None:  # nothing depends on y
-        return None, None, None, None, None, None, *none
-    x, weight, bias, mean, var, residual = ctx.saved_tensors
-    dx, dweight, dbias, dresidual = norm_exchange_backward(
-        dy, x, weight, bias, mean, var, residual, ctx.batch_statistics, *ctx.options
-    )
-    grad_residual = None
-    if ctx.has_residual:
-        grad_residual = dy if residual is None else dresidual
-    return dx, dweight, dbias, None, None, grad_residual, *none
+_backward = autograd.gradient(norm_exchange_backward)
 
 
 class NormExchange(torch.autograd.Function):
@@ -123,7 +95,7 @@ class NormExchange(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         output: tuple[Tensor, Tensor, Tensor] = norm_exchange(*inputs)
-        _setup_context(ctx, inputs, output)
+        autograd.setup_context(ctx, inputs, output)
         return output
 
     backward = staticmethod(_backward)
@@ -148,7 +120,7 @@ class NormExchangeUpdating(torch.autograd.Function):
             x, weight, bias, running_mean, running_var, residual, momentum, *options
         )
         torch.autograd.graph.increment_version((running_mean, running_var))
-        _setup_context(ctx, (x, weight, bias, None, None, residual, *options), output)
+        autograd.setup_context(ctx, (x, weight, bias, None, None, residual, *options), output)
         return output
 
     @staticmethod
@@ -156,14 +128,8 @@ class NormExchangeUpdating(torch.autograd.Function):
         return *_backward(ctx, *gradients), None  # one more for momentum
 
 
-def _no_double_backward(ctx: Any, *_: Tensor) -> None:
-    raise RuntimeError(
-        "norm_exchange cannot be differentiated twice by the compiled backends; use backend='reference'"
-    )
-
-
 torch.library.register_fake("cen_ext::norm_exchange", _norm_exchange_fake)
 torch.library.register_fake("cen_ext::norm_exchange_updating", _norm_exchange_updating_fake)
 torch.library.register_fake("cen_ext::norm_exchange_backward", _norm_exchange_backward_fake)
-torch.library.register_autograd("cen_ext::norm_exchange", _backward, setup_context=_setup_context)
-torch.library.register_autograd("cen_ext::norm_exchange_backward", _no_double_backward)
+torch.library.register_autograd("cen_ext::norm_exchange", _backward, setup_context=autograd.setup_context)
+torch.library.register_autograd("cen_ext::norm_exchange_backward", autograd.refuse_second_gradient)
