@@ -182,6 +182,8 @@ def test_pspnet_recipes() -> None:
     assert build_network(config.override(recipe, small)).auxiliary is None
     with pytest.raises(UsageError, match=r"^model\.decoder_init must be torch with model\.network=pspnet"):
         build_network(config.override(recipe, ["model.decoder_init=kaiming"]))
+    with pytest.raises(UsageError, match=r"^data\.batch_size must be at least 2 with model\.network=pspnet"):
+        config.override(recipe, ["data.batch_size=1"]).task()
 
 
 # Ablations

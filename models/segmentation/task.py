@@ -23,6 +23,7 @@ from models.segmentation.network import SegmentationNetwork
 from models.segmentation.pictures import beside
 from models.segmentation.settings import OptimSettings, SegmentationRecipe, SegmentationStage
 from models.training.devices import device_of
+from models.training.errors import UsageError
 from models.training.exchange import exchanged_share, record_exchange
 
 
@@ -38,6 +39,11 @@ class SegmentationTask:
     """
 
     def __init__(self, recipe: SegmentationRecipe) -> None:
+        if recipe.model.network == "pspnet" and recipe.data.batch_size < 2:
+            raise UsageError(
+                "data.batch_size must be at least 2 with model.network=pspnet: a norm of its pyramid has a "
+                f"single value an image, got {recipe.data.batch_size}"
+            )
         self.recipe = recipe
         self.device = device_of(recipe.run.device)
         self.names = output_names(recipe)
