@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -290,7 +291,11 @@ void on_gpu(const Call& call, const Tensor& x, F f) {
     scratch.push_back(empty_table({bytes / static_cast<int64_t>(x.element_size()) + 1}, x));
     return scratch.back().mutable_data_ptr();
   };
-  f(kind, cuda::current_device(), allocate, stream);
+  try {
+    f(kind, cuda::current_device(), allocate, stream);
+  } catch (const std::invalid_argument& refusal) {
+    STD_TORCH_CHECK(false, refusal.what());
+  }
 }
 #endif
 

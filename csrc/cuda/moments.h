@@ -1,8 +1,8 @@
 // Mean and variance of channels: of a thread's values, of a block's, of all chunks.
 //
-// Never E[x^2] - E[x]^2: a thread sums distances from its first value, and moments are joined by Chan's rule
-// with weights, so that nothing is squared that is larger than the variance that comes out. Means are joined
-// in double: differences of large ones count, which float would round as it rounds the means.
+// Never E[x^2] - E[x]^2: a thread sums distances from the mean of its first values, and moments are joined by
+// Chan's rule with weights, so that nothing is squared that is larger than the variance that comes out. Means
+// are joined in double: differences of large ones count, which float would round as it rounds the means.
 #pragma once
 
 #include "geometry.h"
@@ -68,6 +68,16 @@ CEN_DEVICE Moments<Real<T>, kLast ? kLanes<T> : 1> thread_moments(const Problem&
         squares.lane[s] += d * d;
       }
       count += kLast ? 1 : slots[b].end - slots[b].begin;
+    }
+    if (step > 0 || count == 0) continue;
+    // From here on the shift is the mean of the first packs: a first value that lies far out would cost the
+    // sums of all others their last bits.
+    CEN_UNROLL
+    for (int s = 0; s < n; ++s) {
+      const A moved = shift.lane[s] + sum.lane[s] / A(count) - shift.lane[s];
+      squares.lane[s] -= moved * (2 * sum.lane[s] - A(count) * moved);
+      sum.lane[s] -= A(count) * moved;
+      shift.lane[s] += moved;
     }
   }
   return moments_of(shift, sum, squares, count);

@@ -19,10 +19,14 @@ void with_layout(bool channels_last, F f) {
     f(std::false_type{});
 }
 
-inline void check_sizes(const Problem& p, const Geometry& geo) {
-  if (geo.slots >= int64_t{1} << 31 || p.spatial >= int64_t{1} << 31 ||
-      geo.blocks(p.units()) >= int64_t{1} << 31)
-    throw std::invalid_argument("cen_ext: more than 2^31 values of a channel, or too many channels");
+// Slots of a channel are counted in 32 bits; a launch has fewer than 2^31 blocks.
+inline void check_values(const Problem& p) {
+  if (p.spatial >= int64_t{1} << 31 || p.samples * (p.spatial + 16) >= int64_t{1} << 31)
+    throw std::invalid_argument("cen_ext: a channel has more than 2^31 values in one modality");
+}
+inline void check_blocks(const Problem& p, const Geometry& geo) {
+  if (geo.blocks(p.units()) >= int64_t{1} << 31)
+    throw std::invalid_argument("cen_ext: too many channels for one launch");
 }
 
 inline Launch shape(const Plan& plan, int64_t blocks, void* stream) {
@@ -67,7 +71,7 @@ void forward_in(const Problem& p, const ForwardTensors<T>& t, Kind kind, const D
       !can_run(resident_forward<T, kLast>, shape(plan, plan.geometry.blocks(p.groups), stream)))
     plan = fallback(kind, [&] { return plan_stream<T>(p, packs, device, stream_bytes); });
   const Geometry& geo = plan.geometry;
-  check_sizes(p, geo);
+  check_blocks(p, geo);
   const Launch groups = shape(plan, geo.blocks(p.groups), stream);
   if (plan.kind == Kind::stream) {
     ForwardTensors<T> given = t;
@@ -103,7 +107,7 @@ void backward_in(const Problem& p, BackwardTensors<T> t, Kind kind, const Device
       !can_run(resident_backward<T, kLast>, shape(plan, plan.geometry.blocks(p.groups), stream)))
     plan = fallback(kind, [&] { return plan_stream<T>(p, packs, device, bytes); });
   const Geometry& geo = plan.geometry;
-  check_sizes(p, geo);
+  check_blocks(p, geo);
   const Launch groups = shape(plan, geo.blocks(p.groups), stream);
   PartialSums<R> partials{};
   if (plan.kind != Kind::cluster || p.groups > 1)
@@ -136,6 +140,7 @@ void backward_in(const Problem& p, BackwardTensors<T> t, Kind kind, const Device
 template <class T>
 void forward(const Problem& p, const ForwardTensors<T>& t, Kind kind, const Device& device,
              const Allocate& allocate, void* stream) {
+  check_values(p);
   with_layout(p.channels_last,
               [&](auto last) { forward_in<T, decltype(last)::value>(p, t, kind, device, allocate, stream); });
 }
@@ -143,6 +148,7 @@ void forward(const Problem& p, const ForwardTensors<T>& t, Kind kind, const Devi
 template <class T>
 void backward(const Problem& p, const BackwardTensors<T>& t, Kind kind, const Device& device,
               const Allocate& allocate, void* stream) {
+  check_values(p);
   with_layout(p.channels_last, [&](auto last) {
     backward_in<T, decltype(last)::value>(p, t, kind, device, allocate, stream);
   });
