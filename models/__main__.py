@@ -50,6 +50,11 @@ def _predict(arguments: argparse.Namespace) -> int:
     from models.segmentation.predict import predict_files
 
     inputs = {name: path for name in ("rgb", "depth") if (path := getattr(arguments, name)) is not None}
+    for assignment in arguments.input:
+        name, equals, path = assignment.partition("=")
+        if not equals:
+            raise UsageError(f"--input: expected MODALITY=PATH, got {assignment!r}")
+        inputs[name] = Path(path)
     predict_files(arguments.checkpoint, inputs, arguments.output, arguments.which, arguments.overrides)
     return 0
 
@@ -122,6 +127,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_overrides(predict)
     predict.add_argument("--rgb", type=Path, help="image, or folder of images")
     predict.add_argument("--depth", type=Path, help="depth image, or folder; matched to --rgb by name")
+    predict.add_argument(
+        "--input", action="append", default=[], metavar="MODALITY=PATH", help="the same of any other modality"
+    )
     predict.add_argument("--output", type=Path, required=True, help="folder to write to")
     predict.add_argument("--which", default="ensemble", help="ensemble, or a modality's branch (%(default)s)")
     predict.set_defaults(command=_predict)

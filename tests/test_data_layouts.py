@@ -7,7 +7,19 @@ import cv2
 import numpy as np
 import pytest
 
-from models.data import IMAGENET_MEAN, IMAGENET_STD, NYU40, DataError, SegmentationSet, palette
+from models.data import (
+    CITYSCAPES,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    MERGES,
+    NYU13,
+    NYU40,
+    SUN37,
+    DataError,
+    SegmentationSet,
+    palette,
+)
+from models.data.classes import class_names
 
 SIZE = (12, 16)
 K = 5
@@ -299,3 +311,18 @@ def test_palette() -> None:
     np.testing.assert_array_equal(palette(4), [[128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128]])
     with pytest.raises(ValueError, match="num_classes must be 1 to 255, got 256"):
         palette(256)
+
+
+def test_known_classes() -> None:
+    """Names and colours that go together, of the counts that name a data set."""
+    for count, names in ((13, NYU13), (19, CITYSCAPES), (37, SUN37), (40, NYU40)):
+        assert len(set(names)) == count
+        assert class_names(Path("nowhere"), count) == names
+        assert len({tuple(colour) for colour in [*palette(count).tolist(), [0, 0, 0]]}) == count + 1
+    named = dict(zip(CITYSCAPES, palette(19).tolist(), strict=True))
+    assert (named["road"], named["person"], named["car"]) == ([128, 64, 128], [220, 20, 60], [0, 0, 142])
+    merged = dict(zip(NYU40, (NYU13[label] for label in MERGES["nyu13"]), strict=True))
+    for name in ("bed", "books", "ceiling", "chair", "floor", "picture", "sofa", "table", "wall", "window"):
+        assert merged[name] == name
+    assert {merged[name] for name in ("blinds", "curtain")} == {"window"}
+    assert {merged[name] for name in ("cabinet", "bookshelf", "dresser", "refrigerator")} == {"furniture"}

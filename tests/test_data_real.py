@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from models.data import NYU40, SegmentationSet, TrainTransform, eval_loader, train_loader
+from models.data import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    NYU40,
+    SegmentationSet,
+    TrainTransform,
+    eval_loader,
+    train_loader,
+)
 
 # folder, depth scale, size, images in train and val
 SETS = {
@@ -42,6 +50,27 @@ def test_images(shared: Path, name: str, split: str) -> None:
     assert {0, 1, 255} <= labels  # wall, floor, void
     assert 1.5 < np.mean(depths) < 4  # metres, in rooms
     assert np.abs(np.mean(colours, axis=0)).max() < 0.7  # near ImageNet's mean
+
+
+def test_geometry_of_rooms(shared: Path, name: str) -> None:
+    """Of what people labelled: floors lie at the ground and face up, walls stand, ceilings are above."""
+    folder, scale = shared / "data" / name, SETS[name][0]
+    dataset = SegmentationSet(folder, "train", modalities=("hha",), depth_scale=scale)
+    found: dict[str, list[np.ndarray]] = {"floor": [], "wall": [], "ceiling": []}
+    for index in range(0, len(dataset), 2 if len(dataset) < 100 else 60):
+        (image,), target, *_ = dataset[index]
+        encoded = 255 * (image * IMAGENET_STD + IMAGENET_MEAN)
+        for kind, those in found.items():
+            pixels = encoded[(target == NYU40.index(kind)) & image.any(axis=-1)]
+            if len(pixels) > target.size // 50:
+                those.append(np.median(pixels, axis=0))
+    floor, wall, ceiling = (np.array(those) for those in found.values())
+    assert min(map(len, (floor, wall, ceiling))) >= 2
+    assert np.median(floor[:, 1]) < 10  # centimetres
+    # Degrees + 38; the steps of measured depth tilt normals, those of the small copy are 4 cm.
+    assert np.abs(np.median(floor[:, 2]) - 218) < 10
+    assert np.abs(np.median(wall[:, 2]) - 128) < 6
+    assert np.median(ceiling[:, 1]) > 150
 
 
 def test_the_two_sets_agree(shared: Path) -> None:

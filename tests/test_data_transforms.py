@@ -129,6 +129,21 @@ def test_sample_is_left_alone() -> None:
         np.testing.assert_array_equal(array, copy)
 
 
+def test_normals_of_a_mirrored_sample_are_mirrored() -> None:
+    """Turned over twice, in the picture and in x, they are those of the mirrored scene."""
+    rng = np.random.default_rng(0)
+    normals = rng.normal(size=(12, 12, 3)).astype(np.float32)
+    sample = Sample((normals,), np.zeros((12, 12), np.uint8), "scene", ("normals",))
+    transform = TrainTransform(crop=12, shorter_side=12, scales=(1.0, 1.0))
+    results = [transform(sample, np.random.default_rng(seed)).images[0] for seed in range(8)]
+    mirrored = normals[:, ::-1] * np.float32([-1, 1, 1])
+    found = [np.array_equal(result, mirrored) for result in results]
+    assert any(found)
+    assert not all(found)
+    for result, turned in zip(results, found, strict=True):
+        np.testing.assert_array_equal(result, mirrored if turned else normals)
+
+
 def test_ignore_index_pads_labels() -> None:
     sample = scene(10, 10)
     transform = TrainTransform(crop=20, shorter_side=10, scales=(1.0, 1.0), ignore_index=77)

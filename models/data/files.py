@@ -122,7 +122,9 @@ def _read_list(
 ) -> Iterator[Entry | str]:
     """For each line the files that it names, or the sample's name."""
     for number, line in _lines(path):
-        columns = [column for column in line.split("\t" if "\t" in line else None) if column]
+        # Names may hold spaces, and so may paths that are separated by tabs.
+        separator = "\t" if "\t" in line or layout.lines == "name" else None
+        columns = [column for column in line.split(separator) if column]
         if layout.lines == "paths":
             yield _by_folder(layout, root, split, kinds, columns, f"{path}, line {number}")
             continue

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 
-_RADIUS = 4  # of the windows in which planes are fitted, in pixels
+# Of the windows in which planes are fitted, as a share of the image's width: 10 pixels of 640. In NYUDv2 the
+# labelled floors come out at 172 degrees with gravity in the median, at 161 with 4 pixels: the Kinect's steps.
+_RADIUS = 1 / 64
 _LEAST = 0.3  # share of a window's pixels that must be known
 _GAIN = 0.5  # a window off the centre is taken where its error is less than so much of the centred one's
 _LOWEST = -0.9  # the ground is at least so far below the camera,
@@ -64,29 +66,30 @@ def surface_normals(depth: Array, camera: Camera) -> Array:
     """Unit normals ``[H, W, 3]`` that face the camera, of depth ``[H, W]`` in metres.
 
     On a plane n·P = 1 the inverse depth is n·(x/z, y/z, 1): an affine function of the pixel. It is fitted by
-    least squares in every window of 9x9 pixels at once, from filtered moments. A pixel takes the fit of the
-    window around it or, where that straddles an edge, of one of the eight that have it on their rim: the one
-    with the smallest error, in the window and at the pixel itself.
+    least squares in every window (of 21x21 pixels at 640x480) at once, from filtered moments. A pixel takes
+    the fit of the window around it or, where that straddles an edge, of one of the eight that have it on
+    their rim: the one with the smallest error, in the window and at the pixel itself.
     """
     known = depth > 0
     inverse = np.divide(1, depth, out=np.zeros_like(depth), where=known)
-    plane, error = _fit_planes(inverse, known)
+    radius = max(2, round(_RADIUS * depth.shape[1]))
+    plane, error = _fit_planes(inverse, known, radius)
     x, y = camera.directions(*depth.shape)
     plane[2] += plane[0] * (camera.fx * -x) + plane[1] * (camera.fy * -y)
     plane[0] *= np.float32(camera.fx)
     plane[1] *= np.float32(camera.fy)
-    best = _best_windows(plane, error, inverse, x, y)
+    best = _best_windows(plane, error, inverse, x, y, radius)
     length = np.sqrt(np.einsum("ihw,ihw->hw", best, best))
     scale = np.divide(-1, length, out=np.zeros_like(length), where=known & (length > 0))
     return np.stack(list(best * scale), axis=-1)
 
 
-def _fit_planes(inverse: Array, known: NDArray[np.bool_]) -> tuple[Array, Array]:
+def _fit_planes(inverse: Array, known: NDArray[np.bool_], radius: int) -> tuple[Array, Array]:
     """Slopes along columns and rows and the value in the middle, ``[3, H, W]``; mean squared error.
 
     The error, ``[H, W]``, is infinite where too little is known.
     """
-    ramp = np.arange(-_RADIUS, _RADIUS + 1, dtype=np.float32)
+    ramp = np.arange(-radius, radius + 1, dtype=np.float32)
     one = np.ones_like(ramp)
 
     def moment(image: Array, along_x: Array, along_y: Array) -> Array:
@@ -111,19 +114,19 @@ def _fit_planes(inverse: Array, known: NDArray[np.bool_]) -> tuple[Array, Array]
     return np.stack([a, b, q - a * u - b * v]), error
 
 
-def _best_windows(plane: Array, error: Array, inverse: Array, x: Array, y: Array) -> Array:
+def _best_windows(plane: Array, error: Array, inverse: Array, x: Array, y: Array, radius: int) -> Array:
     """Of the windows that hold a pixel, the plane of the one that fits best, ``[3, H, W]``."""
     height, width = error.shape
-    rim = ((0, 0), (_RADIUS, _RADIUS), (_RADIUS, _RADIUS))
+    rim = ((0, 0), (radius, radius), (radius, radius))
     planes = np.pad(plane, rim)
     errors = np.pad(error, rim[1:], constant_values=np.inf)
     best = np.zeros_like(plane)
     least = np.full_like(error, np.inf)
-    for dy in (0, -_RADIUS, _RADIUS):  # the centred window first
-        for dx in (0, -_RADIUS, _RADIUS):
+    for dy in (0, -radius, radius):  # the centred window first
+        for dx in (0, -radius, radius):
             there = (
-                slice(_RADIUS + dy, _RADIUS + dy + height),
-                slice(_RADIUS + dx, _RADIUS + dx + width),
+                slice(radius + dy, radius + dy + height),
+                slice(radius + dx, radius + dx + width),
             )
             a, b, c = planes[(slice(None), *there)]
             off = a * x + b * y + c - inverse
@@ -155,7 +158,9 @@ def gravity(normals: Array) -> Array:
         aligned, orthogonal = sampled[cosine > np.cos(tolerance)], sampled[cosine < np.sin(tolerance)]
         if not len(aligned) and not len(orthogonal):
             break
-        _, vectors = np.linalg.eigh(orthogonal.T @ orthogonal - aligned.T @ aligned)
+        # The last term keeps the estimate where nothing else decides, such as before a single wall.
+        scatter = orthogonal.T @ orthogonal - aligned.T @ aligned
+        _, vectors = np.linalg.eigh(scatter - 1e-3 * len(sampled) * np.outer(down, down))
         down = vectors[:, 0] if vectors[:, 0] @ down >= 0 else -vectors[:, 0]
     return down.astype(np.float32)
 
@@ -163,18 +168,28 @@ def gravity(normals: Array) -> Array:
 def height_above_ground(depth: Array, camera: Camera, normals: Array, down: Array) -> Array:
     """Metres above the ground, ``[H, W]``, negative below it.
 
-    The ground is the lowest surface that faces up. Where it is less than 0.9 m below the camera it is taken
-    to be out of view and 1.3 m below, as Gupta et al. do.
+    The ground is the lowest surface of some extent that faces up. Where it is less than 0.9 m below the
+    camera it is taken to be out of view and 1.3 m below, as Gupta et al. do.
     """
     x, y = camera.directions(*depth.shape)
     height = depth * -(x * down[0] + y * down[1] + down[2])
-    floors = height[::2, ::2][normals[::2, ::2] @ down < -np.float32(np.cos(np.radians(10)))]
-    ground = _ASSUMED
-    if floors.size:
-        lowest = np.percentile(floors, 1)
-        found = float(np.median(floors[np.abs(floors - lowest) < 0.05]))
-        ground = found if found <= _LOWEST else _ASSUMED
+    ground = _ground(height[::2, ::2][normals[::2, ::2] @ down < -np.float32(np.cos(np.radians(15)))])
     return np.where(depth > 0, height - np.float32(ground), np.float32(0))
+
+
+def _ground(heights: Array) -> float:
+    """The height of the ground among those of surfaces that face up, relative to the camera.
+
+    Measured depth scatters: the lowest pixel says little, the lowest level that many share much.
+    """
+    if heights.size:
+        steps = np.floor(heights / np.float32(0.05)).astype(int)
+        counts = np.bincount(steps - steps.min())
+        level = 0.05 * (steps.min() + np.argmax(counts > 0.2 * counts.max()) + 0.5)
+        found = float(np.median(heights[np.abs(heights - level) < 0.05]))
+        if found <= _LOWEST:
+            return found
+    return _ASSUMED
 
 
 def hha(depth: Array, camera: Camera) -> Array:

@@ -21,6 +21,8 @@ LAYOUT_FILE = "layout.json"
 SPLITS = ("train", "val")
 LABELS, CAMERA = "labels", "camera"
 
+_TEST = ("train", "test")  # where validation is on what is called the test set
+
 # Of the colour camera that NYUDv2's depth is projected to (camera_params.m of its toolbox, which counts
 # pixels from 1).
 KINECT = Camera(518.85790, 519.46961, 324.58245, 252.73617, (640, 480))
@@ -59,7 +61,7 @@ class Layout:
     files: Mapping[str, str]
     lists: str = "{split}.txt"
     lines: Literal["paths", "path", "name"] = "name"
-    splits: tuple[str, str] = ("train", "test")
+    splits: tuple[str, str] = SPLITS
     label_offset: int = 0
     ignore_index: int = 255
     label_map: tuple[int, ...] = ()
@@ -76,13 +78,8 @@ class Layout:
 
     def folder(self, kind: str, split: str) -> str:
         """The part of a kind's path that all samples of a split share."""
-        return (
-            self.files[kind]
-            .partition("{name")[0]
-            .partition("{number")[0]
-            .rpartition("/")[0]
-            .format(split=self.split(split))
-        )
+        shared = self.files[kind].partition("{name")[0].partition("{number")[0].rpartition("/")[0]
+        return shared.format(split=self.split(split))
 
     def list_file(self, split: str, kind: str = LABELS) -> str:
         """The path of a split's list; empty where there is none."""
@@ -98,7 +95,6 @@ LAYOUTS = _layouts(
         "nyu_cen",
         {"rgb": "rgb/{name}.*", LABELS: "masks/{name}.*", "depth": "depth/{name}.*"},
         lines="paths",
-        splits=("train", "val"),
         camera=KINECT,
     ),
     Layout(
@@ -106,7 +102,6 @@ LAYOUTS = _layouts(
         {"rgb": "{split}_images/{name}.*", LABELS: "{split}_labels/{name}.*"},
         lists="{split}.nyu",
         lines="paths",
-        splits=("train", "val"),
     ),
     Layout(
         "nyu_rgbx",
@@ -116,6 +111,7 @@ LAYOUTS = _layouts(
             "depth": "Depth/{name}.*",
             LABELS: "Label/{name}.*",
         },
+        splits=_TEST,
         label_offset=1,
         depth_scale=None,
         camera=KINECT,
@@ -124,6 +120,7 @@ LAYOUTS = _layouts(
         "nyu_dformer",
         {"rgb": "RGB/{name}.*", "depth": "Depth/{name}.*", LABELS: "Label/{name}.*"},
         lines="path",
+        splits=_TEST,
         label_offset=1,
         depth_scale=None,
         camera=KINECT,
@@ -132,6 +129,7 @@ LAYOUTS = _layouts(
         "sun_dformer",
         {"rgb": "RGB/{name}.*", "depth": "Depth/{name}.*", LABELS: "labels/{name}.*"},
         lines="path",
+        splits=_TEST,
         label_offset=1,
         classes=SUN37,
         depth_scale=None,
@@ -144,6 +142,7 @@ LAYOUTS = _layouts(
             "depth_raw": "{split}/depth_raw/{name}.*",
             LABELS: "{split}/labels_40/{name}.*",
         },
+        splits=_TEST,
         label_offset=1,
         classes=NYU40,
         depth_scale=1000.0,
@@ -157,6 +156,7 @@ LAYOUTS = _layouts(
             LABELS: "sunrgbd_train_test_labels/img-{number:06d}.*",
         },
         lists="",
+        splits=_TEST,
         label_offset=1,
         label_shift={"train": 5050},
         classes=SUN37,
@@ -171,6 +171,7 @@ LAYOUTS = _layouts(
             CAMERA: "{rgb}/../../intrinsics.txt",
         },
         lists="{split}_{file}.txt",
+        splits=_TEST,
         label_offset=1,
         classes=SUN37,
         depth_scale=1000.0,
@@ -185,7 +186,6 @@ LAYOUTS = _layouts(
             CAMERA: "camera/{split}/{name}_camera.json",
         },
         lists="",
-        splits=("train", "val"),
         label_map=CITYSCAPES_IDS,
         classes=CITYSCAPES,
     ),

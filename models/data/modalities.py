@@ -80,16 +80,12 @@ class Reader:
         """The kinds of files that are read."""
         kinds = dict.fromkeys(self._source(modality) for modality in self.modalities)
         computed = [modality for modality in self.modalities if self._source(modality) != modality]
-        camera = CAMERA in self.layout.files and self.layout.camera is None
-        needed = camera and any(self._needs_camera(modality) for modality in computed)
-        return (*kinds, *((CAMERA,) if needed else ()))
+        beside = CAMERA in self.layout.files and self.layout.camera is None
+        return (*kinds, CAMERA) if beside and set(computed) - {"disparity"} else tuple(kinds)
 
     def _source(self, modality: str) -> str:
         files = self.layout.files
         return modality if modality in files else "depth" if "depth" in files else "disparity"
-
-    def _needs_camera(self, modality: str) -> bool:
-        return modality != "disparity"
 
     def read(self, paths: Mapping[str, Path]) -> tuple[Image, ...]:
         """The images, all of one size.
@@ -125,23 +121,19 @@ class Reader:
     def _compute(self, modality: str, files: Mapping[str, Image], paths: Mapping[str, Path]) -> Image:
         source = self._source(modality)
         depth, path = files[source][:, :, 0], paths[source]
-        camera = self._camera(paths, path, depth.shape) if self._needs_camera(modality) else None
-        if source == "disparity":
-            assert camera is not None
-            depth = _from_disparity(depth * np.float32(_PIXELS), camera, path)
-        elif self.layout.depth_scale is None:
+        if source == "depth" and self.layout.depth_scale is None:
             raise DataError(
                 f"{path}: {modality} needs depth in metres, and the layout {self.layout.name} has no scale;"
                 " give one with data.depth_scale"
             )
-        if modality == "depth":
-            return depth[:, :, None]
         if modality == "disparity":
             return _inverse(depth)[:, :, None]
-        assert camera is not None
-        if modality == "normals":
-            return surface_normals(depth, camera)
-        return _as_picture(hha(depth, camera))
+        camera = self._camera(paths, path, depth.shape)
+        if source == "disparity":
+            depth = _from_disparity(depth * np.float32(_PIXELS), camera, path)
+        if modality == "depth":
+            return depth[:, :, None]
+        return surface_normals(depth, camera) if modality == "normals" else _as_picture(hha(depth, camera))
 
     def _camera(self, paths: Mapping[str, Path], path: Path, size: Sequence[int]) -> Camera:
         camera = self.layout.camera
