@@ -261,7 +261,7 @@ def _moments(x, exists, count):
     The mean takes two steps, the second of which finds what rounding cost the first: of equal values it is
     just that value.
     """
-    rough = tl.sum(x * (1.0 / count).to(x.dtype), axis=1)
+    rough = tl.sum(x * (tl.full((1, 1), 1.0, x.dtype) / count), axis=1)
     rest = tl.sum(tl.where(exists, x - rough[:, None], 0.0), axis=1)
     mean = (rough.to(tl.float64) + rest.to(tl.float64) / count).to(x.dtype)
     d = tl.where(exists, x - mean[:, None], 0.0)

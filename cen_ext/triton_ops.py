@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import wrap_triton
 from torch.nn import Parameter
 
 from cen_ext import autograd
@@ -28,6 +27,12 @@ from cen_ext.reference import Options, memory_format, statistics_dtype
 from cen_ext.triton_backward import backward_kernel, backward_sums_kernel, backward_whole_kernel
 from cen_ext.triton_forward import forward_kernel, forward_whole_kernel, join_kernel, statistics_kernel
 from cen_ext.triton_tile import INTERPRETED
+
+
+def _wrapped(kernel: Any) -> Any:
+    """For compilers to see; what is interpreted they cannot, and torch 2.11 refuses it."""
+    return kernel if INTERPRETED else torch.library.wrap_triton(kernel)
+
 
 # --- how a call is cut ---
 
@@ -215,7 +220,7 @@ def norm_exchange_forward(
     with _device_of(x):
         plan = None if given else whole_plan(g, x.dtype, tensors=1)
         if plan is not None:
-            wrap_triton(forward_whole_kernel)[(plan.programs(g),)](
+            _wrapped(forward_whole_kernel)[(plan.programs(g),)](
                 x,
                 weight,
                 bias,
@@ -231,7 +236,7 @@ def norm_exchange_forward(
         if not given:
             _statistics(x, g, mean, var)
         plan = pass_plan(g, x.dtype, FORWARD_VALUES, _multiprocessors(x.device), MOST_TILES)
-        wrap_triton(forward_kernel)[(plan.programs(g),)](
+        _wrapped(forward_kernel)[(plan.programs(g),)](
             x, weight, bias, mean, var, residual, y, *g.sizes, **definition, **constants_of_a_pass(g, plan)
         )
     return y, batch_mean, batch_var
@@ -243,12 +248,12 @@ def _statistics(x: Tensor, g: Geometry, mean: Tensor, var: Tensor) -> None:
     plan = pass_plan(apart, x.dtype, STATISTICS_VALUES, _multiprocessors(x.device))
     chunks = plan.chunks(g)
     partials = mean.new_empty((3, chunks, *mean.shape), dtype=torch.float64)
-    wrap_triton(statistics_kernel)[(plan.programs(apart),)](
+    _wrapped(statistics_kernel)[(plan.programs(apart),)](
         x, partials, *apart.sizes, **constants_of_a_pass(apart, plan)
     )
     parts = _power_above(chunks)
     channels = max(1, min(32, 4096 // parts))
-    wrap_triton(join_kernel)[(apart.units * _divide_up(g.channels, channels),)](
+    _wrapped(join_kernel)[(apart.units * _divide_up(g.channels, channels),)](
         partials, mean, var, apart.units, g.channels, chunks, CHANNELS=channels, CHUNKS=parts
     )
 
@@ -290,14 +295,14 @@ def norm_exchange_gradients(
         plan = whole_plan(g, x.dtype, tensors=2) if batch_statistics else None
         if plan is not None:
             dweight, dbias = (weight.new_empty(mean.shape) for _ in range(2))
-            wrap_triton(backward_whole_kernel)[(plan.programs(g),)](
+            _wrapped(backward_whole_kernel)[(plan.programs(g),)](
                 dy, x, *tables, residual, dx, stored, dweight, dbias,
                 *g.sizes, **definition, **constants_of_a_plan(g, plan),
             )  # fmt: skip
             return dx, total(dweight), total(dbias), dresidual
         plan = pass_plan(g, x.dtype, BACKWARD_VALUES, _multiprocessors(x.device))
         dweights, dbiases = (weight.new_empty((plan.chunks(g), *mean.shape)) for _ in range(2))
-        wrap_triton(backward_sums_kernel)[(plan.programs(g),)](
+        _wrapped(backward_sums_kernel)[(plan.programs(g),)](
             dy, x, *tables, residual, None if batch_statistics else dx, stored, dweights, dbiases,
             *g.sizes, **definition, **constants_of_a_pass(g, plan),
         )  # fmt: skip
@@ -307,7 +312,7 @@ def norm_exchange_gradients(
                 # Stored without rounding: dy as it is after the activation, one tensor less to read.
                 dy, residual, definition = stored, None, definition | dict(SLOPE=1.0)
             plan = pass_plan(g, x.dtype, BACKWARD_VALUES, _multiprocessors(x.device), MOST_TILES)
-            wrap_triton(backward_kernel)[(plan.programs(g),)](
+            _wrapped(backward_kernel)[(plan.programs(g),)](
                 dy, x, *tables, residual, dx, dweight, dbias,
                 *g.sizes, **definition, **constants_of_a_pass(g, plan),
             )  # fmt: skip
