@@ -24,7 +24,7 @@ class _Scene(NamedTuple):
     split: str
     number: int  # counted from 1 within the split
     label: int  # the number of its label map: test images come first
-    index: int  # in the tables of meta data and labels
+    place: int  # in the tables of meta data and labels
     picture: str  # paths in the release
     depth: str
     camera: str
@@ -58,9 +58,9 @@ def prepare_sunrgbd(out: Path | str, archive: Path | str, toolbox: Path | str) -
 
         def write(scene: _Scene) -> None:
             picture, depth, camera, label = (out / name for name in _files(scene))
-            found = np.asarray(file[labels[scene.index]]).T
+            found = np.asarray(file[labels[scene.place]]).T
             if found.max() > len(SUN37):
-                raise DataError(f"{segmentations}: image {scene.index + 1} has label {found.max()}, above 37")
+                raise DataError(f"{segmentations}: image {scene.place + 1} has label {found.max()}, above 37")
             write_bytes(picture, release.read(scene.picture))
             write_bytes(depth, release.read(scene.depth))
             write_bytes(camera, release.read(scene.camera))
