@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 
-# Of the windows in which planes are fitted, as a share of the image's width: 10 pixels of 640. Floors labelled
-# in NYUDv2 come out at 172 degrees with gravity in the median, with 4 pixels at 161: the Kinect's steps.
+# Of the windows that planes are fitted in, as a share of the width: 10 pixels of 640. Floors in NYUDv2
+# come out at 172 degrees with gravity in the median, with 4 pixels at 161: the steps of a Kinect.
 _RADIUS = 1 / 64
 _LEAST = 0.3  # share of a window's pixels that must be known
 _GAIN = 0.5  # a window off the centre is taken where its error is less than so much of the centred one's
