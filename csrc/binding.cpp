@@ -239,11 +239,9 @@ class Layout {
 };
 
 // How many threads: one for small tensors, where waking the others costs more than it saves.
-cpu::Parallel threads_for(const Problem& p, const Tensor& x) {
+cpu::Parallel threads_for(const Tensor& x) {
   constexpr int64_t kWorthSharing = 32768;
-  constexpr int64_t kLine = 8;  // statistics and coefficients of a channel take as long as so many values
-  const int64_t work = x.numel() + kLine * p.units() * p.channels;
-  const int64_t threads = work <= kWorthSharing ? 1 : torch::stable::get_num_threads();
+  const int64_t threads = x.numel() <= kWorthSharing ? 1 : torch::stable::get_num_threads();
   return {threads, [](int64_t tasks, void (*body)(void*, int64_t, int64_t), void* context) {
             torch::stable::parallel_for(0, tasks, 1,
                                         [&](int64_t begin, int64_t end) { body(context, begin, end); });
@@ -305,7 +303,7 @@ void run(const Call& call, const ForwardTensors<T>& t, const Tensor& x) {
 #if defined(CEN_CUDA)
   if (x.is_cuda()) return on_gpu(call, x, [&](auto... how) { cuda::forward(p, t, how...); });
 #endif
-  cpu::instruction_set().kernels->cpu::KernelsOf<T>::forward(p, t, threads_for(p, x));
+  cpu::instruction_set().kernels->cpu::KernelsOf<T>::forward(p, t, threads_for(x));
   if (t.running_mean) cpu::update_running(p, t.batch_mean, t.batch_var, t.running_mean, t.running_var);
 }
 
@@ -314,7 +312,7 @@ void run(const Call& call, const BackwardTensors<T>& t, const Tensor& x) {
 #if defined(CEN_CUDA)
   if (x.is_cuda()) return on_gpu(call, x, [&](auto... how) { cuda::backward(call.p, t, how...); });
 #endif
-  cpu::instruction_set().kernels->cpu::KernelsOf<T>::backward(call.p, t, threads_for(call.p, x));
+  cpu::instruction_set().kernels->cpu::KernelsOf<T>::backward(call.p, t, threads_for(x));
 }
 
 // ---- the ops ----
