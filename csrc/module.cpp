@@ -37,8 +37,8 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The compiled part of cen_ext. Importing it registers torch.ops.cen_ext.*.";
   cen::cpu::instruction_set();  // a wrong CEN_EXT_CPU_CAPABILITY is told now, not at the first call
-  m.def(
-      "build_info", &build_info,
-      "What was built: compiler, torch (the version compiled against), cuda_architectures (90 for 9.0), instruction_sets "
-      "(of the CPU kernels), and instruction_set, the one that runs here.");
+  m.def("build_info", &build_info,
+        "What was built: compiler, torch (the version compiled against), cuda_architectures (90 for 9.0), "
+        "instruction_sets "
+        "(of the CPU kernels), and instruction_set, the one that runs here.");
 }

@@ -45,11 +45,15 @@ struct Problem {
   constexpr int64_t units() const { return modalities * groups; }
   constexpr int64_t unit(int64_t m, int64_t g) const { return m * groups + g; }
   constexpr int64_t values() const { return samples * spatial; }  // of one channel of a unit
-  constexpr double unbiased() const { return double(values()) / double(values() - 1); }  // variance over biased
+  constexpr double unbiased() const {
+    return double(values()) / double(values() - 1);
+  }  // variance over biased
   constexpr int64_t unit_size() const { return samples * channels * spatial; }
 
   // The channels of modality m that may be exchanged (section 3.3).
-  constexpr int64_t region_begin(int64_t m) const { return region == Region::own ? m * channels / modalities : 0; }
+  constexpr int64_t region_begin(int64_t m) const {
+    return region == Region::own ? m * channels / modalities : 0;
+  }
   constexpr int64_t region_end(int64_t m) const {
     return region == Region::own ? (m + 1) * channels / modalities : channels;
   }
@@ -64,7 +68,7 @@ struct ForwardTensors {
   const Real<T>*mean, *var;  // given statistics, else null
   const T* residual;         // may be null
   T* y;
-  Real<T>*batch_mean, *batch_var;  // those of x where none are given, else null
+  Real<T>*batch_mean, *batch_var;      // those of x where none are given, else null
   Real<T>*running_mean, *running_var;  // [M, C], updated by those of x; may be null
 };
 
