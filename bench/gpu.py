@@ -149,7 +149,10 @@ def run(task: Task) -> tuple[Outcome, str]:
 
 def portable(text: str) -> str:
     """Without the folders of this machine."""
-    return text.replace(f"{ROOT}{os.sep}", "").replace(sys.prefix, "<python>")
+    names = {f"{ROOT}{os.sep}": "", sys.prefix: "<python>"}
+    for folder in sorted(names, key=len, reverse=True):  # the one may lie within the other
+        text = text.replace(folder, names[folder])
+    return text
 
 
 def summary(output: str) -> str:
