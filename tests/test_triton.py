@@ -376,7 +376,7 @@ def draw_kinds() -> Iterator[tuple[Shape, bool, bool, torch.dtype, str, str]]:
 
 @on_a_gpu
 @pytest.mark.parametrize(
-    ("shape", "channels_last", "statistics_given", "dtype", "norm", "activation"), draw_kinds(), ids=str
+    ("shape", "channels_last", "statistics_given", "dtype", "norm", "activation"), list(draw_kinds()), ids=str
 )
 def test_values_on_a_gpu(shape, channels_last, statistics_given, dtype, norm, activation):
     if norm == "instance" and not statistics_given and not shape.spatial:
