@@ -7,8 +7,8 @@ The CUDA kernels are built where torch is a CUDA build, there is an nvcc, and a 
 TORCH_CUDA_ARCH_LIST is set. FORCE_CUDA=1 builds them in any case, even beside a torch without CUDA: they run
 under another torch then. FORCE_CUDA=0 leaves them out.
 TORCH_CUDA_ARCH_LIST names compute capabilities, "8.0;9.0+PTX" by default.
-CEN_EXT_NO_BUILD=1 leaves all of the compiled part out (no compiler needed): the package then runs in plain
-PyTorch.
+CEN_EXT_NO_BUILD=1 leaves all of the compiled part out (no compiler needed): the package then runs in Triton
+or plain PyTorch.
 MAX_JOBS limits the compilers that run at a time.
 """
 

@@ -52,7 +52,9 @@ if _NOT_COMPILED is None:
 
     _CUDA_ARCHITECTURES = compiled.cuda_architectures()
 else:
-    warnings.warn(f"cen_ext: {_NOT_COMPILED}. Running in plain PyTorch.", RuntimeWarning, stacklevel=2)
+    warnings.warn(
+        f"cen_ext: {_NOT_COMPILED}. Running in Triton or plain PyTorch.", RuntimeWarning, stacklevel=2
+    )
 
 
 def why_not_reference(x: Tensor | None = None, options: Options | None = None) -> str | None:

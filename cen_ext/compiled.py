@@ -12,9 +12,7 @@ The second updates running statistics on the way, which on a GPU saves three lau
 registered for ops without such effects only, so compilers are shown the first. plan is how a GPU goes over
 memory: ``"auto"`` (the default), ``"stream"``, ``"cluster"`` or ``"grid"`` (``csrc/cuda/kernels.h``).
 
-mean and var that come out are those of x, and empty where statistics were given; dresidual is empty
-without a residual. The backward recomputes the activation's argument, so that nothing but the inputs and
-the statistics is kept for it.
+What they return and what is kept for the backward pass is told in ``cen_ext/autograd.py``.
 """
 
 from __future__ import annotations

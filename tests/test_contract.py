@@ -182,7 +182,7 @@ def test_opcheck(backend, norm, dtype, statistics_given):
 
 @every_kind(names=[name for name in BACKENDS if name == "cpu"])
 def test_the_op_that_updates_running_statistics(backend, norm, dtype):
-    """As PyTorch's own norms do, to the last bit of the results, and seen as a change by autograd."""
+    """Results are those of the op that does not, to the last bit; statistics are updated as PyTorch's."""
     i = make_inputs(Shape(2, 3, 6, (4, 5)), dtype)
     op, options = torch.ops.cen_ext.norm_exchange_updating.default, Options(THRESHOLD, norm=norm)
     arguments = (i.x, i.weight, i.bias, i.mean.clone(), i.var.clone(), i.residual, 0.3, *options)

@@ -90,9 +90,6 @@ struct Tree {
   A* memory;
   const Place<kLast>& place;
 
-  // Of `values` a thread.
-  static constexpr int64_t bytes(int64_t threads, int values) { return threads * values * sizeof(A); }
-
   CEN_DEVICE A& at(int value, int walkers_on) const {
     const int to_next = kLast ? place.lines : 1;
     return memory[value * place.threads + place.thread + walkers_on * to_next];

@@ -44,7 +44,7 @@ bool has_packs(const Problem& p, std::initializer_list<const void*> tensors) {
   return (p.channels_last ? p.channels : p.channels * p.spatial) % kLanes<T> == 0;
 }
 
-// A block of about `threads` threads, strips of at most `packs` packs, in one chunk.
+// A block of about `threads` threads, strips of at most `strip_packs` packs channels last, in one chunk.
 template <class T>
 Geometry whole_strips(const Problem& p, bool packs, int threads, int strip_packs) {
   constexpr int64_t n = kLanes<T>;
