@@ -14,7 +14,8 @@ from pathlib import Path
 import models.segmentation.recipes  # noqa: F401 - fills the registry
 from models.data import DataError, prepare_synthetic
 from models.segmentation.build import open_split
-from models.segmentation.evaluate import evaluate, example_pictures, load_network
+from models.segmentation.evaluate import evaluate, example_pictures
+from models.segmentation.load import load_network
 from models.segmentation.metrics import table
 from models.segmentation.pictures import Picture, below, beside, captioned, write_picture
 from models.training import checkpoint

@@ -261,7 +261,7 @@ def test_predict_single_files_with_the_networks_own_labels(
     rooms: Path, trained: Path, tmp_path: Path
 ) -> None:
     from models.data import LAYOUTS, Reader, configured
-    from models.segmentation.evaluate import load_network
+    from models.segmentation.load import load_network
     from models.segmentation.predict import read_inputs
 
     paths = {"rgb": rooms / "rgb" / "000003.png", "depth": rooms / "depth" / "000003.png"}

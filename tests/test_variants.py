@@ -20,7 +20,7 @@ from models.encoders import ExchangePoint, ExchangeResNet, PrivateConv2d, Varian
 from models.encoders.ablations import Discard, FixedPortion, GatedSum, Sum
 from models.encoders.norms import MixingPoint
 from models.segmentation.build import build_network
-from models.segmentation.evaluate import load_network
+from models.segmentation.load import load_network
 from models.segmentation.losses import scale_penalty
 from models.segmentation.network import SegmentationNetwork
 from models.training import checkpoint, config, registry

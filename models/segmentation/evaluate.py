@@ -14,38 +14,15 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 
 from models.data import Batch, SegmentationSet, eval_loader
-from models.segmentation.build import build_network, open_split, output_names
+from models.segmentation.build import open_split, output_names
+from models.segmentation.load import load_network
 from models.segmentation.losses import outputs
 from models.segmentation.metrics import SegmentationMetrics, table
 from models.segmentation.network import SegmentationNetwork
 from models.segmentation.pictures import Picture, colour, show_input
 from models.segmentation.settings import SegmentationRecipe
-from models.training import checkpoint, config
-from models.training.devices import device_of
-from models.training.errors import UsageError, writable
+from models.training.errors import writable
 from models.training.files import write_json
-
-
-def load_network(
-    path: Path, overrides: Sequence[str] = ()
-) -> tuple[SegmentationNetwork, SegmentationRecipe, Path]:
-    """The network of a run's best checkpoint, or of the checkpoint given.
-
-    Returns:
-        The network in evaluation mode on the recipe's device, the recipe with the overrides applied, and the
-        checkpoint's path.
-
-    Raises:
-        UsageError: no checkpoint there; an override is wrong or does not fit the weights.
-    """
-    path, contents = checkpoint.load(path, checkpoint.BEST)
-    recipe = config.override(checkpoint.settings(contents), overrides)
-    net = build_network(recipe)
-    try:
-        net.load_state_dict(contents["task"]["net"])
-    except RuntimeError as error:
-        raise UsageError(f"{path} does not fit these settings: {error}") from None
-    return net.to(device_of(recipe.run.device)).eval(), recipe, path
 
 
 @torch.no_grad()

@@ -13,7 +13,8 @@ from tqdm import tqdm
 from models.data import Reader, broaden
 from models.messages import suggest
 from models.segmentation.build import build_reader, output_names
-from models.segmentation.evaluate import load_network, predict_labels
+from models.segmentation.evaluate import predict_labels
+from models.segmentation.load import load_network
 from models.segmentation.pictures import colour, overlay, show_input, write_picture
 from models.training.errors import UsageError, existing
 
