@@ -1,0 +1,1 @@
+"""Image translation: several image domains in, one out."""
