@@ -15,7 +15,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from cen_ext import ExchangeBatchNorm2d, stack_modalities
+from cen_ext import ExchangeBatchNorm2d
+from models.branches import stacked_input
 from models.encoders.norms import Norms
 from models.encoders.variants import Variant
 from models.messages import suggest
@@ -183,25 +184,11 @@ class ExchangeResNet(nn.Module):
         Raises:
             ValueError: another number of modalities or channels, or modalities of different shapes.
         """
-        x = self.bn1(self.conv1(self._stacked(x)))
+        x = stacked_input(x, self.num_modalities, self.in_channels)
+        x = self.bn1(self.conv1(x))
         x = self.maxpool(x)
         features = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = stage(x)
             features.append(x)
         return features
-
-    def _stacked(self, x: Tensor | Sequence[Tensor]) -> Tensor:
-        """x as one checked tensor."""
-        num_modalities = self.num_modalities
-        if not isinstance(x, Tensor):
-            if len(x) != num_modalities:
-                raise ValueError(f"the network has {num_modalities} modalities, but x is a list of {len(x)}")
-            x = stack_modalities(x)
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(f"x must be [M*N, {self.in_channels}, H, W], got {tuple(x.shape)}")
-        if x.shape[0] % num_modalities != 0:
-            raise ValueError(
-                f"x has {x.shape[0]} rows on its batch axis, not divisible by {num_modalities} modalities"
-            )
-        return x

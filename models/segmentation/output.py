@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from models.branches import split_branches, weighted_ensemble
+
 
 class SegmentationOutput(NamedTuple):
     """Logits of the M branches and of their ensemble.
@@ -41,17 +43,11 @@ class AuxiliaryOutput(NamedTuple):
     auxiliary: Tensor
 
 
-def split_branches(logits: Tensor, num_modalities: int) -> Tensor:
-    """Stacked ``[M*N, K, h, w]`` to ``[M, N, K, h, w]``, a view."""
-    return logits.unflatten(0, (num_modalities, logits.shape[0] // num_modalities))
-
-
 def with_ensemble(
     logits: Tensor,  # [M*N, K, h, w]
     alpha: Tensor,  # [M], before the softmax
 ) -> SegmentationOutput:
     """Split the stacked logits into branches and add the ensemble of the detached branches."""
     branches = split_branches(logits, alpha.shape[0])
-    weights = alpha.softmax(0)
-    ensemble = (weights[:, None, None, None, None] * branches.detach()).sum(0)
+    ensemble, weights = weighted_ensemble(branches, alpha)
     return SegmentationOutput(branches, ensemble, weights)

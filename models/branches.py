@@ -1,0 +1,49 @@
+"""What every network of M branches does with its input and its outputs: stack, split, weigh."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from cen_ext import stack_modalities
+
+
+def stacked_input(x: Tensor | Sequence[Tensor], num_modalities: int, in_channels: int) -> Tensor:
+    """A network's input as one checked tensor ``[M*N, in_channels, H, W]``, modality-major.
+
+    Args:
+        x: that tensor, or a sequence of M tensors ``[N, in_channels, H, W]``.
+        num_modalities, in_channels: the network's.
+
+    Raises:
+        ValueError: another number of modalities or channels, or modalities of different shapes.
+    """
+    if not isinstance(x, Tensor):
+        if len(x) != num_modalities:
+            raise ValueError(f"the network has {num_modalities} modalities, but x is a list of {len(x)}")
+        x = stack_modalities(x)
+    if x.dim() != 4 or x.shape[1] != in_channels:
+        raise ValueError(f"x must be [M*N, {in_channels}, H, W], got {tuple(x.shape)}")
+    if x.shape[0] % num_modalities != 0:
+        raise ValueError(
+            f"x has {x.shape[0]} rows on its batch axis, not divisible by {num_modalities} modalities"
+        )
+    return x
+
+
+def split_branches(stacked: Tensor, num_modalities: int) -> Tensor:
+    """Stacked ``[M*N, C, H, W]`` to ``[M, N, C, H, W]``, a view."""
+    return stacked.unflatten(0, (num_modalities, stacked.shape[0] // num_modalities))
+
+
+def weighted_ensemble(
+    branches: Tensor,  # [M, N, C, H, W]
+    alpha: Tensor,  # [M], before the softmax
+) -> tuple[Tensor, Tensor]:
+    """The sum ``[N, C, H, W]`` of the detached branches, weighted by softmax(alpha), and those weights.
+
+    Its loss trains alpha alone (Wang et al. 2020, Eq. 4).
+    """
+    weights = alpha.softmax(0)
+    return (weights[:, None, None, None, None] * branches.detach()).sum(0), weights
