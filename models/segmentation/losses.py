@@ -17,18 +17,27 @@ def outputs(output: SegmentationOutput | AuxiliaryOutput) -> Tensor:
 
 
 def cross_entropies(
-    output: SegmentationOutput | AuxiliaryOutput, target: Tensor, ignore_index: int
+    output: SegmentationOutput | AuxiliaryOutput,
+    target: Tensor,
+    ignore_index: int,
+    pixels: Tensor | None = None,
 ) -> Tensor:
     """Mean cross-entropy of every output at label resolution.
 
     Args:
         output: logits of any resolution; resized bilinearly, ``align_corners=False``.
         target: ``[N, H, W]`` class indices; pixels of ``ignore_index`` do not count.
+        pixels: 0-d, what the sums are divided by; None: the pixels of target that count.
 
     Returns:
         ``[M+1]``: the branches, then the ensemble; 0 where every pixel is ignored.
     """
-    return _cross_entropies(outputs(output), target, ignore_index)
+    return _cross_entropies(outputs(output), target, ignore_index, pixels)
+
+
+def counted_pixels(target: Tensor, ignore_index: int) -> Tensor:
+    """0-d: the pixels that count, at least 1."""
+    return (target != ignore_index).sum().clamp(min=1)
 
 
 def scale_penalty(net: nn.Module, penalty: str) -> Tensor:
@@ -60,6 +69,7 @@ def segmentation_loss(
     ignore_index: int,
     penalty: str = "auto",
     auxiliary: float = 0.4,
+    pixels: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The sum of ``cross_entropies``, of the auxiliary logits' and of the penalty on net's scales.
 
@@ -71,15 +81,17 @@ def segmentation_loss(
         ignore_index: label of pixels that do not count.
         penalty: as in ``scale_penalty``.
         auxiliary: weight of the auxiliary logits' cross-entropies, where there are any (Zhao et al.: 0.4).
+        pixels: as in ``cross_entropies``; for a part of a batch, the mean over the parts, so that the mean of
+            the parts' losses is the loss of the batch.
 
     Returns:
         The 0-d loss and the ``[M+1]`` cross-entropies in it.
     """
-    entropies = cross_entropies(output, target, ignore_index)
+    entropies = cross_entropies(output, target, ignore_index, pixels)
     times = len(entropies) if per_output else 1
     loss = entropies.sum() + sparsity * times * scale_penalty(net, penalty)
     if output.auxiliary is not None:
-        loss = loss + auxiliary * _cross_entropies(output.auxiliary, target, ignore_index).sum()
+        loss = loss + auxiliary * _cross_entropies(output.auxiliary, target, ignore_index, pixels).sum()
     return loss, entropies
 
 
@@ -87,8 +99,8 @@ def _cross_entropies(
     logits: Tensor,  # [outputs, N, K, h, w]
     target: Tensor,
     ignore_index: int,
+    pixels: Tensor | None,
 ) -> Tensor:
-    pixels = (target != ignore_index).sum().clamp(min=1)
     sums = [
         F.cross_entropy(
             F.interpolate(each, target.shape[-2:], mode="bilinear", align_corners=False),
@@ -98,4 +110,4 @@ def _cross_entropies(
         )
         for each in logits
     ]
-    return torch.stack(sums) / pixels
+    return torch.stack(sums) / (counted_pixels(target, ignore_index) if pixels is None else pixels)
