@@ -12,7 +12,7 @@ from models.training.config import setting
 from models.training.settings import RunSettings, Stage, require, require_at_least
 
 if TYPE_CHECKING:
-    from models.segmentation.task import SegmentationTask
+    from models.training.loop import Task
 
 
 @dataclass(frozen=True)
@@ -142,16 +142,33 @@ class LossSettings:
 class EvalSettings:
     """Evaluation."""
 
-    batch_size: int = setting(1, "images a step; more than 1 needs images of one size", free=True)
+    batch_size: int = setting(
+        1, "images of one size, or windows of one image, that the network sees at once", free=True
+    )
     interpolation: Literal["bicubic", "bilinear"] = setting(
         "bicubic", "how logits are resized to the labels", free=True
     )
+    scales: tuple[float, ...] = setting(
+        (1.0,), "factors that images are resized by; the logits are averaged", free=True
+    )
+    flip: bool = setting(False, "look at mirrored images as well", free=True)
+    window: int | None = setting(
+        None, "side in pixels of a window that slides over the resized images; none: whole images", free=True
+    )
+    overlap: float = setting(1 / 3, "least share of a window that the next one covers", free=True)
     limit: int | None = setting(None, "evaluate the first so many images only; none: all", free=True)
     pictures: int = setting(4, "validation images shown in TensorBoard", free=True)
+    sheet: int = setting(8, "scenes on the contact sheet of evaluate and predict; 0: no sheet", free=True)
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "batch_size", "limit")
-        require_at_least(0, self, "pictures")
+        require_at_least(0, self, "pictures", "sheet")
+        require_at_least(32, self, "window")
+        require(
+            len(self.scales) > 0 and all(0 < scale < math.inf for scale in self.scales),
+            f"scales must be one or more factors above 0, got {self.scales}",
+        )
+        require(0 <= self.overlap < 1, f"overlap must be from 0 to below 1, got {self.overlap}")
 
 
 @dataclass(frozen=True)
@@ -166,7 +183,7 @@ class SegmentationRecipe:
     eval: EvalSettings = setting(EvalSettings(), "")
     run: RunSettings = setting(RunSettings(), "")
 
-    def task(self) -> SegmentationTask:
+    def task(self) -> Task:
         """Read the data's lists, build the network, load its weights."""
         from models.segmentation.task import SegmentationTask
 
