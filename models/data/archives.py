@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from models.data.images import DataError
+from models.data.workers import start_worker
 
 _RECORD = "prepared.json"
 
@@ -95,6 +98,7 @@ def prepare(
     files: Callable[[Any], Sequence[str]],
     write: Callable[[Any], None],
     lists: Mapping[str, str],
+    processes: int = 1,
 ) -> Path:
     """Write the samples that are not there yet, then the lists, and last of all the record that all is done.
 
@@ -108,6 +112,7 @@ def prepare(
         files: paths of a sample's files relative to ``out``.
         write: writes them, each whole.
         lists: further files and their contents.
+        processes: how many write at a time; with more than one, ``write`` must be picklable.
 
     Raises:
         DataError: ``out`` holds something else, or cannot be written.
@@ -125,14 +130,25 @@ def prepare(
         for folder in folders:
             (out / folder).mkdir(parents=True, exist_ok=True)
         write_bytes(record, _json(state))
-        for sample in tqdm(missing, desc=f"writing {out.name}", unit="image", disable=None):
-            write(sample)
+        _write_all(missing, write, processes, f"writing {out.name}")
         for name, content in lists.items():
             write_bytes(out / name, content.encode())
         write_bytes(record, _json({**source, "complete": True}))
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error.strerror})") from error
     return out
+
+
+def _write_all(
+    samples: Sequence[Any], write: Callable[[Any], None], processes: int, description: str
+) -> None:
+    processes = min(processes, len(samples))
+    with (
+        multiprocessing.Pool(processes, start_worker) if processes > 1 else nullcontext() as pool,
+        tqdm(total=len(samples), desc=description, unit="image", disable=None) as progress,
+    ):
+        for _ in pool.imap_unordered(write, samples, chunksize=4) if pool else map(write, samples):
+            progress.update()
 
 
 def _read_record(out: Path, record: Path) -> dict[str, Any] | None:

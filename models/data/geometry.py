@@ -63,7 +63,15 @@ def points(depth: Array, camera: Camera) -> Array:
 
 
 def surface_normals(depth: Array, camera: Camera) -> Array:
-    """Unit normals ``[H, W, 3]`` that face the camera, of depth ``[H, W]`` in metres.
+    """Unit normals ``[H, W, 3]`` that face the camera, of depth ``[H, W]`` in metres."""
+    planes = surface_planes(depth, camera)
+    length = np.sqrt(np.einsum("ihw,ihw->hw", planes, planes))
+    scale = np.divide(-1, length, out=np.zeros_like(length), where=length > 0)
+    return np.stack(list(planes * scale), axis=-1)
+
+
+def surface_planes(depth: Array, camera: Camera) -> Array:
+    """The plane n·P = 1 that every pixel lies on: n in 1/metres, ``[3, H, W]``, of depth ``[H, W]``.
 
     On a plane n·P = 1 the inverse depth is n·(x/z, y/z, 1): an affine function of the pixel. It is fitted by
     least squares in every window (of 21x21 pixels at 640x480) at once, from filtered moments. A pixel takes
@@ -79,9 +87,7 @@ def surface_normals(depth: Array, camera: Camera) -> Array:
     plane[0] *= np.float32(camera.fx)
     plane[1] *= np.float32(camera.fy)
     best = _best_windows(plane, error, inverse, x, y, radius)
-    length = np.sqrt(np.einsum("ihw,ihw->hw", best, best))
-    scale = np.divide(-1, length, out=np.zeros_like(length), where=known & (length > 0))
-    return np.stack(list(best * scale), axis=-1)
+    return best * known
 
 
 def _fit_planes(inverse: Array, known: NDArray[np.bool_], radius: int) -> tuple[Array, Array]:

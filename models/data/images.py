@@ -67,6 +67,21 @@ def read_depth(path: Path, depth_scale: float | None, bit_shift: int = 0) -> NDA
     return np.asarray(image / np.float32(unit), np.float32)[:, :, None]
 
 
+def read_stored(path: Path) -> NDArray[Any]:
+    """Read what a picture's file holds, as it is.
+
+    Returns:
+        ``[H, W]``, or ``[H, W, C]`` with red first, of the file's own type.
+
+    Raises:
+        DataError: unreadable, broken or truncated file.
+    """
+    image = _decode(path)
+    if image.ndim == 2:
+        return image
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
+
+
 def read_disparity(path: Path) -> NDArray[np.float32]:
     """Read a disparity map of Cityscapes: (stored - 1) / 256 pixels, 0 where it is missing.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ from models.data.images import DataError, size_of
 from models.data.transforms import broaden
 from models.data.workers import start_worker
 
-Transform = Callable[[Sample, np.random.Generator], Sample]
+# Of samples and batches of any task; those of segmentation are the default.
+Transform = Callable[[Any, np.random.Generator], Any]
+Collate = Callable[[list[Any]], Any]
 Key = tuple[int, int]  # epoch, index of a sample
 
 _STEM_CHANNELS = 3  # encoders take three channels, so that ImageNet weights fit
@@ -27,7 +29,7 @@ class SampleSet(Protocol):
     """What loaders need of a data set."""
 
     def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> Sample: ...
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 @dataclass
@@ -84,7 +86,7 @@ class Loader:
         if workers < 0:
             raise ValueError(f"workers must not be negative, got {workers}")
         self._schedule = schedule
-        self._loader: DataLoader[Batch | DataError] = DataLoader(
+        self._loader: DataLoader[Any] = DataLoader(
             batches,
             batch_size=None,  # the schedule gives whole batches
             sampler=schedule,
@@ -111,7 +113,7 @@ class Loader:
         """Batches that an iteration yields: those from the start step on."""
         return len(self._schedule)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         for batch in self._loader:
             if isinstance(batch, DataError):
                 raise batch
@@ -128,6 +130,7 @@ def train_loader(
     start_step: int = 0,
     workers: int = 0,
     drop_last: bool = True,
+    collate: Collate = collate,
 ) -> Loader:
     """Shuffled, augmented batches of ``epoch`` from ``start_step`` on.
 
@@ -142,18 +145,27 @@ def train_loader(
         epoch, start_step: where the first iteration begins; see ``Loader.seek``.
         workers: processes that read and augment; 0 does it in this one.
         drop_last: leave out an incomplete last batch (the images left out differ from epoch to epoch).
+        collate: makes a batch of samples.
 
     Raises:
         ValueError: an argument is out of range; ``dataset`` holds less than one batch.
     """
     schedule = _Schedule(len(dataset), batch_size, drop_last, seed)
     schedule.seek(epoch, start_step)
-    return Loader(_Batches(dataset, transform, seed), schedule, workers)
+    return Loader(_Batches(dataset, transform, seed, collate), schedule, workers)
 
 
-def eval_loader(dataset: SampleSet, batch_size: int = 1, workers: int = 0) -> Loader:
-    """All samples in order, whole and unchanged; with a ``batch_size`` above 1 they must be of one size."""
-    return Loader(_Batches(dataset, None, 0), _Schedule(len(dataset), batch_size, False, None), workers)
+def eval_loader(
+    dataset: SampleSet,
+    batch_size: int = 1,
+    workers: int = 0,
+    *,
+    transform: Transform | None = None,
+    collate: Collate = collate,
+) -> Loader:
+    """All samples in order, unchanged but for ``transform``; those of a batch must be of one size."""
+    schedule = _Schedule(len(dataset), batch_size, False, None)
+    return Loader(_Batches(dataset, transform, 0, collate), schedule, workers)
 
 
 class _Schedule(Sampler[list[Key]]):
@@ -188,23 +200,23 @@ class _Schedule(Sampler[list[Key]]):
             yield [(epoch, int(i)) for i in order[step * self.batch_size : (step + 1) * self.batch_size]]
 
 
-class _Batches(Dataset["Batch | DataError"]):
+class _Batches(Dataset[Any]):
     """Keys to batches; holds no state, so that it does not matter which process does which batch."""
 
-    def __init__(self, dataset: SampleSet, transform: Transform | None, seed: int) -> None:
-        self.dataset, self.transform, self.seed = dataset, transform, seed
+    def __init__(self, dataset: SampleSet, transform: Transform | None, seed: int, collate: Collate) -> None:
+        self.dataset, self.transform, self.seed, self.collate = dataset, transform, seed, collate
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, keys: list[Key]) -> Batch | DataError:
+    def __getitem__(self, keys: list[Key]) -> Any:
         # A DataError is handed over as a value: raised in a worker, its message would drown in a traceback.
         try:
-            return collate([self._sample(*key) for key in keys])
+            return self.collate([self._sample(*key) for key in keys])
         except DataError as error:
             return error
 
-    def _sample(self, epoch: int, index: int) -> Sample:
+    def _sample(self, epoch: int, index: int) -> Any:
         sample = self.dataset[index]
         return self.transform(sample, _generator(self.seed, epoch, index)) if self.transform else sample
 

@@ -128,14 +128,20 @@ class Reader:
             )
         if modality == "disparity":
             return _inverse(depth)[:, :, None]
-        camera = self._camera(paths, path, depth.shape)
+        camera = self.camera(paths, depth.shape)
         if source == "disparity":
             depth = _from_disparity(depth * np.float32(_PIXELS), camera, path)
         if modality == "depth":
             return depth[:, :, None]
         return surface_normals(depth, camera) if modality == "normals" else _as_picture(hha(depth, camera))
 
-    def _camera(self, paths: Mapping[str, Path], path: Path, size: Sequence[int]) -> Camera:
+    def camera(self, paths: Mapping[str, Path], size: Sequence[int]) -> Camera:
+        """The camera of a scene's pictures of ``size``, height and width.
+
+        Raises:
+            DataError: it is not known, or that of another format.
+        """
+        path = paths["depth" if "depth" in paths else "disparity"]
         camera = self.layout.camera
         if CAMERA in paths:
             camera = read_camera(paths[CAMERA])
