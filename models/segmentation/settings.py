@@ -155,7 +155,7 @@ class EvalSettings:
     window: int | None = setting(
         None, "side in pixels of a window that slides over the resized images; none: whole images", free=True
     )
-    overlap: float = setting(1 / 3, "least share of a window that the next one covers", free=True)
+    overlap: float = setting(0.25, "least share of a window that the next one covers", free=True)
     limit: int | None = setting(None, "evaluate the first so many images only; none: all", free=True)
     pictures: int = setting(4, "validation images shown in TensorBoard", free=True)
     sheet: int = setting(8, "scenes on the contact sheet of evaluate and predict; 0: no sheet", free=True)
@@ -186,5 +186,13 @@ class SegmentationRecipe:
     def task(self) -> Task:
         """Read the data's lists, build the network, load its weights."""
         from models.segmentation.task import SegmentationTask
+    from models.training.registry import System
 
         return SegmentationTask(self)
+
+    @property
+    def system(self) -> System:
+        """What the commands do for these recipes."""
+        from models.segmentation import system
+
+        return system
