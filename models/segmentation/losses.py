@@ -36,8 +36,8 @@ def cross_entropies(
 
 
 def counted_pixels(target: Tensor, ignore_index: int) -> Tensor:
-    """0-d: the pixels that count, at least 1."""
-    return (target != ignore_index).sum().clamp(min=1)
+    """0-d: the number of pixels that count."""
+    return (target != ignore_index).sum()
 
 
 def scale_penalty(net: nn.Module, penalty: str) -> Tensor:
@@ -110,4 +110,6 @@ def _cross_entropies(
         )
         for each in logits
     ]
-    return torch.stack(sums) / (counted_pixels(target, ignore_index) if pixels is None else pixels)
+    if pixels is None:
+        pixels = counted_pixels(target, ignore_index).clamp(min=1)
+    return torch.stack(sums) / pixels

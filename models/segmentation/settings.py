@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from models.encoders.variants import Variant
 from models.training.config import setting
-from models.training.settings import RunSettings, Stage, require, require_at_least
+from models.training.settings import RunSettings, Stage, UpdateSettings, require, require_at_least
 
 if TYPE_CHECKING:
     from models.training.loop import Task
@@ -38,7 +38,7 @@ class DataSettings:
     camera: tuple[float, ...] = setting(
         (), "fx,fy,cx,cy of the depth images in pixels, for hha and normals; none: the layout's"
     )
-    batch_size: int = setting(6, "images a step")
+    batch_size: int = setting(6, "images a step, of all processes together")
     shorter_side: int = setting(350, "length in pixels that the shorter side gets before the random scale")
     scale: tuple[float, float] = setting((0.5, 2.0), "range of the random scale")
     crop: int = setting(500, "side in pixels of the square crop; padded where the image is smaller")
@@ -111,15 +111,16 @@ def stages(epochs: int) -> tuple[SegmentationStage, ...]:
 
 
 @dataclass(frozen=True)
-class OptimSettings:
+class OptimSettings(UpdateSettings):
     """The optimiser."""
 
     method: Literal["sgd", "adamw"] = setting("sgd", "kind of optimiser")
     momentum: float = setting(0.9, "momentum of sgd; first beta of adamw")
     weight_decay: float = setting(1e-5, "weight decay")
-    stages: tuple[SegmentationStage, ...] = setting(stages(100), "stretches of constant learning rates")
+    stages: tuple[SegmentationStage, ...] = setting(stages(100), "stretches of training, one after the other")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(0 <= self.momentum < 1, f"momentum must be from 0 to below 1, got {self.momentum}")
         require_at_least(0, self, "weight_decay")
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from models.training.config import setting
 
@@ -39,7 +39,18 @@ class RunSettings:
     output: Path | None = setting(None, "run folder; none: runs/<recipe>/<time>", free=True)
     seed: int = setting(0, "seeds the weights, the order and the augmentation of the data")
     device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: cuda where there is one", free=True)
-    workers: int = setting(2, "processes that load data; 0 loads in the training process", free=True)
+    workers: int = setting(
+        2, "processes that load data for each that trains; 0 loads in the training process", free=True
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = setting(
+        "fp32", "of the networks' arithmetic, by autocast; weights, norms' statistics and losses are float32"
+    )
+    tf32: bool = setting(True, "a GPU's float32 convolutions and matrix products round their inputs to TF32")
+    channels_last: bool = setting(True, "weights of convolutions in channels_last, as images are", free=True)
+    compile: bool = setting(False, "torch.compile of network and loss", free=True)
+    cuda_graphs: bool = setting(
+        False, "record forward and backward pass once and replay them; one CUDA device only", free=True
+    )
     steps: int | None = setting(None, "stop after so many steps in all; none: run every stage", free=True)
     log_steps: int = setting(20, "steps between two looks at the losses", free=True)
     checkpoint_steps: int = setting(500, "steps between two checkpoints", free=True)
@@ -59,8 +70,32 @@ class RunSettings:
 
 
 @dataclass(frozen=True)
+class UpdateSettings:
+    """How a system's gradients become updates of its weights, whichever the optimiser."""
+
+    accumulate: int = setting(1, "parts a batch is computed in, one after the other, for less memory")
+    clip: float | None = setting(None, "largest norm of all gradients; larger ones are scaled to it")
+    schedule: Literal["constant", "polynomial", "cosine"] = setting(
+        "constant", "course of the learning rates in each stage, from the stage's own down to 0"
+    )
+    power: float = setting(0.9, "exponent of the polynomial schedule")
+    warmup_steps: int = setting(0, "steps at each stage's start in which the learning rates rise from 0")
+    ema: float | None = setting(
+        None, "decay a step of averaged weights, which are evaluated instead, as 0.999; none: no average"
+    )
+
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "accumulate")
+        require_at_least(0, self, "warmup_steps", "power")
+        require(self.clip is None or self.clip > 0, f"clip must be positive, got {self.clip}")
+        require(
+            self.ema is None or 0 < self.ema < 1, f"ema must be between 0 and 1, or none, got {self.ema}"
+        )
+
+
+@dataclass(frozen=True)
 class Stage:
-    """A stretch of training with constant settings and fresh optimisers."""
+    """A stretch of training with settings of its own and fresh optimisers."""
 
     epochs: int = setting(100, "length in epochs")
     steps: int | None = setting(None, "length in steps, instead of epochs")

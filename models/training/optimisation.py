@@ -1,0 +1,75 @@
+"""One optimiser and all that stands between a loss and the weights: scaling, clipping, schedule, average."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.training.ema import Ema
+from models.training.schedules import rate_factor
+from models.training.settings import UpdateSettings
+
+
+class Optimisation:
+    """Turns losses into updates: ``zero_grad``, ``backward`` a part of the batch, ``step``.
+
+    Nothing in it waits for the device, if the optimiser is a ``fused`` one.
+
+    Args:
+        optimizer: fresh; its groups' learning rates are the stage's.
+        settings: clipping and schedule.
+        begin, steps: the stage's first step, and how many it has.
+        scaler: ``models.training.precision.loss_scaler``'s.
+        average: what follows, and the network that it follows.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        settings: UpdateSettings,
+        begin: int,
+        steps: int,
+        scaler: torch.amp.GradScaler,
+        average: tuple[Ema, nn.Module] | None = None,
+    ) -> None:
+        self.optimizer = optimizer
+        self.settings = settings
+        self.begin, self.steps = begin, steps
+        self.scaler = scaler
+        self.average = average
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+
+    def zero_grad(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of the loss, 0-d: of one part of the batch, whose loss is the parts' mean."""
+        self.scaler.scale(loss / self.settings.accumulate).backward()
+
+    def step(self, step: int) -> None:
+        """Update the weights by the gradients; ``step`` counts the run's steps from 0."""
+        factor = rate_factor(self.settings, step - self.begin, self.steps)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        if self.settings.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.settings.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            ema, net = self.average
+            ema.update(net, step)
+
+    def learning_rates(self) -> dict[str, float]:
+        """Those of the last step, by the groups' ``name``."""
+        return {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])

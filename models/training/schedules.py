@@ -1,0 +1,30 @@
+"""Learning rates as functions of the step, so that a resumed run has nothing to restore."""
+
+from __future__ import annotations
+
+import math
+
+from models.training.settings import UpdateSettings
+
+
+def rate_factor(settings: UpdateSettings, step: int, steps: int) -> float:
+    """What a stage's learning rates are multiplied by.
+
+    ``constant``: 1; ``polynomial``: ``(1 - t) ** power`` (Chen et al., "DeepLab", 2017: power 0.9);
+    ``cosine``: ``(1 + cos(pi t)) / 2`` (Loshchilov and Hutter, "SGDR", 2017), where t runs from 0 to 1 between
+    the warm-up and the end of the stage. In the warm-up's w steps: 1/w, 2/w, ..., 1 (Goyal et al. 2017).
+
+    Args:
+        settings: schedule, power and warm-up.
+        step: of the stage, from 0 on.
+        steps: of the stage in all.
+    """
+    warmup = min(settings.warmup_steps, steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    t = (step - warmup) / (steps - warmup)
+    if settings.schedule == "polynomial":
+        return float((1 - t) ** settings.power)
+    if settings.schedule == "cosine":
+        return (1 + math.cos(math.pi * t)) / 2
+    return 1.0
