@@ -64,7 +64,11 @@ def points(depth: Array, camera: Camera) -> Array:
 
 def surface_normals(depth: Array, camera: Camera) -> Array:
     """Unit normals ``[H, W, 3]`` that face the camera, of depth ``[H, W]`` in metres."""
-    planes = surface_planes(depth, camera)
+    return plane_normals(surface_planes(depth, camera))
+
+
+def plane_normals(planes: Array) -> Array:
+    """Unit normals ``[H, W, 3]`` that face the camera, of planes as ``surface_planes`` has them."""
     length = np.sqrt(np.einsum("ihw,ihw->hw", planes, planes))
     scale = np.divide(-1, length, out=np.zeros_like(length), where=length > 0)
     return np.stack(list(planes * scale), axis=-1)

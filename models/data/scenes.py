@@ -22,6 +22,8 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from models.data.geometry import Camera
+
 Array = NDArray[np.float32]
 Generator = np.random.Generator
 
@@ -82,6 +84,9 @@ class Patch:
                 hit &= (np.abs(u - middle_u) > half_u) | (np.abs(v - middle_v) > half_v)
         return Hit(np.where(hit & (t > 0), t, np.inf), u, v)
 
+    def normals(self, points: Array) -> Array:
+        return np.broadcast_to(np.cross(self.right, self.up), points.shape)
+
 
 @dataclass(frozen=True)
 class Sphere:
@@ -104,6 +109,9 @@ class Sphere:
         point = np.nan_to_num(t)[:, None] * rays - offset
         return Hit(np.where((root >= 0) & (t > 0), t, np.inf), point @ self.right, point @ self.up)
 
+    def normals(self, points: Array) -> Array:
+        return points - self.centre
+
 
 Surface = Patch | Sphere
 
@@ -114,6 +122,15 @@ class Room(NamedTuple):
     surfaces: list[Surface]
     origin: Array
     axes: Array  # [3, 3], rows: the camera's right, down and forward
+
+
+class View(NamedTuple):
+    """What a perfect camera sees of a room."""
+
+    rgb: NDArray[np.uint8]  # [H, W, 3], red first
+    depth: Array  # [H, W] in metres
+    planes: Array  # [3, H, W], of the surfaces, tangent to round ones, as geometry.surface_planes has them
+    labels: NDArray[np.uint8]  # [H, W], indices into CLASSES
 
 
 def render(
@@ -129,19 +146,37 @@ def render(
         RGB ``[H, W, 3]`` uint8, red first; depth ``[H, W]`` uint16, ``DEPTH_SCALE`` units a metre, 0 where
         missing; labels ``[H, W]`` uint8, indices into ``CLASSES``.
     """
+    seen = view(size, rng)
+    return seen.rgb, _measure(seen.depth, rng), seen.labels
+
+
+def view(size: tuple[int, int], rng: Generator) -> View:
+    """A random room, its geometry exact; the same room and picture as ``render`` makes of ``rng``."""
     room = random_room(rng)
     image = (2 * size[0], 2 * size[1])  # two by two rays a pixel smooth the colours
-    depth, owner, u, v = cast(room, _rays(image) @ room.axes)
-    colours = np.empty((len(depth), 3), np.float32)
+    rays = _rays(image)
+    depth, owner, u, v = cast(room, rays @ room.axes)
+    colours, planes = np.empty((2, len(depth), 3), np.float32)
+    points = depth[:, None] * rays
     for index, surface in enumerate(room.surfaces):
         seen = owner == index
         colours[seen] = surface.texture(u[seen], v[seen])
+        planes[seen] = surface.normals(room.origin + points[seen] @ room.axes) @ room.axes.T
+    planes /= np.einsum("pi,pi->p", planes, points)[:, None]
     labels = np.array([surface.label for surface in room.surfaces], np.uint8)[owner]
-    return (
+    return View(
         _photograph(colours.reshape(*image, 3), rng),
-        _measure(depth.reshape(image)[::2, ::2], rng),
+        depth.reshape(image)[::2, ::2].copy(),
+        planes.reshape(*image, 3)[::2, ::2].transpose(2, 0, 1).copy(),
         labels.reshape(image)[::2, ::2].copy(),
     )
+
+
+def camera(size: tuple[int, int]) -> Camera:
+    """The one that ``view`` and ``render`` see through: depth is that of the first of a pixel's four rays."""
+    height, width = size
+    focal = _focal(width)
+    return Camera(focal, focal, width / 2 - 0.25, height / 2 - 0.25, (width, height))
 
 
 def cast(room: Room, rays: Array) -> tuple[Array, NDArray[np.intp], Array, Array]:
@@ -168,10 +203,14 @@ def cast(room: Room, rays: Array) -> tuple[Array, NDArray[np.intp], Array, Array
 def _rays(size: tuple[int, int]) -> Array:
     """Directions through pixel centres in camera axes, of length 1 along the optical axis: t is depth."""
     height, width = size
-    focal = width / 2 / np.tan(np.radians(FIELD_OF_VIEW / 2))
+    focal = _focal(width)
     rows, columns = np.mgrid[:height, :width] + 0.5
     rays = [(columns - width / 2) / focal, (rows - height / 2) / focal, np.ones(size)]
     return np.stack(rays, axis=-1).reshape(-1, 3).astype(np.float32)
+
+
+def _focal(width: int) -> float:
+    return float(width / 2 / np.tan(np.radians(FIELD_OF_VIEW / 2)))
 
 
 def _photograph(colours: Array, rng: Generator) -> NDArray[np.uint8]:
