@@ -13,6 +13,7 @@ from models.training.settings import RunSettings, Stage, UpdateSettings, require
 
 if TYPE_CHECKING:
     from models.training.loop import Task
+    from models.training.registry import System
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,6 @@ class SegmentationRecipe:
     def task(self) -> Task:
         """Read the data's lists, build the network, load its weights."""
         from models.segmentation.task import SegmentationTask
-    from models.training.registry import System
 
         return SegmentationTask(self)
 

@@ -56,6 +56,16 @@ def load(path: Path, prefer: str = LAST) -> tuple[Path, dict[str, Any]]:
     return path, contents
 
 
+def system(path: Path) -> registry.System:
+    """What the commands do for the kind of network in a checkpoint or run folder.
+
+    Raises:
+        UsageError: as ``load``.
+    """
+    _, contents = load(path)
+    return registry.find(contents["recipe"]).system
+
+
 def settings(contents: dict[str, Any]) -> Any:
     """The recipe's settings as the checkpoint's run had them."""
     return config.from_plain(registry.find(contents["recipe"]), contents["config"])

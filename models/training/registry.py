@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from models.messages import suggest
@@ -10,11 +11,34 @@ from models.training.errors import UsageError
 from models.training.settings import RunSettings
 
 
+class System(Protocol):
+    """What the commands do for one kind of recipes; a module, such as ``models.segmentation.system``.
+
+    All of them raise UsageError and DataError for what the caller can mend.
+    """
+
+    def evaluate(self, checkpoint: Path, overrides: Sequence[str], output: Path | None) -> Any:
+        """Print the metrics on the validation images and write them to ``output``, JSON."""
+
+    def predict(
+        self,
+        checkpoint: Path,
+        inputs: Mapping[str, Path],
+        output: Path,
+        which: str,
+        overrides: Sequence[str],
+    ) -> Any:
+        """Run the network on files, or folders of them, by modality; write the results to a folder."""
+
+
 class Recipe(Protocol):
     """What the command line and the loop ask of a recipe; each system's dataclass adds its own groups."""
 
     @property
     def run(self) -> RunSettings: ...
+
+    @property
+    def system(self) -> System: ...
 
     def task(self) -> Any:
         """Build the networks, the data and the optimisers: a ``models.training.loop.Task``."""

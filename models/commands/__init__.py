@@ -1,0 +1,38 @@
+"""The command line, a module a command.
+
+Each module has ``add``, which adds its parser. What a command does for a recipe, the recipe's system knows
+(``models.training.registry.System``): the commands know none of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import models.segmentation.recipes  # noqa: F401 - fills the registry
+from models.commands import evaluate, predict, prepare, recipes, train
+from models.data import DataError
+from models.training.errors import UsageError
+
+_COMMANDS = (train, evaluate, predict, prepare, recipes)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code. Mistakes of the caller's are printed in one line and give 2."""
+    parser = argparse.ArgumentParser(prog="python -m models", description="Train and use the networks.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in _COMMANDS:
+        command.add(commands)
+    arguments, rest = parser.parse_known_args(argv)
+    if flags := [argument for argument in rest if argument.startswith("-")]:
+        parser.error(f"unrecognized arguments: {' '.join(flags)}")
+    if "overrides" in arguments:  # assignments after a flag end up in rest
+        arguments.overrides = [*arguments.overrides, *rest]
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        return int(arguments.run(arguments) or 0)
+    except (UsageError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2

@@ -1,0 +1,25 @@
+"""``python -m models evaluate RUN``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from models.commands.arguments import Commands, add_checkpoint, add_overrides
+from models.training import checkpoint
+
+
+def add(commands: Commands) -> None:
+    """Add the command's parser."""
+    parser = commands.add_parser("evaluate", help="measure a trained network on the validation images")
+    add_checkpoint(parser)
+    add_overrides(parser)
+    parser.add_argument(
+        "--output", type=Path, help="JSON file of the metrics; default: beside the checkpoint"
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    system = checkpoint.system(arguments.checkpoint)
+    system.evaluate(arguments.checkpoint, arguments.overrides, arguments.output)

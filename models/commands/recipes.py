@@ -1,0 +1,24 @@
+"""``python -m models recipes [RECIPE]``."""
+
+from __future__ import annotations
+
+import argparse
+
+from models.commands.arguments import Commands, add_overrides
+from models.training import config, registry
+
+
+def add(commands: Commands) -> None:
+    """Add the command's parser."""
+    parser = commands.add_parser("recipes", help="list the recipes, or a recipe's fields and values")
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE")
+    add_overrides(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    if arguments.recipe is None:
+        lines = registry.listing()
+    else:
+        lines = config.describe(config.override(registry.find(arguments.recipe), arguments.overrides))
+    print("\n".join(lines))

@@ -1,0 +1,6 @@
+"""What the commands do for segmentation recipes: a ``models.training.registry.System``."""
+
+from models.segmentation.evaluate import evaluate_checkpoint as evaluate
+from models.segmentation.predict import predict_files as predict
+
+__all__ = ["evaluate", "predict"]
