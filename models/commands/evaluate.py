@@ -15,7 +15,7 @@ def add(commands: Commands) -> None:
     add_checkpoint(parser)
     add_overrides(parser)
     parser.add_argument(
-        "--output", type=Path, help="JSON file of the metrics; default: beside the checkpoint"
+        "--output", type=Path, metavar="FOLDER", help="where to write results; default: beside the checkpoint"
     )
     parser.set_defaults(run=_run)
 

@@ -15,8 +15,10 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser("predict", help="run a trained network on image files")
     add_checkpoint(parser)
     add_overrides(parser)
-    parser.add_argument("--rgb", type=Path, help="image, or folder of images")
-    parser.add_argument("--depth", type=Path, help="depth image, or folder; matched to --rgb by name")
+    parser.add_argument("--rgb", type=Path, help="image, folder of images, or video")
+    parser.add_argument(
+        "--depth", type=Path, help="depth image, folder or video; matched to --rgb by name or frame"
+    )
     parser.add_argument(
         "--input", action="append", default=[], metavar="MODALITY=PATH", help="the same of any other modality"
     )

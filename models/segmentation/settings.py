@@ -160,6 +160,9 @@ class EvalSettings:
     overlap: float = setting(0.25, "least share of a window that the next one covers", free=True)
     limit: int | None = setting(None, "evaluate the first so many images only; none: all", free=True)
     pictures: int = setting(4, "validation images shown in TensorBoard", free=True)
+    frames: bool = setting(
+        False, "predict writes every frame's labels and colours of videos as well", free=True
+    )
     sheet: int = setting(8, "scenes on the contact sheet of evaluate and predict; 0: no sheet", free=True)
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ class System(Protocol):
     """
 
     def evaluate(self, checkpoint: Path, overrides: Sequence[str], output: Path | None) -> Any:
-        """Print the metrics on the validation images and write them to ``output``, JSON."""
+        """Print the metrics on the validation images; write them to a folder, or beside the checkpoint."""
 
     def predict(
         self,
