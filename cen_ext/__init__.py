@@ -10,6 +10,7 @@ from cen_ext.modules import (
     sparsity_penalty,
     synchronise_statistics,
 )
+from cen_ext.recompute import recompute_outputs
 from cen_ext.version import __version__
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "exchanging_layers",
     "make_multimodal",
     "norm_exchange",
+    "recompute_outputs",
     "replaced_channels",
     "sparsity_penalty",
     "stack_modalities",

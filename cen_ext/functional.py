@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from cen_ext import backends, reference, synchronised
+from cen_ext import backends, recompute, reference, synchronised
 from cen_ext.reference import Options, statistics_dtype
 
 CHOICES = {
@@ -93,7 +93,10 @@ def norm_exchange(
         _check_enough_values(x, weight.shape[0], norm)
     chosen = backends.choose(backend, x, options)
     if not training:
-        return chosen.run(x, weight, bias, running_mean, running_var, residual, options)[0]
+        y = chosen.run(x, weight, bias, running_mean, running_var, residual, options)[0]
+        if running_mean is not None and running_var is not None:
+            _note(chosen, y, x, weight, bias, running_mean, running_var, residual, options)
+        return y
     if (
         chosen.update is not None
         and running_mean is not None
@@ -104,9 +107,11 @@ def norm_exchange(
         and running_var.is_contiguous()
         and not torch.compiler.is_compiling()
     ):
-        return chosen.update(x, weight, bias, running_mean, running_var, residual, float(momentum), options)[
-            0
-        ]
+        y, mean, var = chosen.update(
+            x, weight, bias, running_mean, running_var, residual, float(momentum), options
+        )
+        _note(chosen, y, x, weight, bias, mean, var, residual, options)
+        return y
     values: int | Tensor
     if process_group is not None:
         y, mean, var, values = synchronised.norm_exchange(
@@ -117,7 +122,30 @@ def norm_exchange(
         values = x.numel() // max(mean.numel(), 1)
     if running_mean is not None and running_var is not None and (process_group is not None or values > 0):
         _update_running(running_mean, running_var, mean, var, values, momentum)
+    _note(chosen, y, x, weight, bias, mean, var, residual, options)
     return y
+
+
+def _note(
+    chosen: backends.Backend,
+    y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    residual: Tensor | None,
+    options: Options,
+) -> None:
+    """Tell ``recompute_outputs``, where there is one, how y is computed again."""
+    if not recompute.active() or residual is not None or options.norm != "batch":
+        return
+
+    def again() -> Tensor:
+        with torch.no_grad():
+            return chosen.run(x, weight, bias, mean, var, None, options)[0]
+
+    recompute.note(y, again)
 
 
 def replaced_channels(

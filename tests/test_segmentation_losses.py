@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from cen_ext import ExchangeBatchNorm2d
+from models.segmentation.cross_entropy import resized_cross_entropies
 from models.segmentation.losses import cross_entropies, segmentation_loss
 from models.segmentation.output import AuxiliaryOutput, SegmentationOutput, with_ensemble
 
@@ -124,3 +125,35 @@ def test_the_ensembles_loss_trains_alpha_alone(target: Tensor) -> None:
 def test_a_batch_without_labels_counts_nothing(output: SegmentationOutput) -> None:
     entropies = cross_entropies(output, torch.full((N, *SIZE), 255), 255)
     assert entropies.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gradient_of_resized_cross_entropies(layout: torch.memory_format, target: Tensor) -> None:
+    stacked = torch.randn(3 * N, K, 2, 3, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+
+    def sums(logits: Tensor) -> Tensor:
+        return resized_cross_entropies(logits.unflatten(0, (3, N)), target, 255)
+
+    assert torch.autograd.gradcheck(sums, stacked)
+
+
+def test_resized_cross_entropies_keep_nothing_of_label_resolution(target: Tensor) -> None:
+    logits = torch.randn(3, N, K, 2, 3, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()), lambda _: None):
+        resized_cross_entropies(logits, target, 255)
+    assert kept == [logits.numel()]
+    with torch.no_grad():
+        assert not resized_cross_entropies(logits, target, 255).requires_grad
+
+
+def test_resized_cross_entropies_of_half_logits_are_float32(target: Tensor) -> None:
+    logits = torch.randn(3, N, K, 2, 3, dtype=torch.bfloat16, requires_grad=True)
+    sums = resized_cross_entropies(logits, target, 255)
+    sums.sum().backward()
+    wide = logits.detach().float().requires_grad_()
+    expected = resized_cross_entropies(wide, target, 255)
+    expected.sum().backward()
+    assert sums.dtype == torch.float32
+    assert torch.equal(sums, expected)
+    assert torch.equal(logits.grad, wide.grad.bfloat16())

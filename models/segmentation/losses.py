@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cen_ext import replaced_channels, sparsity_penalty
 from models.encoders import ExchangePoint
+from models.segmentation.cross_entropy import resized_cross_entropies
 from models.segmentation.output import AuxiliaryOutput, SegmentationOutput
 
 
@@ -101,15 +101,7 @@ def _cross_entropies(
     ignore_index: int,
     pixels: Tensor | None,
 ) -> Tensor:
-    sums = [
-        F.cross_entropy(
-            F.interpolate(each, target.shape[-2:], mode="bilinear", align_corners=False),
-            target,
-            ignore_index=ignore_index,
-            reduction="sum",
-        )
-        for each in logits
-    ]
+    sums = resized_cross_entropies(logits, target, ignore_index)
     if pixels is None:
         pixels = counted_pixels(target, ignore_index).clamp(min=1)
-    return torch.stack(sums) / pixels
+    return sums / pixels
