@@ -1,0 +1,151 @@
+"""Scores of the branches' and the ensemble's images against the target's: errors, PSNR, SSIM, FID, KID."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import exp
+
+import torch
+from torch import Tensor, distributed
+
+from models.translation.fid import FEATURE_SCORES, FeatureScores
+
+SCORES = ("l1", "l2", "mae", "mse", "psnr", "ssim")
+_WINDOW = 11  # pixels; Wang et al. (2004)
+_SIGMA = 1.5
+
+
+class TranslationMetrics:
+    """Means over a data set of each image's scores, of several outputs, on the device.
+
+    - ``l1``, ``l2``: mean absolute and mean squared difference on the network's scale, [-1, 1]; ``l1`` is the
+      generator's loss.
+    - ``mae``, ``mse``: the same two in the target's unit. None of the four is a root or scaled up; by which
+      factors the paper's L1, L2, MAE and MSE are, its text does not say.
+    - ``psnr``: in dB, the peak being the whole range; infinite for an image without error.
+    - ``ssim``: as ``structural_similarity``, averaged over channels.
+    - ``fid``, ``kid``: with ``features`` only; see ``models.translation.fid``.
+
+    Args:
+        names: the outputs: the input domains, then ``ensemble``; further images to compare with, such as
+            the training images' mean, may follow.
+        value_range: what -1 and 1 stand for in the target's unit: (0, 1) for images, (0, 255) for grey
+            values, for log-encoded depth the range of log(1 + x).
+        features: FID and KID of as many outputs.
+        device: that of the images.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        value_range: tuple[float, float] = (0.0, 1.0),
+        features: FeatureScores | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        low, high = value_range
+        if not low < high:
+            raise ValueError(f"value_range must be (low, high) with low below high, got {value_range}")
+        if features is not None and len(features.outputs) != len(names):
+            raise ValueError(f"features is for {len(features.outputs)} outputs, names has {len(names)}")
+        self.names = tuple(names)
+        self.unit = (high - low) / 2
+        self.features = features
+        self.count = 0
+        self.sums = torch.zeros(len(names), 4, dtype=torch.float64, device=device)  # l1, l2, psnr, ssim
+
+    @torch.no_grad()
+    def update(self, outputs: Sequence[Tensor], target: Tensor) -> None:
+        """Add a batch: ``[N, C, H, W]`` in [-1, 1] of every output, and the target of that shape.
+
+        Raises:
+            ValueError: another number of outputs, or shapes that do not fit.
+        """
+        self._check(outputs, target)
+        truth, images = target.double(), torch.stack(tuple(outputs)).double()
+        difference = images - truth
+        l1 = difference.abs().mean((2, 3, 4))
+        l2 = difference.square().mean((2, 3, 4))
+        psnr = 10 * torch.log10(4 / l2)
+        ssim = structural_similarity((images + 1) / 2, (truth + 1) / 2).mean(2)
+        self.sums += torch.stack([l1, l2, psnr, ssim], -1).sum(1)
+        self.count += len(target)
+        if self.features is not None:
+            self.features.update(outputs, target)
+
+    def reduce(self) -> None:
+        """Join what all processes have seen, each of which has it then; alone, this does nothing.
+
+        The processes are those of torch.distributed's default group, which all must call this, once, after
+        the last update.
+        """
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return
+        count = torch.tensor(self.count, device=self.sums.device)
+        distributed.all_reduce(count)
+        distributed.all_reduce(self.sums)
+        self.count = int(count)
+        if self.features is not None:
+            self.features.reduce()
+
+    def compute(self) -> dict[str, float]:
+        """``<output>/<score>`` for every output and score; NaN without any image.
+
+        Raises:
+            UsageError: too few images for FID or KID.
+        """
+        means = (self.sums.cpu() / self.count).tolist()
+        features = self.features.compute() if self.features is not None else [{}] * len(self.names)
+        found = {}
+        for name, (l1, l2, psnr, ssim), more in zip(self.names, means, features, strict=True):
+            values = (l1, l2, self.unit * l1, self.unit**2 * l2, psnr, ssim)
+            found |= {f"{name}/{score}": value for score, value in zip(SCORES, values, strict=True)}
+            found |= {f"{name}/{score}": value for score, value in more.items()}
+        return found
+
+    def _check(self, outputs: Sequence[Tensor], target: Tensor) -> None:
+        if len(outputs) != len(self.names):
+            raise ValueError(
+                f"expected {len(self.names)} outputs ({', '.join(self.names)}), got {len(outputs)}"
+            )
+        for name, output in zip(self.names, outputs, strict=True):
+            if output.shape != target.shape:
+                raise ValueError(f"{name} is {tuple(output.shape)}, the target {tuple(target.shape)}")
+        if target.dim() != 4 or target.shape[1] not in (1, 3) or min(target.shape[2:]) < _WINDOW:
+            expected = f"[N, 1 or 3, H, W] of {_WINDOW}×{_WINDOW} pixels or more, for SSIM"
+            raise ValueError(f"the target is {tuple(target.shape)}; expected {expected}")
+
+
+def structural_similarity(a: Tensor, b: Tensor) -> Tensor:
+    """SSIM of images ``[..., H, W]`` in [0, 1] (Wang et al. 2004), each channel for itself; ``[...]``.
+
+    Gaussian windows of 11×11 pixels, σ 1.5, K 0.01 and 0.03; the mean over all windows that lie in the image.
+    (Implementations that reflect the image at its edges differ in the third digit.) The two broadcast.
+    """
+    c1, c2 = 0.01**2, 0.03**2
+    mean_a, mean_b = _window_means(a), _window_means(b)
+    variances = _window_means(a * a) - mean_a**2 + _window_means(b * b) - mean_b**2
+    covariance = _window_means(a * b) - mean_a * mean_b
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    return (luminance * (2 * covariance + c2) / (variances + c2)).mean((-2, -1))
+
+
+def _window_means(x: Tensor) -> Tensor:
+    """``[..., H - 10, W - 10]`` Gaussian means of every window of ``[..., H, W]``, rows first."""
+    weights = [exp(-(((i - _WINDOW // 2) / _SIGMA) ** 2) / 2) for i in range(_WINDOW)]
+    for dim in (-2, -1):
+        size = x.shape[dim] - _WINDOW + 1
+        x = sum(weight / sum(weights) * x.narrow(dim, i, size) for i, weight in enumerate(weights))
+    return x
+
+
+def table(metrics: dict[str, float]) -> str:
+    """The metrics as aligned text: a row an output, a column a score."""
+    names = list(dict.fromkeys(key.partition("/")[0] for key in metrics))
+    columns = [score for score in (*SCORES, *FEATURE_SCORES) if f"{names[0]}/{score}" in metrics]
+    width = max(map(len, names))
+    lines = [" " * width + "".join(f"  {score:>9}" for score in columns)]
+    for name in names:
+        lines.append(
+            f"{name:<{width}}" + "".join(f"  {metrics[f'{name}/{score}']:>9.4f}" for score in columns)
+        )
+    return "\n".join(lines)
