@@ -1,6 +1,21 @@
 """Networks that exchange channels between modalities, their data and their training."""
 
 from models.encoders import Variant
-from models.segmentation import PSPNet, RefineNet, SegmentationOutput, load_released, pspnet, refinenet
+from models.released import load_released
+from models.segmentation import PSPNet, RefineNet, SegmentationOutput, pspnet, refinenet
+from models.translation import PatchGAN, TranslationOutput, UNet, patchgan, unet
 
-__all__ = ["PSPNet", "RefineNet", "SegmentationOutput", "Variant", "load_released", "pspnet", "refinenet"]
+__all__ = [
+    "PSPNet",
+    "PatchGAN",
+    "RefineNet",
+    "SegmentationOutput",
+    "TranslationOutput",
+    "UNet",
+    "Variant",
+    "load_released",
+    "patchgan",
+    "pspnet",
+    "refinenet",
+    "unet",
+]

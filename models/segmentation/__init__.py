@@ -4,7 +4,6 @@ from models.segmentation.network import SegmentationNetwork
 from models.segmentation.output import AuxiliaryOutput, SegmentationOutput
 from models.segmentation.pspnet import PSPNet, pspnet
 from models.segmentation.refinenet import RefineNet, refinenet
-from models.segmentation.released import load_released
 
 __all__ = [
     "AuxiliaryOutput",
@@ -12,7 +11,6 @@ __all__ = [
     "RefineNet",
     "SegmentationNetwork",
     "SegmentationOutput",
-    "load_released",
     "pspnet",
     "refinenet",
 ]

@@ -1,4 +1,4 @@
-"""Import of the checkpoints that the paper's authors released for RefineNet.
+"""The names of the entries in the checkpoints that the paper's authors released for RefineNet.
 
 The released networks keep one batch norm a modality (``bn1.bn_0.weight``, ``bn1.bn_1.weight``) where ours
 has one ``[M, C]`` entry, wrap every shared convolution (``conv1.module.weight``), and name the decoder as the
@@ -15,13 +15,8 @@ table below says. Levels and units count from 1 there and from 0 here.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
-import torch
-
-from models.encoders.weights import read_state_dict, some
+from models.segmentation.network import SegmentationNetwork
 from models.segmentation.refinenet import RefineNet
 
 _DECODER = {
@@ -36,22 +31,11 @@ _DECODER = {
 }
 
 
-def load_released(net: RefineNet, path_or_state_dict: str | Path | Mapping[str, Any]) -> RefineNet:
-    """Load a checkpoint of the authors' released RefineNet.
-
-    Args:
-        net: of the same encoder, class count and number of modalities, with the default width; changed in
-            place, and only if everything fits.
-        path_or_state_dict: a file that ``torch.save`` or safetensors wrote, or a loaded state dict; bare or
-            below ``segmenter``, ``state_dict`` or ``model``, with or without DataParallel's ``module.``.
-
-    Returns:
-        net.
+def released_names(net: SegmentationNetwork) -> dict[str, list[str]]:
+    """The released network's names for every entry of net's state dict; several for a private entry.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: net is of another kind than the released networks; not a state dict; or keys are
-            missing, left over or of another shape, and the message names them.
+        ValueError: net is of another kind than the released networks.
     """
     variant = net.variant
     kind = (variant.convolutions, variant.norms, variant.fusion)
@@ -60,35 +44,7 @@ def load_released(net: RefineNet, path_or_state_dict: str | Path | Mapping[str, 
             "net must be as the released networks are, a RefineNet of shared convolutions, private norms and "
             f"an ensemble, got a {type(net).__name__} with {', '.join(kind)}"
         )
-    state = read_state_dict(path_or_state_dict)
-    own = net.state_dict()
-    names = {key: released_keys(key, net.num_modalities) for key in own}
-    shapes = {  # a private entry [M, C] is M entries [C]
-        name: own[key].shape[1:] if own[key].dim() == 2 else own[key].shape
-        for key in own
-        for name in names[key]
-    }
-    problems = {
-        "missing": [name for name in shapes if name not in state],
-        "left over": [name for name in state if name not in shapes],
-        "of another shape": [
-            f"{name} {tuple(state[name].shape)} (expected {tuple(shape)})"
-            for name, shape in shapes.items()
-            if name in state and state[name].shape != shape
-        ],
-    }
-    if any(problems.values()):
-        found = "; ".join(f"{what}: {some(entries)}" for what, entries in problems.items() if entries)
-        raise ValueError(f"the checkpoint does not fit this {net.num_modalities}-modality network: {found}")
-    net.load_state_dict(
-        {
-            key: torch.stack([state[name] for name in names[key]])
-            if value.dim() == 2
-            else state[names[key][0]]
-            for key, value in own.items()
-        }
-    )
-    return net
+    return {key: released_keys(key, net.num_modalities) for key in net.state_dict()}
 
 
 def released_keys(key: str, num_modalities: int) -> list[str]:

@@ -1,0 +1,85 @@
+"""Import of the checkpoints that the paper's authors released.
+
+``models.segmentation.released`` and ``models.translation.released`` have the names of their entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from models.encoders.weights import read_state_dict, some
+from models.segmentation import SegmentationNetwork
+from models.segmentation import released as segmentation
+from models.translation import PatchGAN, UNet
+from models.translation import released as translation
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def load_released(net: Network, path_or_state_dict: str | Path | Mapping[str, Any]) -> Network:
+    """Load a checkpoint of one of the authors' released networks.
+
+    Args:
+        net: a ``RefineNet``, ``UNet`` or ``PatchGAN`` as the released ones are: the same number of modalities
+            and sizes, and for a U-Net ``decoder_norms="private"``. Changed in place, and only if everything
+            fits.
+        path_or_state_dict: a file that ``torch.save`` or safetensors wrote, or a loaded state dict; bare or
+            below ``segmenter``, ``state_dict`` or ``model``, with or without DataParallel's ``module.``.
+
+    Returns:
+        net.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: net is of another kind than the released networks; not a state dict; or keys are
+            missing, left over or of another shape, and the message names them.
+    """
+    if isinstance(net, SegmentationNetwork):
+        names, unused = segmentation.released_names(net), set[str]()
+    elif isinstance(net, UNet | PatchGAN):
+        names, unused = translation.released_names(net), translation.unused_names(net)
+    else:
+        raise ValueError(f"net must be a RefineNet, a UNet or a PatchGAN, got a {type(net).__name__}")
+    state = read_state_dict(path_or_state_dict)
+    own = net.state_dict()
+    _check_fit(own, names, {name: value for name, value in state.items() if name not in unused})
+    net.load_state_dict(
+        {
+            key: torch.stack([state[name] for name in names[key]])
+            if value.dim() == 2
+            else state[names[key][0]]
+            for key, value in own.items()
+        }
+    )
+    return net
+
+
+def _check_fit(
+    own: Mapping[str, Tensor],  # the network's entries
+    names: Mapping[str, list[str]],  # of every one of them in state
+    state: Mapping[str, Tensor],
+) -> None:
+    """Raise ValueError unless state has those names and no others, in the shapes that the network asks for."""
+    shapes = {  # a norm's entry [M, C] is M entries [C]
+        name: own[key].shape[1:] if own[key].dim() == 2 else own[key].shape
+        for key in own
+        for name in names[key]
+    }
+    problems = {
+        "missing": [name for name in shapes if name not in state],
+        "left over": [name for name in state if name not in shapes],
+        "of another shape": [
+            f"{name} {tuple(state[name].shape)} (expected {tuple(shape)})"
+            for name, shape in shapes.items()
+            if name in state and state[name].shape != shape
+        ],
+    }
+    if any(problems.values()):
+        found = "; ".join(f"{what}: {some(entries)}" for what, entries in problems.items() if entries)
+        num_modalities = max(map(len, names.values()))
+        raise ValueError(f"the checkpoint does not fit this {num_modalities}-modality network: {found}")

@@ -1,0 +1,159 @@
+"""The losses of generator and discriminator (Wang et al. 2020, section 4.2; Isola et al. 2017, Eq. 4).
+
+Pure functions of tensors. A step of training, with one pass of the generator:
+
+    output = generator(inputs)
+    real, fake = judge(discriminator, inputs, target, output.branches.detach())
+    discriminator_loss(real, fake).total.backward()                 # and the discriminator's step
+    (decisions,) = judge(discriminator, inputs, output.branches)    # by the discriminator after it
+    generator_loss(output, decisions, target, sparsity_penalty(generator)).total.backward()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.messages import suggest
+from models.translation.output import TranslationOutput
+
+
+class Adversarial(NamedTuple):
+    """An adversarial loss, as functions of the discriminator's logits.
+
+    Attributes:
+        real, fake: what the discriminator minimises on real and on generated images.
+        fool: what the generator minimises on its own.
+    """
+
+    real: Callable[[Tensor], Tensor]
+    fake: Callable[[Tensor], Tensor]
+    fool: Callable[[Tensor], Tensor]
+
+
+ADVERSARIAL = {
+    # Binary cross-entropy with the targets 1, 0 and 1; the paper's.
+    "bce": Adversarial(lambda d: -F.logsigmoid(d), lambda d: -F.logsigmoid(-d), lambda d: -F.logsigmoid(d)),
+    # Lim and Ye, "Geometric GAN", 2017.
+    "hinge": Adversarial(lambda d: F.relu(1 - d), lambda d: F.relu(1 + d), lambda d: -d),
+    # Mao et al., "Least Squares Generative Adversarial Networks", ICCV 2017.
+    "least_squares": Adversarial(lambda d: (d - 1).square(), torch.square, lambda d: (d - 1).square()),
+}
+
+
+class GeneratorLoss(NamedTuple):
+    """The generator's loss and what it consists of, without their weights.
+
+    Attributes:
+        total: 0-d, to be minimised.
+        adversarial: ``[M]`` of every branch.
+        l1: ``[M+1]`` mean absolute difference from the target: the branches', then the ensemble's.
+    """
+
+    total: Tensor
+    adversarial: Tensor
+    l1: Tensor
+
+
+class DiscriminatorLoss(NamedTuple):
+    """The discriminator's loss and what it consists of.
+
+    Attributes:
+        total: 0-d, to be minimised.
+        real, fake: ``[M]`` of the real and the generated image beside every branch's input.
+    """
+
+    total: Tensor
+    real: Tensor
+    fake: Tensor
+
+
+def generator_loss(
+    output: TranslationOutput,
+    decisions: Tensor,
+    target: Tensor,
+    penalty: Tensor,
+    *,
+    l1: float = 100.0,
+    sparsity: float = 1e-3,
+    per_output: bool = False,
+    adversarial: str = "bce",
+) -> GeneratorLoss:
+    """Adversarial loss of the M branches, L1 of branches and ensemble, sparsity; each summed.
+
+    The ensemble is not judged: its only loss is its L1, which trains alpha alone.
+
+    Args:
+        output: the generator's.
+        decisions: ``[M, N, 1, h, w]`` the discriminator's logits on ``output.branches``.
+        target: ``[N, C, H, W]`` the real images.
+        penalty: 0-d, ``cen_ext.sparsity_penalty`` of the generator.
+        l1: weight of the L1 terms.
+        sparsity: λ, the weight of the penalty.
+        per_output: add the penalty once an output, M + 1 times, as the released code does; the paper adds it
+            once.
+        adversarial: ``"bce"``, ``"hinge"`` or ``"least_squares"``.
+
+    Raises:
+        ValueError: an unknown adversarial loss; decisions or target that do not go with the output.
+    """
+    branches, ensemble, _ = output
+    if target.shape != ensemble.shape:
+        raise ValueError(f"target must be {tuple(ensemble.shape)} as the images, got {tuple(target.shape)}")
+    _check_decisions("decisions", decisions, tuple(branches.shape[:2]))
+    fooled = _mean(find_adversarial(adversarial).fool(_single(decisions)))
+    target = _single(target)
+    distances = torch.cat(
+        [_mean((_single(branches) - target).abs()), _mean((_single(ensemble) - target).abs()[None])]
+    )
+    times = len(distances) if per_output else 1
+    total = fooled.sum() + l1 * distances.sum() + sparsity * times * penalty
+    return GeneratorLoss(total, fooled, distances)
+
+
+def discriminator_loss(real: Tensor, fake: Tensor, *, adversarial: str = "bce") -> DiscriminatorLoss:
+    """Half the sum of the losses on real and on generated images, summed over the branches.
+
+    Args:
+        real, fake: ``[M, N, 1, h, w]`` logits on the target and on the detached branches.
+        adversarial: as in ``generator_loss``.
+
+    Raises:
+        ValueError: an unknown adversarial loss; logits of different shapes.
+    """
+    _check_decisions("fake", fake, tuple(real.shape[:2]))
+    loss = find_adversarial(adversarial)
+    on_real, on_fake = _mean(loss.real(_single(real))), _mean(loss.fake(_single(fake)))
+    return DiscriminatorLoss(0.5 * (on_real + on_fake).sum(), on_real, on_fake)
+
+
+def find_adversarial(name: str) -> Adversarial:
+    """The adversarial loss of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in ADVERSARIAL:
+        hint = suggest(str(name), ADVERSARIAL)
+        raise ValueError(f"adversarial must be one of {', '.join(ADVERSARIAL)}, got {name!r}{hint}")
+    return ADVERSARIAL[name]
+
+
+def _check_decisions(name: str, decisions: Tensor, leading: tuple[int, ...]) -> None:
+    if decisions.dim() != 5 or tuple(decisions.shape[:2]) != leading:
+        modalities, batch = leading
+        raise ValueError(f"{name} must be [{modalities}, {batch}, 1, h, w], got {tuple(decisions.shape)}")
+
+
+def _single(x: Tensor) -> Tensor:
+    """x in float32 at least: half types of autocast are too coarse for losses."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _mean(x: Tensor) -> Tensor:
+    """The mean over all but the first axis."""
+    return x.flatten(1).mean(1)

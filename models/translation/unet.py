@@ -1,0 +1,205 @@
+"""The paper's translation network: a U-Net whose encoder exchanges channels between the modalities.
+
+Generator of Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks", CVPR 2017, with
+the instance norms and the exchange of Wang et al., "Deep Multimodal Fusion by Channel Exchanging", NeurIPS
+2020, section 4.2: "We adopt individual INs in the encoder, and share all other parameters including INs in
+the decoder."
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.branches import split_branches, stacked_input, weighted_ensemble
+from models.translation.blocks import Down, initialise, instance_norm
+from models.translation.output import TranslationOutput
+
+DROPOUT_LEVELS = 3  # of the decoder, from the coarsest
+
+
+class Up(nn.Module):
+    """4x4 transposed convolution of stride 2, norm, ReLU, dropout, beside the encoder's feature.
+
+    Args:
+        in_channels, out_channels: of the convolution; the output has those of the feature more.
+        num_norms: M for private norms, 1 for one that the modalities share.
+        dropout: probability.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, num_norms: int, dropout: float) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose2d(in_channels, out_channels, 4, 2, padding=1)
+        self.norm = instance_norm(out_channels, num_norms, activation="relu")
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, feature: Tensor) -> Tensor:
+        # The next level rectifies what it reads. Here that is part of the norm, commutes with dropout, and
+        # is the same for the feature before and after the encoder's LeakyReLU.
+        return torch.cat([self.dropout(self.norm(self.conv(x))), F.relu(feature)], 1)
+
+
+class UNetEncoder(nn.Module):
+    """Halves the resolution at every level; private norms that exchange on all but the first and the last.
+
+    Args:
+        in_channels: of the input.
+        widths: channels of the levels, finest first.
+        num_modalities, threshold, region, criterion: as in ``unet``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        widths: Sequence[int],
+        num_modalities: int,
+        threshold: float,
+        region: str,
+        criterion: str,
+    ) -> None:
+        super().__init__()
+        exchange = {"threshold": threshold, "region": region, "criterion": criterion}
+        inner = range(1, len(widths) - 1)
+        self.levels = nn.ModuleList(
+            Down(before, width, instance_norm(width, num_modalities, **exchange) if i in inner else None)
+            for i, (before, width) in enumerate(zip([in_channels, *widths], widths, strict=False))
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """``[M*N, in_channels, H, W]`` to every level's output after LeakyReLU, finest first."""
+        features = []
+        for level in self.levels:
+            x = level(x)
+            features.append(x)
+        return features
+
+
+class UNetDecoder(nn.Module):
+    """Doubles the resolution at every level, each but the first beside the encoder's feature.
+
+    Args:
+        widths: channels of the encoder's levels, finest first.
+        out_channels: of the image.
+        num_norms, dropout: as in ``Up``; dropout acts in the three coarsest levels.
+    """
+
+    def __init__(self, widths: Sequence[int], out_channels: int, num_norms: int, dropout: float) -> None:
+        super().__init__()
+        levels = []
+        channels = widths[-1]
+        for i, width in enumerate(reversed(widths[:-1])):
+            levels.append(Up(channels, width, num_norms, dropout if i < DROPOUT_LEVELS else 0.0))
+            channels = 2 * width
+        self.levels = nn.ModuleList(levels)
+        self.image = nn.ConvTranspose2d(channels, out_channels, 4, 2, padding=1)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """The encoder's features, finest first, to images ``[M*N, out_channels, H, W]`` in [-1, 1]."""
+        *features, x = features
+        x = F.relu(x)
+        for level, feature in zip(self.levels, reversed(features), strict=True):
+            x = level(x, feature)
+        return torch.tanh(self.image(x))
+
+
+class UNet(nn.Module):
+    """``unet`` builds one and describes the arguments and attributes."""
+
+    def __init__(
+        self, encoder: UNetEncoder, decoder: UNetDecoder, in_channels: int, num_modalities: int
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.alpha = nn.Parameter(torch.zeros(num_modalities))
+        self.in_channels = in_channels
+
+    @property
+    def num_modalities(self) -> int:
+        return len(self.alpha)
+
+    def branch_weights(self) -> list[float]:
+        """The ensemble's weights, of sum 1."""
+        return self.alpha.softmax(0).tolist()
+
+    def forward(self, x: Tensor | Sequence[Tensor]) -> TranslationOutput:
+        """Translate the modalities' images.
+
+        Args:
+            x: ``[M*N, in_channels, H, W]`` stacked modality-major, or a sequence of M tensors
+                ``[N, in_channels, H, W]``; values in [-1, 1], H and W divisible by the network's ``size``.
+
+        Raises:
+            ValueError: x does not hold M modalities of ``in_channels`` channels, or is of another size.
+        """
+        x = stacked_input(x, self.num_modalities, self.in_channels)
+        levels = len(self.encoder.levels)
+        size = 1 << levels
+        height, width = x.shape[-2:]
+        if height % size or width % size:
+            raise ValueError(
+                f"x must have a height and a width divisible by {size}, since each of {levels} levels halves "
+                f"them, got {height} x {width}"
+            )
+        branches = split_branches(self.decoder(self.encoder(x)), self.num_modalities)
+        return TranslationOutput(branches, *weighted_ensemble(branches, self.alpha))
+
+
+def unet(
+    in_channels: int = 3,
+    out_channels: int = 3,
+    num_modalities: int = 2,
+    *,
+    size: int = 256,
+    base_width: int = 64,
+    threshold: float = 0.01,
+    region: str = "own",
+    criterion: str = "abs",
+    dropout: float = 0.5,
+    decoder_norms: str = "shared",
+) -> UNet:
+    """A channel-exchanging U-Net for M modalities (Wang et al. 2020, section 4.2).
+
+    ``train()`` normalises with the statistics of each image and drops out; ``eval()`` uses the running
+    statistics. The released code evaluates in ``train()`` mode.
+
+    Args:
+        in_channels: channels of every modality's input.
+        out_channels: channels of the image to make.
+        num_modalities: M >= 1; 1 is pix2pix's generator with instance norm.
+        size: height and width at which the encoder's last level is a single pixel, a power of two from 8 on;
+            multiples of it work as well. 256 in the paper.
+        base_width: channels of the finest level; those of level i are ``base_width * min(2**i, 8)``.
+        threshold, region, criterion: of the exchange, as ``cen_ext.norm_exchange`` describes them; with
+            threshold 0 nothing is exchanged.
+        dropout: probability, in the three coarsest levels of the decoder.
+        decoder_norms: ``"shared"`` by the modalities, as in the paper, or ``"private"``, as in the released
+            networks; without exchange.
+
+    Returns:
+        A module with ``encoder``, ``decoder`` and ``alpha`` (``[M]``, zeros: equal weights); its output is a
+        ``TranslationOutput``. Weights start as pix2pix's.
+
+    Raises:
+        ValueError: an unknown choice, or a number out of its range.
+    """
+    sizes = {"in_channels": in_channels, "out_channels": out_channels, "base_width": base_width}
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if size < 8 or size & (size - 1):
+        raise ValueError(f"size must be a power of two from 8 on, got {size}")
+    if decoder_norms not in ("shared", "private"):
+        raise ValueError(f"decoder_norms must be 'shared' or 'private', got {decoder_norms!r}")
+    widths = [base_width * min(1 << i, 8) for i in range(size.bit_length() - 1)]
+    net = UNet(
+        UNetEncoder(in_channels, widths, num_modalities, threshold, region, criterion),
+        UNetDecoder(widths, out_channels, num_modalities if decoder_norms == "private" else 1, dropout),
+        in_channels,
+        num_modalities,
+    )
+    initialise(net)
+    return net
