@@ -248,15 +248,17 @@ class StraightforwardRefineNet(nn.Module):
         return branches, ensemble
 
 
-def split_state(state: Mapping[str, Tensor], num_modalities: int) -> dict[str, Tensor]:
-    """The state dict of ``models.refinenet`` as the one of ``StraightforwardRefineNet``."""
+def split_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a network of ours as that of its straightforward twin."""
     split = {}
     for key, value in state.items():
         module, _, leaf = key.rpartition(".")
-        private = value.dim() == 2 or leaf == "num_batches_tracked"
-        for m in range(num_modalities if private else 1):
-            name = f"{module}.{m}.{leaf}" if private else key
-            split[name] = value[m] if value.dim() == 2 else value
+        norm = state.get(f"{module}.weight", value)  # a norm's entries are [M, C], but for its counter
+        if norm.dim() != 2:
+            split[key] = value
+            continue
+        for m in range(len(norm)):
+            split[f"{module}.{m}.{leaf}"] = value[m] if value.dim() == 2 else value
     return split
 
 
@@ -265,7 +267,7 @@ def stacked_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     stacked = {}
     private: dict[str, list[Tensor]] = defaultdict(list)
     for key, value in state.items():
-        match = re.fullmatch(r"(.*(?:bn\d|downsample\.1))\.\d+\.(\w+)", key)
+        match = re.fullmatch(r"(.*(?:bn\d|downsample\.1|norm))\.\d+\.(\w+)", key)
         if match:
             private[f"{match[1]}.{match[2]}"].append(value)
         else:

@@ -70,7 +70,7 @@ def contestants(args: argparse.Namespace, frozen_statistics: bool) -> dict[str, 
         with torch.no_grad():
             layer.weight[torch.rand_like(layer.weight) < SMALL_SCALES] = 0.001
     usual = StraightforwardRefineNet(args.encoder, NUM_CLASSES, **options)
-    usual.load_state_dict(split_state(ours.state_dict(), args.modalities))
+    usual.load_state_dict(split_state(ours.state_dict()))
 
     layout = LAYOUTS[args.layout]
     images = torch.randn(args.modalities * args.batch, 3, args.crop, args.crop).to(memory_format=layout)

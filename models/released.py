@@ -64,7 +64,7 @@ def _check_fit(
     names: Mapping[str, list[str]],  # of every one of them in state
     state: Mapping[str, Tensor],
 ) -> None:
-    """Raise ValueError unless state has those names and no others, in the shapes that the network asks for."""
+    """Raise ValueError unless state has those names, no others, in the shapes that the network asks for."""
     shapes = {  # a norm's entry [M, C] is M entries [C]
         name: own[key].shape[1:] if own[key].dim() == 2 else own[key].shape
         for key in own

@@ -29,7 +29,7 @@ def pair(
     randomise_norms(net)
     torch.nn.init.normal_(net.alpha)
     usual = StraightforwardRefineNet(encoder, 5, num_modalities, **options).double()
-    usual.load_state_dict(split_state(net.state_dict(), num_modalities))
+    usual.load_state_dict(split_state(net.state_dict()))
     return net, usual
 
 
