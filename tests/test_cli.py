@@ -221,13 +221,14 @@ def test_evaluate(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
             # Batches of another size: pixels may tie to the last bit, hardly any does.
             assert value == pytest.approx(trained_metrics[f"{output}{score}"], abs=2e-3)
     assert list(found["classes"]) == list(SYNTHETIC_CLASSES)
-    ious = [iou for iou in found["classes"].values() if iou is not None]
-    assert np.mean(ious) == pytest.approx(found["metrics"]["ensemble/mean_iou"])
-    other = tmp_path / "new" / "limited.json"
+    for output in ("rgb", "depth", "ensemble"):
+        ious = [row[output] for row in found["classes"].values() if row[output] is not None]
+        assert np.mean(ious) == pytest.approx(found["metrics"][f"{output}/mean_iou"])
+    other = tmp_path / "new"
     assert main(["evaluate", str(trained), "eval.limit=1", "eval.batch_size=1", "--output", str(other)]) == 0
-    assert json.loads(other.read_text())["images"] == 1
-    assert "is a folder" in error_of(["evaluate", str(trained), "--output", str(tmp_path)], capsys)
-    assert "cannot write" in error_of(["evaluate", str(trained), "--output", str(other / "x")], capsys)
+    assert json.loads((other / "evaluation_best.json").read_text())["images"] == 1
+    file = other / "evaluation_best.json"
+    assert "cannot write" in error_of(["evaluate", str(trained), "--output", str(file)], capsys)
 
 
 def test_predict_folders(rooms: Path, trained: Path, tmp_path: Path) -> None:

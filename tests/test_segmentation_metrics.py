@@ -1,12 +1,16 @@
-"""Metrics against a count in numpy."""
+"""Metrics against a count in numpy and against torchmetrics, alone and in two processes."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import distributed
+from torch.multiprocessing import spawn
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from models.segmentation.metrics import SegmentationMetrics, scores, table
+from models.segmentation.metrics import SCORES, SegmentationMetrics, scores, table
 
 K, IGNORE = 5, 255
 
@@ -15,7 +19,7 @@ def by_hand(predicted: np.ndarray, target: np.ndarray) -> dict[str, float]:
     """The scores by their definitions, from the pixels."""
     valid = target != IGNORE
     predicted, target = predicted[valid], target[valid]
-    accuracies, ious = [], []
+    accuracies, ious, weighted = [], [], 0.0
     for k in range(K):
         hits = np.sum((predicted == k) & (target == k))
         union = np.sum((predicted == k) | (target == k))
@@ -23,10 +27,12 @@ def by_hand(predicted: np.ndarray, target: np.ndarray) -> dict[str, float]:
             accuracies.append(hits / np.sum(target == k))
         if union > 0:
             ious.append(hits / union)
+            weighted += np.mean(target == k) * hits / union
     return {
         "pixel_accuracy": np.mean(predicted == target),
         "mean_accuracy": np.mean(accuracies),
         "mean_iou": np.mean(ious),
+        "weighted_iou": weighted,
     }
 
 
@@ -61,12 +67,12 @@ def test_class_iou_of_one_output() -> None:
 
 def test_perfect_prediction_with_absent_classes() -> None:
     confusion = torch.diag(torch.tensor([3.0, 0.0, 5.0]))
-    assert scores(confusion) == {"pixel_accuracy": 1.0, "mean_accuracy": 1.0, "mean_iou": 1.0}
+    assert scores(confusion) == dict.fromkeys(SCORES, 1.0)
 
 
 def test_a_class_that_is_only_predicted_lowers_the_iou_alone() -> None:
     confusion = torch.tensor([[2.0, 2.0], [0.0, 0.0]])
-    assert scores(confusion) == {"pixel_accuracy": 0.5, "mean_accuracy": 0.5, "mean_iou": 0.25}
+    assert scores(confusion) == dict(zip(SCORES, (0.5, 0.5, 0.25, 0.5), strict=True))
 
 
 def test_no_pixel_counted_is_not_a_number() -> None:
@@ -79,5 +85,68 @@ def test_no_pixel_counted_is_not_a_number() -> None:
 def test_table_aligns_outputs_and_scores() -> None:
     values = {f"{name}/{score}": 0.5 for name in ("rgb", "ensemble") for score in scores(torch.eye(2))}
     lines = table(values).splitlines()
-    assert [line.split() for line in lines[1:]] == [["rgb", *["50.00"] * 3], ["ensemble", *["50.00"] * 3]]
+    assert [line.split() for line in lines[1:]] == [["rgb", *["50.00"] * 4], ["ensemble", *["50.00"] * 4]]
     assert len({len(line) for line in lines}) == 1
+
+
+def random_labels(seed: int) -> tuple[list[torch.Tensor], torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    outputs = [torch.randint(0, K, (2, 30, 40), generator=generator) for _ in range(2)]
+    target = torch.randint(-1, K, (2, 30, 40), generator=generator)
+    return outputs, target.where(target >= 0, IGNORE)
+
+
+def test_confusion_is_torchmetrics() -> None:
+    outputs, target = random_labels(0)
+    metrics = SegmentationMetrics(("rgb", "ensemble"), K, IGNORE)
+    metrics.update(outputs, target)
+    for confusion, labels in zip(metrics.confusion, outputs, strict=True):
+        expected = multiclass_confusion_matrix(labels, target, K, ignore_index=IGNORE)
+        torch.testing.assert_close(confusion, expected, rtol=0, atol=0)
+
+
+def test_class_shares() -> None:
+    metrics = SegmentationMetrics(("ensemble",), K, IGNORE)
+    target = torch.tensor([[[0, 0, 1, 4, IGNORE]]])
+    metrics.update([torch.zeros_like(target)], target)
+    assert metrics.class_shares() == [0.5, 0.25, 0, 0, 0.25]
+
+
+def _count(rank: int, folder: str) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    metrics = SegmentationMetrics(("rgb", "ensemble"), K, IGNORE)
+    if rank == 0:  # parts of unequal size
+        metrics.update(*random_labels(0))
+    metrics.update(*random_labels(1))
+    metrics.reduce()
+    torch.save(metrics.confusion, f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_reduce_adds_up_what_two_processes_counted(tmp_path: Path) -> None:
+    spawn(_count, (str(tmp_path),), nprocs=2)
+    whole = SegmentationMetrics(("rgb", "ensemble"), K, IGNORE)
+    for seed in (0, 1, 1):
+        whole.update(*random_labels(seed))
+    for rank in range(2):
+        assert torch.equal(torch.load(tmp_path / f"{rank}.pt"), whole.confusion)
+    whole.reduce()  # without a group
+    assert int(whole.confusion.sum()) == 2 * sum(
+        (random_labels(seed)[1] != IGNORE).sum() for seed in (0, 1, 1)
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_counting_waits_for_no_device() -> None:
+    outputs, target = random_labels(0)
+    metrics = SegmentationMetrics(("rgb", "ensemble"), K, IGNORE, "cuda")
+    outputs, target = [labels.cuda() for labels in outputs], target.cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        metrics.update(outputs, target)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    expected = SegmentationMetrics(("rgb", "ensemble"), K, IGNORE)
+    expected.update(*random_labels(0))
+    assert torch.equal(metrics.confusion.cpu(), expected.confusion)

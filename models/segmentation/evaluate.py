@@ -2,48 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from math import isnan
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from torch.utils.data import Subset
 from tqdm import tqdm
 
-from models.data import Batch, SegmentationSet, eval_loader
+from models.data import DataError, Loader, eval_loader
+from models.data.loading import SampleSet
 from models.segmentation.build import open_split, output_names
-from models.segmentation.load import load_network
-from models.segmentation.losses import outputs
+from models.segmentation.inference import predict_labels
+from models.segmentation.load import load
 from models.segmentation.metrics import SegmentationMetrics, table
 from models.segmentation.network import SegmentationNetwork
-from models.segmentation.pictures import Picture, colour, show_input
+from models.segmentation.pictures import Picture, contact_sheet, scene_pictures, write_picture
+from models.segmentation.report import class_rows, class_table, write_class_csv
 from models.segmentation.settings import SegmentationRecipe
+from models.training.config import show
 from models.training.errors import writable
 from models.training.files import write_json
 
 
-@torch.no_grad()
-def predict_labels(net: nn.Module, images: Tensor, size: Sequence[int], interpolation: str) -> list[Tensor]:
-    """Labels ``[N, H, W]`` of every branch and of the ensemble, for stacked images ``[M*N, 3, h, w]``.
-
-    Args:
-        net: in evaluation mode.
-        images: on the network's device.
-        size: H and W; the logits are resized to it.
-        interpolation: ``"bicubic"`` or ``"bilinear"``, ``align_corners=False``.
-    """
-    return [
-        F.interpolate(logits, tuple(size), mode=interpolation, align_corners=False).argmax(1)
-        for logits in outputs(net(images))
-    ]
-
-
 def evaluate(
     net: SegmentationNetwork,
-    dataset: SegmentationSet,
+    dataset: SampleSet,
     recipe: SegmentationRecipe,
     stop: Callable[[], bool] = lambda: False,
 ) -> SegmentationMetrics | None:
@@ -51,70 +36,97 @@ def evaluate(
 
     Args:
         net: in any mode, which is restored.
-        dataset: the images.
+        dataset: the images, of which the first ``eval.limit`` count; or one process's part of them, after
+            which ``SegmentationMetrics.reduce`` adds up the parts.
         recipe: how to evaluate, and the outputs' names.
         stop: asked after every batch.
 
     Returns:
         The counts, or None once ``stop()`` was true.
     """
-    metrics = SegmentationMetrics(output_names(recipe), recipe.data.num_classes, recipe.data.ignore_index)
+    settings, modalities = recipe.eval, recipe.data.modalities
+    device = next(net.parameters()).device
+    metrics = SegmentationMetrics(
+        output_names(recipe), recipe.data.num_classes, recipe.data.ignore_index, device
+    )
     with evaluating(net):
-        for batch in tqdm(_batches(dataset, recipe), desc="evaluate", leave=False, disable=None):
-            batch = batch.to(next(net.parameters()).device)
+        for batch in tqdm(_loader(dataset, recipe), desc="evaluate", leave=False, disable=None):
+            batch = batch.to(device, non_blocking=True)
             size = batch.target.shape[-2:]
-            metrics.update(predict_labels(net, batch.images, size, recipe.eval.interpolation), batch.target)
+            metrics.update(predict_labels(net, batch.images, size, modalities, settings), batch.target)
             if stop():
                 return None
     return metrics
 
 
 def example_pictures(
-    net: SegmentationNetwork, dataset: SegmentationSet, recipe: SegmentationRecipe
+    net: SegmentationNetwork,
+    dataset: SampleSet,
+    recipe: SegmentationRecipe,
+    count: int | None = None,
 ) -> dict[str, dict[str, Picture]]:
-    """Of a few images: every ``input <modality>``, the ``target``, and what every output says."""
-    modalities, classes = recipe.data.modalities, recipe.data.num_classes
+    """Of a few images: every ``input <modality>``, the ``target``, and what every output says.
+
+    Args:
+        net: in any mode, which is restored.
+        dataset: the images; those chosen are spread evenly.
+        recipe: how to evaluate, and the outputs' names.
+        count: how many; None: ``eval.pictures``.
+    """
+    modalities, names = recipe.data.modalities, output_names(recipe)
     device = next(net.parameters()).device
-    chosen = torch.linspace(0, len(dataset) - 1, min(recipe.eval.pictures, len(dataset))).long().tolist()
+    count = min(recipe.eval.pictures if count is None else count, len(dataset))
+    chosen = torch.linspace(0, len(dataset) - 1, count).long().tolist()
     pictures = {}
     with evaluating(net):
         for batch in eval_loader(Subset(dataset, chosen)):
             size = batch.target.shape[-2:]
-            labels = predict_labels(net, batch.images.to(device), size, recipe.eval.interpolation)
-            inputs = zip(modalities, batch.images.numpy(), strict=True)
-            maps = zip(("target", *output_names(recipe)), (batch.target, *labels), strict=True)
-            pictures[batch.names[0]] = {
-                **{f"input {name}": show_input(image, name) for name, image in inputs},
-                **{name: colour(label[0].cpu().numpy(), classes) for name, label in maps},
-            }
+            labels = predict_labels(net, batch.images.to(device), size, modalities, recipe.eval)
+            maps = {"target": batch.target[0], **dict(zip(names, (each[0] for each in labels), strict=True))}
+            pictures[batch.names[0]] = scene_pictures(batch.images, maps, modalities, recipe.data.num_classes)
     return pictures
 
 
 def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | None) -> dict[str, float]:
-    """The evaluate command: print the metrics and write them, with the ensemble's IoU by class, as JSON.
+    """The evaluate command: print the metrics of every output, and its IoU by class, and write them.
+
+    Written are ``evaluation_<checkpoint>.json``, all of it and how it was found; ``.csv``, a row a class; and
+    ``.png``, the contact sheet: the inputs, the target and the outputs of ``eval.sheet`` images.
 
     Args:
         path: run folder or checkpoint.
         overrides: ``field=value`` assignments.
-        output: the JSON file; None: beside the checkpoint, ``evaluation_<checkpoint>.json``.
+        output: folder to write to; None: that of the checkpoint.
 
     Raises:
-        UsageError, DataError: as ``load_network`` and ``open_split``; ``output`` cannot be written.
+        UsageError, DataError: as ``load`` and ``open_split``; ``output`` cannot be written.
     """
-    net, recipe, path = load_network(path, overrides)
+    trained = load(path, overrides)
+    net, recipe, path = trained.net, trained.recipe, trained.path
     dataset = open_split(recipe.data, "val")
-    output = writable(output or path.with_name(f"evaluation_{path.stem}.json"), "--output")
+    trained.check(dataset.reader)
+    if len(dataset) == 0:
+        raise DataError(f"{recipe.data.root}: there are no validation images")
+    file = writable((output or path.parent) / f"evaluation_{path.stem}.json", "--output")
     counts = evaluate(net, dataset, recipe)
-    metrics = counts.compute()
-    ious = zip(dataset.class_names, counts.class_iou("ensemble"), strict=True)
-    classes = {name: None if isnan(iou) else iou for name, iou in ious}
-    count = len(dataset) if recipe.eval.limit is None else min(recipe.eval.limit, len(dataset))
+    metrics, classes = counts.compute(), class_rows(counts, dataset.class_names)
+    count = min(recipe.eval.limit or len(dataset), len(dataset))
     alpha = dict(zip(recipe.data.modalities, net.branch_weights(), strict=False))
-    print(f"{path}, {count} images, in per cent\n{table(metrics)}")
+    how = {
+        name: getattr(recipe.eval, name) for name in ("scales", "flip", "window", "overlap", "interpolation")
+    }
+    print(f"{path}, {count} images, {', '.join(f'{name} {show(value)}' for name, value in how.items())}")
+    print(f"in per cent\n{table(metrics)}\n\n{class_table(classes)}\n")
     if alpha:
         print("ensemble of " + ", ".join(f"{weight:.2f} {name}" for name, weight in alpha.items()))
-    found = {"images": count, "alpha": alpha, "metrics": metrics, "classes": classes}
-    write_json(output, {"checkpoint": str(path), **found})
+    found = {"images": count, "inference": how, "alpha": alpha, "metrics": metrics, "classes": classes}
+    write_json(file, {"checkpoint": str(path), **found})
+    write_class_csv(file.with_suffix(".csv"), classes)
+    if recipe.eval.sheet:
+        seen = Subset(dataset, range(count))
+        sheet = contact_sheet(example_pictures(net, seen, recipe, recipe.eval.sheet), dataset.class_names)
+        write_picture(file.with_suffix(".png"), sheet)
+    print(f"written: {file.with_suffix('')}.json, .csv" + ", .png" * (recipe.eval.sheet > 0))
     return metrics
 
 
@@ -129,7 +141,8 @@ def evaluating(net: nn.Module) -> Iterator[None]:
         net.train(training)
 
 
-def _batches(dataset: SegmentationSet, recipe: SegmentationRecipe) -> Iterable[Batch]:
-    limit = recipe.eval.limit
-    chosen = dataset if limit is None else Subset(dataset, range(min(limit, len(dataset))))
-    return eval_loader(chosen, recipe.eval.batch_size, recipe.run.workers)
+def _loader(dataset: SampleSet, recipe: SegmentationRecipe) -> Loader:
+    settings = recipe.eval
+    chosen = dataset if settings.limit is None else Subset(dataset, range(min(settings.limit, len(dataset))))
+    # Windows fill the batches: images may be of any size then.
+    return eval_loader(chosen, 1 if settings.window else settings.batch_size, recipe.run.workers)

@@ -1,40 +1,58 @@
-"""Pixel accuracy, mean accuracy and mean IoU of the branches, the ensemble and a constant prediction."""
+"""Pixel accuracy, mean accuracy and IoU of the branches, the ensemble and a constant prediction."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
-from torchmetrics.functional.classification import multiclass_confusion_matrix
+from torch import Tensor, distributed
 
-SCORES = ("pixel_accuracy", "mean_accuracy", "mean_iou")
+SCORES = ("pixel_accuracy", "mean_accuracy", "mean_iou", "weighted_iou")
 
 
 class SegmentationMetrics:
-    """Counts confusions of several outputs over a data set, on the device.
+    """Counts confusions of several outputs over a data set, on the device, which is never waited for.
 
     Args:
         names: the outputs: the modalities, then ``ensemble``.
         num_classes: K.
         ignore_index: label of pixels that do not count.
+        device: that of the labels.
     """
 
-    def __init__(self, names: Sequence[str], num_classes: int, ignore_index: int) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        num_classes: int,
+        ignore_index: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.names = tuple(names)
         self.num_classes = num_classes
         self.ignore_index = ignore_index
-        self.confusion = torch.zeros(len(names), num_classes, num_classes, dtype=torch.long)
+        # A row of cells an output; the last cell takes the pixels that do not count.
+        self._counts = torch.zeros(len(names), num_classes**2 + 1, dtype=torch.long, device=device)
+
+    @property
+    def confusion(self) -> Tensor:
+        """``[outputs, K, K]`` pixels of each true class (rows) that were taken for each class (columns)."""
+        return self._counts[:, :-1].unflatten(1, (self.num_classes, self.num_classes))
 
     def update(self, labels: Sequence[Tensor], target: Tensor) -> None:
         """Count one batch: ``[N, H, W]`` predicted labels of every output, and the target of that shape."""
-        counts = [
-            multiclass_confusion_matrix(
-                predicted, target, self.num_classes, ignore_index=self.ignore_index, validate_args=False
-            )
-            for predicted in labels
-        ]
-        self.confusion = self.confusion.to(target.device) + torch.stack(counts)
+        counted = target != self.ignore_index
+        for counts, predicted in zip(self._counts, labels, strict=True):
+            cells = torch.where(counted, target * self.num_classes + predicted, self.num_classes**2).flatten()
+            # Neither bincount nor a choice of pixels: on CUDA both wait for the device to know their sizes.
+            counts.scatter_add_(0, cells, torch.ones_like(cells))
+
+    def reduce(self) -> None:
+        """Add up the counts of all processes, each of which has them then; alone, this does nothing.
+
+        The processes are those of torch.distributed's default group, which all must call this.
+        """
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(self._counts)
 
     def compute(self) -> dict[str, float]:
         """``<output>/<score>`` for every output and score, and for ``constant``, as fractions.
@@ -52,6 +70,11 @@ class SegmentationMetrics:
         """The IoU of every class in the output of that name, as ``class_iou``."""
         return class_iou(self.confusion[self.names.index(name)].cpu().double()).tolist()
 
+    def class_shares(self) -> list[float]:
+        """Every class's share of the pixels that count."""
+        truth = self.confusion[0].sum(1).cpu().double()
+        return (truth / truth.sum()).tolist()
+
 
 def class_iou(confusion: Tensor) -> Tensor:
     """``[K]`` IoU of a ``[K, K]`` confusion matrix; NaN for classes in neither truth nor prediction."""
@@ -60,13 +83,15 @@ def class_iou(confusion: Tensor) -> Tensor:
 
 
 def scores(confusion: Tensor) -> dict[str, float]:
-    """The three scores of a ``[K, K]`` confusion matrix, rows the truth.
+    """The scores of a ``[K, K]`` confusion matrix, rows the truth.
 
     Means are over the classes for which the score is defined: accuracy for those in the truth, IoU for
-    those in the truth or the prediction.
+    those in the truth or the prediction. ``weighted_iou`` weights each class's IoU by its share of the pixels
+    ("frequency weighted", Long et al., CVPR 2015).
     """
-    hits, truth = confusion.diag(), confusion.sum(1)
-    values = (hits.sum() / truth.sum(), (hits / truth).nanmean(), class_iou(confusion).nanmean())
+    hits, truth, iou = confusion.diag(), confusion.sum(1), class_iou(confusion)
+    weighted = (truth / truth.sum() * iou.nan_to_num()).sum()  # a class without IoU has no pixels
+    values = (hits.sum() / truth.sum(), (hits / truth).nanmean(), iou.nanmean(), weighted)
     return dict(zip(SCORES, map(float, values), strict=True))
 
 

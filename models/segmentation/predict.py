@@ -1,31 +1,44 @@
-"""The predict command: image files in, label maps, coloured maps and overlays out."""
+"""The predict command: image files or video in, label maps, coloured maps and overlays out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from models.data import Reader, broaden
+from models.data import IMAGE_SUFFIXES, Reader, broaden
 from models.messages import suggest
 from models.segmentation.build import build_reader, output_names
-from models.segmentation.evaluate import predict_labels
+from models.segmentation.inference import predict_labels
 from models.segmentation.load import load_network
-from models.segmentation.pictures import colour, overlay, show_input, write_picture
+from models.segmentation.network import SegmentationNetwork
+from models.segmentation.pictures import (
+    Picture,
+    colour,
+    contact_sheet,
+    overlay,
+    scene_pictures,
+    show_input,
+    write_picture,
+)
+from models.segmentation.settings import SegmentationRecipe
 from models.training.errors import UsageError, existing
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-FOLDERS = ("labels", "coloured", "overlays")
+LABELS, COLOURED, OVERLAYS = FOLDERS = ("labels", "coloured", "overlays")
 
 
 def predict_files(
     checkpoint: Path, inputs: Mapping[str, Path], output: Path, which: str, overrides: Sequence[str]
 ) -> list[str]:
     """Label images; write ``labels/``, ``coloured/`` and ``overlays/<name>.png`` for every scene.
+
+    ``sheet.png`` shows the inputs and what every output says, of ``eval.sheet`` scenes spread evenly.
 
     Args:
         checkpoint: run folder or checkpoint.
@@ -48,21 +61,68 @@ def predict_files(
         raise UsageError(f"--which must be one of {', '.join(names)}, got {which!r}{suggest(which, names)}")
     reader = build_reader(recipe.data)
     scenes = match_files(inputs, reader.kinds())
-    try:
-        for folder in FOLDERS:
-            (output / folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--output: cannot make {output}: {error.strerror}") from None
-    device = next(net.parameters()).device
-    for name, paths in tqdm(scenes.items(), desc="predict", disable=None):
-        images = read_inputs(paths, reader)
-        outputs = predict_labels(net, images.to(device), images.shape[-2:], recipe.eval.interpolation)
-        labels = outputs[names.index(which)][0].cpu().numpy().astype(np.uint8)
-        coloured = colour(labels, recipe.data.num_classes)
-        picture = show_input(images[0].numpy(), recipe.data.modalities[0])
-        for folder, result in zip(FOLDERS, (labels, coloured, overlay(picture, coloured)), strict=True):
-            write_picture(output / folder / f"{name}.png", result)
+    _make_folders(output)
+    sheet = np.linspace(0, len(scenes) - 1, min(recipe.eval.sheet, len(scenes))).astype(int).tolist()
+    shown = {}
+    for index, (name, paths) in enumerate(tqdm(scenes.items(), desc="predict", disable=None)):
+        prediction = predict(net, recipe, read_inputs(paths, reader))
+        prediction.write(output, name, which)
+        if index in sheet:
+            shown[name] = prediction.pictures()
+    if shown:
+        write_picture(output / "sheet.png", contact_sheet(shown))
     return list(scenes)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says of one scene.
+
+    Attributes:
+        recipe: the network's.
+        images: ``[M, 3, H, W]`` its inputs, on the CPU.
+        labels: by output ``[H, W]`` classes.
+    """
+
+    recipe: SegmentationRecipe
+    images: Tensor
+    labels: dict[str, Tensor]
+
+    def classes(self, which: str) -> NDArray[np.uint8]:
+        """An output's label map."""
+        return self.labels[which].cpu().numpy().astype(np.uint8)
+
+    def overlay(self, which: str) -> Picture:
+        """An output's coloured label map laid over the colour picture, or the first input without one."""
+        modalities = self.recipe.data.modalities
+        shown = modalities.index("rgb") if "rgb" in modalities else 0
+        picture = show_input(self.images[shown].numpy(), modalities[shown])
+        return overlay(picture, colour(self.classes(which), self.recipe.data.num_classes))
+
+    def pictures(self) -> dict[str, Picture]:
+        """Every ``input <modality>`` and every output's coloured label map."""
+        data = self.recipe.data
+        return scene_pictures(self.images, self.labels, data.modalities, data.num_classes)
+
+    def write(self, folder: Path, name: str, which: str) -> None:
+        """Write an output's label map, coloured map and overlay below ``FOLDERS``, as ``<name>.png``."""
+        classes = self.classes(which)
+        write_picture(folder / LABELS / f"{name}.png", classes)
+        write_picture(folder / COLOURED / f"{name}.png", colour(classes, self.recipe.data.num_classes))
+        write_picture(folder / OVERLAYS / f"{name}.png", self.overlay(which))
+
+
+def predict(net: SegmentationNetwork, recipe: SegmentationRecipe, images: Tensor) -> Prediction:
+    """What a network in evaluation mode says of one scene's inputs ``[M, 3, H, W]``."""
+    found = predict_labels(
+        net,
+        images.to(next(net.parameters()).device),
+        images.shape[-2:],
+        recipe.data.modalities,
+        recipe.eval,
+    )
+    labels = {name: each[0] for name, each in zip(output_names(recipe), found, strict=True)}
+    return Prediction(recipe, images, labels)
 
 
 def match_files(inputs: Mapping[str, Path], modalities: Sequence[str]) -> dict[str, dict[str, Path]]:
@@ -119,3 +179,11 @@ def _images(folder: Path) -> dict[str, Path]:
     if not files:
         raise UsageError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return files
+
+
+def _make_folders(output: Path) -> None:
+    try:
+        for folder in FOLDERS:
+            (output / folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--output: cannot make {output}: {error.strerror}") from None

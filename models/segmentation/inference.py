@@ -1,0 +1,154 @@
+"""What a network says of images: the scores and labels of every branch and of the ensemble.
+
+Images are looked at in several sizes (``eval.scales``), mirrored as well (``eval.flip``), and through a
+window that slides over each size (``eval.window``). The paper's multi-scale evaluation (section 4.1) says
+neither its scales nor what it averages. Here it is the logits, not the probabilities: the ensemble is affine
+in the branches' logits (Eq. 4, and ``fusion="concat"``), so that the mean of the looks' ensembles is the
+ensemble of the branches' means.
+
+Every look is kept as coarse as the network leaves it, a sixteenth of the image's pixels for RefineNet, and
+enlarged for one output at a time: of M + 1 outputs of K channels only one is held at label size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.data.modalities import UNMIXED
+from models.segmentation.losses import outputs
+from models.segmentation.settings import EvalSettings
+from models.training.precision import at_least_float32
+
+Place = tuple[slice, slice]  # rows and columns
+
+
+def predict_labels(
+    net: nn.Module, images: Tensor, size: Sequence[int], modalities: Sequence[str], settings: EvalSettings
+) -> list[Tensor]:
+    """Labels ``[N, H, W]`` of every branch and of the ensemble; arguments as for ``scores``."""
+    return [score.argmax(1) for score in scores(net, images, size, modalities, settings)]
+
+
+@torch.no_grad()
+def scores(
+    net: nn.Module,
+    images: Tensor,  # [M*N, C, h, w]
+    size: Sequence[int],
+    modalities: Sequence[str],
+    settings: EvalSettings,
+) -> Iterator[Tensor]:
+    """The mean logits ``[N, K, H, W]`` of each branch in turn and, last, of the ensemble.
+
+    Args:
+        net: in evaluation mode; takes images of any size.
+        images: stacked modality-major, on the network's device.
+        size: H and W, that of the labels; logits are resized to it.
+        modalities: their M names, which tell how each is resized and mirrored.
+        settings: ``scales flip window overlap interpolation``, and ``batch_size``, the windows seen at once.
+    """
+    images = images.unflatten(0, (len(modalities), -1))
+    looks = [
+        _look(net, resized(images, scale, modalities), modalities, settings) for scale in settings.scales
+    ]
+    for output in range(len(looks[0].logits)):
+        total = looks[0].score(output, size, settings.interpolation)
+        for look in looks[1:]:
+            total += look.score(output, size, settings.interpolation)
+        yield total.div_(len(looks))
+
+
+def resized(images: Tensor, scale: float, modalities: Sequence[str]) -> Tensor:
+    """``[M, N, C, h, w]`` images with sides of ``scale`` times the length, made as in training.
+
+    Pictures are resized bilinearly. Depth and what comes of it takes the nearest value: nothing lies between
+    an object and the wall behind it, and 0 (missing) is no distance. Distances stay what they are.
+    """
+    if scale == 1:
+        return images
+    size = [max(1, round(side * scale)) for side in images.shape[-2:]]
+    modes = ["nearest-exact" if modality in UNMIXED else "bilinear" for modality in modalities]
+    return torch.stack(
+        [F.interpolate(image, size, mode=mode) for image, mode in zip(images, modes, strict=True)]
+    )
+
+
+def mirrored(images: Tensor, modalities: Sequence[str]) -> Tensor:
+    """``[M, N, C, h, w]`` images of the mirrored scene; its normals point the other way along x."""
+    flipped = images.flip(-1)
+    if "normals" in modalities:
+        flipped[modalities.index("normals"), :, 0].neg_()
+    return flipped
+
+
+def places(size: Sequence[int], side: int | None, overlap: float) -> list[Place]:
+    """Windows that cover an image of ``size``, row by row.
+
+    They are squares of ``side``, cut down to an image that is smaller. The first and the last lie at edges
+    and the others evenly between them, so that neighbours share at least ``overlap`` of a window. With
+    ``side=None`` the whole image is the only one.
+    """
+    rows, columns = (_spans(length, side or length, overlap) for length in size)
+    return [(row, column) for row in rows for column in columns]
+
+
+def _spans(length: int, side: int, overlap: float) -> list[slice]:
+    if length <= side:
+        return [slice(0, length)]
+    room, stride = length - side, max(1, int(side * (1 - overlap)))
+    steps = -(-room // stride)
+    starts = [step * room // steps for step in range(steps + 1)]
+    return [slice(start, start + side) for start in starts]
+
+
+class _Look(NamedTuple):
+    """What the network says of images in one size."""
+
+    size: tuple[int, int]
+    places: list[Place]
+    logits: Tensor  # [M+1, windows, N, K, h', w']
+
+    def score(self, output: int, size: Sequence[int], interpolation: str) -> Tensor:
+        """One output's logits ``[N, K, H, W]``; where windows overlap, their mean."""
+
+        def enlarged(logits: Tensor, size: Sequence[int]) -> Tensor:
+            return F.interpolate(logits, tuple(size), mode=interpolation, align_corners=False)
+
+        windows = self.logits[output]
+        if len(windows) == 1:
+            return enlarged(windows[0], size)
+        canvas = windows.new_zeros(*windows.shape[1:3], *self.size)
+        count = windows.new_zeros(self.size)
+        for (rows, columns), window in zip(self.places, windows, strict=True):
+            part = canvas[..., rows, columns]
+            part += enlarged(window, part.shape[-2:])
+            count[rows, columns] += 1
+        return enlarged(canvas.div_(count), size)
+
+
+def _look(net: nn.Module, images: Tensor, modalities: Sequence[str], settings: EvalSettings) -> _Look:
+    size = images.shape[-2:]
+    found = places(size, settings.window, settings.overlap)
+    at_once = max(1, settings.batch_size // images.shape[1])
+    logits = []
+    for first in range(0, len(found), at_once):
+        some = found[first : first + at_once]
+        windows = torch.cat([images[..., rows, columns] for rows, columns in some], 1)
+        logits.append(_logits(net, windows, modalities, settings.flip).unflatten(1, (len(some), -1)))
+    return _Look(size, found, torch.cat(logits, 1))
+
+
+def _logits(net: nn.Module, images: Tensor, modalities: Sequence[str], flip: bool) -> Tensor:
+    """``[M+1, N, K, h', w']`` of ``[M, N, C, h, w]``; with ``flip`` the mean with the mirrored images'."""
+
+    def run(images: Tensor) -> Tensor:
+        # Convolutions are fastest in the format that loaders make; cut and mirrored images have lost it.
+        stacked = images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        return outputs(at_least_float32(net(stacked)))
+
+    logits = run(images)
+    return logits.add_(run(mirrored(images, modalities)).flip(-1)).div_(2) if flip else logits
