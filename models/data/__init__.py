@@ -11,6 +11,14 @@ from models.data.images import (
     read_labels,
     read_rgb,
 )
+from models.data.inputs import (
+    InputSpec,
+    differing_inputs,
+    input_from_plain,
+    input_specs,
+    layout_from_plain,
+    to_plain,
+)
 from models.data.layouts import LAYOUTS, Layout, find_layout
 from models.data.loading import Batch, Loader, collate, eval_loader, train_loader
 from models.data.modalities import MODALITIES, Reader, configured
@@ -34,6 +42,7 @@ __all__ = [
     "SYNTHETIC_CLASSES",
     "Batch",
     "DataError",
+    "InputSpec",
     "Layout",
     "Loader",
     "Reader",
@@ -43,8 +52,12 @@ __all__ = [
     "broaden",
     "collate",
     "configured",
+    "differing_inputs",
     "eval_loader",
     "find_layout",
+    "input_from_plain",
+    "input_specs",
+    "layout_from_plain",
     "palette",
     "prepare_nyudv2",
     "prepare_sunrgbd",
@@ -52,5 +65,6 @@ __all__ = [
     "read_depth",
     "read_labels",
     "read_rgb",
+    "to_plain",
     "train_loader",
 ]

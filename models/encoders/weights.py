@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,19 @@ from models.messages import first_line
 _WRAPPERS = ("segmenter", "state_dict", "model")  # under which training scripts file the state dict
 _PARALLEL = "module."  # what DataParallel puts before every key
 
+# What makes numpy's numbers and arrays, such as the score that is saved beside the weights. Their module has
+# another name from numpy 2 on, by which files of either are to be read.
+_NUMPY = [
+    *(
+        (function, f"numpy.{core}.multiarray.{function.__name__}")
+        for function in (np.float64().__reduce__()[0], np.empty(0).__reduce__()[0])
+        for core in ("core", "_core")
+    ),
+    np.ndarray,
+    np.dtype,
+    *{type(np.dtype(code)) for code in "?bhilqBHILQefd"},
+]
+
 
 class LoadReport(NamedTuple):
     """Keys that the network has and the file lacks (they keep their values), and the other way round."""
@@ -25,12 +39,21 @@ class LoadReport(NamedTuple):
     unexpected: list[str]
 
 
-def load_imagenet(encoder: ExchangeResNet, path: str | Path) -> LoadReport:
+def load_imagenet(
+    encoder: ExchangeResNet,
+    path: str | Path,
+    *,
+    bgr: bool = False,
+    scale: Sequence[float] = (1.0, 1.0, 1.0),
+) -> LoadReport:
     """Load torchvision-named ResNet weights; what is private starts from the same entries in every modality.
 
     Args:
         encoder: changed in place, and only if every shape fits.
         path: a local ``.pth`` or ``.safetensors`` file. Its classifier ``fc.*`` is left out.
+        bgr: the weights were trained on pictures with blue first: the stem is turned to take red first.
+        scale: for red, green and blue, the factor from what the encoder is fed to what the weights were
+            trained on; the stem takes it in.
 
     Returns:
         What did not match. Batch counters are not counted as missing: old files have none.
@@ -54,6 +77,10 @@ def load_imagenet(encoder: ExchangeResNet, path: str | Path) -> LoadReport:
     ]
     if wrong:
         raise ValueError(f"{path}: wrong shapes: {some(wrong)}")
+    if "conv1.weight" in usable:
+        stem = usable["conv1.weight"]
+        stem = stem.flip(1) if bgr else stem
+        usable["conv1.weight"] = stem * torch.tensor(scale, dtype=stem.dtype).view(-1, 1, 1)
     encoder.load_state_dict(usable, strict=False)
     return LoadReport(
         missing=[k for k in own if k not in state and not k.endswith(".num_batches_tracked")],
@@ -104,13 +131,19 @@ def _read(path: Path) -> Any:
         raise ValueError(f"{path}: a folder; expected a .pth or .safetensors file of weights")
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such weights file")
-    load: Callable[[Path], Any] = partial(torch.load, map_location="cpu", weights_only=True)
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file  # here, so that the networks need torch alone
-
-        load = load_file
     try:
-        return load(path)
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file  # here, so that the networks need torch alone
+
+            return load_file(path)
+        with torch.serialization.safe_globals(_NUMPY):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler's own errors on foreign bytes are of every kind
         reason = first_line(error)
+        if found := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
+            reason = (
+                f"beside the weights it holds {found[1]}, and reading that runs code of the file. If you "
+                "trust it, write the weights alone: torch.save(torch.load(FILE, weights_only=False)"
+                "['segmenter'], 'weights.pth')"
+            )
         raise ValueError(f"{path}: not a file of weights that can be loaded safely ({reason})") from error
