@@ -66,6 +66,12 @@ class ModelSettings:
     weights: Path | None = setting(
         None, "torchvision's ImageNet weights of the encoder, .pth or .safetensors", free=True
     )
+    weights_input: Literal["rgb", "bgr", "caffe"] = setting(
+        "rgb", "what weights were trained on: rgb as torchvision's, bgr, or caffe: bgr up to 255", free=True
+    )
+    start: Path | None = setting(
+        None, "run, checkpoint or exported network whose weights the whole network starts from", free=True
+    )
     frozen_statistics: bool = setting(
         True, "train with the running statistics of the weights, as the paper does"
     )
