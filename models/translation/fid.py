@@ -136,9 +136,9 @@ class FeatureStatistics:
 def frechet_distance(mean_a: Tensor, root_a: Tensor, mean_b: Tensor, root_b: Tensor) -> Tensor:
     """The squared Fréchet distance of two Gaussians, FID on Inception features; 0-d.
 
-    |μ_a - μ_b|² + tr Σ_a + tr Σ_b - 2 tr (Σ_a Σ_b)^½. With Σ = R Rᵀ, the last trace is the sum of the singular
-    values of R_aᵀ R_b; roots of the product's eigenvalues would be it too, but turn a rounding error ε of
-    those that are 0 into √ε.
+    |μ_a - μ_b|² + tr Σ_a + tr Σ_b - 2 tr (Σ_a Σ_b)^½. With Σ = R Rᵀ, the last trace is the sum of the
+    singular values of R_aᵀ R_b; roots of the product's eigenvalues would do as well, but turn a rounding
+    error ε of those that are 0 into √ε.
 
     Args:
         mean_a, mean_b: μ, ``[D]``.
