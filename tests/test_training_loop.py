@@ -36,14 +36,15 @@ class Toy:
     events: list[Any] = field(default_factory=list)
     value: Tensor = field(default_factory=lambda: torch.zeros(3, requires_grad=True))
 
-    def start_stage(self, index: int) -> None:
+    def start_stage(self, index: int, begin: int) -> None:
         self.events.append(f"stage {index}")
         self.optimizer = torch.optim.SGD([self.value], lr=0.1 / (index + 1), momentum=0.9)
 
     def batches(self, epoch: int, start_step: int) -> Iterator[int]:
         yield from range(epoch * STEPS_PER_EPOCH + start_step, (epoch + 1) * STEPS_PER_EPOCH)
 
-    def step(self, batch: int) -> dict[str, Tensor]:
+    def step(self, batch: int, step: int) -> dict[str, Tensor]:
+        assert step == batch
         self.events.append(batch)
         noise = torch.randn(3) + float(np.random.normal()) * batch  # noqa: NPY002
         loss = (self.value - noise).square().sum()

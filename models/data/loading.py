@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from models.data.workers import start_worker
 Transform = Callable[[Any, np.random.Generator], Any]
 Collate = Callable[[list[Any]], Any]
 Key = tuple[int, int]  # epoch, index of a sample
+OnDevice = TypeVar("OnDevice")
 
 _STEM_CHANNELS = 3  # encoders take three channels, so that ImageNet weights fit
 
@@ -48,6 +49,27 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         return replace(self, images=self.images.pin_memory(), target=self.target.pin_memory())
+
+    def split(self, parts: int) -> list[Batch]:
+        """``parts`` batches of equally many samples each, in order; the memory format stays.
+
+        Raises:
+            ValueError: N is not divisible by ``parts``.
+        """
+        size, rest = divmod(len(self.target), parts)
+        if rest:
+            raise ValueError(f"parts={parts} does not divide the {len(self.target)} samples of a batch")
+        if parts == 1:
+            return [self]
+        modalities = self.images.split(len(self.target))
+        return [
+            Batch(
+                torch.cat([images[start : start + size] for images in modalities]),
+                self.target[start : start + size],
+                self.names[start : start + size],
+            )
+            for start in range(0, len(self.target), size)
+        ]
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -120,6 +142,29 @@ class Loader:
             yield batch
 
 
+def on_device(batches: Iterable[OnDevice], device: torch.device) -> Iterator[OnDevice]:
+    """The batches, copied to ``device``: to a GPU while it still computes what came before.
+
+    Args:
+        batches: dataclasses of tensors with a method ``to``, as ``Batch``; a ``Loader``'s are in pinned memory.
+        device: where they are wanted.
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            yield batch.to(device)  # type: ignore[attr-defined]
+        return
+    stream = torch.cuda.Stream(device)
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            copied = batch.to(device, non_blocking=True)  # type: ignore[attr-defined]
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(stream)
+        for value in vars(copied).values():
+            if isinstance(value, Tensor):
+                value.record_stream(current)  # its memory was allocated for the other stream
+        yield copied
+
+
 def train_loader(
     dataset: SampleSet,
     transform: Transform,
@@ -131,6 +176,7 @@ def train_loader(
     workers: int = 0,
     drop_last: bool = True,
     collate: Collate = collate,
+    part: tuple[int, int] = (0, 1),
 ) -> Loader:
     """Shuffled, augmented batches of ``epoch`` from ``start_step`` on.
 
@@ -146,11 +192,13 @@ def train_loader(
         workers: processes that read and augment; 0 does it in this one.
         drop_last: leave out an incomplete last batch (the images left out differ from epoch to epoch).
         collate: makes a batch of samples.
+        part: (i, n) gives the i-th of n equal parts of every batch, for n processes that train together.
 
     Raises:
-        ValueError: an argument is out of range; ``dataset`` holds less than one batch.
+        ValueError: an argument is out of range; ``dataset`` holds less than one batch; n does not divide
+            ``batch_size``, or the batches may be incomplete.
     """
-    schedule = _Schedule(len(dataset), batch_size, drop_last, seed)
+    schedule = _Schedule(len(dataset), batch_size, drop_last, seed, part)
     schedule.seek(epoch, start_step)
     return Loader(_Batches(dataset, transform, seed, collate), schedule, workers)
 
@@ -171,14 +219,26 @@ def eval_loader(
 class _Schedule(Sampler[list[Key]]):
     """The keys of each batch; shuffled by ``seed`` and epoch, or in order where ``seed`` is None."""
 
-    def __init__(self, size: int, batch_size: int, drop_last: bool, seed: int | None) -> None:
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        drop_last: bool,
+        seed: int | None,
+        part: tuple[int, int] = (0, 1),
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive, got {batch_size}")
         if seed is not None and seed < 0:
             raise ValueError(f"seed must not be negative, got {seed}")
         if drop_last and size < batch_size:
             raise ValueError(f"batch_size={batch_size} is more than the {size} images of the data set")
-        self.size, self.batch_size, self.seed = size, batch_size, seed
+        if batch_size % part[1] or (part[1] > 1 and not drop_last):
+            raise ValueError(
+                f"batch_size={batch_size} must be divisible by {part[1]}, and every batch complete, "
+                f"for {part[1]} parts"
+            )
+        self.size, self.batch_size, self.seed, self.part = size, batch_size, seed, part
         self.steps = size // batch_size if drop_last else -(-size // batch_size)
         self.seek(0)
 
@@ -196,8 +256,11 @@ class _Schedule(Sampler[list[Key]]):
         epoch, order = self.epoch, np.arange(self.size)
         if self.seed is not None:
             _generator(self.seed, epoch).shuffle(order)
+        index, parts = self.part
+        length = self.batch_size // parts
         for step in range(self.start_step, self.steps):
-            yield [(epoch, int(i)) for i in order[step * self.batch_size : (step + 1) * self.batch_size]]
+            begin = step * self.batch_size + index * length
+            yield [(epoch, int(i)) for i in order[begin : begin + length]]
 
 
 class _Batches(Dataset[Any]):

@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 from torch.utils.tensorboard import SummaryWriter
 
+from cen_ext import synchronise_statistics
 from models.data import Batch
+from models.data.loading import on_device
 from models.segmentation.build import (
     build_network,
     build_train_loader,
@@ -18,13 +21,19 @@ from models.segmentation.build import (
     output_names,
 )
 from models.segmentation.evaluate import evaluate, example_pictures
-from models.segmentation.losses import segmentation_loss
+from models.segmentation.load import describe
+from models.segmentation.losses import counted_pixels
 from models.segmentation.network import SegmentationNetwork
+from models.segmentation.objective import Objective
 from models.segmentation.pictures import beside
 from models.segmentation.settings import OptimSettings, SegmentationRecipe, SegmentationStage
+from models.training import compilation, distributed
 from models.training.devices import device_of
+from models.training.ema import Ema
 from models.training.errors import UsageError
 from models.training.exchange import exchanged_share, record_exchange
+from models.training.optimisation import Optimisation
+from models.training.precision import loss_scaler
 
 
 class SegmentationTask:
@@ -39,13 +48,10 @@ class SegmentationTask:
     """
 
     def __init__(self, recipe: SegmentationRecipe) -> None:
-        if recipe.model.network == "pspnet" and recipe.data.batch_size < 2:
-            raise UsageError(
-                "data.batch_size must be at least 2 with model.network=pspnet: a norm of its pyramid has a "
-                f"single value an image, got {recipe.data.batch_size}"
-            )
+        check_batch_size(recipe)
         self.recipe = recipe
         self.device = device_of(recipe.run.device)
+        compilation.check(recipe.run, self.device)
         self.names = output_names(recipe)
         self.stages = recipe.optim.stages
         self.loader = build_train_loader(recipe)
@@ -54,45 +60,78 @@ class SegmentationTask:
         self.validation = open_split(recipe.data, "val")
         self.net = build_network(recipe)
         self.net.to(self.device).train()
-        self.optimizer: torch.optim.Optimizer | None = None
+        if recipe.run.channels_last:
+            self.net.to(memory_format=torch.channels_last)
+        if distributed.world_size() > 1:
+            synchronise_statistics(self.net)
+        self.ema = None if recipe.optim.ema is None else Ema(self.net, recipe.optim.ema)
+        objective = compilation.compiled(Objective(self.net, recipe, self.device), recipe.run)
+        self.objective = distributed.parallel(objective, self.device)
+        self.optimisation: Optimisation | None = None
 
     def initialise(self) -> list[str]:
-        return load_weights(self.net, self.recipe)
+        notes = load_weights(self.net, self.recipe)
+        if self.ema is not None:
+            self.ema.restart(self.net)
+        return notes
 
-    def start_stage(self, index: int) -> None:
-        self.optimizer = make_optimizer(self.net, self.recipe.optim, self.stages[index])
+    def describe(self) -> dict[str, Any]:
+        return describe(self.validation.reader, self.validation.class_names)
+
+    def start_stage(self, index: int, begin: int) -> None:
+        stage, settings = self.stages[index], self.recipe.optim
+        self.optimisation = Optimisation(
+            make_optimizer(self.net, settings, stage),
+            settings,
+            begin,
+            stage.length(self.steps_per_epoch),
+            loss_scaler(self.recipe.run.precision, self.device),
+            None if self.ema is None else (self.ema, self.net),
+        )
+        # What was recorded belongs to the last stage's loss scale.
+        recorded = self.recipe.run.cuda_graphs
+        self.gradients = compilation.Recorded(self._gradients, self.net) if recorded else self._gradients
 
     def batches(self, epoch: int, start_step: int) -> Iterable[Batch]:
         self.loader.seek(epoch, start_step)
-        return self.loader
+        return on_device(self.loader, self.device)
 
-    def step(self, batch: Batch) -> dict[str, Tensor]:
-        batch = batch.to(self.device, non_blocking=True)
-        settings = self.recipe.loss
-        loss, entropies = segmentation_loss(
-            self.net,
-            self.net(batch.images),
-            batch.target,
-            sparsity=settings.sparsity,
-            per_output=settings.per_output,
-            ignore_index=self.recipe.data.ignore_index,
-            penalty=self.recipe.variant.penalised,
-            auxiliary=settings.auxiliary,
+    def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        loss, entropies = self.gradients(batch.images, batch.target)
+        self.optimisation.step(step)
+        return {"loss": loss, **dict(zip(self.names, entropies, strict=True))}
+
+    def _gradients(self, images: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+        """Set the gradients of the whole batch's loss, of which this process has its share of the images."""
+        accumulate = self.recipe.optim.accumulate
+        parts = Batch(images, target, [""] * len(target)).split(accumulate)
+        pixels = distributed.total(counted_pixels(target, self.recipe.data.ignore_index)).clamp(min=1)
+        # float64, because the mean count of a part need not be whole.
+        pixels = pixels.double() / (accumulate * distributed.world_size())
+        return self.optimisation.gradients(
+            self.objective, [(part.images, part.target, pixels) for part in parts]
         )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        return {"loss": loss.detach(), **dict(zip(self.names, entropies.detach(), strict=True))}
 
     def status(self) -> dict[str, Tensor]:
         return {"exchanged": exchanged_share(self.net)}
 
     def learning_rates(self) -> dict[str, float]:
-        return {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+        return self.optimisation.learning_rates()
 
     def evaluate(self, stop: Callable[[], bool]) -> dict[str, float] | None:
-        counts = evaluate(self.net, self.validation, self.recipe, stop)
-        return None if counts is None else counts.compute()
+        """Each process evaluates every n-th of the images."""
+        limit = self.recipe.eval.limit or len(self.validation)
+        chosen = range(min(limit, len(self.validation)))[distributed.rank() :: distributed.world_size()]
+        counts = evaluate(self.evaluated, Subset(self.validation, chosen), self.recipe, stop)
+        if distributed.largest(counts is None):
+            return None
+        counts.reduce()
+        return counts.compute()
+
+    @property
+    def evaluated(self) -> SegmentationNetwork:
+        """The network that is evaluated: the average where there is one."""
+        return self.net if self.ema is None else self.ema.net
 
     def score(self, metrics: dict[str, float]) -> float:
         return metrics["ensemble/mean_iou"]
@@ -101,28 +140,58 @@ class SegmentationTask:
         record_exchange(self.net, self.recipe.data.modalities, board, step)
         for name, weight in zip(self.recipe.data.modalities, self.net.branch_weights(), strict=False):
             board.add_scalar(f"alpha/{name}", weight, step)
-        for name, pictures in example_pictures(self.net, self.validation, self.recipe).items():
+        for name, pictures in example_pictures(self.evaluated, self.validation, self.recipe).items():
             board.add_image(f"examples/{name}", beside(list(pictures.values())), step, dataformats="HWC")
 
     def state_dict(self) -> dict[str, Any]:
-        optimizer = {} if self.optimizer is None else self.optimizer.state_dict()
-        return {"net": self.net.state_dict(), "optimizer": optimizer}
+        state: dict[str, Any] = {"net": self.net.state_dict()}
+        if self.ema is not None:
+            state["ema"] = self.ema.net.state_dict()
+        if self.optimisation is not None:
+            state["optimisation"] = self.optimisation.state_dict()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.net.load_state_dict(state["net"])
-        if self.optimizer is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None:
+            self.ema.net.load_state_dict(state["ema"])
+        if self.optimisation is not None:
+            self.optimisation.load_state_dict(state["optimisation"])
+
+
+def check_batch_size(recipe: SegmentationRecipe) -> None:
+    """Refuse a batch that does not divide into the parts that it is computed in.
+
+    Raises:
+        UsageError: it does not, or the parts are too small for PSPNet.
+    """
+    size, parts = recipe.data.batch_size, recipe.optim.accumulate
+    processes = distributed.world_size()
+    if size % (parts * processes):
+        raise UsageError(
+            f"data.batch_size must be divisible by optim.accumulate={parts} times {processes} processes, "
+            f"got {size}"
+        )
+    if recipe.model.network == "pspnet" and size // parts < 2:
+        raise UsageError(
+            "data.batch_size / optim.accumulate must be at least 2 with model.network=pspnet: a norm of its "
+            f"pyramid has a single value an image, got {size} / {parts}"
+        )
 
 
 def make_optimizer(
     net: SegmentationNetwork, settings: OptimSettings, stage: SegmentationStage
 ) -> torch.optim.Optimizer:
-    """A fresh optimiser; the ensemble's weights learn with the decoder."""
+    """A fresh optimiser; the ensemble's weights learn with the decoder.
+
+    A fused one: alone among torch's, it leaves out fp16's overflowing steps without asking the device.
+    """
     rest = [parameter for name, parameter in net.named_parameters() if not name.startswith("encoder.")]
     groups = [
         {"name": "encoder", "params": list(net.encoder.parameters()), "lr": stage.encoder_lr},
         {"name": "decoder", "params": rest, "lr": stage.decoder_lr},
     ]
+    decay = settings.weight_decay
     if settings.method == "sgd":
-        return torch.optim.SGD(groups, momentum=settings.momentum, weight_decay=settings.weight_decay)
-    return torch.optim.AdamW(groups, betas=(settings.momentum, 0.999), weight_decay=settings.weight_decay)
+        return torch.optim.SGD(groups, momentum=settings.momentum, weight_decay=decay, fused=True)
+    return torch.optim.AdamW(groups, betas=(settings.momentum, 0.999), weight_decay=decay, fused=True)

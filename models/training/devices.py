@@ -5,20 +5,32 @@ from __future__ import annotations
 import torch
 
 from models.messages import first_line
+from models.training import distributed
 from models.training.errors import UsageError
 
 
 def device_of(name: str) -> torch.device:
-    """The device that ``run.device`` names; ``auto`` is CUDA's first where there is one.
+    """The device that ``run.device`` names; ``auto`` is CUDA's where there is one.
+
+    Of several processes on a machine, each gets a GPU of its own.
 
     Raises:
-        UsageError: no such device here.
+        UsageError: no such device here; one GPU for several processes.
     """
+    several = distributed.world_size() > 1
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if several and name == "cuda":
+        name = f"cuda:{distributed.local_rank()}"
+    elif several and name != "cpu":
+        raise UsageError(
+            f"run.device={name}: each process gets a GPU of its own; with torchrun set it to auto, cuda or cpu"
+        )
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(f"run.device={name}: not a device of this machine ({first_line(error)})") from None
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # streams, graphs and collectives are those of the current one
     return device

@@ -1,8 +1,10 @@
 """The training loop: steps, looks at the losses, evaluations, checkpoints. Everything else is a ``Task``.
 
 Where a run stands is one number, the step: epoch, place in the epoch and stage follow from it. The state of
-a run is the task's state, the generators' states and the loop's ``Progress``; a checkpoint holds all three,
-and a run that is resumed from it computes the same bits on the CPU as one that was never interrupted.
+a run is the task's state and the loop's ``Progress``, which all processes of a run share, and each process's
+own generators and sums of losses; a checkpoint holds all of it, and a run that is resumed from it computes
+the same bits on the CPU as one that was never interrupted. The processes keep in step: all of them look,
+save, evaluate and stop after the same steps, and the first one writes.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ import logging
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -19,10 +22,10 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from models.training import checkpoint
+from models.training import checkpoint, distributed
 from models.training.errors import UsageError
 from models.training.interrupt import Interrupt
-from models.training.rng import preserved_rng, rng_state, set_rng_state
+from models.training.rng import preserved_rng, process_seed, rng_state, seed_all, set_rng_state
 from models.training.run_folder import RunFolder
 from models.training.settings import RunSettings, Stage, stage_ends
 
@@ -39,14 +42,22 @@ class Task(Protocol):
     def initialise(self) -> list[str]:
         """Load the weights to start from; what is to be noted about them. Not called when resuming."""
 
-    def start_stage(self, index: int) -> None:
-        """Make the stage's fresh optimisers."""
+    def describe(self) -> dict[str, Any]:
+        """What is filed with the weights beside the settings, as JSON has it; ``inputs``: what is fed."""
+
+    def start_stage(self, index: int, begin: int) -> None:
+        """Make the fresh optimisers of a stage whose first step is ``begin``."""
 
     def batches(self, epoch: int, start_step: int) -> Iterable[Any]:
         """The epoch's batches from ``start_step`` on; the same whenever asked for."""
 
-    def step(self, batch: Any) -> dict[str, Tensor]:
-        """Train on one batch; 0-d detached losses on the device, ``loss`` the one that was differentiated."""
+    def step(self, batch: Any, step: int) -> dict[str, Tensor]:
+        """Train on one batch, in the run's step counted from 0.
+
+        Returns:
+            0-d detached losses on the device, ``loss`` the one that was differentiated; the mean of all
+            processes' is the whole batch's.
+        """
 
     def status(self) -> dict[str, Tensor]:
         """0-d values on the device that are shown beside the losses."""
@@ -55,13 +66,16 @@ class Task(Protocol):
         """The optimisers' learning rates by parameter group."""
 
     def evaluate(self, stop: Callable[[], bool]) -> dict[str, float] | None:
-        """Validation metrics; None once ``stop()`` is true. Leaves the task as it was."""
+        """Validation metrics, the same in all processes; None once ``stop()`` is true in one of them.
+
+        Leaves the task as it was.
+        """
 
     def score(self, metrics: dict[str, float]) -> float:
         """What the best checkpoint is chosen by: higher is better."""
 
     def record(self, board: SummaryWriter, step: int) -> None:
-        """Write pictures, histograms and the like to TensorBoard."""
+        """Write pictures, histograms and the like to TensorBoard; in the first process only."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training changes, in tensors and plain containers."""
@@ -76,14 +90,13 @@ class Diverged(UsageError):
 
 @dataclass
 class Progress:
-    """The loop's own part of a checkpoint."""
+    """The loop's own part of a checkpoint, the same in all processes."""
 
     steps_per_epoch: int
     step: int = 0  # steps completed
     evaluated: int = 0  # the step of the last evaluation
     best: float = -float("inf")
-    count: int = 0  # steps in the sums
-    sums: dict[str, Tensor] = field(default_factory=dict)  # losses since the last look, on the device
+    count: int = 0  # steps since the last look at the losses
 
 
 class Loop:
@@ -93,8 +106,13 @@ class Loop:
         task: what is trained.
         run: how often to look, to save, to evaluate.
         folder: where it is written.
-        header: what the folder and checkpoints name the recipe with: ``recipe`` and ``config``.
+        header: what the folder and checkpoints name the recipe with: ``recipe``, ``config``, and
+            what the task describes.
         interrupt: stops the loop between two steps.
+
+    Attributes:
+        progress: where the run stands.
+        signal: that stopped the loop in whichever process received it, or 0.
     """
 
     def __init__(
@@ -111,6 +129,9 @@ class Loop:
         self.total = min(self.ends[-1], run.steps or self.ends[-1])
         self.evaluate_every = run.evaluate_steps or run.evaluate_epochs * task.steps_per_epoch
         self.progress = Progress(task.steps_per_epoch)
+        self.signal = 0
+        self.first = distributed.rank() == 0
+        self.sums: dict[str, Tensor] = {}  # this process's losses since the last look, on the device
         self.not_finite: Tensor | None = None  # the first step whose loss was not, or -1; on the device
 
     def restore(self, contents: dict[str, Any]) -> None:
@@ -127,9 +148,22 @@ class Loop:
             )
         if self.progress.step > 0:
             # At a boundary this is the stage just completed: the next one starts in the loop.
-            self.task.start_stage(bisect_right(self.ends, self.progress.step - 1))
+            self._start_stage(self.progress.step - 1)
         self.task.load_state_dict(contents["task"])
-        set_rng_state(contents["rng"])
+        self._restore_own(contents["processes"])
+
+    def _restore_own(self, saved: list[dict[str, Any]]) -> None:
+        """This process's own part of a checkpoint; with another number of processes, the next best thing."""
+        rank, step = distributed.rank(), self.progress.step
+        if len(saved) == distributed.world_size():
+            self.sums = saved[rank]["sums"]
+            set_rng_state(saved[rank]["rng"])
+            return
+        now = distributed.world_size()
+        log.warning("the run had %d processes and has %d now: dropout draws anew", len(saved), now)
+        names = saved[0]["sums"]
+        self.sums = {name: sum(own["sums"][name] for own in saved) / len(saved) for name in names}
+        seed_all(process_seed(self.run_settings.seed, rank, step))
 
     def run(self) -> None:
         """Train until every stage is complete, or until interrupted; either way ``last.pt`` is the end.
@@ -138,15 +172,18 @@ class Loop:
             Diverged: the loss was not finite; ``last.pt`` is from before that.
         """
         start = self.progress.step
-        self.folder.open(self.header, start)
-        with (
-            SummaryWriter(self.folder.path / "tensorboard", purge_step=start + 1) as self.board,
-            tqdm(total=self.total, initial=start, unit="step", disable=None, dynamic_ncols=True) as self.bar,
-        ):
+        with ExitStack() as stack:
+            if self.first:
+                self.folder.open(self.header, start)
+                self.board = SummaryWriter(self.folder.path / "tensorboard", purge_step=start + 1)
+                stack.enter_context(self.board)
+            hidden = None if self.first else True  # None: shown on a terminal
+            self.bar = tqdm(total=self.total, initial=start, unit="step", disable=hidden, dynamic_ncols=True)
+            stack.enter_context(self.bar)
             self._restart_clock()
-            while not self.interrupt:
+            while not self._stopped():
                 if self._evaluation_due() and not self._evaluate():
-                    break
+                    continue
                 if self.progress.step >= self.total:
                     break
                 self._train_on()
@@ -156,23 +193,33 @@ class Loop:
         """Train to the next end of an epoch or stage, evaluation or signal."""
         progress, task = self.progress, self.task
         if progress.step == 0 or progress.step in self.ends:
-            task.start_stage(bisect_right(self.ends, progress.step))
+            self._start_stage(progress.step)
         for batch in task.batches(*divmod(progress.step, task.steps_per_epoch)):
-            self._accumulate(task.step(batch))
+            self._accumulate(task.step(batch, progress.step))
             self.bar.update()
             if progress.step % self.run_settings.log_steps == 0:
                 self._look()
             if progress.step % self.run_settings.checkpoint_steps == 0:
                 self._save()
-            if self.interrupt or progress.step in (self.total, *self.ends) or self._evaluation_due():
+            if self._stopped() or progress.step in (self.total, *self.ends) or self._evaluation_due():
                 break
+
+    def _start_stage(self, step: int) -> None:
+        """Start the stage of a step."""
+        index = bisect_right(self.ends, step)
+        self.task.start_stage(index, self.ends[index - 1] if index else 0)
+
+    def _stopped(self) -> bool:
+        """Whether a process was told to stop; all of them get the same answer."""
+        self.signal = distributed.largest(self.interrupt.received or 0)
+        return self.signal > 0
 
     def _accumulate(self, losses: dict[str, Tensor]) -> None:
         """Count the step and its losses, without waiting for the device."""
         progress = self.progress
         progress.step += 1
         progress.count += 1
-        progress.sums = {name: value + progress.sums.get(name, 0) for name, value in losses.items()}
+        self.sums = {name: value + self.sums.get(name, 0) for name, value in losses.items()}
         total = losses["loss"]
         if self.not_finite is None:
             self.not_finite = torch.full_like(total, -1, dtype=torch.long)
@@ -183,13 +230,16 @@ class Loop:
         """Read the mean losses since the last look: the one place where training waits for the device."""
         self._check_finite()
         progress = self.progress
-        scalars = {f"loss/{name}": value / progress.count for name, value in progress.sums.items()}
+        means = distributed.mean(torch.stack(list(self.sums.values()))) / progress.count
+        scalars = {f"loss/{name}": value for name, value in zip(self.sums, means, strict=True)}
+        progress.count, self.sums = 0, {}
+        if not self.first:
+            return
         scalars |= self.task.status()
         values = dict(
             zip(scalars, torch.stack([v.float().cpu() for v in scalars.values()]).tolist(), strict=True)
         )
         self.folder.losses.append({"step": progress.step, **values})
-        progress.count, progress.sums = 0, {}
         images = (progress.step - self.clock_step) * self.task.images_per_step
         values["images_per_second"] = images / max(time.perf_counter() - self.clock, 1e-9)
         values |= {f"learning_rate/{name}": rate for name, rate in self.task.learning_rates().items()}
@@ -203,7 +253,7 @@ class Loop:
         self._restart_clock()
 
     def _check_finite(self) -> None:
-        step = -1 if self.not_finite is None else int(self.not_finite)
+        step = -1 if self.not_finite is None else int(distributed.maximum(self.not_finite))
         if step >= 0:
             raise Diverged(
                 f"the loss of step {step} is not a finite number; the last good checkpoint is "
@@ -222,16 +272,14 @@ class Loop:
             metrics = self.task.evaluate(lambda: bool(self.interrupt))
             if metrics is None:
                 return False
-            self.task.record(self.board, progress.step)
-        for name, value in metrics.items():
-            self.board.add_scalar(f"metrics/{name}", value, progress.step)
-        epoch = progress.step / self.task.steps_per_epoch
+            if self.first:
+                self._record(metrics)
         score = self.task.score(metrics)
         best = score > progress.best
         progress.evaluated = progress.step
         if best:  # not max(), which may prefer a score that is not a number
             progress.best = score
-        self.folder.metrics.append({"step": progress.step, "epoch": epoch, **metrics})
+        epoch = progress.step / self.task.steps_per_epoch
         log.info("step %d, epoch %.2f: score %.4f%s", progress.step, epoch, score, " (best)" if best else "")
         if best:
             self._save(checkpoint.BEST)
@@ -239,10 +287,22 @@ class Loop:
         self._restart_clock()
         return True
 
+    def _record(self, metrics: dict[str, float]) -> None:
+        """Write an evaluation's results down."""
+        step = self.progress.step
+        self.task.record(self.board, step)
+        for name, value in metrics.items():
+            self.board.add_scalar(f"metrics/{name}", value, step)
+        epoch = step / self.task.steps_per_epoch
+        self.folder.metrics.append({"step": step, "epoch": epoch, **metrics})
+
     def _save(self, name: str = checkpoint.LAST) -> None:
         self._check_finite()
-        contents = {"loop": vars(self.progress), "task": self.task.state_dict(), "rng": rng_state()}
-        checkpoint.save(self.folder.path / name, {**self.header, **contents})
+        sums = {name: value.cpu() for name, value in self.sums.items()}
+        processes = distributed.gathered({"rng": rng_state(), "sums": sums})
+        if self.first:
+            contents = {"loop": vars(self.progress), "task": self.task.state_dict(), "processes": processes}
+            checkpoint.save(self.folder.path / name, {**self.header, **contents})
 
     def _restart_clock(self) -> None:
         self.clock, self.clock_step = time.perf_counter(), self.progress.step

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from models.training import distributed
 from models.training.ema import Ema
 from models.training.schedules import rate_factor
 from models.training.settings import UpdateSettings
 
 
 class Optimisation:
-    """Turns losses into updates: ``zero_grad``, ``backward`` a part of the batch, ``step``.
+    """Turns losses into updates: ``gradients`` of a batch, then ``step``.
 
     Nothing in it waits for the device, if the optimiser is a ``fused`` one.
 
@@ -41,12 +44,27 @@ class Optimisation:
         self.average = average
         self.rates = [group["lr"] for group in optimizer.param_groups]
 
-    def zero_grad(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+    def gradients(self, objective: nn.Module, parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Set the gradients of the mean of the parts' losses.
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradients of the loss, 0-d: of one part of the batch, whose loss is the parts' mean."""
-        self.scaler.scale(loss / self.settings.accumulate).backward()
+        Args:
+            objective: called with each part, returns a loss, 0-d, and other tensors; a ``parallel`` one for
+                the mean of all processes' parts.
+            parts: of the batch, of which one after the other is in memory.
+
+        Returns:
+            The mean over the parts, detached, of all that the objective returned.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: tuple[Tensor, ...] = ()
+        for i, part in enumerate(parts):
+            last = i == len(parts) - 1
+            with nullcontext() if last else distributed.gradients_stay(objective):
+                values = objective(*part)
+                self.scaler.scale(values[0] / len(parts)).backward()
+            values = tuple(value.detach() for value in values)
+            sums = tuple(a + b for a, b in zip(sums, values, strict=True)) if sums else values
+        return tuple(value / len(parts) for value in sums)
 
     def step(self, step: int) -> None:
         """Update the weights by the gradients; ``step`` counts the run's steps from 0."""

@@ -20,8 +20,9 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
         device: where the network is.
     """
     dtype = DTYPES[precision]
+    on = dtype is not None
     # No cache: no weight is used twice in a pass, and in a recorded graph a cached copy would go stale.
-    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None, cache_enabled=False)
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=on, cache_enabled=False)
 
 
 def loss_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:

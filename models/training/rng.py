@@ -18,12 +18,22 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def process_seed(seed: int, rank: int, step: int = 0) -> int:
+    """The seed of one of the processes of a run; that of rank 0 at step 0 is the run's own."""
+    if rank == step == 0:
+        return seed
+    return int(np.random.SeedSequence((seed, rank, step)).generate_state(1)[0])
+
+
 def rng_state() -> dict[str, Any]:
-    """The state of every generator, in tensors and plain containers, so that ``weights_only`` loads it."""
+    """The state of every generator, in tensors and plain containers, so that ``weights_only`` loads it.
+
+    Of the GPUs' generators that of the current device.
+    """
     name, keys, *rest = np.random.get_state()  # noqa: NPY002
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],
         "python": random.getstate(),
     }
@@ -35,9 +45,8 @@ def set_rng_state(state: dict[str, Any]) -> None:
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
     random.setstate(state["python"])
     torch.set_rng_state(state["torch"])
-    # A run may be resumed on a machine with another number of devices; exactness is promised on the CPU.
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] is not None and torch.cuda.is_available():  # a run may be resumed on another machine
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 @contextmanager

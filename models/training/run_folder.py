@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 import cen_ext
-from models.training import checkpoint
+from models.training import checkpoint, distributed
 from models.training.errors import UsageError
 from models.training.files import Table, remove_leftovers, write_json
 
@@ -82,11 +83,24 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "numpy": np.__version__,
         "cen_ext": cen_ext.__version__,
+        "git": _git_revision(),
         "backends": cen_ext.available_backends(),
+        "processes": distributed.world_size(),
         "threads": torch.get_num_threads(),
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "platform": platform.platform(),
     }
+
+
+def _git_revision() -> str | None:
+    """The commit that runs, ``-dirty`` if changed since; None where the code is in no repository."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    folder = Path(__file__).parent
+    try:
+        found = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
 
 
 class _Console(logging.Handler):
@@ -98,10 +112,12 @@ class _Console(logging.Handler):
 
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Send the project's log to the console and, in full, to a file."""
-    file = logging.FileHandler(path, delay=True)
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    handlers = (file, _Console(logging.INFO))
+    """Send the project's log to the console and, in full, to a file; that of the first process only."""
+    handlers: tuple[logging.Handler, ...] = (logging.NullHandler(),)
+    if distributed.rank() == 0:
+        file = logging.FileHandler(path, delay=True)
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handlers = (file, _Console(logging.INFO))
     _LOG.setLevel(logging.DEBUG)
     for handler in handlers:
         _LOG.addHandler(handler)

@@ -11,8 +11,8 @@ def rate_factor(settings: UpdateSettings, step: int, steps: int) -> float:
     """What a stage's learning rates are multiplied by.
 
     ``constant``: 1; ``polynomial``: ``(1 - t) ** power`` (Chen et al., "DeepLab", 2017: power 0.9);
-    ``cosine``: ``(1 + cos(pi t)) / 2`` (Loshchilov and Hutter, "SGDR", 2017), where t runs from 0 to 1 between
-    the warm-up and the end of the stage. In the warm-up's w steps: 1/w, 2/w, ..., 1 (Goyal et al. 2017).
+    ``cosine``: ``(1 + cos(pi t)) / 2`` (Loshchilov and Hutter, "SGDR", 2017). Here t runs from 0, after the
+    warm-up, to 1 at the stage's end. In the warm-up's w steps: 1/w, 2/w, ..., 1 (Goyal et al. 2017).
 
     Args:
         settings: schedule, power and warm-up.

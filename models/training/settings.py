@@ -88,9 +88,7 @@ class UpdateSettings:
         require_at_least(1, self, "accumulate")
         require_at_least(0, self, "warmup_steps", "power")
         require(self.clip is None or self.clip > 0, f"clip must be positive, got {self.clip}")
-        require(
-            self.ema is None or 0 < self.ema < 1, f"ema must be between 0 and 1, or none, got {self.ema}"
-        )
+        require(self.ema is None or 0 < self.ema < 1, f"ema must be between 0 and 1, or none, got {self.ema}")
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from models.training import checkpoint, config, registry
+from models.training import checkpoint, config, distributed, registry
 from models.training.errors import UsageError
 from models.training.interrupt import Interrupt
 from models.training.loop import Loop
-from models.training.rng import seed_all
+from models.training.precision import set_tf32
+from models.training.rng import process_seed, seed_all
 from models.training.run_folder import RunFolder, default_output, logging_to
 
 log = logging.getLogger(__name__)
 
 
 def train(name: str, overrides: Sequence[str], resume: Path | bool = False) -> int:
-    """Run a recipe.
+    """Run a recipe, in every process that torchrun has started.
 
     Args:
         name: the recipe's.
@@ -34,12 +35,23 @@ def train(name: str, overrides: Sequence[str], resume: Path | bool = False) -> i
         UsageError: a wrong name, field, value or path; settings that differ from the run's; a loss that is
             not finite; a folder that holds another run.
     """
+    with distributed.processes():
+        return _train(name, overrides, resume)
+
+
+def _train(name: str, overrides: Sequence[str], resume: Path | bool) -> int:
     recipe, resumed = _settings(name, overrides, resume)
-    output = recipe.run.output or default_output(name)
-    header = {"recipe": name, "config": config.to_plain(recipe)}
+    # The time in its name differs between processes.
+    output = distributed.from_first(lambda: recipe.run.output or default_output(name))
+    set_tf32(recipe.run.tf32)
     seed_all(recipe.run.seed)
     task = recipe.task()
+    header = {"recipe": name, "config": config.to_plain(recipe), **task.describe()}
+    if resumed:
+        checkpoint.check_inputs(*resumed, header)
     notes = [] if resumed else task.initialise()
+    if distributed.rank() > 0:  # the weights are the same in all processes; dropout is not
+        seed_all(process_seed(recipe.run.seed, distributed.rank()))
     # Made only now: mistakes in the settings leave no folder behind.
     own = resumed is not None and resumed[0].parent.resolve() == output.resolve()
     folder = RunFolder(output, resume=own)
@@ -52,12 +64,12 @@ def train(name: str, overrides: Sequence[str], resume: Path | bool = False) -> i
             loop.restore(resumed[1])
             log.info("resumed at step %d", loop.progress.step)
         loop.run()
-        if interrupt.received is None:
+        if not loop.signal:
             log.info("done: %s", folder.path)
             return 0
         again = f"python -m models train {name} --resume {folder.path}"
         log.info("interrupted at step %d and saved; continue with: %s", loop.progress.step, again)
-        return 128 + interrupt.received
+        return 128 + loop.signal
 
 
 def _settings(

@@ -1,0 +1,118 @@
+"""The processes that train together: those that torchrun started, or this one alone.
+
+Every function here does nothing but return its argument where this process is alone. Otherwise all processes
+must call it, in the same order. Tensors travel between their devices; what is on the host travels between
+hosts, so that nobody waits for a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from models.training.errors import UsageError
+
+T = TypeVar("T")
+
+
+@contextmanager
+def processes() -> Iterator[None]:
+    """The process group that the environment describes, as torchrun sets it; none where it describes none."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    yield
+    dist.destroy_process_group()  # not after an error, where others may never come to it
+
+
+def rank() -> int:
+    """This process's number; that of 0 writes what is written."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """The number of processes on all machines."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def local_rank() -> int:
+    """This process's number on its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def total(values: Tensor) -> Tensor:
+    """The processes' sum."""
+    return _reduced(values, dist.ReduceOp.SUM)
+
+
+def mean(values: Tensor) -> Tensor:
+    """The processes' mean."""
+    return total(values) / world_size()
+
+
+def maximum(values: Tensor) -> Tensor:
+    """The processes' maximum."""
+    return _reduced(values, dist.ReduceOp.MAX)
+
+
+def largest(value: int) -> int:
+    """The largest of the processes' numbers, which are on the host."""
+    return value if world_size() == 1 else int(maximum(torch.tensor(value)))
+
+
+def gathered(value: T) -> list[T]:
+    """Every process's plain value, in rank 0; nothing in the others."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.gather_object(value, values if rank() == 0 else None)
+    return values if rank() == 0 else []
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What rank 0 makes, in every process; a UsageError there is raised everywhere."""
+    if world_size() == 1:
+        return make()
+    made: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            made[0] = make()
+        except UsageError as error:
+            made[1] = str(error)
+    dist.broadcast_object_list(made)
+    if made[1] is not None:
+        raise UsageError(made[1])
+    return made[0]
+
+
+def parallel(module: nn.Module, device: torch.device) -> nn.Module:
+    """``module``, whose gradients become the processes' mean during the backward pass."""
+    if world_size() == 1:
+        return module
+    return DistributedDataParallel(
+        module,
+        device_ids=[device] if device.type == "cuda" else None,
+        broadcast_buffers=False,  # statistics are frozen or synchronised
+        gradient_as_bucket_view=True,
+    )
+
+
+def gradients_stay(module: nn.Module) -> AbstractContextManager[None]:
+    """In this context a ``parallel`` module keeps its gradients, for a later backward pass to hand on."""
+    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+
+
+def _reduced(values: Tensor, operation: Any) -> Tensor:
+    if world_size() == 1:
+        return values
+    result = values.clone()
+    dist.all_reduce(result, operation)
+    return result
