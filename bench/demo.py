@@ -15,7 +15,7 @@ import models.segmentation.recipes  # noqa: F401 - fills the registry
 from models.data import DataError, prepare_synthetic
 from models.segmentation.build import open_split
 from models.segmentation.evaluate import evaluate, example_pictures
-from models.segmentation.load import load_network
+from models.segmentation.load import load
 from models.segmentation.metrics import table
 from models.segmentation.pictures import Picture, below, beside, captioned, write_picture
 from models.training import checkpoint
@@ -57,7 +57,8 @@ def main(folder: Path) -> int:
 
 def _measure(name: str, run: Path, metrics: dict[str, float], columns: dict[str, list[Picture]]) -> None:
     """Add a run's scores and pictures: all of its outputs, or the ensemble alone for a single modality's."""
-    net, recipe, _ = load_network(run / checkpoint.LAST, [f"eval.pictures={SCENES}"])
+    trained = load(run / checkpoint.LAST, [f"eval.pictures={SCENES}"])
+    net, recipe = trained.net, trained.recipe
     dataset = open_split(recipe.data, "val")
     alone = len(recipe.data.modalities) == 1
     for key, value in evaluate(net, dataset, recipe).compute().items():

@@ -58,7 +58,7 @@ def assert_same_run(a: Path, b: Path) -> None:
         assert (a / name).read_text() == (b / name).read_text()
     for name in ("last.pt", "best.pt"):
         one, other = checkpoint.load(a / name)[1], checkpoint.load(b / name)[1]
-        for part in ("loop", "task", "rng"):
+        for part in ("loop", "task", "processes"):
             assert_same(one[part], other[part])
 
 
@@ -69,9 +69,9 @@ def signalled(command: list[str], at: int, action: str) -> int:
         "from models.segmentation.task import SegmentationTask as Task\n"
         "from models.__main__ import main\n"
         "step, calls = Task.step, []\n"
-        "def stepping(self, batch):\n"
+        "def stepping(self, *arguments):\n"
         "    calls.append(0)\n"
-        "    losses = step(self, batch)\n"
+        "    losses = step(self, *arguments)\n"
         f"    if len(calls) == {at}: {action}\n"
         "    return losses\n"
         "Task.step = stepping\n"
@@ -155,9 +155,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
 ) -> None:
     step = SegmentationTask.step
 
-    def interrupted(self: SegmentationTask, batch: Any) -> dict[str, Tensor]:
+    def interrupted(self: SegmentationTask, *arguments: Any) -> dict[str, Tensor]:
         signal.raise_signal(signal.SIGINT)
-        return step(self, batch)
+        return step(self, *arguments)
 
     monkeypatch.setattr(SegmentationTask, "step", interrupted)
     output = tmp_path / "run"
@@ -262,17 +262,16 @@ def test_predict_single_files_with_the_networks_own_labels(
     rooms: Path, trained: Path, tmp_path: Path
 ) -> None:
     from models.data import LAYOUTS, Reader, configured
-    from models.segmentation.load import load_network
-    from models.segmentation.predict import read_inputs
+    from models.segmentation.load import load
 
     paths = {"rgb": rooms / "rgb" / "000003.png", "depth": rooms / "depth" / "000003.png"}
     inputs = ["--rgb", str(paths["rgb"]), "--depth", str(paths["depth"]), "--output", str(tmp_path)]
     assert main(["predict", str(trained), *inputs, "data.depth_scale=2500"]) == 0
     written = cv2.imread(str(tmp_path / "labels" / "000003.png"), cv2.IMREAD_UNCHANGED)
-    net, _, _ = load_network(trained)
-    reader = Reader(configured(LAYOUTS["nyu_cen"], depth_scale=2500.0), ("rgb", "depth"))
+    network = load(trained, ["data.depth_scale=2500"])
+    assert network.reader == Reader(configured(LAYOUTS["nyu_cen"], depth_scale=2500.0), ("rgb", "depth"))
     with torch.no_grad():
-        logits = net(read_inputs(paths, reader)).ensemble
+        logits = network.net(network.read(**paths)).ensemble
     resized = torch.nn.functional.interpolate(logits, SIZE, mode="bicubic", align_corners=False)
     np.testing.assert_array_equal(written, resized[0].argmax(0).numpy())
 

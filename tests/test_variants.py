@@ -20,7 +20,7 @@ from models.encoders import ExchangePoint, ExchangeResNet, PrivateConv2d, Varian
 from models.encoders.ablations import Discard, FixedPortion, GatedSum, Sum
 from models.encoders.norms import MixingPoint
 from models.segmentation.build import build_network
-from models.segmentation.load import load_network
+from models.segmentation.load import load
 from models.segmentation.losses import scale_penalty
 from models.segmentation.network import SegmentationNetwork
 from models.training import checkpoint, config, registry
@@ -448,9 +448,10 @@ def test_a_variant_trains_resumes_and_is_evaluated(tmp_path: Path) -> None:
     assert main([*command, "run.steps=1"]) == 0
     drawn = checkpoint.load(run / checkpoint.LAST)[1]["task"]["net"]
     assert main([*command, "run.steps=2", "--resume"]) == 0
-    net, recipe, path = load_network(run / checkpoint.LAST)
-    state = checkpoint.load(path)[1]["task"]["net"]
-    assert (recipe.variant.convolutions, recipe.variant.exchange) == ("private", "random")
+    trained = load(run / checkpoint.LAST)
+    variant, net = trained.recipe.variant, trained.net
+    state = checkpoint.load(trained.path)[1]["task"]["net"]
+    assert (variant.convolutions, variant.exchange) == ("private", "random")
     assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
     scores = [key for key in state if key.endswith("mix.scores")]
     assert len(scores) == 16

@@ -10,6 +10,7 @@ from torch import nn
 from models.data import (
     LAYOUTS,
     DataError,
+    Layout,
     Loader,
     Reader,
     SegmentationSet,
@@ -24,6 +25,7 @@ from models.segmentation.network import SegmentationNetwork
 from models.segmentation.pspnet import pspnet
 from models.segmentation.refinenet import refinenet
 from models.segmentation.settings import DataSettings, SegmentationRecipe
+from models.training import distributed
 from models.training.errors import UsageError, existing
 
 
@@ -132,35 +134,31 @@ def open_split(settings: DataSettings, split: str) -> SegmentationSet:
         raise UsageError(f"data: {error}") from None
 
 
-def build_reader(settings: DataSettings) -> Reader:
-    """What makes the network's inputs of single files, as they were made in training.
+def build_reader(settings: DataSettings, layout: Layout | None = None) -> Reader:
+    """What makes the network's inputs of a scene's files.
+
+    Args:
+        settings: what they say of the files goes before ``layout``'s.
+        layout: None: the one that ``data.layout`` names or ``data.root`` tells.
 
     Raises:
-        UsageError: the data set is not there to tell what stored depth means, and no layout is named; a
-            setting is refused.
+        UsageError: neither is set; a setting is refused.
         DataError: as ``find_layout``.
     """
-    root, name = settings.root, settings.layout
-    if name is None and not (root is not None and root.is_dir()):
-        if settings.depth_scale is None and settings.modalities != ("rgb",):
-            raise UsageError(
-                f"data.layout must be set to that of the files: data.root={root} is not there to tell it;"
-                f" one of {', '.join(LAYOUTS)}"
-            )
-        name = "nyu_cen"
     try:
-        layout = LAYOUTS[name] if name in LAYOUTS else find_layout(root or Path(), name)
+        if layout is None and settings.layout in LAYOUTS:
+            layout = LAYOUTS[settings.layout]
         known = configured(
-            layout,
+            layout or find_layout(data_root(settings), settings.layout),
             depth_scale=settings.depth_scale,
             bit_shift=settings.bit_shift,
             camera=settings.camera,
         )
         return Reader(known, settings.modalities)
-    except DataError:
+    except (DataError, UsageError):
         raise
     except ValueError as error:
-        raise UsageError(f"data.{error}") from None
+        raise UsageError(f"data: {error}") from None
 
 
 def data_root(settings: DataSettings) -> Path:
@@ -190,6 +188,7 @@ def build_train_loader(recipe: SegmentationRecipe) -> Loader:
             batch_size=settings.batch_size,
             seed=recipe.run.seed,
             workers=recipe.run.workers,
+            part=(distributed.rank(), distributed.world_size()),
         )
     except ValueError as error:
         raise UsageError(f"data.{error}") from None

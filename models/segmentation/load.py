@@ -1,11 +1,27 @@
-"""Trained networks from files."""
+"""Trained networks from files, with what they are to be fed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from models.segmentation.build import build_network
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.data import (
+    InputSpec,
+    Reader,
+    broaden,
+    differing_inputs,
+    input_from_plain,
+    input_specs,
+    layout_from_plain,
+    to_plain,
+)
+from models.segmentation.build import build_network, build_reader
 from models.segmentation.network import SegmentationNetwork
 from models.segmentation.settings import SegmentationRecipe
 from models.training import checkpoint, config
@@ -13,23 +29,94 @@ from models.training.devices import device_of
 from models.training.errors import UsageError
 
 
-def load_network(
-    path: Path, overrides: Sequence[str] = ()
-) -> tuple[SegmentationNetwork, SegmentationRecipe, Path]:
-    """The network of a run's best checkpoint, or of the checkpoint given.
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A network and what was known where it was trained; ``load`` makes one.
 
-    Returns:
-        The network in evaluation mode on the recipe's device, the recipe with the overrides applied, and the
-        checkpoint's path.
+    Attributes:
+        net: in evaluation mode, on the device of ``recipe.run.device``.
+        recipe: the settings of its training, changed by those given to ``load``.
+        path: the file.
+        inputs: what it was fed, by modality in their order.
+        reader: makes the images that it takes of a scene's files, as in training.
+        class_names: of its outputs' channels.
+    """
+
+    net: SegmentationNetwork
+    recipe: SegmentationRecipe
+    path: Path
+    inputs: tuple[InputSpec, ...]
+    reader: Reader
+    class_names: tuple[str, ...]
+
+    def read(self, **paths: str | Path) -> Tensor:
+        """The network's input for one scene, ``[M, 3, H, W]``, of its files: ``read(rgb=..., depth=...)``.
+
+        Raises:
+            DataError: a broken image, or images of different size.
+        """
+        images = self.reader.read({kind: Path(path) for kind, path in paths.items()})
+        stacked = np.stack([image.transpose(2, 0, 1) for image in broaden(images, 3)])
+        return torch.from_numpy(stacked).to(next(self.net.parameters()).device)
+
+    def check(self, reader: Reader) -> None:
+        """Refuse a reader that would feed the network otherwise than its training did.
+
+        Raises:
+            UsageError: it would; the message says in what.
+        """
+        _check(self.path, self.inputs, reader)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainedNetwork:
+    """A trained network: of a run's best checkpoint, of the checkpoint given, or of an exported file.
+
+    Args:
+        path: run folder, checkpoint, or what ``export`` and ``import`` wrote.
+        overrides: ``field=value`` assignments, such as ``run.device=cpu``, or ``data.layout`` and
+            ``data.depth_scale`` for files that are stored otherwise than those of the training.
 
     Raises:
-        UsageError: no checkpoint there; an override is wrong or does not fit the weights.
+        UsageError: no such file there; an override is wrong, does not fit the weights, or would feed the
+            network otherwise than its training did.
     """
-    path, contents = checkpoint.load(path, checkpoint.BEST)
-    recipe = config.override(checkpoint.settings(contents), overrides)
+    path, contents = checkpoint.load(Path(path), checkpoint.BEST)
+    trained = checkpoint.settings(contents)
+    recipe = config.override(trained, overrides)
+    if recipe.data.modalities != trained.data.modalities:
+        names = ",".join(trained.data.modalities)
+        raise UsageError(
+            f"data.modalities must stay {names}, the inputs that {path} was trained on in their order, got "
+            f"{','.join(recipe.data.modalities)}"
+        )
+    inputs = tuple(map(input_from_plain, contents["inputs"]))
+    layout = layout_from_plain(contents["layout"])
+    if any(getattr(recipe.data, name) != getattr(trained.data, name) for name in ("root", "layout")):
+        layout = None
+    reader = build_reader(recipe.data, layout)
+    _check(path, inputs, reader)
     net = build_network(recipe)
     try:
-        net.load_state_dict(contents["task"]["net"])
+        net.load_state_dict(checkpoint.weights(contents))
     except RuntimeError as error:
-        raise UsageError(f"{path} does not fit these settings: {error}") from None
-    return net.to(device_of(recipe.run.device)).eval(), recipe, path
+        raise UsageError(f"{path} does not fit these settings: {' '.join(str(error).split())}") from None
+    net = net.to(device_of(recipe.run.device)).eval()
+    return TrainedNetwork(net, recipe, path, inputs, reader, tuple(contents["classes"]))
+
+
+def describe(reader: Reader, class_names: Sequence[str]) -> dict[str, Any]:
+    """What a checkpoint says of a network beside its settings: ``inputs``, ``layout`` and ``classes``."""
+    return {
+        "inputs": [to_plain(spec) for spec in input_specs(reader)],
+        "layout": to_plain(reader.layout),
+        "classes": list(class_names),
+    }
+
+
+def _check(path: Path, inputs: Sequence[InputSpec], reader: Reader) -> None:
+    differences = differing_inputs(inputs, input_specs(reader))
+    if differences:
+        raise UsageError(
+            f"{path} was trained on other inputs than the layout {reader.layout.name} gives: "
+            f"{'; '.join(differences)}. Set data.depth_scale, data.layout or data.root to what tells them"
+        )

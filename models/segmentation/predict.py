@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from models.data import IMAGE_SUFFIXES, Reader, broaden
+from models.data import IMAGE_SUFFIXES
 from models.messages import suggest
-from models.segmentation.build import build_reader, output_names
+from models.segmentation.build import output_names
 from models.segmentation.inference import predict_labels
-from models.segmentation.load import load_network
+from models.segmentation.load import load
 from models.segmentation.network import SegmentationNetwork
 from models.segmentation.pictures import (
     Picture,
@@ -55,17 +54,17 @@ def predict_files(
         UsageError: a path, modality or output that does not exist; images that do not pair up.
         DataError: a broken image, or modalities of different size; the message names the file.
     """
-    net, recipe, _ = load_network(checkpoint, overrides)
+    trained = load(checkpoint, overrides)
+    net, recipe = trained.net, trained.recipe
     names = output_names(recipe)
     if which not in names:
         raise UsageError(f"--which must be one of {', '.join(names)}, got {which!r}{suggest(which, names)}")
-    reader = build_reader(recipe.data)
-    scenes = match_files(inputs, reader.kinds())
+    scenes = match_files(inputs, trained.reader.kinds())
     _make_folders(output)
     sheet = np.linspace(0, len(scenes) - 1, min(recipe.eval.sheet, len(scenes))).astype(int).tolist()
     shown = {}
     for index, (name, paths) in enumerate(tqdm(scenes.items(), desc="predict", disable=None)):
-        prediction = predict(net, recipe, read_inputs(paths, reader))
+        prediction = predict(net, recipe, trained.read(**paths))
         prediction.write(output, name, which)
         if index in sheet:
             shown[name] = prediction.pictures()
@@ -122,7 +121,7 @@ def predict(net: SegmentationNetwork, recipe: SegmentationRecipe, images: Tensor
         recipe.eval,
     )
     labels = {name: each[0] for name, each in zip(output_names(recipe), found, strict=True)}
-    return Prediction(recipe, images, labels)
+    return Prediction(recipe, images.cpu(), labels)
 
 
 def match_files(inputs: Mapping[str, Path], modalities: Sequence[str]) -> dict[str, dict[str, Path]]:
@@ -156,16 +155,6 @@ def match_files(inputs: Mapping[str, Path], modalities: Sequence[str]) -> dict[s
                 if stem not in others:
                     raise UsageError(f"{file} has no counterpart in {paths[other]}{suggest(stem, others)}")
     return {stem: {modality: found[modality][stem] for modality in modalities} for stem in found[first]}
-
-
-def read_inputs(paths: Mapping[str, Path], reader: Reader) -> Tensor:
-    """The network's input for one scene, ``[M, 3, H, W]``.
-
-    Raises:
-        DataError: a broken image, or images of different size.
-    """
-    images = reader.read(paths)
-    return torch.from_numpy(np.stack([image.transpose(2, 0, 1) for image in broaden(images, 3)]))
 
 
 def _images(folder: Path) -> dict[str, Path]:

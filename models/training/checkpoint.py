@@ -1,43 +1,90 @@
-"""Checkpoints: one file of tensors and plain containers, loaded with ``weights_only=True``.
+"""Files of runs and of networks: tensors and plain containers, loaded without running any code in them.
 
-Contents: ``format``; ``recipe``, the recipe's name; ``config``, its settings (``config.to_plain``); ``loop``,
-the loop's progress; ``task``, networks and optimisers; ``rng``, the generators' states.
+A run's checkpoint (``torch.save``) holds: ``format``; ``cen_ext``, the version; ``recipe``, the recipe's
+name; ``config``, its settings (``config.to_plain``); what the task says of its network, such as ``inputs``;
+``loop``, the loop's progress; ``task``, networks and optimisers; ``processes``, what differs between the
+run's processes.
+
+A network's file holds the same without ``loop``, ``processes`` and optimisers, and the averaged weights where
+there are such: as ``.safetensors``, whose header holds each entry but ``task`` as JSON, or as ``.pt``.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
+import cen_ext
+from models.data.inputs import differing_inputs, input_from_plain
 from models.messages import first_line
 from models.training import config, registry
-from models.training.errors import UsageError, existing
+from models.training.errors import UsageError, existing, writable
 from models.training.files import replacing
 
-FORMAT = 1
+FORMAT = 2
 LAST, BEST = "last.pt", "best.pt"
+_SUFFIXES = (".safetensors", ".pt")
+_OF_RUNS = ("loop", "processes", "task")
 
 
 def save(path: Path, contents: dict[str, Any]) -> None:
     """Write a checkpoint; the file at ``path`` is the old one or the new one, never a part."""
     with replacing(path) as temporary:
-        torch.save({"format": FORMAT, **contents}, temporary)
+        torch.save({"format": FORMAT, "cen_ext": cen_ext.__version__, **contents}, temporary)
+
+
+def save_network(path: Path, contents: dict[str, Any]) -> None:
+    """Write the network of a checkpoint alone.
+
+    Args:
+        path: its suffix says how, ``.safetensors`` or ``.pt``; its folder is made.
+        contents: of a checkpoint; ``loop`` and ``processes`` may be missing.
+
+    Raises:
+        UsageError: another suffix; no file can be written there.
+    """
+    known = {name: value for name, value in contents.items() if name not in _OF_RUNS}
+    net = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in weights(contents).items()
+    }
+    if network_file(path).suffix == ".pt":
+        save(path, {**known, "task": {"net": net}})
+        return
+    header = {"format": FORMAT, "cen_ext": cen_ext.__version__, **known}
+    with replacing(path) as temporary:
+        save_file(net, temporary, {name: json.dumps(value) for name, value in header.items()})
+
+
+def network_file(path: Path) -> Path:
+    """The path that ``save_network`` is to write; to be asked for before work starts.
+
+    Raises:
+        UsageError: as there.
+    """
+    if path.suffix not in _SUFFIXES:
+        raise UsageError(f"--output must end in {' or '.join(_SUFFIXES)}, got {path}")
+    return writable(path, "--output")
 
 
 def load(path: Path, prefer: str = LAST) -> tuple[Path, dict[str, Any]]:
-    """Read a checkpoint onto the CPU.
+    """Read a checkpoint or a network's file onto the CPU.
 
     Args:
-        path: a checkpoint, or a run folder.
-        prefer: which one of a run folder; the other where this is missing.
+        path: either, or a run folder.
+        prefer: which checkpoint of a run folder; the other where this is missing.
 
     Returns:
-        The checkpoint's path and contents.
+        The file's path and contents.
 
     Raises:
-        UsageError: nothing there, or not a checkpoint of this project.
+        UsageError: nothing there, or not a file of this project.
     """
     existing(path, "checkpoint")
     if path.is_dir():
@@ -46,26 +93,59 @@ def load(path: Path, prefer: str = LAST) -> tuple[Path, dict[str, Any]]:
             raise UsageError(f"checkpoint: the folder {path} holds neither {LAST} nor {BEST}")
         path = found[0]
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        contents = _read(path)
     except Exception as error:  # the unpickler's own errors on foreign bytes are of every kind
         raise UsageError(f"checkpoint: {path} is broken or no checkpoint ({first_line(error)})") from None
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
         raise UsageError(
-            f"checkpoint: {path} was not written by `python -m models train`, or by another version"
+            f"checkpoint: {path} was not written by `python -m models train`, or by another version; "
+            "`python -m models import` reads the networks that the paper's authors released"
         )
     return path, contents
 
 
-def system(path: Path) -> registry.System:
-    """What the commands do for the kind of network in a checkpoint or run folder.
+def _read(path: Path) -> Any:
+    if path.suffix != ".safetensors":
+        return torch.load(path, map_location="cpu", weights_only=True)
+    with safe_open(path, "pt") as file:
+        header = file.metadata() or {}
+        if "format" not in header:
+            return None
+        known = {name: json.loads(value) for name, value in header.items()}
+        return {**known, "task": {"net": {name: file.get_tensor(name) for name in file.keys()}}}  # noqa: SIM118
+
+
+def weights(contents: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights to use a network with: their average over the training, where the run kept one."""
+    task = contents["task"]
+    return task.get("ema") or task["net"]
+
+
+def check_inputs(path: Path, contents: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to go on where the network would be fed otherwise.
+
+    Args:
+        path: the checkpoint.
+        contents: its.
+        now: ``inputs`` as the task at hand describes them.
 
     Raises:
-        UsageError: as ``load``.
+        UsageError: they are others than in the checkpoint.
     """
-    _, contents = load(path)
-    return registry.find(contents["recipe"]).system
+    specs = [[input_from_plain(plain) for plain in each["inputs"]] for each in (contents, now)]
+    if differences := differing_inputs(*specs):
+        raise UsageError(f"--resume: {path} was trained on other inputs: {'; '.join(differences)}")
 
 
 def settings(contents: dict[str, Any]) -> Any:
     """The recipe's settings as the checkpoint's run had them."""
     return config.from_plain(registry.find(contents["recipe"]), contents["config"])
+
+
+def system(path: Path) -> registry.System:
+    """What the commands do for the kind of network in a file or run folder.
+
+    Raises:
+        UsageError: as ``load``.
+    """
+    return registry.find(load(path, BEST)[1]["recipe"]).system
