@@ -1,7 +1,7 @@
-"""RefineNet with channel exchange as it is usually written: a baseline, and a check of ``models.refinenet``.
+"""RefineNet and PSPNet with channel exchange as usually written: baselines, and checks of ``models``.
 
 Lists of M tensors everywhere, one call a modality for every shared layer, ``nn.BatchNorm2d`` a modality, the
-exchange by boolean masks into a fresh tensor. Parameter names are those of ``models.refinenet``, with the
+exchange by boolean masks into a fresh tensor. Parameter names are those of ``models``' networks, with the
 modality's number inside the norms' (``bn1.0.weight``); ``split_state`` and ``stacked_state`` convert.
 """
 
@@ -99,7 +99,9 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    def __init__(self, name: str, num_modalities: int, threshold: float, region: str) -> None:
+    def __init__(
+        self, name: str, num_modalities: int, threshold: float, region: str, dilated: bool = False
+    ) -> None:
         super().__init__()
         self.num_modalities, self.threshold, self.region = num_modalities, threshold, region
         self.bottleneck = name not in ("resnet18", "resnet34")
@@ -107,27 +109,33 @@ class Encoder(nn.Module):
         self.bn1 = PrivateNorm(64, num_modalities)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        channels = 64
+        channels, dilation = 64, 1
         for stage, depth in enumerate(DEPTHS[name]):
             blocks = []
             for i in range(depth):
-                blocks.append(self.block(channels, 64 * 2**stage, 2 if stage and not i else 1))
+                halves = stage > 0 and i == 0
+                before = dilation
+                if halves and dilated and stage >= 2:
+                    dilation, halves = 2 * dilation, False
+                blocks.append(self.block(channels, 64 * 2**stage, 2 if halves else 1, (before, dilation)))
                 channels = 64 * 2**stage * (4 if self.bottleneck else 1)
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
         self.channels = [channels // 8, channels // 4, channels // 2, channels]
 
-    def block(self, channels: int, width: int, stride: int) -> Block:
-        def conv(*sizes: int) -> nn.Conv2d:  # in, out, kernel, stride
-            return nn.Conv2d(*sizes, padding=sizes[2] // 2, bias=False)
+    def block(self, channels: int, width: int, stride: int, dilations: tuple[int, int]) -> Block:
+        def conv(channels: int, out: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
+            padding = kernel // 2 * dilation
+            return nn.Conv2d(channels, out, kernel, stride, padding, dilation, bias=False)
 
+        first, second = dilations
         plain = (self.num_modalities,)
         exchanging = (self.num_modalities, self.threshold, self.region)
         out = 4 * width if self.bottleneck else width
         if self.bottleneck:
-            convs = [conv(channels, width, 1), conv(width, width, 3, stride), conv(width, out, 1)]
+            convs = [conv(channels, width, 1), conv(width, width, 3, stride, first), conv(width, out, 1)]
             norms = [PrivateNorm(width, *plain), PrivateNorm(width, *exchanging), PrivateNorm(out, *plain)]
         else:
-            convs = [conv(channels, width, 3, stride), conv(width, width, 3)]
+            convs = [conv(channels, width, 3, stride, first), conv(width, width, 3, 1, second)]
             norms = [PrivateNorm(width, *exchanging), PrivateNorm(width, *exchanging)]
         downsample = None
         if stride != 1 or channels != out:
@@ -213,8 +221,36 @@ class Decoder(nn.Module):
         return each(self.classifier, each(self.dropout, xs))
 
 
-class StraightforwardRefineNet(nn.Module):
-    """Arguments as ``models.refinenet``; a list of M ``[N, 3, H, W]`` to M branches and the ensemble."""
+class StraightforwardNetwork(nn.Module):
+    """A list of M ``[N, 3, H, W]`` to M branches, their ensemble and the outputs of an auxiliary head."""
+
+    def __init__(
+        self, encoder: Encoder, decoder: nn.Module, num_modalities: int, frozen_statistics: bool
+    ) -> None:
+        super().__init__()
+        self.frozen_statistics = frozen_statistics
+        self.encoder = encoder
+        self.decoder = decoder
+        self.auxiliary = None
+        self.alpha = nn.Parameter(torch.zeros(num_modalities))
+
+    def train(self, mode: bool = True) -> StraightforwardNetwork:
+        super().train(mode)
+        for module in self.encoder.modules():
+            if self.frozen_statistics and isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def forward(self, xs: list[Tensor]) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+        features = self.encoder(xs)
+        branches = self.decoder(features)
+        weights = F.softmax(self.alpha, dim=0)
+        ensemble = sum(weights[m] * branch.detach() for m, branch in enumerate(branches))
+        return branches, ensemble, self.auxiliary(features) if self.auxiliary else []
+
+
+class StraightforwardRefineNet(StraightforwardNetwork):
+    """Arguments as ``models.refinenet``."""
 
     def __init__(
         self,
@@ -228,24 +264,75 @@ class StraightforwardRefineNet(nn.Module):
         width: int = 256,
         frozen_statistics: bool = True,
     ) -> None:
+        body = Encoder(encoder, num_modalities, threshold, region)
+        decoder = Decoder(body.channels, num_classes, width, dropout)
+        super().__init__(body, decoder, num_modalities, frozen_statistics)
+
+
+class ConvNorm(nn.Module):
+    def __init__(self, channels: int, out: int, kernel: int, num_modalities: int) -> None:
         super().__init__()
-        self.frozen_statistics = frozen_statistics
-        self.encoder = Encoder(encoder, num_modalities, threshold, region)
-        self.decoder = Decoder(self.encoder.channels, num_classes, width, dropout)
-        self.alpha = nn.Parameter(torch.zeros(num_modalities))
+        self.conv = nn.Conv2d(channels, out, kernel, padding=kernel // 2, bias=False)
+        self.norm = PrivateNorm(out, num_modalities)
 
-    def train(self, mode: bool = True) -> StraightforwardRefineNet:
-        super().train(mode)
-        for module in self.encoder.modules():
-            if self.frozen_statistics and isinstance(module, nn.BatchNorm2d):
-                module.eval()
-        return self
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        return each(F.relu, self.norm(each(self.conv, xs)))
 
-    def forward(self, xs: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        branches = self.decoder(self.encoder(xs))
-        weights = F.softmax(self.alpha, dim=0)
-        ensemble = sum(weights[m] * branch.detach() for m, branch in enumerate(branches))
-        return branches, ensemble
+
+class Pyramid(nn.Module):
+    """PSPNet's head: stage 4 beside its averages over 1, 2 by 2, 3 by 3 and 6 by 6 regions."""
+
+    def __init__(self, channels: int, num_classes: int, width: int, dropout: float, num_modalities: int):
+        super().__init__()
+        self.bins = (1, 2, 3, 6)
+        self.pyramid = nn.ModuleList(ConvNorm(channels, channels // 4, 1, num_modalities) for _ in self.bins)
+        self.merge = ConvNorm(2 * channels, width, 3, num_modalities)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Conv2d(width, num_classes, 1)
+
+    def forward(self, features: list[list[Tensor]]) -> list[Tensor]:
+        xs = features[3]
+        levels = [xs]
+        for bins, level in zip(self.bins, self.pyramid, strict=True):
+            pooled = level([F.adaptive_avg_pool2d(x, bins) for x in xs])
+            up = nn.Upsample(size=xs[0].shape[2:], mode="bilinear", align_corners=True)
+            levels.append(each(up, pooled))
+        merged = self.merge([torch.cat(parts, 1) for parts in zip(*levels, strict=True)])
+        return each(self.classifier, each(self.dropout, merged))
+
+
+class Auxiliary(nn.Module):
+    """PSPNet's head on stage 3."""
+
+    def __init__(self, channels: int, num_classes: int, dropout: float, num_modalities: int) -> None:
+        super().__init__()
+        self.reduce = ConvNorm(channels, channels // 4, 3, num_modalities)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Conv2d(channels // 4, num_classes, 1)
+
+    def forward(self, features: list[list[Tensor]]) -> list[Tensor]:
+        return each(self.classifier, each(self.dropout, self.reduce(features[2])))
+
+
+class StraightforwardPSPNet(StraightforwardNetwork):
+    """Arguments as ``models.pspnet``."""
+
+    def __init__(
+        self,
+        encoder: str,
+        num_classes: int = 40,
+        num_modalities: int = 2,
+        *,
+        threshold: float = 0.02,
+        region: str = "own",
+        dropout: float = 0.1,
+        width: int = 512,
+        frozen_statistics: bool = True,
+    ) -> None:
+        body = Encoder(encoder, num_modalities, threshold, region, dilated=True)
+        head = Pyramid(body.channels[3], num_classes, width, dropout, num_modalities)
+        super().__init__(body, head, num_modalities, frozen_statistics)
+        self.auxiliary = Auxiliary(body.channels[2], num_classes, dropout, num_modalities)
 
 
 def split_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

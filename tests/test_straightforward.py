@@ -8,27 +8,36 @@ from networks import randomise_norms
 from torch import Tensor
 
 import models
-from bench.straightforward import StraightforwardRefineNet, split_state, stacked_state
+from bench.straightforward import (
+    StraightforwardNetwork,
+    StraightforwardPSPNet,
+    StraightforwardRefineNet,
+    split_state,
+    stacked_state,
+)
 
 CASES = [
-    # encoder, modalities, region, frozen statistics
-    ("resnet18", 2, "own", True),
-    ("resnet18", 3, "all", False),
-    ("resnet50", 2, "all", True),
-    ("resnet50", 3, "own", False),
-    ("resnet34", 1, "own", False),
+    # network, encoder, modalities, region, frozen statistics
+    ("refinenet", "resnet18", 2, "own", True),
+    ("refinenet", "resnet18", 3, "all", False),
+    ("refinenet", "resnet50", 2, "all", True),
+    ("refinenet", "resnet50", 3, "own", False),
+    ("refinenet", "resnet34", 1, "own", False),
+    ("pspnet", "resnet18", 3, "own", False),
+    ("pspnet", "resnet50", 2, "all", True),
 ]
+STRAIGHTFORWARD = {"refinenet": StraightforwardRefineNet, "pspnet": StraightforwardPSPNet}
 
 
 def pair(
-    encoder: str, num_modalities: int, region: str, frozen: bool
-) -> tuple[models.RefineNet, StraightforwardRefineNet]:
+    network: str, encoder: str, num_modalities: int, region: str, frozen: bool
+) -> tuple[models.RefineNet | models.PSPNet, StraightforwardNetwork]:
     """The two networks with equal float64 weights."""
     options = {"region": region, "dropout": 0.0, "width": 6, "frozen_statistics": frozen}
-    net = models.refinenet(encoder, 5, num_modalities, **options).double()
+    net = getattr(models, network)(encoder, 5, num_modalities, **options).double()
     randomise_norms(net)
     torch.nn.init.normal_(net.alpha)
-    usual = StraightforwardRefineNet(encoder, 5, num_modalities, **options).double()
+    usual = STRAIGHTFORWARD[network](encoder, 5, num_modalities, **options).double()
     usual.load_state_dict(split_state(net.state_dict()))
     return net, usual
 
@@ -38,28 +47,29 @@ def assert_close(found: Tensor, expected: Tensor, what: str) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9 * scale, msg=lambda m: f"{what}: {m}")
 
 
-@pytest.mark.parametrize(("encoder", "num_modalities", "region", "frozen"), CASES)
+@pytest.mark.parametrize(("network", "encoder", "num_modalities", "region", "frozen"), CASES)
 def test_values_gradients_and_statistics(
-    encoder: str, num_modalities: int, region: str, frozen: bool
+    network: str, encoder: str, num_modalities: int, region: str, frozen: bool
 ) -> None:
-    net, usual = pair(encoder, num_modalities, region, frozen)
+    net, usual = pair(network, encoder, num_modalities, region, frozen)
     net.train()
     usual.train()
     xs = [torch.randn(2, 3, 33, 49, dtype=torch.float64) for _ in range(num_modalities)]
-    dys = [torch.randn(2, 5, 9, 13, dtype=torch.float64) for _ in range(num_modalities + 1)]
 
     out = net(xs)
-    branches, ensemble = usual(xs)
-    for m in range(num_modalities):
-        assert_close(out.branches[m], branches[m], f"branch {m}")
-    assert_close(out.ensemble, ensemble, "ensemble")
+    branches, ensemble, auxiliary = usual(xs)
+    found = [*out.branches, out.ensemble, *([] if out.auxiliary is None else out.auxiliary)]
+    expected = [*branches, ensemble, *auxiliary]
+    for i, (y, other) in enumerate(zip(found, expected, strict=True)):
+        assert_close(y, other, f"output {i}")
 
-    sum((y * dy).sum() for y, dy in zip([*out.branches, out.ensemble], dys, strict=True)).backward()
-    sum((y * dy).sum() for y, dy in zip([*branches, ensemble], dys, strict=True)).backward()
+    dys = [torch.randn_like(y) for y in expected]
+    for outputs in (found, expected):
+        sum((y * dy).sum() for y, dy in zip(outputs, dys, strict=True)).backward()
     expected = stacked_state({name: p.grad for name, p in usual.named_parameters()})
-    found = {name: p.grad for name, p in net.named_parameters()}
-    assert found.keys() == expected.keys()
-    for name, gradient in found.items():
+    gradients = {name: p.grad for name, p in net.named_parameters()}
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
         assert_close(gradient, expected[name], f"gradient of {name}")
     buffers = stacked_state(dict(usual.named_buffers()))
     for name, buffer in net.named_buffers():
@@ -67,7 +77,7 @@ def test_values_gradients_and_statistics(
 
 
 def test_states_convert_both_ways() -> None:
-    net, usual = pair("resnet50", 2, "own", True)
+    net, usual = pair("pspnet", "resnet50", 2, "own", True)
     back = stacked_state(usual.state_dict())
     assert back.keys() == net.state_dict().keys()
     for name, value in net.state_dict().items():
