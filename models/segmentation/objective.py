@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
+from cen_ext import recompute_outputs
 from models.segmentation.losses import segmentation_loss
 from models.segmentation.network import SegmentationNetwork
 from models.segmentation.settings import SegmentationRecipe
@@ -34,7 +37,10 @@ class Objective(nn.Module):
             pixels: 0-d, what the sums over pixels are divided by.
         """
         settings = self.recipe.loss
-        with autocast(self.recipe.run.precision, self.device):
+        run = self.recipe.run
+        # A compiler decides for itself what to keep.
+        keeping = recompute_outputs() if run.recompute and not run.compile else nullcontext()
+        with autocast(run.precision, self.device), keeping:
             output = self.net(images)
         return segmentation_loss(
             self.net,

@@ -47,6 +47,11 @@ class RunSettings:
     )
     tf32: bool = setting(True, "a GPU's float32 convolutions and matrix products round their inputs to TF32")
     channels_last: bool = setting(True, "weights of convolutions in channels_last, as images are", free=True)
+    recompute: bool = setting(
+        True,
+        "outputs of norms are computed again in the backward pass: less memory, hardly more time",
+        free=True,
+    )
     compile: bool = setting(False, "torch.compile of network and loss", free=True)
     cuda_graphs: bool = setting(
         False, "record forward and backward pass once and replay them; one CUDA device only", free=True
