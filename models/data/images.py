@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -23,12 +23,22 @@ class DataError(ValueError):
     """A data set's file is missing, broken or not what its layout promises; the message names the file."""
 
 
+class Frame(NamedTuple):
+    """A decoded picture without a file of its own, of a video for example; read as if it were a file."""
+
+    name: str  # what messages call it
+    pixels: NDArray[Any]  # as OpenCV decodes it, colours blue first
+
+    def __str__(self) -> str:
+        return self.name
+
+
 def size_of(image: NDArray[Any]) -> str:
     """``640x480``: width and height, as messages give them."""
     return f"{image.shape[1]}x{image.shape[0]}"
 
 
-def read_rgb(path: Path) -> NDArray[np.float32]:
+def read_rgb(path: Path | Frame) -> NDArray[np.float32]:
     """Read an 8-bit colour picture (any suffix OpenCV knows) for a network with ImageNet weights.
 
     Returns:
@@ -40,7 +50,7 @@ def read_rgb(path: Path) -> NDArray[np.float32]:
     return _normalise(path, _decode(path))
 
 
-def read_depth(path: Path, depth_scale: float | None, bit_shift: int = 0) -> NDArray[np.float32]:
+def read_depth(path: Path | Frame, depth_scale: float | None, bit_shift: int = 0) -> NDArray[np.float32]:
     """Read a depth map; 0 stands for a missing value.
 
     Args:
@@ -60,7 +70,7 @@ def read_depth(path: Path, depth_scale: float | None, bit_shift: int = 0) -> NDA
     allowed = (np.uint16,) if depth_scale is not None else (np.uint8, np.uint16)
     if image.dtype not in allowed or image.ndim != 2:
         bits = " or ".join(f"{8 * np.dtype(kind).itemsize}" for kind in allowed)
-        raise DataError(f"{path}: expected depth of {bits} bits and 1 channel, found {_kind(image)}")
+        raise DataError(f"{path}: expected depth of {bits} bits and 1 channel, found {kind_of(image)}")
     if bit_shift and image.dtype == np.uint16:
         image = image >> bit_shift | image << (16 - bit_shift)
     unit = depth_scale or np.iinfo(image.dtype).max
@@ -82,7 +92,7 @@ def read_stored(path: Path) -> NDArray[Any]:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
 
 
-def read_disparity(path: Path) -> NDArray[np.float32]:
+def read_disparity(path: Path | Frame) -> NDArray[np.float32]:
     """Read a disparity map of Cityscapes: (stored - 1) / 256 pixels, 0 where it is missing.
 
     Returns:
@@ -93,11 +103,11 @@ def read_disparity(path: Path) -> NDArray[np.float32]:
     """
     image = _decode(path)
     if image.dtype != np.uint16 or image.ndim != 2:
-        raise DataError(f"{path}: expected disparity of 16 bits and 1 channel, found {_kind(image)}")
+        raise DataError(f"{path}: expected disparity of 16 bits and 1 channel, found {kind_of(image)}")
     return np.maximum((image.astype(np.float32) - 1) / 256, 0)[:, :, None]
 
 
-def read_picture(path: Path, limits: Sequence[float] | None = None) -> NDArray[np.float32]:
+def read_picture(path: Path | Frame, limits: Sequence[float] | None = None) -> NDArray[np.float32]:
     """Read a picture of any modality: colour as ``read_rgb``, one channel scaled to 0 ... 1.
 
     Args:
@@ -114,7 +124,7 @@ def read_picture(path: Path, limits: Sequence[float] | None = None) -> NDArray[n
     if image.ndim == 3:
         return _normalise(path, image)
     if image.dtype not in (np.uint8, np.uint16):
-        raise DataError(f"{path}: expected one channel of 8 or 16 bits, found {_kind(image)}")
+        raise DataError(f"{path}: expected one channel of 8 or 16 bits, found {kind_of(image)}")
     low, high = limits or (0, np.iinfo(image.dtype).max)
     return ((image.astype(np.float32) - np.float32(low)) / np.float32(high - low))[:, :, None]
 
@@ -147,7 +157,7 @@ def read_labels(
     stored = _load(path) if path.suffix == ".npy" else _decode(path)
     if stored.dtype not in (np.uint8, np.uint16) or stored.ndim != 2:
         raise DataError(
-            f"{path}: expected labels of 8 or 16 bits and 1 channel, found {_kind(stored)}"
+            f"{path}: expected labels of 8 or 16 bits and 1 channel, found {kind_of(stored)}"
             " (a palette picture is to be saved as grey values)"
         )
     known = len(label_map) or num_classes
@@ -181,14 +191,16 @@ def _load(path: Path) -> NDArray[Any]:
     return array
 
 
-def _normalise(path: Path, image: NDArray[Any]) -> NDArray[np.float32]:
+def _normalise(path: Path | Frame, image: NDArray[Any]) -> NDArray[np.float32]:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise DataError(f"{path}: expected a colour picture of 8 bits and 3 channels, found {_kind(image)}")
+        raise DataError(f"{path}: expected a colour picture of 8 bits and 3 channels, found {kind_of(image)}")
     return np.asarray(cv2.LUT(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), _NORMALISED), np.float32)
 
 
-def _decode(path: Path) -> NDArray[Any]:
+def _decode(path: Path | Frame) -> NDArray[Any]:
     """The stored values, colours blue first; a turn noted in a photograph's EXIF data is not carried out."""
+    if isinstance(path, Frame):
+        return path.pixels
     try:
         data = np.fromfile(path, np.uint8)
     except OSError as error:
@@ -203,6 +215,7 @@ def _decode(path: Path) -> NDArray[Any]:
     return image
 
 
-def _kind(image: NDArray[Any]) -> str:
+def kind_of(image: NDArray[Any]) -> str:
+    """``8 bits and 3 channels``, as messages give what a file holds."""
     channels = 1 if image.ndim == 2 else image.shape[2]
     return f"{8 * image.itemsize} bits and {channels} channel{'s' * (channels > 1)}"

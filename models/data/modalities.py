@@ -15,6 +15,7 @@ from models.data.images import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     DataError,
+    Frame,
     read_depth,
     read_disparity,
     read_picture,
@@ -87,7 +88,7 @@ class Reader:
         files = self.layout.files
         return modality if modality in files else "depth" if "depth" in files else "disparity"
 
-    def read(self, paths: Mapping[str, Path]) -> tuple[Image, ...]:
+    def read(self, paths: Mapping[str, Path | Frame]) -> tuple[Image, ...]:
         """The images, all of one size.
 
         Args:
@@ -107,7 +108,7 @@ class Reader:
             for modality in self.modalities
         )
 
-    def _read(self, kind: str, path: Path) -> Image:
+    def _read(self, kind: str, path: Path | Frame) -> Image:
         layout = self.layout
         if kind in ("rgb", "hha"):
             return read_rgb(path)
@@ -118,7 +119,7 @@ class Reader:
         image = read_picture(path, layout.ranges.get(kind))
         return 2 * image - 1 if kind == "normals" else image
 
-    def _compute(self, modality: str, files: Mapping[str, Image], paths: Mapping[str, Path]) -> Image:
+    def _compute(self, modality: str, files: Mapping[str, Image], paths: Mapping[str, Path | Frame]) -> Image:
         source = self._source(modality)
         depth, path = files[source][:, :, 0], paths[source]
         if source == "depth" and self.layout.depth_scale is None:
@@ -135,7 +136,7 @@ class Reader:
             return depth[:, :, None]
         return surface_normals(depth, camera) if modality == "normals" else _as_picture(hha(depth, camera))
 
-    def camera(self, paths: Mapping[str, Path], size: Sequence[int]) -> Camera:
+    def camera(self, paths: Mapping[str, Path | Frame], size: Sequence[int]) -> Camera:
         """The camera of a scene's pictures of ``size``, height and width.
 
         Raises:
@@ -210,7 +211,7 @@ def read_camera(path: Path) -> Camera:
         ) from error
 
 
-def _from_disparity(disparity: Image, camera: Camera, path: Path) -> Image:
+def _from_disparity(disparity: Image, camera: Camera, path: Path | Frame) -> Image:
     """Metres, of pixels."""
     if camera.baseline is None:
         raise DataError(f"{path}: metres cannot be told from disparity without a camera file's baseline")
