@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
 import torch
 from torch import nn
 
-from cen_ext import ExchangeBatchNorm2d
+import cen_ext
+from cen_ext import ExchangeBatchNorm2d, ExchangeInstanceNorm2d, backends
 
 
 def randomise_norms(net: nn.Module, small_scales: float = 0.3) -> None:
     """Random private norms; a share ``small_scales`` of the scales lies in (-0.01, 0.01)."""
     for module in net.modules():
-        if isinstance(module, ExchangeBatchNorm2d):
+        if isinstance(module, ExchangeBatchNorm2d | ExchangeInstanceNorm2d):
             with torch.no_grad():
                 module.weight.uniform_(0.3, 0.8).mul_(torch.randn_like(module.weight).sign())
                 small = torch.rand_like(module.weight) < small_scales
@@ -19,3 +24,15 @@ def randomise_norms(net: nn.Module, small_scales: float = 0.3) -> None:
                 module.bias.normal_(std=0.1)
                 module.running_mean.normal_(std=0.1)
                 module.running_var.uniform_(0.5, 1.5)
+
+
+@contextmanager
+def only_backend(name: str) -> Iterator[None]:
+    """Networks run on this backend; the test is skipped where it cannot run."""
+    state = cen_ext.available_backends()[name]
+    if state != "ok":
+        pytest.skip(f"backend {name}: {state}")
+    choose = backends.choose
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backends, "choose", lambda _, x, options: choose(name, x, options))
+        yield

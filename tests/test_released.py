@@ -12,15 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from networks import randomise_norms
+from golden_numbers import assert_matches, draw, released_form
+from networks import only_backend, randomise_norms
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-import cen_ext
 import models
-from cen_ext import backends
-from models.segmentation.released import released_keys
+from models.segmentation.released import released_names
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "refinenet50.json").read_text())
 OUTPUTS = ("rgb", "depth", "ensemble")
@@ -31,41 +30,13 @@ def golden_net(encoder: str) -> models.RefineNet:
     return models.refinenet(encoder, 40, 2, threshold=0.02, region="all", dropout=0.0)
 
 
-def released_form(net: models.RefineNet, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Entries of our network (weights or gradients) by their released names."""
-    released = {}
-    for key, value in state.items():
-        names = released_keys(key, net.num_modalities)
-        entries = value.unbind(0) if value.dim() == 2 else [value] * len(names)
-        released.update(zip(names, entries, strict=True))
-    return released
-
-
 def released_shapes(encoder: str) -> dict[str, list[int]]:
     with torch.device("meta"):
         net = golden_net(encoder)
-    return {name: list(value.shape) for name, value in released_form(net, net.state_dict()).items()}
-
-
-def draw(key: str, shape: list[int]) -> Tensor:
-    """A weight as a function of its released name; the recipe of tests/golden/README.md."""
-    r = np.random.RandomState(zlib.crc32(f"0:{key}".encode()))
-    leaf = key.rpartition(".")[2]
-    if leaf == "num_batches_tracked":
-        return torch.tensor(0)
-    if leaf in ("running_mean", "bias"):
-        value = 0.1 * r.standard_normal(shape)
-    elif leaf == "running_var":
-        value = r.uniform(0.5, 1.5, shape)
-    elif leaf == "weight" and len(shape) == 1:
-        value = r.uniform(0.3, 0.8, shape) * np.where(r.uniform(size=shape) < 0.5, -1, 1)
-        small = r.uniform(size=shape) < 0.3
-        value = np.where(small, r.uniform(-0.009, 0.009, shape), value)
-    elif leaf == "weight":
-        value = r.standard_normal(shape) * np.sqrt(0.8 / np.prod(shape[1:]))
-    else:  # alpha and the inputs
-        value = r.standard_normal(shape)
-    return torch.from_numpy(np.asarray(value, dtype=np.float32))
+    return {
+        name: list(value.shape)
+        for name, value in released_form(released_names(net), net.state_dict()).items()
+    }
 
 
 def inputs_and_target() -> tuple[list[Tensor], Tensor]:
@@ -89,12 +60,7 @@ class Run(NamedTuple):
 @pytest.fixture(scope="module", params=["reference", "cpu"])
 def run(request: pytest.FixtureRequest) -> Iterator[Run]:
     """The network on one backend; all comparisons share it."""
-    state = cen_ext.available_backends()[request.param]
-    if state != "ok":
-        pytest.skip(f"backend {request.param}: {state}")
-    choose = backends.choose
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backends, "choose", lambda _, x, options: choose(request.param, x, options))
+    with only_backend(request.param):
         yield golden_run()
 
 
@@ -110,6 +76,7 @@ def golden_run() -> Run:
             out = net.to(dtype).eval()([x.to(dtype) for x in xs])
         logits[dtype] = dict(zip(OUTPUTS, [*out.branches, out.ensemble], strict=True))
 
+    names = released_names(net)
     loss, gradients = {}, {}
     for mode in MODES:
         net.encoder.frozen_statistics = mode == "frozen"
@@ -118,23 +85,13 @@ def golden_run() -> Run:
         value = sum(loss_at_label_resolution(y, target) for y in (*out.branches, out.ensemble))
         value.backward()
         loss[mode] = value.item()
-        gradients[mode] = released_form(net, {key: p.grad for key, p in net.named_parameters()})
-    return Run(logits, out.alpha.detach(), loss, gradients, released_form(net, dict(net.named_buffers())))
+        gradients[mode] = released_form(names, {key: p.grad for key, p in net.named_parameters()})
+    return Run(logits, out.alpha.detach(), loss, gradients, released_form(names, dict(net.named_buffers())))
 
 
 def loss_at_label_resolution(logits: Tensor, target: Tensor) -> Tensor:
     full = F.interpolate(logits, target.shape[-2:], mode="bilinear", align_corners=False)
     return F.cross_entropy(full, target, ignore_index=255)
-
-
-def assert_matches(found: Tensor, golden: dict[str, Any], tolerance: float) -> None:
-    """Norm, sum and head within ``tolerance`` of the norm (of the typical element for the head)."""
-    found = found.double()
-    head = torch.tensor(golden["head"], dtype=torch.float64)
-    assert found.norm().item() == pytest.approx(golden["norm"], rel=tolerance)
-    assert found.sum().item() == pytest.approx(golden["sum"], abs=tolerance * golden["norm"])
-    typical = golden["norm"] / found.numel() ** 0.5
-    assert (found.flatten()[: len(head)] - head).abs().max().item() <= tolerance * typical
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
@@ -202,7 +159,8 @@ def small_net(num_modalities: int = 2) -> models.RefineNet:
 @pytest.fixture
 def checkpoint() -> tuple[models.RefineNet, dict[str, Tensor]]:
     net = small_net()
-    return net, {key: value.clone() for key, value in released_form(net, net.state_dict()).items()}
+    state = released_form(released_names(net), net.state_dict())
+    return net, {key: value.clone() for key, value in state.items()}
 
 
 def assert_equal_states(found: models.RefineNet, expected: models.RefineNet) -> None:
@@ -235,7 +193,7 @@ def test_every_form_of_file_loads(
 @pytest.mark.parametrize("num_modalities", [1, 3])
 def test_any_number_of_modalities_from_safetensors(tmp_path: Path, num_modalities: int) -> None:
     net = small_net(num_modalities)
-    state = {k: v.clone() for k, v in released_form(net, net.state_dict()).items()}
+    state = {k: v.clone() for k, v in released_form(released_names(net), net.state_dict()).items()}
     save_file(state, tmp_path / "net.safetensors")
     assert_equal_states(models.load_released(small_net(num_modalities), tmp_path / "net.safetensors"), net)
 

@@ -44,10 +44,10 @@ def released_names(net: SegmentationNetwork) -> dict[str, list[str]]:
             "net must be as the released networks are, a RefineNet of shared convolutions, private norms and "
             f"an ensemble, got a {type(net).__name__} with {', '.join(kind)}"
         )
-    return {key: released_keys(key, net.num_modalities) for key in net.state_dict()}
+    return {key: _released_keys(key, net.num_modalities) for key in net.state_dict()}
 
 
-def released_keys(key: str, num_modalities: int) -> list[str]:
+def _released_keys(key: str, num_modalities: int) -> list[str]:
     """The released network's names for an entry of our state dict: one a modality for norms, else one."""
     module, _, leaf = key.rpartition(".")
     part, _, path = module.partition(".")
