@@ -21,6 +21,7 @@ from models.data import (
     layout_from_plain,
     to_plain,
 )
+from models.data.images import Frame
 from models.segmentation.build import build_network, build_reader
 from models.segmentation.network import SegmentationNetwork
 from models.segmentation.settings import SegmentationRecipe
@@ -49,13 +50,15 @@ class TrainedNetwork:
     reader: Reader
     class_names: tuple[str, ...]
 
-    def read(self, **paths: str | Path) -> Tensor:
+    def read(self, **files: str | Path | Frame) -> Tensor:
         """The network's input for one scene, ``[M, 3, H, W]``, of its files: ``read(rgb=..., depth=...)``.
 
         Raises:
             DataError: a broken image, or images of different size.
         """
-        images = self.reader.read({kind: Path(path) for kind, path in paths.items()})
+        images = self.reader.read(
+            {kind: Path(file) if isinstance(file, str) else file for kind, file in files.items()}
+        )
         stacked = np.stack([image.transpose(2, 0, 1) for image in broaden(images, 3)])
         return torch.from_numpy(stacked).to(next(self.net.parameters()).device)
 
