@@ -1,7 +1,8 @@
-"""Image files to batches: layouts, augmentation, loaders, and a procedural data set."""
+"""Image files to batches: layouts, augmentation, loaders, and procedural data sets."""
 
 from models.data.classes import CITYSCAPES, MERGES, NYU13, NYU40, SUN37, palette
 from models.data.dataset import Sample, SegmentationSet
+from models.data.domains import DERIVED, prepare_domains, prepare_synthetic_domains
 from models.data.images import (
     IMAGE_SUFFIXES,
     IMAGENET_MEAN,
@@ -26,10 +27,21 @@ from models.data.nyudv2 import prepare_nyudv2
 from models.data.scenes import CLASSES as SYNTHETIC_CLASSES
 from models.data.sunrgbd import prepare_sunrgbd
 from models.data.synthetic import prepare_synthetic
+from models.data.taskonomy import DOMAINS, Domain
 from models.data.transforms import TrainTransform, broaden
+from models.data.translation import (
+    Jitter,
+    Square,
+    TranslationBatch,
+    TranslationSample,
+    TranslationSet,
+    collate_translation,
+)
 
 __all__ = [
     "CITYSCAPES",
+    "DERIVED",
+    "DOMAINS",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "IMAGE_SUFFIXES",
@@ -42,15 +54,22 @@ __all__ = [
     "SYNTHETIC_CLASSES",
     "Batch",
     "DataError",
+    "Domain",
     "InputSpec",
+    "Jitter",
     "Layout",
     "Loader",
     "Reader",
     "Sample",
     "SegmentationSet",
+    "Square",
     "TrainTransform",
+    "TranslationBatch",
+    "TranslationSample",
+    "TranslationSet",
     "broaden",
     "collate",
+    "collate_translation",
     "configured",
     "differing_inputs",
     "eval_loader",
@@ -59,9 +78,11 @@ __all__ = [
     "input_specs",
     "layout_from_plain",
     "palette",
+    "prepare_domains",
     "prepare_nyudv2",
     "prepare_sunrgbd",
     "prepare_synthetic",
+    "prepare_synthetic_domains",
     "read_depth",
     "read_labels",
     "read_rgb",

@@ -101,7 +101,7 @@ def _list_path(layout: Layout, root: Path, split: str, list_file: str) -> Path:
     return path
 
 
-def _lines(path: Path) -> list[tuple[int, str]]:
+def read_lines(path: Path) -> list[tuple[int, str]]:
     """The lines that are not empty, numbered from 1.
 
     Raises:
@@ -121,7 +121,7 @@ def _read_list(
     layout: Layout, root: Path, split: str, path: Path, kinds: Sequence[str]
 ) -> Iterator[Entry | str]:
     """For each line the files that it names, or the sample's name."""
-    for number, line in _lines(path):
+    for number, line in read_lines(path):
         # Names may hold spaces, and so may paths that are separated by tabs.
         separator = "\t" if "\t" in line or layout.lines == "name" else None
         columns = [column for column in line.split(separator) if column]
@@ -157,7 +157,10 @@ def _parallel_lists(layout: Layout, root: Path, split: str, kinds: Sequence[str]
         base = layout.folder(kind, split)
         lists[kind] = (
             path,
-            [root / line if Path(line).parts[0] == base else root / base / line for _, line in _lines(path)],
+            [
+                root / line if Path(line).parts[0] == base else root / base / line
+                for _, line in read_lines(path)
+            ],
         )
     (first, paths), *others = lists.values()
     for other, its in others:

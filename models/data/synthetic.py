@@ -53,7 +53,7 @@ def prepare_synthetic(
     """
     out = Path(out)
     parameters = {"train": train, "val": val, "height": size[0], "width": size[1], "seed": seed}
-    _check(parameters)
+    check_parameters(parameters)
     record = {"generator": _GENERATOR, **parameters, "depth_scale": DEPTH_SCALE}
     names = {
         "train": [f"{i + 1:06d}" for i in range(train)],
@@ -77,7 +77,12 @@ def prepare_synthetic(
     return out
 
 
-def _check(parameters: dict[str, int]) -> None:
+def check_parameters(parameters: dict[str, int]) -> None:
+    """Check the arguments of a preparation of rooms by their names.
+
+    Raises:
+        ValueError: one is out of range.
+    """
     for name, least in {"train": 1, "val": 1, "height": 16, "width": 16, "seed": 0}.items():
         if parameters[name] < least:
             raise ValueError(f"{name} must be at least {least}, got {parameters[name]}")

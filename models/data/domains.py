@@ -1,0 +1,315 @@
+"""Taskonomy's domains derived from RGB-D pictures, or from rooms whose geometry is exact.
+
+- normal, reshading and edge_occlusion come of the planes that ``geometry.surface_planes`` fits to depth
+  ``without_steps``, so that steps and noise are smoothed, but not edges;
+- depth is copied: along the optical axis (depth_zbuffer) and along the ray (depth_euclidean);
+- edge_texture comes of the colours.
+
+principal_curvature and the segments are not derived.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from models.data.archives import prepare, write_image
+from models.data.files import Entry, find_samples
+from models.data.geometry import Array, Camera, plane_normals, surface_planes, without_steps
+from models.data.images import DataError, kind_of, read_stored, size_of
+from models.data.layouts import CAMERA, SPLITS, find_layout
+from models.data.modalities import Reader, configured
+from models.data.scenes import camera as room_camera
+from models.data.scenes import view
+from models.data.synthetic import check_parameters
+from models.data.taskonomy import DEPTH_UNITS, MISSING_DEPTH, PLACEHOLDER, file_of
+
+DERIVED = (
+    *("rgb", "normal", "reshading", "depth_euclidean", "depth_zbuffer"),
+    *("edge_occlusion", "edge_texture"),
+)
+
+_GENERATOR = 1  # to be raised with every change of what the same pictures give
+_SOURCES = "sources.txt"
+_HALF_LIFE = 8.0  # metres from the lamp at which its light has halved, Taskonomy's
+_SIGMA = 3.0  # of the blur before texture edges are looked for, in pixels of Taskonomy's 512
+_SIDE = 512
+_FULL = 2**16 - 1
+_FARTHEST = 128.0  # metres, what 16 bits can store
+# Pixels and those beside them, along rows and along columns.
+_NEIGHBOURS = ((np.s_[..., :-1], np.s_[..., 1:]), (np.s_[..., :-1, :], np.s_[..., 1:, :]))
+
+
+def prepare_domains(
+    out: Path | str,
+    source: Path | str,
+    *,
+    layout: str | None = None,
+    depth_scale: float | None = None,
+    bit_shift: int | None = None,
+    camera: Sequence[float] = (),
+    processes: int | None = None,
+) -> Path:
+    """Derive the domains ``DERIVED`` from an RGB-D data set; resumable, and idempotent once done.
+
+    Both splits are written in Taskonomy's layout, numbered from ``point_0_view_0`` on, with ``train.txt`` and
+    ``val.txt``; ``sources.txt`` says which picture each was.
+
+    Args:
+        out: folder to make.
+        source: the data set, in any layout of ``models.data.layouts`` that has RGB and depth (or disparity).
+        layout, depth_scale, bit_shift, camera: as in ``SegmentationSet``; labels are not looked at.
+        processes: how many work at a time; None takes as many as there are processors.
+
+    Returns:
+        ``out`` as a Path.
+
+    Raises:
+        DataError: a file is missing or broken; depth has no metric scale, or its camera is not known; ``out``
+            holds something else.
+        ValueError: an argument is out of range, the layout unknown or without depth.
+    """
+    out, source = Path(out), Path(source)
+    known = configured(
+        find_layout(source, layout), depth_scale=depth_scale, bit_shift=bit_shift, camera=camera
+    )
+    reader = Reader(known, ("depth",))
+    if "depth" in known.files and known.depth_scale is None:
+        raise DataError(f"{source}: the layout {known.name} gives no scale of depth; give depth_scale")
+    beside = CAMERA in known.files and known.camera is None
+    if known.camera is None and not beside:
+        raise DataError(
+            f"{source}: the layout {known.name} does not tell the camera; give camera=fx,fy,cx,cy"
+        )
+    kinds = dict.fromkeys(("rgb", *reader.kinds(), *((CAMERA,) if beside else ())))
+    scenes = {
+        split: [(_below(source, entry["rgb"]), entry) for entry in find_samples(known, source, split, kinds)]
+        for split in SPLITS
+    }
+    return _prepare(
+        out,
+        {
+            "source": source.resolve().name,
+            "layout": known.name,
+            "depth_scale": known.depth_scale,
+            "bit_shift": known.bit_shift,
+            "camera": None if known.camera is None else list(known.camera),
+        },
+        scenes,
+        partial(_derive_entry, reader),
+        processes,
+    )
+
+
+def prepare_synthetic_domains(
+    out: Path | str,
+    *,
+    train: int = 400,
+    val: int = 100,
+    size: tuple[int, int] = (256, 256),
+    seed: int = 0,
+    processes: int | None = None,
+) -> Path:
+    """The domains ``DERIVED`` of the rooms that ``prepare_synthetic`` renders, their geometry exact.
+
+    Args:
+        out: folder to make.
+        train, val: views in each split.
+        size: height and width.
+        seed: not negative.
+        processes: how many render at a time; None takes as many as there are processors.
+
+    Returns:
+        ``out`` as a Path.
+
+    Raises:
+        ValueError: an argument is out of range.
+        DataError: ``out`` is there and holds something else, or cannot be made.
+    """
+    parameters = {"train": train, "val": val, "height": size[0], "width": size[1], "seed": seed}
+    check_parameters(parameters)
+    scenes = {
+        split: [(f"room {index} of {split}", (seed, number, index)) for index in range(count)]
+        for number, (split, count) in enumerate(zip(SPLITS, (train, val), strict=True))
+    }
+    return _prepare(Path(out), parameters, scenes, partial(_derive_room, size), processes)
+
+
+def derive(rgb: NDArray[np.uint8], depth: Array, planes: Array, camera: Camera) -> dict[str, NDArray[Any]]:
+    """A view's files by domain.
+
+    Args:
+        rgb: ``[H, W, 3]``, red first.
+        depth: ``[H, W]`` in metres, 0 where missing.
+        planes: ``[3, H, W]``, as ``surface_planes`` gives them; exact ones give exact domains.
+        camera: of pictures of this size.
+    """
+    rays = _rays(camera, depth.shape)
+    return {
+        "rgb": rgb,
+        "normal": normal_colours(planes),
+        "reshading": reshading(planes, camera),
+        "depth_euclidean": stored_depth(depth * _length(rays)),
+        "depth_zbuffer": stored_depth(depth),
+        "edge_occlusion": occlusion_edges(planes, camera),
+        "edge_texture": texture_edges(rgb),
+    }
+
+
+def normal_colours(planes: Array) -> NDArray[np.uint8]:
+    """Normals as Taskonomy stores them: red to the right, green down, blue towards the camera.
+
+    Each is 127.5 + 127.5 times the component: a wall straight ahead is (128, 128, 255), a floor has little
+    green. Missing ones are (128, 128, 128).
+    """
+    return np.rint(127.5 + 127.5 * plane_normals(planes) * (1, 1, -1)).astype(np.uint8)
+
+
+def reshading(planes: Array, camera: Camera) -> NDArray[np.uint8]:
+    """The surfaces in one grey, lit by a lamp at the camera: 255 · max(0, n·v) / (1 + (r / 8 m)²).
+
+    n is the normal, v the direction of the lamp, r its distance; Taskonomy's lamp falls off in this way too.
+    0 where depth is missing.
+    """
+    rays = _rays(camera, planes.shape[1:])
+    ray, length = _length(rays), _length(planes)
+    inverse = _inverse_depth(planes, rays)
+    cosine = np.divide(inverse, ray * length, out=np.zeros_like(inverse), where=length > 0)
+    distance = np.divide(ray, inverse, out=np.full_like(inverse, np.inf), where=inverse > 0)
+    return np.rint(255 * cosine.clip(0, 1) / (1 + (distance / _HALF_LIFE) ** 2)).astype(np.uint8)
+
+
+def stored_depth(metres: Array) -> NDArray[np.uint16]:
+    """Depth as Taskonomy stores it: 512 units a metre; missing (0), and beyond 128 m, the largest value."""
+    units = np.rint(metres.astype(np.float64) * DEPTH_UNITS)
+    return np.where((metres > 0) & (units < MISSING_DEPTH), units, MISSING_DEPTH).astype(np.uint16)
+
+
+def occlusion_edges(planes: Array, camera: Camera) -> NDArray[np.uint16]:
+    """Where one surface hides another: the jump of √depth between neighbouring pixels, in Taskonomy's scale.
+
+    Taskonomy applies Sobel's operator to √(stored depth / 65536), which answers to slanted floors as well.
+    Here a jump is what is left when the planes of two neighbours are compared where either of them is: on a
+    plane and where two meet it is 0. Of a pixel's two neighbours along a row the larger jump counts, and so
+    along a column; the root mean square of both, Sobel's magnitude, is stored times 65535. Both pixels beside
+    a vertical or horizontal edge get its full height, others nothing.
+    """
+    rays = _rays(camera, planes.shape[1:])
+    known = planes.any(axis=0)
+    square = np.zeros(known.shape, np.float32)
+    for here, there in _NEIGHBOURS:
+        own, other = _root_depth(planes[here], rays[here]), _root_depth(planes[there], rays[there])
+        jump = np.abs(own - other)
+        for at, extended in ((own, (planes[there], rays[here])), (other, (planes[here], rays[there]))):
+            np.minimum(jump, np.abs(at - _root_depth(*extended)), out=jump)
+        jump *= known[here] & known[there]
+        larger = np.zeros_like(square)
+        larger[here] = jump
+        larger[there] = np.maximum(larger[there], jump)
+        square += larger * larger
+    return np.rint(_FULL * np.sqrt(square / 2)).astype(np.uint16)
+
+
+def texture_edges(rgb: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    """The gradient's magnitude of the blurred grey picture, in Taskonomy's scale.
+
+    That is Canny's detector without thinning and thresholds: a Gaussian of σ = 3 pixels, Sobel's operator
+    (its weights summing to 1 on either side), the root mean square of both directions, times 65535; grey from
+    0 to 1. Pixels are those of pictures whose shorter side is 512: smaller ones are blurred accordingly less
+    and their gradients, a pixel being larger, count accordingly less. A straight edge from black to white
+    peaks at 11992 in 512 pixels, at 11097 in 256.
+    """
+    scale = min(rgb.shape[:2]) / _SIDE
+    grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
+    blurred = cv2.GaussianBlur(grey, (0, 0), _SIGMA * scale, borderType=cv2.BORDER_REPLICATE)
+    along_x, along_y = (
+        cv2.Sobel(blurred, cv2.CV_32F, *order, scale=scale / 4, borderType=cv2.BORDER_REPLICATE)
+        for order in ((1, 0), (0, 1))
+    )
+    magnitude = np.sqrt((along_x**2 + along_y**2) / 2)
+    return np.rint(_FULL * magnitude).clip(0, _FULL).astype(np.uint16)
+
+
+def _rays(camera: Camera, size: Sequence[int]) -> Array:
+    """Directions (x, y, 1) through the pixels, ``[3, H, W]``."""
+    return np.stack(np.broadcast_arrays(*camera.directions(*size), np.float32(1)))
+
+
+def _length(vectors: Array) -> Array:
+    return np.sqrt(np.einsum("ihw,ihw->hw", vectors, vectors))
+
+
+def _inverse_depth(planes: Array, rays: Array) -> Array:
+    """1/z where rays (x, y, 1) meet planes, ``[3, H, W]`` each."""
+    return np.asarray(np.einsum("ihw,ihw->hw", planes, rays))
+
+
+def _root_depth(planes: Array, rays: Array) -> Array:
+    """√(depth / 128 m), at most 1; also where a plane is not met at all."""
+    return 1 / np.sqrt(np.maximum(_FARTHEST * _inverse_depth(planes, rays), 1))
+
+
+def _below(folder: Path, path: Path) -> str:
+    return Path(os.path.relpath(path, folder)).as_posix()
+
+
+def _derive_entry(reader: Reader, paths: Entry) -> dict[str, NDArray[Any]]:
+    rgb = read_stored(paths["rgb"])
+    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
+        raise DataError(f"{paths['rgb']}: expected a colour picture of 8 bits, found {kind_of(rgb)}")
+    (depth,) = reader.read({kind: path for kind, path in paths.items() if kind != "rgb"})
+    if rgb.shape[:2] != depth.shape[:2]:
+        raise DataError(f"{paths['rgb']} is {size_of(rgb)}, but its depth is {size_of(depth)}")
+    depth = depth[:, :, 0]
+    camera = reader.camera(paths, depth.shape)
+    return derive(rgb, depth, surface_planes(without_steps(depth), camera), camera)
+
+
+def _derive_room(size: tuple[int, int], seed: tuple[int, int, int]) -> dict[str, NDArray[Any]]:
+    seen = view(size, np.random.default_rng(seed))
+    return derive(seen.rgb, seen.depth, seen.planes, room_camera(size))
+
+
+def _prepare(
+    out: Path,
+    record: Mapping[str, Any],
+    scenes: Mapping[str, Sequence[tuple[str, Any]]],
+    make: Callable[[Any], dict[str, NDArray[Any]]],
+    processes: int | None,
+) -> Path:
+    """Write what ``make`` makes of the scenes of every split; a scene is its name and what it is made of."""
+    numbered: list[tuple[int, Any]] = []
+    lists = {_SOURCES: ""}
+    for split, those in scenes.items():
+        lists[f"{split}.txt"] = ""
+        for point, (name, made_of) in enumerate(those, len(numbered)):
+            lists[f"{split}.txt"] += f"{file_of(PLACEHOLDER, point)}\n"
+            lists[_SOURCES] += f"point_{point}_view_0\t{name}\n"
+            numbered.append((point, made_of))
+    return prepare(
+        out,
+        {"dataset": "domains", "generator": _GENERATOR, "views": len(numbered), **record},
+        DERIVED,
+        numbered,
+        _files,
+        partial(_write, out, make),
+        lists,
+        processes or os.cpu_count() or 1,
+    )
+
+
+def _files(numbered: tuple[int, Any]) -> list[str]:
+    return [file_of(domain, numbered[0]) for domain in DERIVED]
+
+
+def _write(out: Path, make: Callable[[Any], dict[str, NDArray[Any]]], numbered: tuple[int, Any]) -> None:
+    point, scene = numbered
+    for domain, image in make(scene).items():
+        write_image(out / file_of(domain, point), image)
