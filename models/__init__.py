@@ -3,6 +3,7 @@
 from models.encoders import Variant
 from models.released import load_released
 from models.segmentation import PSPNet, RefineNet, SegmentationOutput, pspnet, refinenet
+from models.trained import load
 from models.translation import PatchGAN, TranslationOutput, UNet, patchgan, unet
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "TranslationOutput",
     "UNet",
     "Variant",
+    "load",
     "load_released",
     "patchgan",
     "pspnet",

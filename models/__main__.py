@@ -1,4 +1,4 @@
-"""``python -m models``: train, evaluate, predict, prepare, recipes."""
+"""``python -m models``: train and use the networks."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from models.encoders.weights import read_state_dict, some
+from models.encoders.weights import misfits, read_state_dict
 from models.segmentation import SegmentationNetwork
 from models.segmentation import released as segmentation
 from models.translation import PatchGAN, UNet
@@ -70,16 +70,6 @@ def _check_fit(
         for key in own
         for name in names[key]
     }
-    problems = {
-        "missing": [name for name in shapes if name not in state],
-        "left over": [name for name in state if name not in shapes],
-        "of another shape": [
-            f"{name} {tuple(state[name].shape)} (expected {tuple(shape)})"
-            for name, shape in shapes.items()
-            if name in state and state[name].shape != shape
-        ],
-    }
-    if any(problems.values()):
-        found = "; ".join(f"{what}: {some(entries)}" for what, entries in problems.items() if entries)
+    if problems := misfits(shapes, state):
         num_modalities = max(map(len, names.values()))
-        raise ValueError(f"the checkpoint does not fit this {num_modalities}-modality network: {found}")
+        raise ValueError(f"the checkpoint does not fit this {num_modalities}-modality network: {problems}")

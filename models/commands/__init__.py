@@ -10,12 +10,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-import models.segmentation.recipes  # noqa: F401 - fills the registry
-from models.commands import evaluate, predict, prepare, recipes, train
+import models.recipes  # noqa: F401 - fills the registry
+from models.commands import evaluate, export, importing, predict, prepare, recipes, train
 from models.data import DataError
 from models.training.errors import UsageError
 
-_COMMANDS = (train, evaluate, predict, prepare, recipes)
+_COMMANDS = (train, evaluate, predict, export, importing, prepare, recipes)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -79,16 +79,16 @@ _PALETTES = {
 }
 
 
-def class_names(root: Path, num_classes: int, names: tuple[str, ...] = ()) -> tuple[str, ...]:
+def class_names(root: Path | None, num_classes: int, names: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Names from ``classes.txt`` in a data set's root, else ``names`` or the known ones of so many classes.
 
-    Those are NYUDv2's 40 or 13, SUN RGB-D's 37, and Cityscapes' 19; other classes are numbered.
+    The known ones are NYUDv2's 40 or 13, SUN RGB-D's 37, and Cityscapes' 19; other classes are numbered.
 
     Raises:
         DataError: ``classes.txt`` does not give ``num_classes`` names.
     """
-    path = root / NAMES_FILE
-    if path.is_file():
+    path = None if root is None else root / NAMES_FILE
+    if path is not None and path.is_file():
         found = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
         if len(found) != num_classes:
             raise DataError(f"{path}: {len(found)} names for num_classes={num_classes}")

@@ -119,6 +119,20 @@ def read_state_dict(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]
     return {key.removeprefix(prefix): value for key, value in content.items()}
 
 
+def misfits(shapes: Mapping[str, Sequence[int]], state: Mapping[str, Tensor]) -> str:
+    """In words, which entries a state dict lacks, has too many or in other shapes than a network's; or ""."""
+    problems = {
+        "missing": [name for name in shapes if name not in state],
+        "left over": [name for name in state if name not in shapes],
+        "of another shape": [
+            f"{name} {tuple(state[name].shape)} (expected {tuple(shape)})"
+            for name, shape in shapes.items()
+            if name in state and state[name].shape != shape
+        ],
+    }
+    return "; ".join(f"{what}: {some(entries)}" for what, entries in problems.items() if entries)
+
+
 def some(names: Iterable[str], most: int = 6) -> str:
     """The first names, and how many more there are; for error messages."""
     names = list(names)

@@ -19,8 +19,7 @@ from models.data import (
     find_layout,
     train_loader,
 )
-from models.encoders import ExchangePoint, load_imagenet
-from models.encoders.weights import some
+from models.encoders import ExchangePoint
 from models.segmentation.network import SegmentationNetwork
 from models.segmentation.pspnet import pspnet
 from models.segmentation.refinenet import refinenet
@@ -75,34 +74,6 @@ def _make(recipe: SegmentationRecipe, num_modalities: int, options: dict[str, An
     if model.decoder_init != "torch":
         raise ValueError(f"decoder_init must be torch with model.network=pspnet, got {model.decoder_init}")
     return pspnet(model.encoder, num_classes, num_modalities, aux=recipe.loss.auxiliary > 0, **options)
-
-
-def load_weights(net: SegmentationNetwork, recipe: SegmentationRecipe) -> list[str]:
-    """Load ``model.weights`` into the encoder; what did not match, in words.
-
-    Raises:
-        UsageError: there is no such file, it does not fit, or none is given though statistics are frozen.
-    """
-    path = recipe.model.weights
-    if path is None:
-        if recipe.model.frozen_statistics:
-            raise UsageError(
-                "model.weights must be set to a file of the encoder's ImageNet weights: with "
-                "model.frozen_statistics=true the norms would keep meaningless statistics. "
-                "To train from random weights set model.frozen_statistics=false"
-            )
-        return []
-    try:
-        report = load_imagenet(net.encoder, existing(path, "model.weights"))
-    except ValueError as error:
-        raise UsageError(f"model.weights: {error}") from None
-    notes = []
-    if report.missing:
-        what = f"{len(report.missing)} of the encoder's entries, which start as they were made"
-        notes.append(f"{path} lacks {what}: {some(report.missing)}")
-    if report.unexpected:
-        notes.append(f"{path} holds entries that the encoder has not: {some(report.unexpected)}")
-    return notes
 
 
 def open_split(settings: DataSettings, split: str) -> SegmentationSet:

@@ -1,6 +1,8 @@
 """What the commands do for segmentation recipes: a ``models.training.registry.System``."""
 
 from models.segmentation.evaluate import evaluate_checkpoint as evaluate
+from models.segmentation.importing import import_released
+from models.segmentation.load import load
 from models.segmentation.predict import predict_files as predict
 
-__all__ = ["evaluate", "predict"]
+__all__ = ["evaluate", "import_released", "load", "predict"]

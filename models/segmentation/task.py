@@ -16,11 +16,11 @@ from models.data.loading import on_device
 from models.segmentation.build import (
     build_network,
     build_train_loader,
-    load_weights,
     open_split,
     output_names,
 )
 from models.segmentation.evaluate import evaluate, example_pictures
+from models.segmentation.initial import load_weights
 from models.segmentation.load import describe
 from models.segmentation.losses import counted_pixels
 from models.segmentation.network import SegmentationNetwork
@@ -70,7 +70,7 @@ class SegmentationTask:
         self.optimisation: Optimisation | None = None
 
     def initialise(self) -> list[str]:
-        notes = load_weights(self.net, self.recipe)
+        notes = load_weights(self.net, self.recipe.model, self.describe())
         if self.ema is not None:
             self.ema.restart(self.net)
         return notes

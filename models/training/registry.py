@@ -20,6 +20,12 @@ class System(Protocol):
     def evaluate(self, checkpoint: Path, overrides: Sequence[str], output: Path | None) -> Any:
         """Print the metrics on the validation images; write them to a folder, or beside the checkpoint."""
 
+    def load(self, checkpoint: Path, overrides: Sequence[str]) -> Any:
+        """The network, and what it is to be fed, for use in Python."""
+
+    def import_released(self, released: Path, name: str, overrides: Sequence[str], output: Path) -> Any:
+        """Make a network's file of one that the paper's authors released, by the recipe of that name."""
+
     def predict(
         self,
         checkpoint: Path,

@@ -83,6 +83,8 @@ def _settings(
     if source is None:
         raise UsageError("--resume needs a run: give its folder, --resume FOLDER, or set run.output=FOLDER")
     path, contents = checkpoint.load(source)
+    if "loop" not in contents:
+        raise UsageError(f"--resume: {path} holds a network alone; start from it with model.start={path}")
     if contents["recipe"] != name:
         raise UsageError(f"--resume: {path} is of the recipe {contents['recipe']!r}, not of {name!r}")
     saved = checkpoint.settings(contents)

@@ -1,0 +1,27 @@
+"""``python -m models export RUN --output FILE``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from models.commands.arguments import Commands, add_checkpoint
+from models.training import checkpoint
+
+
+def add(commands: Commands) -> None:
+    """Add the command's parser."""
+    parser = commands.add_parser("export", help="write a run's network, and what it is fed, to one file")
+    add_checkpoint(parser)
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FILE", help="ends in .safetensors or .pt"
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    output = checkpoint.network_file(arguments.output)
+    path, contents = checkpoint.load(arguments.checkpoint, checkpoint.BEST)
+    checkpoint.save_network(output, contents)
+    which = "average of the weights" if contents["task"].get("ema") else "weights"
+    print(f"{output}: the {which} of {path}")

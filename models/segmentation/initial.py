@@ -1,0 +1,100 @@
+"""What a network's training starts from: ImageNet weights in the encoder, or a trained network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from models.data import IMAGENET_STD, differing_inputs, input_from_plain
+from models.encoders import load_imagenet
+from models.encoders.weights import misfits, some
+from models.segmentation.network import SegmentationNetwork
+from models.segmentation.settings import ModelSettings
+from models.training import checkpoint
+from models.training.errors import UsageError, existing
+
+# From inputs normalised by ImageNet's mean and deviation to those from 0 to 255 less the mean.
+_CAFFE = tuple(255 * std for std in IMAGENET_STD)
+# Entries whose shape follows the number of classes.
+_CLASSIFIER = re.compile(r"\bclassifier\.|^concat\.")
+
+
+def load_weights(net: SegmentationNetwork, model: ModelSettings, here: Mapping[str, Any]) -> list[str]:
+    """Load ``model.weights`` into the encoder, or ``model.start`` into the network.
+
+    Args:
+        net: changed in place.
+        model: its settings.
+        here: what the task describes of its inputs and classes.
+
+    Returns:
+        What did not match, in words.
+
+    Raises:
+        UsageError: there is no such file, it does not fit, both are given, or none though statistics are
+            frozen.
+    """
+    if model.start is not None:
+        if model.weights is not None:
+            raise UsageError("model.weights must be none with model.start, which sets the encoder as well")
+        return _start_from(net, model.start, here)
+    if model.weights is not None:
+        return _load_encoder(net, model.weights, model.weights_input)
+    if model.frozen_statistics:
+        raise UsageError(
+            "model.weights must be set to a file of the encoder's ImageNet weights: with "
+            "model.frozen_statistics=true the norms would keep meaningless statistics. "
+            "To train from random weights set model.frozen_statistics=false"
+        )
+    return []
+
+
+def _load_encoder(net: SegmentationNetwork, path: Path, trained_on: str) -> list[str]:
+    scale = _CAFFE if trained_on == "caffe" else (1.0, 1.0, 1.0)
+    existing(path, "model.weights")
+    try:
+        report = load_imagenet(net.encoder, path, bgr=trained_on != "rgb", scale=scale)
+    except ValueError as error:
+        raise UsageError(f"model.weights: {error}") from None
+    notes = []
+    if trained_on != "rgb":
+        notes.append(f"{path} expects blue first: the stem is turned to take red first")
+    if trained_on == "caffe":
+        notes.append(
+            f"{path} expects inputs up to 255: the stem is scaled to that. Caffe's networks have a "
+            "bottleneck's stride in its first convolution, this one in its second"
+        )
+    if report.missing:
+        what = f"{len(report.missing)} of the encoder's entries, which start as they were made"
+        notes.append(f"{path} lacks {what}: {some(report.missing)}")
+    if report.unexpected:
+        notes.append(f"{path} holds entries that the encoder has not: {some(report.unexpected)}")
+    return notes
+
+
+def _start_from(net: SegmentationNetwork, path: Path, here: Mapping[str, Any]) -> list[str]:
+    """Load a whole network but for classifiers of another number of classes."""
+    existing(path, "model.start")
+    path, contents = checkpoint.load(path, checkpoint.BEST)
+    state, own = checkpoint.weights(contents), net.state_dict()
+    kept = {
+        key: value
+        for key, value in own.items()
+        if _CLASSIFIER.search(key) and key in state and state[key].shape != value.shape
+    }
+    state = {**state, **kept}
+    if problems := misfits({key: value.shape for key, value in own.items()}, state):
+        raise UsageError(f"model.start: {path} does not fit these settings: {problems}")
+    net.load_state_dict(state)
+    notes = [f"starts from {path}, of the recipe {contents['recipe']}"]
+    if kept:
+        notes.append(
+            f"{path} tells {len(contents['classes'])} classes apart, this network {len(here['classes'])}: "
+            f"classifiers start as they were made: {some(kept)}"
+        )
+    inputs = [[input_from_plain(plain) for plain in each["inputs"]] for each in (contents, here)]
+    if differences := differing_inputs(*inputs):
+        notes.append(f"{path} was trained on other inputs: {'; '.join(differences)}")
+    return notes

@@ -1,0 +1,27 @@
+"""Trained networks from files, for use in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Any:
+    """The network of a run, a checkpoint or an exported file, with what it is to be fed.
+
+    Args:
+        path: run folder (its best checkpoint), or file.
+        overrides: ``field=value`` assignments, such as ``run.device=cpu``.
+
+    Returns:
+        A ``models.segmentation.load.TrainedNetwork``, or what another system has: ``net`` in evaluation mode,
+        ``recipe``, ``inputs``, and ``read``, which makes the network's input of image files.
+
+    Raises:
+        UsageError: no such file, or a wrong override.
+    """
+    import models.recipes  # noqa: F401 - here and below, so that the networks need torch alone
+    from models.training import checkpoint
+
+    return checkpoint.system(Path(path)).load(Path(path), overrides)
