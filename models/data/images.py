@@ -54,7 +54,8 @@ def read_depth(path: Path | Frame, depth_scale: float | None, bit_shift: int = 0
     """Read a depth map; 0 stands for a missing value.
 
     Args:
-        path: a picture of 16 bits and one channel; of 8 or 16 bits where there is no scale.
+        path: a picture of 16 bits and one channel; of 8 or 16 bits where there is no scale, and of frames,
+            whose bits are video's.
         depth_scale: stored units in one metre; None: a brightness, whose largest possible value becomes 1.
         bit_shift: by how many bits the stored values are rotated to the right first (SUN RGB-D: 3).
 
@@ -67,7 +68,8 @@ def read_depth(path: Path | Frame, depth_scale: float | None, bit_shift: int = 0
     image = _decode(path)
     if depth_scale is None and image.ndim == 3:  # grey saved as colour
         image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-    allowed = (np.uint16,) if depth_scale is not None else (np.uint8, np.uint16)
+    metric_file = depth_scale is not None and isinstance(path, Path)
+    allowed = (np.uint16,) if metric_file else (np.uint8, np.uint16)
     if image.dtype not in allowed or image.ndim != 2:
         bits = " or ".join(f"{8 * np.dtype(kind).itemsize}" for kind in allowed)
         raise DataError(f"{path}: expected depth of {bits} bits and 1 channel, found {kind_of(image)}")
