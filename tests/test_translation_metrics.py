@@ -106,7 +106,7 @@ def test_without_error_and_without_images() -> None:
 
 
 def test_ssim_is_the_common_one_but_for_the_edges() -> None:
-    """torchmetrics adds windows that reach over the edges; on 256×256 pixels they are 8 % of all."""
+    """torchmetrics adds windows that reach over the edges; on 256×256 pixels they are 8 % of all of them."""
     a, b = ((images(seed, 1, 3, 256, 256).double() + 1) / 2 for seed in range(2))
     b = 0.7 * a + 0.3 * b
     _, full = structural_similarity_index_measure(a, b, data_range=1.0, return_full_image=True)
@@ -296,11 +296,11 @@ def test_the_network_itself(tmp_path: Path) -> None:
             nn.init.kaiming_normal_(weight)  # keeps differences between images to the end
     torch.save(net.state_dict(), path)
     target = images(0, 3, 3, 256, 256)
-    outputs = [0.8 * target + 0.2 * images(1, 3, 3, 256, 256), target]
-    metrics = {}
+    outputs = [0.8 * target + 0.2 * images(1, 3, 3, 256, 256), target, torch.full_like(target, math.nan)]
+    metrics, names = {}, ("shade", "same", "diverged")
     for preparation in ("clean", "released"):
         settings = FidSettings(weights=path, preparation=preparation, kid_subset_size=3)
-        metrics[preparation] = TranslationMetrics(("shade", "same"), features=feature_scores(settings, 2, 3))
+        metrics[preparation] = TranslationMetrics(names, features=feature_scores(settings, 3, 3))
         with torch.autocast("cpu", torch.bfloat16):
             metrics[preparation].update(outputs, target)
     # No bfloat16: features of one image in two batches, and by the network alone, are those of float32.
@@ -313,6 +313,7 @@ def test_the_network_itself(tmp_path: Path) -> None:
     found = metrics["clean"].compute()
     assert found["shade/fid"] > 1e-2
     assert abs(found["same/fid"]) < 1e-9 * found["shade/fid"]
+    assert all(math.isnan(found[f"diverged/{score}"]) for score in (*SCORES, "fid", "kid"))
 
 
 FEATURES = np.random.default_rng(7).standard_normal((5, 4))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import Literal
 
@@ -210,6 +211,7 @@ class FeatureScores:
         keep = settings.kid_subsets > 0
         self.target, *self.outputs = (FeatureStatistics(keep=keep, device=device) for _ in range(count + 1))
 
+    @torch.no_grad()
     def update(self, outputs: Sequence[Tensor], target: Tensor) -> None:
         """Add a batch: ``[N, C, H, W]`` in [-1, 1] of every output and of the target, C 1 or 3.
 
@@ -227,18 +229,20 @@ class FeatureScores:
             statistics.reduce()
 
     def compute(self) -> list[dict[str, float]]:
-        """For every output ``fid``, and ``kid`` times 100, as the paper reports it.
+        """For every output ``fid``, and ``kid`` times 100, as the paper reports it; NaN if an image has any.
 
         Raises:
             UsageError: too few images, see ``FidSettings.check_images``.
         """
-        self.settings.check_images(int(self.target.count))
+        self.settings.check_images(self.target.count)
         mean, root = self.target.mean(), covariance_root(self.target.covariance())
-        scores = []
-        for output in self.outputs:
-            distance = frechet_distance(output.mean(), covariance_root(output.covariance()), mean, root)
-            scores.append({"fid": float(distance)} | self._kid(output))
-        return scores
+        return [{"fid": self._fid(output, mean, root)} | self._kid(output) for output in self.outputs]
+
+    def _fid(self, output: FeatureStatistics, mean: Tensor, root: Tensor) -> float:
+        covariance = output.covariance()
+        if not covariance.isfinite().all():  # a decomposition would raise
+            return nan
+        return float(frechet_distance(output.mean(), covariance_root(covariance), mean, root))
 
     def _kid(self, output: FeatureStatistics) -> dict[str, float]:
         chosen = self.settings

@@ -71,26 +71,25 @@ class Mixed(nn.Module):
         self.branches = branches
         for branch in branches:
             width = in_channels
-            for convs in map(_convs, branch):
+            for convs in (_convs(step) for step in branch if not callable(step)):
                 for conv in convs:
                     self.add_module(conv.name, ConvNorm(width, *conv[1:]))
-                width = sum(conv.width for conv in convs) or width
+                width = sum(conv.width for conv in convs)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([self._chain(branch, x) for branch in self.branches], 1)
 
     def _chain(self, branch: Sequence[Conv | Fork | Pool], x: Tensor) -> Tensor:
         for step in branch:
-            convs = _convs(step)
-            x = torch.cat([self.get_submodule(conv.name)(x) for conv in convs], 1) if convs else step(x)
+            if callable(step):
+                x = step(x)
+            else:
+                x = torch.cat([self.get_submodule(conv.name)(x) for conv in _convs(step)], 1)
         return x
 
 
-def _convs(step: Conv | Fork | Pool) -> Sequence[Conv]:
-    """The convolutions of a step of a chain; none: it is a pool."""
-    if isinstance(step, Conv):
-        return (step,)
-    return step if isinstance(step, tuple) else ()
+def _convs(step: Conv | Fork) -> Sequence[Conv]:
+    return (step,) if isinstance(step, Conv) else step
 
 
 def block_a(in_channels: int, pool_width: int) -> Mixed:
