@@ -316,6 +316,24 @@ def test_the_network_itself(tmp_path: Path) -> None:
     assert all(math.isnan(found[f"diverged/{score}"]) for score in (*SCORES, "fid", "kid"))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_updates_do_not_wait_for_the_gpu() -> None:
+    net, settings = Inception().cuda(), FidSettings(kid_subset_size=4)
+    metrics = TranslationMetrics(("shade",), features=FeatureScores(1, net, settings, "cuda"), device="cuda")
+    target, output = images(0, 2, 3, 64, 64).cuda(), images(1, 2, 3, 64, 64).cuda()
+    metrics.update([output], target)  # libraries set themselves up
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        metrics.update([output], target)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    alone = TranslationMetrics(("shade",))
+    alone.update([output.cpu()], target.cpu())
+    found = metrics.compute()
+    assert {key: found[key] for key in alone.compute()} == pytest.approx(alone.compute(), rel=1e-11)
+
+
 FEATURES = np.random.default_rng(7).standard_normal((5, 4))
 
 
