@@ -142,7 +142,7 @@ def test_other_sizes_and_numbers_of_modalities(num_modalities: int, size: int) -
 def test_what_does_not_fit_is_named() -> None:
     net = generator(size=16, base_width=3)
     state = released_form(released_names(net), net.state_dict())
-    with pytest.raises(ValueError, match="a UNet of decoder_norms='private', got .*'shared'"):
+    with pytest.raises(ValueError, match=r"a UNet of decoder_norms='private', got .*'shared'"):
         models.load_released(generator(size=16, base_width=3, decoder_norms="shared"), state)
     with pytest.raises(ValueError, match=r"3-modality network: missing: conv2\.insnorm_conv\.insnorm_2"):
         models.load_released(generator(size=16, base_width=3, num_modalities=3), state)
