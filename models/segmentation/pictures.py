@@ -90,8 +90,15 @@ def contact_sheet(scenes: Mapping[str, Mapping[str, Picture]], class_names: Sequ
     for scene, pictures in scenes.items():
         captions = [f"{scene}: {what}" if first == 0 else what for first, what in enumerate(pictures)]
         cells = zip(pictures.values(), captions, strict=True)
-        rows.append(beside([captioned(_fitted(picture), caption) for picture, caption in cells]))
+        rows.append(beside([captioned(thumbnail(picture), caption) for picture, caption in cells]))
     return below([*rows, legend(class_names, rows[0].shape[1])] if class_names else rows)
+
+
+def thumbnail(picture: Picture) -> Picture:
+    """The picture ``CELL`` pixels wide."""
+    size = (CELL, max(1, round(picture.shape[0] * CELL / picture.shape[1])))
+    smaller = picture.shape[1] > CELL
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_NEAREST)
 
 
 def legend(class_names: Sequence[str], width: int) -> Picture:
@@ -118,13 +125,6 @@ def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
             cv2.imencode(".png", stored)[1].tofile(temporary)
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
-
-
-def _fitted(picture: Picture) -> Picture:
-    """The picture ``CELL`` pixels wide."""
-    size = (CELL, max(1, round(picture.shape[0] * CELL / picture.shape[1])))
-    smaller = picture.shape[1] > CELL
-    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_NEAREST)
 
 
 def _write(picture: Picture, text: str, at: tuple[int, int]) -> None:

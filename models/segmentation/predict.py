@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from models.data import IMAGE_SUFFIXES
+from models.data.images import Frame
 from models.messages import suggest
 from models.segmentation.build import output_names
 from models.segmentation.inference import predict_labels
-from models.segmentation.load import load
-from models.segmentation.network import SegmentationNetwork
+from models.segmentation.load import TrainedNetwork, load
 from models.segmentation.pictures import (
     Picture,
     colour,
@@ -24,10 +23,13 @@ from models.segmentation.pictures import (
     overlay,
     scene_pictures,
     show_input,
+    thumbnail,
     write_picture,
 )
 from models.segmentation.settings import SegmentationRecipe
-from models.training.errors import UsageError, existing
+from models.segmentation.sources import Frames, check_inputs, is_video, match_files, match_frames
+from models.segmentation.video import Video, writing_video
+from models.training.errors import UsageError
 
 LABELS, COLOURED, OVERLAYS = FOLDERS = ("labels", "coloured", "overlays")
 
@@ -37,39 +39,42 @@ def predict_files(
 ) -> list[str]:
     """Label images; write ``labels/``, ``coloured/`` and ``overlays/<name>.png`` for every scene.
 
-    ``sheet.png`` shows the inputs and what every output says, of ``eval.sheet`` scenes spread evenly.
+    ``sheet.png`` shows the inputs and what every output says, of ``eval.sheet`` scenes spread evenly. Of
+    video ``overlays/<name>.mp4`` is written and, with ``eval.frames``, ``<name>_<frame>.png`` as above of
+    every frame, counted from 0.
 
     Args:
         checkpoint: run folder or checkpoint.
-        inputs: by modality an image, or a folder of images that are matched by their names without suffix.
-            Scenes may differ in size, the modalities of one may not.
+        inputs: by modality an image, or a folder of images that are matched by their names without suffix;
+            scenes may differ in size, the modalities of one may not. Or a video, of ``rgb`` or ``depth``, and
+            for every other modality a video or a folder of frames in order of their names. Depth of 8 bits,
+            as most video is, has a scale of its own, ``data.depth_scale=25.5`` where 255 is 10 metres.
         output: folder to write to.
         which: ``ensemble``, or the modality whose branch to take.
         overrides: ``field=value`` assignments, such as another ``data.depth_scale``.
 
     Returns:
-        The scenes' names.
+        The names of scenes, or of the video.
 
     Raises:
-        UsageError: a path, modality or output that does not exist; images that do not pair up.
-        DataError: a broken image, or modalities of different size; the message names the file.
+        UsageError: a path, modality or output that does not exist; images that do not pair up; videos of
+            different length; a scale that is missing.
+        DataError: a broken image or video, or modalities of different size; the message names the file.
     """
     trained = load(checkpoint, overrides)
-    net, recipe = trained.net, trained.recipe
-    names = output_names(recipe)
+    names = output_names(trained.recipe)
     if which not in names:
         raise UsageError(f"--which must be one of {', '.join(names)}, got {which!r}{suggest(which, names)}")
-    scenes = match_files(inputs, trained.reader.kinds())
+    paths = check_inputs(inputs, trained.reader.kinds())
+    if any(map(is_video, paths.values())):
+        frames = match_frames(paths)
+        scaled = any(assignment.startswith("data.depth_scale=") for assignment in overrides)
+        check_depth_unit(trained, frames.get("depth"), scaled)
+        _make_folders(output)
+        return [_predict_video(trained, frames, output, which)]
+    scenes = match_files(paths)
     _make_folders(output)
-    sheet = np.linspace(0, len(scenes) - 1, min(recipe.eval.sheet, len(scenes))).astype(int).tolist()
-    shown = {}
-    for index, (name, paths) in enumerate(tqdm(scenes.items(), desc="predict", disable=None)):
-        prediction = predict(net, recipe, trained.read(**paths))
-        prediction.write(output, name, which)
-        if index in sheet:
-            shown[name] = prediction.pictures()
-    if shown:
-        write_picture(output / "sheet.png", contact_sheet(shown))
+    _predict_scenes(trained, scenes, output, which)
     return list(scenes)
 
 
@@ -98,10 +103,11 @@ class Prediction:
         picture = show_input(self.images[shown].numpy(), modalities[shown])
         return overlay(picture, colour(self.classes(which), self.recipe.data.num_classes))
 
-    def pictures(self) -> dict[str, Picture]:
-        """Every ``input <modality>`` and every output's coloured label map."""
+    def thumbnails(self) -> dict[str, Picture]:
+        """Small pictures of every ``input <modality>`` and of every output's coloured label map."""
         data = self.recipe.data
-        return scene_pictures(self.images, self.labels, data.modalities, data.num_classes)
+        pictures = scene_pictures(self.images, self.labels, data.modalities, data.num_classes)
+        return {name: thumbnail(picture) for name, picture in pictures.items()}
 
     def write(self, folder: Path, name: str, which: str) -> None:
         """Write an output's label map, coloured map and overlay below ``FOLDERS``, as ``<name>.png``."""
@@ -111,63 +117,66 @@ class Prediction:
         write_picture(folder / OVERLAYS / f"{name}.png", self.overlay(which))
 
 
-def predict(net: SegmentationNetwork, recipe: SegmentationRecipe, images: Tensor) -> Prediction:
-    """What a network in evaluation mode says of one scene's inputs ``[M, 3, H, W]``."""
-    found = predict_labels(
-        net,
-        images.to(next(net.parameters()).device),
-        images.shape[-2:],
-        recipe.data.modalities,
-        recipe.eval,
-    )
+def predict(trained: TrainedNetwork, files: Mapping[str, Path | Frame]) -> Prediction:
+    """What a network says of one scene, by modality its files or frames.
+
+    Raises:
+        DataError: as ``TrainedNetwork.read``.
+    """
+    recipe, images = trained.recipe, trained.read(**files)
+    size = images.shape[-2:]
+    found = predict_labels(trained.net, images, size, recipe.data.modalities, recipe.eval)
     labels = {name: each[0] for name, each in zip(output_names(recipe), found, strict=True)}
     return Prediction(recipe, images.cpu(), labels)
 
 
-def match_files(inputs: Mapping[str, Path], modalities: Sequence[str]) -> dict[str, dict[str, Path]]:
-    """By scene, in order of their names, the file of every modality.
+def check_depth_unit(trained: TrainedNetwork, depth: Frames | None, scaled: bool) -> None:
+    """Refuse depth in unknown units.
+
+    Args:
+        trained: the network.
+        depth: the frames of depth, if there are any.
+        scaled: whether ``data.depth_scale`` was given for them.
 
     Raises:
-        UsageError: a modality or its counterpart is missing; a folder without images, or with two of
-            one name; a file beside a folder.
+        UsageError: they are video of 8 bits without a scale, though the network was trained on metres.
     """
-    for modality in modalities:
-        if modality not in inputs:
-            raise UsageError(
-                f"--{modality} is required: the network's modalities are {', '.join(modalities)}"
-            )
-    for modality in inputs:
-        if modality not in modalities:
-            raise UsageError(
-                f"--{modality} is no input: the network's modalities are {', '.join(modalities)}"
-            )
-    paths = {modality: existing(inputs[modality], f"--{modality}") for modality in modalities}
-    first = modalities[0]
-    if not any(path.is_dir() for path in paths.values()):
-        return {paths[first].stem: paths}
-    for modality, path in paths.items():
-        if not path.is_dir():
-            raise UsageError(f"--{modality}: {path} is a file; give a folder for every modality, or for none")
-    found = {modality: _images(path) for modality, path in paths.items()}
-    for files in found.values():
-        for stem, file in files.items():
-            for other, others in found.items():
-                if stem not in others:
-                    raise UsageError(f"{file} has no counterpart in {paths[other]}{suggest(stem, others)}")
-    return {stem: {modality: found[modality][stem] for modality in modalities} for stem in found[first]}
+    metric = trained.reader.layout.depth_scale is not None
+    if isinstance(depth, Video) and depth.bits == 8 and metric and not scaled:
+        raise UsageError(
+            f"--depth: {depth.path} has 8 bits, whose unit is not that of training: give data.depth_scale, "
+            "units a metre (25.5 where 255 is 10 metres), or a folder of frames stored as in training"
+        )
 
 
-def _images(folder: Path) -> dict[str, Path]:
-    """The images of a folder by their names without suffix."""
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in IMAGE_SUFFIXES and (twin := files.setdefault(path.stem, path)) != path:
-            raise UsageError(
-                f"{twin} and {path} differ in the suffix only: which one is the scene's? Move the other away"
-            )
-    if not files:
-        raise UsageError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return files
+def _predict_scenes(
+    trained: TrainedNetwork, scenes: Mapping[str, Mapping[str, Path]], output: Path, which: str
+) -> None:
+    """Write the label maps, coloured maps, overlays and the sheet."""
+    count = min(trained.recipe.eval.sheet, len(scenes))
+    chosen = np.linspace(0, len(scenes) - 1, count).astype(int).tolist()
+    shown = {}
+    for index, (name, files) in enumerate(tqdm(scenes.items(), desc="predict", disable=None)):
+        prediction = predict(trained, files)
+        prediction.write(output, name, which)
+        if index in chosen:
+            shown[name] = prediction.thumbnails()
+    if shown:
+        write_picture(output / "sheet.png", contact_sheet(shown, trained.class_names))
+
+
+def _predict_video(trained: TrainedNetwork, sources: Mapping[str, Frames], output: Path, which: str) -> str:
+    """Write the overlays, and the frames if ``eval.frames``; the video's name."""
+    video = next(frames for frames in sources.values() if isinstance(frames, Video))
+    name = video.path.stem
+    frames = tqdm(zip(*sources.values(), strict=True), desc="predict", total=len(video), disable=None)
+    with writing_video(output / OVERLAYS / f"{name}.mp4", video.fps) as write:
+        for index, files in enumerate(frames):
+            prediction = predict(trained, dict(zip(sources, files, strict=True)))
+            write(prediction.overlay(which))
+            if trained.recipe.eval.frames:
+                prediction.write(output, f"{name}_{index:06d}", which)
+    return name
 
 
 def _make_folders(output: Path) -> None:
