@@ -6,7 +6,15 @@ import argparse
 from pathlib import Path
 
 from models.commands.arguments import Commands
-from models.data import SUN37, DataError, prepare_nyudv2, prepare_sunrgbd, prepare_synthetic
+from models.data import (
+    SUN37,
+    DataError,
+    prepare_domains,
+    prepare_nyudv2,
+    prepare_sunrgbd,
+    prepare_synthetic,
+    prepare_synthetic_domains,
+)
 from models.training.errors import UsageError
 
 
@@ -14,7 +22,7 @@ def add(commands: Commands) -> None:
     """Add the command's parser, with one for every data set."""
     parser = commands.add_parser("prepare", help="make a data set")
     datasets = parser.add_subparsers(required=True, metavar="DATASET")
-    for add_dataset in (_add_synthetic, _add_nyudv2, _add_sunrgbd):
+    for add_dataset in (_add_synthetic, _add_domains, _add_nyudv2, _add_sunrgbd):
         add_dataset(datasets)
 
 
@@ -33,12 +41,16 @@ def _add_synthetic(datasets: Commands) -> None:
         ("seed", 0, "another one gives other rooms"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=meaning)
+    parser.add_argument(
+        "--domains", action="store_true", help="for translation: exact depth, normals, shading and edges"
+    )
     parser.set_defaults(run=_synthetic)
 
 
 def _synthetic(arguments: argparse.Namespace) -> None:
+    make = prepare_synthetic_domains if arguments.domains else prepare_synthetic
     try:
-        out = prepare_synthetic(
+        out = make(
             arguments.out,
             train=arguments.train,
             val=arguments.val,
@@ -49,6 +61,42 @@ def _synthetic(arguments: argparse.Namespace) -> None:
         raise
     except ValueError as error:
         raise UsageError(f"--{error}") from None
+    print(f"data.root={out}")
+
+
+def _add_domains(datasets: Commands) -> None:
+    parser = datasets.add_parser(
+        "domains", help="normals, reshading, depth and edges of any RGB-D data set, for translation"
+    )
+    parser.add_argument("out", type=Path, metavar="FOLDER")
+    parser.add_argument("--source", type=Path, required=True, help="the RGB-D data set", metavar="FOLDER")
+    parser.add_argument("--layout", help="nyu_cen, sun_handa, ...; default: told from the folder")
+    parser.add_argument("--depth-scale", type=float, help="stored units a metre; default: the layout's")
+    parser.add_argument("--bit-shift", type=int, help="bits that depth is rotated to the right by")
+    parser.add_argument(
+        "--camera", type=_numbers, default=(), help="fx,fy,cx,cy in pixels; default: the layout's"
+    )
+    parser.set_defaults(run=_domains)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(number) for number in text.split(","))
+
+
+def _domains(arguments: argparse.Namespace) -> None:
+    try:
+        out = prepare_domains(
+            arguments.out,
+            arguments.source,
+            layout=arguments.layout,
+            depth_scale=arguments.depth_scale,
+            bit_shift=arguments.bit_shift,
+            camera=arguments.camera,
+        )
+    except DataError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     print(f"data.root={out}")
 
 
