@@ -30,6 +30,7 @@ from models.training.files import replacing
 FORMAT = 2
 LAST, BEST = "last.pt", "best.pt"
 _SUFFIXES = (".safetensors", ".pt")
+_HINT = "`python -m models import` reads the networks that the paper's authors released"
 _OF_RUNS = ("loop", "processes", "task")
 
 
@@ -95,11 +96,12 @@ def load(path: Path, prefer: str = LAST) -> tuple[Path, dict[str, Any]]:
     try:
         contents = _read(path)
     except Exception as error:  # the unpickler's own errors on foreign bytes are of every kind
-        raise UsageError(f"checkpoint: {path} is broken or no checkpoint ({first_line(error)})") from None
+        raise UsageError(
+            f"checkpoint: {path} is broken or no checkpoint ({first_line(error)}); {_HINT}"
+        ) from None
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
         raise UsageError(
-            f"checkpoint: {path} was not written by `python -m models train`, or by another version; "
-            "`python -m models import` reads the networks that the paper's authors released"
+            f"checkpoint: {path} was not written by `python -m models train`, or by another version; {_HINT}"
         )
     return path, contents
 
