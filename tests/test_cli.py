@@ -1,5 +1,6 @@
 """``python -m models`` end to end on a few procedural rooms."""
 
+import csv
 import json
 import os
 import runpy
@@ -19,6 +20,7 @@ from torch import Tensor
 from models.__main__ import main
 from models.data import SYNTHETIC_CLASSES, palette
 from models.segmentation.metrics import SCORES
+from models.segmentation.pictures import CELL
 from models.segmentation.task import SegmentationTask
 from models.training import checkpoint
 
@@ -221,12 +223,26 @@ def test_evaluate(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
             # Batches of another size: pixels may tie to the last bit, hardly any does.
             assert value == pytest.approx(trained_metrics[f"{output}{score}"], abs=2e-3)
     assert list(found["classes"]) == list(SYNTHETIC_CLASSES)
+    with (trained / "evaluation_last.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["class"] for row in table] == list(SYNTHETIC_CLASSES)
+    assert [float(row["ensemble"] or "nan") for row in table] == pytest.approx(
+        [np.nan if row["ensemble"] is None else row["ensemble"] for row in found["classes"].values()],
+        nan_ok=True,
+    )
+    wall = found["classes"]["wall"]["depth"]
+    assert any(line.split()[:1] == ["wall"] and f"  {100 * wall:.2f}" in line for line in printed)
+    sheet = cv2.imread(str(trained / "evaluation_last.png"))
+    rows = 3 * (20 + CELL * SIZE[0] // SIZE[1]) + 2 * 4  # captions, pictures, lines between
+    assert sheet.shape[1] == 6 * CELL + 5 * 4  # 2 inputs, target, 3 outputs
+    assert sheet.shape[0] == rows + 4 + 20 * -(-11 // (sheet.shape[1] // 160))
     for output in ("rgb", "depth", "ensemble"):
         ious = [row[output] for row in found["classes"].values() if row[output] is not None]
         assert np.mean(ious) == pytest.approx(found["metrics"][f"{output}/mean_iou"])
     other = tmp_path / "new"
     assert main(["evaluate", str(trained), "eval.limit=1", "eval.batch_size=1", "--output", str(other)]) == 0
     assert json.loads((other / "evaluation_best.json").read_text())["images"] == 1
+    assert sorted(path.suffix for path in other.iterdir()) == [".csv", ".json", ".png"]
     file = other / "evaluation_best.json"
     assert "cannot write" in error_of(["evaluate", str(trained), "--output", str(file)], capsys)
 
@@ -254,6 +270,7 @@ def test_predict_folders(rooms: Path, trained: Path, tmp_path: Path) -> None:
             assert (labels.shape, labels.dtype) == (size, np.uint8)
             np.testing.assert_array_equal(coloured, palette(11)[labels][:, :, ::-1])
             assert np.abs(laid - (picture / 2 + coloured / 2)).max() <= 1.5
+    assert cv2.imread(str(tmp_path / "depth/sheet.png")).shape[1] == 5 * CELL + 4 * 4
     first = [cv2.imread(str(tmp_path / w / "labels" / "000001.png"), 0) for w in ("ensemble", "depth")]
     assert (first[0] != first[1]).any()
 

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 import models
 from models.segmentation import SegmentationOutput
 from models.segmentation.inference import mirrored, places, predict_labels, resized, scores
-from models.segmentation.settings import EvalSettings
+from models.segmentation.settings import DataSettings, EvalSettings, SegmentationRecipe
+from models.training.settings import RunSettings
 
 M, N, K = 2, 2, 4
 SIZE = (21, 34)
@@ -49,10 +50,17 @@ def images(size: tuple[int, int] = SIZE) -> Tensor:
     return torch.randn(M * N, 3, *size, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
 
 
+def recipe(
+    modalities: Sequence[str] = RGB_DEPTH, precision: str = "fp32", **settings: object
+) -> SegmentationRecipe:
+    settings = {"interpolation": "bilinear", **settings}
+    data, run = DataSettings(modalities=tuple(modalities)), RunSettings(precision=precision)
+    return SegmentationRecipe(data=data, eval=EvalSettings(**settings), run=run)
+
+
 def found(net: nn.Module, x: Tensor, modalities: Sequence[str] = RGB_DEPTH, **settings: object) -> Tensor:
     """``[M+1, N, K, H, W]``"""
-    settings = {"interpolation": "bilinear", **settings}
-    return torch.stack(list(scores(net, x, SIZE, modalities, EvalSettings(**settings))))
+    return torch.stack(list(scores(net, x, SIZE, recipe(modalities, **settings))))
 
 
 def plain(net: nn.Module, x: Tensor, size: Sequence[int] = SIZE, interpolation: str = "bilinear") -> Tensor:
@@ -70,7 +78,7 @@ def test_a_single_look(interpolation: str) -> None:
     net, x = convolution(3, stride=4), images()
     expected = plain(net, x, interpolation=interpolation)
     torch.testing.assert_close(found(net, x, interpolation=interpolation), expected, rtol=0, atol=0)
-    labels = predict_labels(net, x, SIZE, RGB_DEPTH, EvalSettings(interpolation=interpolation))
+    labels = predict_labels(net, x, SIZE, recipe(interpolation=interpolation))
     assert torch.equal(torch.stack(labels), expected.argmax(2))
 
 
@@ -200,11 +208,15 @@ def test_the_ensemble_of_the_means_is_the_mean_of_the_ensembles() -> None:
 
 
 def test_logits_of_autocast_are_averaged_in_float32() -> None:
-    net = Known(lambda x: x[:, :1].repeat(1, K, 1, 1).bfloat16())
-    x = images().bfloat16().double()
-    result = found(net, x, flip=True)
+    weight = torch.randn(K, 3, 1, 1)
+    net, x = Known(lambda x: F.conv2d(x, weight)), images().float()
+    result = found(net, x, precision="bf16", scales=(1.0, 1.5), flip=True)
     assert result.dtype == torch.float32
-    torch.testing.assert_close(result[0], x[:N, :1].repeat(1, K, 1, 1).float(), rtol=0, atol=1e-6)
+    exact = found(net, x, scales=(1.0, 1.5), flip=True)
+    error = (result - exact).abs()
+    assert error.max() > 0  # the network's own
+    assert error.max() < 2**-6 * exact.abs().max()
+    assert not torch.equal(result, result.bfloat16().float())
 
 
 @pytest.mark.parametrize("builder", [models.refinenet, models.pspnet])
@@ -220,9 +232,9 @@ def test_real_networks_at_awkward_sizes(builder: Callable[..., nn.Module]) -> No
             for look in (scaled, scaled.flip(-1)):
                 logits = plain(net, look, (67, 91), "bicubic")
                 expected += (logits.flip(-1) if look is not scaled else logits) / 4
-    settings = EvalSettings(scales=(0.6, 1.3), flip=True)
-    result = torch.stack(list(scores(net, x, (67, 91), RGB_DEPTH, settings)))
+    looks = {"scales": (0.6, 1.3), "flip": True, "interpolation": "bicubic"}
+    result = torch.stack(list(scores(net, x, (67, 91), recipe(**looks))))
     assert expected.std() > 1e-3
     torch.testing.assert_close(result, expected)
-    windows = EvalSettings(scales=(0.6, 1.3), flip=True, window=48, batch_size=4)
-    assert all(score.isfinite().all() for score in scores(net, x, (67, 91), RGB_DEPTH, windows))
+    windows = recipe(**looks, window=48, batch_size=4)
+    assert all(score.isfinite().all() for score in scores(net, x, (67, 91), windows))

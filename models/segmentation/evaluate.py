@@ -25,6 +25,8 @@ from models.training.config import show
 from models.training.errors import writable
 from models.training.files import write_json
 
+_HOW = ("scales", "flip", "window", "overlap", "interpolation")
+
 
 def evaluate(
     net: SegmentationNetwork,
@@ -44,7 +46,6 @@ def evaluate(
     Returns:
         The counts, or None once ``stop()`` was true.
     """
-    settings, modalities = recipe.eval, recipe.data.modalities
     device = next(net.parameters()).device
     metrics = SegmentationMetrics(
         output_names(recipe), recipe.data.num_classes, recipe.data.ignore_index, device
@@ -53,7 +54,7 @@ def evaluate(
         for batch in tqdm(_loader(dataset, recipe), desc="evaluate", leave=False, disable=None):
             batch = batch.to(device, non_blocking=True)
             size = batch.target.shape[-2:]
-            metrics.update(predict_labels(net, batch.images, size, modalities, settings), batch.target)
+            metrics.update(predict_labels(net, batch.images, size, recipe), batch.target)
             if stop():
                 return None
     return metrics
@@ -81,7 +82,7 @@ def example_pictures(
     with evaluating(net):
         for batch in eval_loader(Subset(dataset, chosen)):
             size = batch.target.shape[-2:]
-            labels = predict_labels(net, batch.images.to(device), size, modalities, recipe.eval)
+            labels = predict_labels(net, batch.images.to(device), size, recipe)
             maps = {"target": batch.target[0], **dict(zip(names, (each[0] for each in labels), strict=True))}
             pictures[batch.names[0]] = scene_pictures(batch.images, maps, modalities, recipe.data.num_classes)
     return pictures
@@ -112,9 +113,7 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | Non
     metrics, classes = counts.compute(), class_rows(counts, dataset.class_names)
     count = min(recipe.eval.limit or len(dataset), len(dataset))
     alpha = dict(zip(recipe.data.modalities, net.branch_weights(), strict=False))
-    how = {
-        name: getattr(recipe.eval, name) for name in ("scales", "flip", "window", "overlap", "interpolation")
-    }
+    how = {name: getattr(recipe.eval, name) for name in _HOW} | {"precision": recipe.run.precision}
     print(f"{path}, {count} images, {', '.join(f'{name} {show(value)}' for name, value in how.items())}")
     print(f"in per cent\n{table(metrics)}\n\n{class_table(classes)}\n")
     if alpha:

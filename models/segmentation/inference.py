@@ -21,17 +21,17 @@ from torch.nn import functional as F
 
 from models.data.modalities import UNMIXED
 from models.segmentation.losses import outputs
-from models.segmentation.settings import EvalSettings
-from models.training.precision import at_least_float32
+from models.segmentation.settings import SegmentationRecipe
+from models.training.precision import at_least_float32, autocast
 
 Place = tuple[slice, slice]  # rows and columns
 
 
 def predict_labels(
-    net: nn.Module, images: Tensor, size: Sequence[int], modalities: Sequence[str], settings: EvalSettings
+    net: nn.Module, images: Tensor, size: Sequence[int], recipe: SegmentationRecipe
 ) -> list[Tensor]:
     """Labels ``[N, H, W]`` of every branch and of the ensemble; arguments as for ``scores``."""
-    return [score.argmax(1) for score in scores(net, images, size, modalities, settings)]
+    return [score.argmax(1) for score in scores(net, images, size, recipe)]
 
 
 @torch.no_grad()
@@ -39,8 +39,7 @@ def scores(
     net: nn.Module,
     images: Tensor,  # [M*N, C, h, w]
     size: Sequence[int],
-    modalities: Sequence[str],
-    settings: EvalSettings,
+    recipe: SegmentationRecipe,
 ) -> Iterator[Tensor]:
     """The mean logits ``[N, K, H, W]`` of each branch in turn and, last, of the ensemble.
 
@@ -48,17 +47,16 @@ def scores(
         net: in evaluation mode; takes images of any size.
         images: stacked modality-major, on the network's device.
         size: H and W, that of the labels; logits are resized to it.
-        modalities: their M names, which tell how each is resized and mirrored.
-        settings: ``scales flip window overlap interpolation``, and ``batch_size``, the windows seen at once.
+        recipe: ``data.modalities`` tells how each of the M is resized and mirrored, ``eval`` how to look, and
+            ``run.precision`` what the network computes in; logits are averaged in float32 at least.
     """
+    modalities, interpolation = recipe.data.modalities, recipe.eval.interpolation
     images = images.unflatten(0, (len(modalities), -1))
-    looks = [
-        _look(net, resized(images, scale, modalities), modalities, settings) for scale in settings.scales
-    ]
+    looks = [_look(net, resized(images, scale, modalities), recipe) for scale in recipe.eval.scales]
     for output in range(len(looks[0].logits)):
-        total = looks[0].score(output, size, settings.interpolation)
+        total = looks[0].score(output, size, interpolation)
         for look in looks[1:]:
-            total += look.score(output, size, settings.interpolation)
+            total += look.score(output, size, interpolation)
         yield total.div_(len(looks))
 
 
@@ -130,25 +128,29 @@ class _Look(NamedTuple):
         return enlarged(canvas.div_(count), size)
 
 
-def _look(net: nn.Module, images: Tensor, modalities: Sequence[str], settings: EvalSettings) -> _Look:
+def _look(net: nn.Module, images: Tensor, recipe: SegmentationRecipe) -> _Look:
     size = images.shape[-2:]
-    found = places(size, settings.window, settings.overlap)
-    at_once = max(1, settings.batch_size // images.shape[1])
+    found = places(size, recipe.eval.window, recipe.eval.overlap)
+    at_once = max(1, recipe.eval.batch_size // images.shape[1])
     logits = []
     for first in range(0, len(found), at_once):
         some = found[first : first + at_once]
         windows = torch.cat([images[..., rows, columns] for rows, columns in some], 1)
-        logits.append(_logits(net, windows, modalities, settings.flip).unflatten(1, (len(some), -1)))
+        logits.append(_logits(net, windows, recipe).unflatten(1, (len(some), -1)))
     return _Look(size, found, torch.cat(logits, 1))
 
 
-def _logits(net: nn.Module, images: Tensor, modalities: Sequence[str], flip: bool) -> Tensor:
+def _logits(net: nn.Module, images: Tensor, recipe: SegmentationRecipe) -> Tensor:
     """``[M+1, N, K, h', w']`` of ``[M, N, C, h, w]``; with ``flip`` the mean with the mirrored images'."""
 
     def run(images: Tensor) -> Tensor:
         # Convolutions are fastest in the format that loaders make; cut and mirrored images have lost it.
         stacked = images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        return outputs(at_least_float32(net(stacked)))
+        with autocast(recipe.run.precision, images.device):
+            output = net(stacked)
+        return outputs(at_least_float32(output))
 
     logits = run(images)
-    return logits.add_(run(mirrored(images, modalities)).flip(-1)).div_(2) if flip else logits
+    if recipe.eval.flip:
+        logits.add_(run(mirrored(images, recipe.data.modalities)).flip(-1)).div_(2)
+    return logits

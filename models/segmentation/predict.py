@@ -124,8 +124,7 @@ def predict(trained: TrainedNetwork, files: Mapping[str, Path | Frame]) -> Predi
         DataError: as ``TrainedNetwork.read``.
     """
     recipe, images = trained.recipe, trained.read(**files)
-    size = images.shape[-2:]
-    found = predict_labels(trained.net, images, size, recipe.data.modalities, recipe.eval)
+    found = predict_labels(trained.net, images, images.shape[-2:], recipe)
     labels = {name: each[0] for name, each in zip(output_names(recipe), found, strict=True)}
     return Prediction(recipe, images.cpu(), labels)
 
