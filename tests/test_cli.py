@@ -391,7 +391,13 @@ def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_unknown_flag_and_no_command() -> None:
-    for command in ([], ["train", "synthetic_demo", "--epochs", "3"], ["tran"]):
+    for command in (
+        [],
+        ["train", "synthetic_demo", "--epochs", "3"],
+        ["tran"],
+        ["prepare", "synthetic", "folder", "data.crop=3"],
+        ["export", "run", "data.crop=3", "--output", "net.pt"],
+    ):
         with pytest.raises(SystemExit) as caught:
             main(command)
         assert caught.value.code == 2

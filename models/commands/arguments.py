@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # of ``add_subparsers``
 
 
-def add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="a name that `python -m models recipes` lists")
+def add_command(commands: Commands, name: str, help: str, **options: Any) -> argparse.ArgumentParser:
+    """A command's parser; its help stands in the list of commands and above its own arguments."""
+    return commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", **options)
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "checkpoint", type=Path, metavar="RUN", help="run folder (its best.pt), or a checkpoint"
+        "checkpoint",
+        type=Path,
+        metavar="RUN",
+        help="run folder (its best.pt), a checkpoint, or a file that export or import wrote",
     )
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("overrides", nargs="*", metavar="field=value", help="settings to change")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="field=value", help="settings to change; recipes RECIPE lists them"
+    )

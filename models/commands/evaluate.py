@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from models.commands.arguments import Commands, add_checkpoint, add_overrides
+from models.commands.arguments import Commands, add_checkpoint, add_command, add_overrides
 from models.training import checkpoint
 
 
 def add(commands: Commands) -> None:
     """Add the command's parser."""
-    parser = commands.add_parser("evaluate", help="measure a trained network on the validation images")
+    parser = add_command(commands, "evaluate", help="measure a trained network on the validation images")
     add_checkpoint(parser)
     add_overrides(parser)
     parser.add_argument(

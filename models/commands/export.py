@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from models.commands.arguments import Commands, add_checkpoint
+from models.commands.arguments import Commands, add_checkpoint, add_command
 from models.training import checkpoint
 
 
 def add(commands: Commands) -> None:
     """Add the command's parser."""
-    parser = commands.add_parser("export", help="write a run's network, and what it is fed, to one file")
+    parser = add_command(commands, "export", help="write a run's network, and what it is fed, to one file")
     add_checkpoint(parser)
     parser.add_argument(
         "--output", type=Path, required=True, metavar="FILE", help="ends in .safetensors or .pt"

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from models.commands.arguments import Commands, add_overrides
+from models.commands.arguments import Commands, add_command, add_overrides
 from models.training import registry
 
 
 def add(commands: Commands) -> None:
     """Add the command's parser."""
-    parser = commands.add_parser(
-        "import", help="make a file for evaluate and predict of a network that the paper's authors released"
+    parser = add_command(
+        commands,
+        "import",
+        help="make a file for evaluate and predict of a network that the paper's authors released",
     )
     parser.add_argument("released", type=Path, metavar="RELEASED", help="the authors' .pth or .pth.tar")
     add_overrides(parser)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from models.commands.arguments import Commands, add_checkpoint, add_overrides
+from models.commands.arguments import Commands, add_checkpoint, add_command, add_overrides
 from models.training import checkpoint
 from models.training.errors import UsageError
 
 
 def add(commands: Commands) -> None:
     """Add the command's parser."""
-    parser = commands.add_parser("predict", help="run a trained network on image files")
+    parser = add_command(commands, "predict", help="run a trained network on image files")
     add_checkpoint(parser)
     add_overrides(parser)
     parser.add_argument("--rgb", type=Path, help="image, folder of images, or video")

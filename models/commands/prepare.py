@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from models.commands.arguments import Commands
+from models.commands.arguments import Commands, add_command
 from models.data import (
     SUN37,
     DataError,
@@ -20,14 +20,15 @@ from models.training.errors import UsageError
 
 def add(commands: Commands) -> None:
     """Add the command's parser, with one for every data set."""
-    parser = commands.add_parser("prepare", help="make a data set")
+    parser = add_command(commands, "prepare", help="make a data set")
     datasets = parser.add_subparsers(required=True, metavar="DATASET")
     for add_dataset in (_add_synthetic, _add_domains, _add_nyudv2, _add_sunrgbd):
         add_dataset(datasets)
 
 
 def _add_synthetic(datasets: Commands) -> None:
-    parser = datasets.add_parser(
+    parser = add_command(
+        datasets,
         "synthetic",
         help="procedural rooms in RGB and depth",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -65,8 +66,8 @@ def _synthetic(arguments: argparse.Namespace) -> None:
 
 
 def _add_domains(datasets: Commands) -> None:
-    parser = datasets.add_parser(
-        "domains", help="normals, reshading, depth and edges of any RGB-D data set, for translation"
+    parser = add_command(
+        datasets, "domains", help="normals, reshading, depth and edges of any RGB-D data set, for translation"
     )
     parser.add_argument("out", type=Path, metavar="FOLDER")
     parser.add_argument("--source", type=Path, required=True, help="the RGB-D data set", metavar="FOLDER")
@@ -101,7 +102,7 @@ def _domains(arguments: argparse.Namespace) -> None:
 
 
 def _add_nyudv2(datasets: Commands) -> None:
-    parser = datasets.add_parser("nyudv2", help="NYUDv2, 40 classes, from its official archive")
+    parser = add_command(datasets, "nyudv2", help="NYUDv2, 40 classes, from its official archive")
     parser.add_argument("out", type=Path, metavar="FOLDER")
     parser.add_argument(
         "--archive", type=Path, required=True, help="nyu_depth_v2_labeled.mat", metavar="FILE"
@@ -119,7 +120,7 @@ def _nyudv2(arguments: argparse.Namespace) -> None:
 
 
 def _add_sunrgbd(datasets: Commands) -> None:
-    parser = datasets.add_parser("sunrgbd", help="SUN RGB-D, 37 classes, from its official release")
+    parser = add_command(datasets, "sunrgbd", help="SUN RGB-D, 37 classes, from its official release")
     parser.add_argument("out", type=Path, metavar="FOLDER")
     parser.add_argument(
         "--archive", type=Path, required=True, help="SUNRGBD.zip, or where it was unpacked", metavar="PATH"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from models.commands.arguments import Commands, add_overrides
+from models.commands.arguments import Commands, add_command, add_overrides
 from models.training import config, registry
 
 
 def add(commands: Commands) -> None:
     """Add the command's parser."""
-    parser = commands.add_parser("recipes", help="list the recipes, or a recipe's fields and values")
+    parser = add_command(commands, "recipes", help="list the recipes, or a recipe's fields and values")
     parser.add_argument("recipe", nargs="?", metavar="RECIPE")
     add_overrides(parser)
     parser.set_defaults(run=_run)

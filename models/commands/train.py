@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from models.commands.arguments import Commands, add_overrides, add_recipe
+from models.commands.arguments import Commands, add_command, add_overrides
 
 
 def add(commands: Commands) -> None:
     """Add the command's parser."""
-    parser = commands.add_parser("train", help="train a recipe")
-    add_recipe(parser)
+    parser = add_command(commands, "train", help="train a recipe")
+    parser.add_argument("recipe", metavar="RECIPE", help="a name that recipes lists")
     add_overrides(parser)
     parser.add_argument(
         "--resume",

@@ -40,7 +40,7 @@ def input_specs(reader: Reader) -> tuple[InputSpec, ...]:
 
 def _spec(reader: Reader, modality: str) -> InputSpec:
     layout = reader.layout
-    colour = {"order": "rgb", "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    colour: dict[str, Any] = {"order": "rgb", "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     if modality == "rgb":
         return InputSpec("rgb", "full brightness", 3, **colour)
     if modality == "hha":
@@ -71,7 +71,8 @@ def differing_inputs(trained: Sequence[InputSpec], here: Sequence[InputSpec]) ->
 
 def to_plain(record: InputSpec | Layout) -> dict[str, Any]:
     """As JSON holds it."""
-    return json.loads(json.dumps(asdict(record)))
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(record)))
+    return plain
 
 
 def input_from_plain(plain: Mapping[str, Any]) -> InputSpec:
@@ -83,8 +84,8 @@ def layout_from_plain(plain: Mapping[str, Any]) -> Layout:
     """A layout of what ``to_plain`` returned."""
     found = _with_tuples(plain)
     if found["camera"] is not None:
-        *numbers, size, baseline = found["camera"]
-        found["camera"] = Camera(*numbers, size and tuple(size), baseline)
+        camera = Camera(*found["camera"])
+        found["camera"] = camera._replace(size=camera.size and tuple(camera.size))
     found["ranges"] = _with_tuples(found["ranges"])
     return Layout(**found)
 

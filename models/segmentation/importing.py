@@ -95,7 +95,7 @@ def _check_settings(released: Path, state: Mapping[str, Tensor], recipe: Segment
     count = expected.pop("data.modalities", None)
     values = config.flatten(recipe)
     changes = [f"{field}={value}" for field, value in expected.items() if values[field] != value]
-    if count not in (None, len(recipe.data.modalities)):
+    if count is not None and count != len(recipe.data.modalities):
         changes.append(f"data.modalities to the names of its {count} inputs in their order")
     if changes:
         raise UsageError(f"{released} is another network than the recipe's: set {', '.join(changes)}")

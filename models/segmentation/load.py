@@ -93,10 +93,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainedNetwork:
             f"{','.join(recipe.data.modalities)}"
         )
     inputs = tuple(map(input_from_plain, contents["inputs"]))
-    layout = layout_from_plain(contents["layout"])
-    if any(getattr(recipe.data, name) != getattr(trained.data, name) for name in ("root", "layout")):
-        layout = None
-    reader = build_reader(recipe.data, layout)
+    told = any(getattr(recipe.data, name) != getattr(trained.data, name) for name in ("root", "layout"))
+    reader = build_reader(recipe.data, None if told else layout_from_plain(contents["layout"]))
     _check(path, inputs, reader)
     net = build_network(recipe)
     try:
