@@ -196,20 +196,20 @@ def occlusion_edges(planes: Array, camera: Camera) -> NDArray[np.uint16]:
     """Where one surface hides another: the jump of √depth between neighbouring pixels, in Taskonomy's scale.
 
     Taskonomy applies Sobel's operator to √(stored depth / 65536), which answers to slanted floors as well.
-    Here a jump is what is left when the planes of two neighbours are compared where either of them is: on a
-    plane and where two meet it is 0. Of a pixel's two neighbours along a row the larger jump counts, and so
-    along a column; the root mean square of both, Sobel's magnitude, is stored times 65535. Both pixels beside
-    a vertical or horizontal edge get its full height, others nothing.
+    Here a jump is how far apart the planes of two neighbours are at either of them, whichever is less: on one
+    plane, and where two cross between the neighbours, it is 0. Of a pixel's two neighbours along a row the
+    larger jump counts, and so along a column; the root mean square of both, Sobel's magnitude, is stored
+    times 65535. Both pixels beside a vertical or horizontal edge get its full height, others nothing.
     """
     rays = _rays(camera, planes.shape[1:])
     known = planes.any(axis=0)
     square = np.zeros(known.shape, np.float32)
     for here, there in _NEIGHBOURS:
         own, other = _root_depth(planes[here], rays[here]), _root_depth(planes[there], rays[there])
-        jump = np.abs(own - other)
-        for at, extended in ((own, (planes[there], rays[here])), (other, (planes[here], rays[there]))):
-            np.minimum(jump, np.abs(at - _root_depth(*extended)), out=jump)
-        jump *= known[here] & known[there]
+        apart_here = _root_depth(planes[there], rays[here]) - own
+        apart_there = other - _root_depth(planes[here], rays[there])
+        jump = np.minimum(np.abs(apart_here), np.abs(apart_there))
+        jump *= (apart_here * apart_there > 0) & known[here] & known[there]
         larger = np.zeros_like(square)
         larger[here] = jump
         larger[there] = np.maximum(larger[there], jump)
