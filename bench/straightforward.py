@@ -335,6 +335,30 @@ class StraightforwardPSPNet(StraightforwardNetwork):
         self.auxiliary = Auxiliary(body.channels[2], num_classes, dropout, num_modalities)
 
 
+def straightforward_loss(
+    net: StraightforwardNetwork,
+    outputs: tuple[list[Tensor], Tensor, list[Tensor]],
+    target: Tensor,
+    sparsity: float,
+    auxiliary: float = 0.4,
+) -> Tensor:
+    """Eq. 4 with the auxiliary head's part: arguments as of ``models.segmentation.losses``."""
+
+    def judge(logits: Tensor) -> Tensor:
+        logits = F.interpolate(logits, target.shape[-2:], mode="bilinear", align_corners=False)
+        return F.cross_entropy(logits, target, ignore_index=255)
+
+    branches, ensemble, heads = outputs
+    loss = sum(judge(logits) for logits in (*branches, ensemble))
+    loss = loss + auxiliary * sum(judge(logits) for logits in heads)
+    for module in net.modules():
+        if isinstance(module, PrivateNorm) and module.threshold > 0:
+            for m, norm in enumerate(module):
+                first, last = (i * len(norm.weight) // len(module) for i in (m, m + 1))
+                loss = loss + sparsity * norm.weight[first:last].abs().sum()
+    return loss
+
+
 def split_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of a network of ours as that of its straightforward twin."""
     split = {}

@@ -1,149 +1,230 @@
-"""One training step of RefineNet on the CPU: this project's network against the straightforward one.
+"""Training steps of whole networks: ours against the straightforward one, in one process, by turns.
 
-    python -m bench.training --encoder resnet50 --crop 224 --batch 2 --steps 5
+    python -m bench.training                                             # RefineNet-50, crop 224, batch 2
+    python -m bench.training --network pspnet
+    python -m bench.training --device cuda --encoder resnet101           # crop 500, batch 6
 
-A step is the forward pass, the loss of all branches and the ensemble at label resolution, the backward pass
-and SGD. Both networks hold the same weights in one process and take turns; the median step counts. Apart from
-the timed steps, each network's memory is measured in a step of its own, above what was held when it began:
+All hold the same weights and train on the same generated rooms. A step is what a training does: forward pass,
+loss of all branches and the ensemble at label resolution with the penalty, backward pass, SGD. The networks
+take turns; the median step counts. Apart from the timed steps, the memory of each is measured in a step of
+its own, above what was held when it began:
 
-- kept: tensors alive between the forward and the backward pass (PyTorch's allocations, exact);
-- peak: most tensors alive at once during the step, gradients among them (the same);
-- resident: most memory of the process at once (VmHWM): also the workspace of the convolutions, and what the C
-  library's allocator keeps; varies by a few per cent.
+- peak: most tensors alive at once during the step, gradients among them (PyTorch's allocations, exact);
+- resident, on a CPU: most memory of the process at once (VmHWM): also the workspace of the convolutions, and
+  what the C library's allocator keeps; varies by a few per cent.
+
+Then those that are not compiled train anew without dropout, whose random numbers would differ: loss curves.
+Writes a table as Markdown, everything as JSON and the curves as PNG.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import io
 import json
 import statistics
 import sys
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 
-import cen_ext
-import models
+from bench.contestants import WAYS, Contestant, batches, contestant, initial_state, recipe_of
 from bench.files import RESULTS, write
-from bench.machine import machine
-from bench.memory import resident_bytes, tensor_bytes
-from bench.shapes import LAYOUTS, SMALL_SCALES
-from bench.straightforward import StraightforwardRefineNet, split_state
+from bench.machine import gpu, machine
+from bench.memory import device_bytes, resident_bytes, tensor_bytes
+from models.data import Batch
+from models.messages import first_line
 
-NUM_CLASSES = 40
-
-
-class Contestant:
-    """A network, its optimiser and one training step on given data."""
-
-    def __init__(self, net: nn.Module, images: list[Tensor] | Tensor, target: Tensor) -> None:
-        self.net = net.train()
-        self.images = images
-        self.target = target
-        self.optimiser = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-5)
-
-    def forward(self) -> Tensor:
-        branches, ensemble, *_ = self.net(self.images)
-        size = self.target.shape[-2:]
-        return torch.stack(
-            [
-                F.cross_entropy(F.interpolate(logits, size, mode="bilinear"), self.target, ignore_index=255)
-                for logits in (*branches, ensemble)
-            ]
-        ).sum()
-
-    def step(self) -> None:
-        self.optimiser.zero_grad()
-        self.forward().backward()
-        self.optimiser.step()
+FIRST, RIVAL = "straightforward, contiguous", "straightforward"
+MIB = 2.0**20
 
 
-def contestants(args: argparse.Namespace, frozen_statistics: bool) -> dict[str, Contestant]:
-    """Both networks with equal weights, and the same random data."""
-    torch.manual_seed(0)
-    options = {"num_modalities": args.modalities, "frozen_statistics": frozen_statistics}
-    ours = models.refinenet(args.encoder, NUM_CLASSES, **options)
-    for layer in cen_ext.exchanging_layers(ours).values():
-        with torch.no_grad():
-            layer.weight[torch.rand_like(layer.weight) < SMALL_SCALES] = 0.001
-    usual = StraightforwardRefineNet(args.encoder, NUM_CLASSES, **options)
-    usual.load_state_dict(split_state(ours.state_dict()))
+@dataclass
+class Result:
+    """What was measured of one way."""
 
-    layout = LAYOUTS[args.layout]
-    images = torch.randn(args.modalities * args.batch, 3, args.crop, args.crop).to(memory_format=layout)
-    target = torch.randint(NUM_CLASSES, (args.batch, args.crop, args.crop))
-    return {
-        "cen_ext": Contestant(ours.to(memory_format=layout), images, target),
-        "straightforward": Contestant(usual.to(memory_format=layout), list(images.split(args.batch)), target),
-    }
+    peak: int = 0  # bytes
+    resident: int | None = None
+    first_step: float = 0.0  # seconds; with the compilation, where there is one
+    steps: list[float] = field(default_factory=list)  # seconds
+    failed: str = ""
+
+    @property
+    def seconds(self) -> float:
+        return statistics.median(self.steps)
 
 
-def measure(args: argparse.Namespace, frozen_statistics: bool) -> dict[str, dict[str, object]]:
-    """Time and memory of both networks."""
-    both = contestants(args, frozen_statistics)
-    results: dict[str, dict[str, object]] = {}
-    for name, contestant in both.items():
-        contestant.step()  # warm-up; the optimiser's state is there from now on
-        contestant.optimiser.zero_grad()
-        kept, _ = tensor_bytes(contestant.forward)
-        _, peak = tensor_bytes(contestant.step)
-        contestant.optimiser.zero_grad()
-        resident = resident_bytes(contestant.step)
-        contestant.optimiser.zero_grad()
-        results[name] = {"kept": kept, "peak": peak, "resident": resident, "steps": []}
+def measure(args: argparse.Namespace, ways: Sequence[str]) -> dict[str, Result]:
+    """Time and memory of a training step of every way."""
+    results, contestants = {}, {}
+    recipe = recipe_of(args, WAYS[RIVAL])
+    state = initial_state(recipe)
+    (batch,) = batches(recipe, 1)
+    for name in ways:
+        results[name] = result = Result()
+        try:
+            contestants[name] = made = contestant(recipe_of(args, WAYS[name]), WAYS[name], state)
+            result.first_step = seconds(made, batch)
+        except Exception as error:  # compilers have errors of their own; the others are to run all the same
+            result.failed = first_line(error)
+            contestants.pop(name, None)
+            print(f"{name}: {result.failed}", file=sys.stderr)
+            continue
+        seconds(made, batch)  # the optimiser's state is there, and the network has its second shape
+        measure_memory(made, batch, result)
     for i in range(args.steps):
-        # Turns alternate, so that neither always runs in the other's wake.
-        for name in sorted(both, reverse=i % 2 == 1):
-            start = time.perf_counter()
-            both[name].step()
-            results[name]["steps"].append(time.perf_counter() - start)
-            both[name].optimiser.zero_grad()
-    for result in results.values():
-        result["seconds"] = statistics.median(result["steps"])
+        # Turns alternate, so that none always runs in another's wake.
+        for name in sorted(contestants, reverse=i % 2 == 1):
+            results[name].steps.append(seconds(contestants[name], batch))
     return results
 
 
-def show(mode: str, results: dict[str, dict[str, object]]) -> dict[str, float]:
-    """Print a table of one mode; returns the ratios, below 1 where cen_ext is better."""
-    ours, usual = results["cen_ext"], results["straightforward"]
-    ratios = {
-        field: ours[field] / usual[field]
-        for field in ("seconds", "kept", "peak", "resident")
-        if ours[field] is not None
-    }
-    print(f"\n{f'{mode} statistics':<25}{'cen_ext':>12}{'straightforward':>18}{'ratio':>8}")
-    for field, ratio in ratios.items():
-        unit, scale = ("s", 1.0) if field == "seconds" else ("MiB", 2.0**20)
-        found, expected = ours[field] / scale, usual[field] / scale
-        print(f"{f'{field} [{unit}]':<25}{found:>12.3f}{expected:>18.3f}{ratio:>8.3f}")
-    return ratios
+def seconds(made: Contestant, batch: Batch) -> float:
+    """How long a step takes."""
+    wait: Callable[[], object] = torch.cuda.synchronize if batch.images.is_cuda else lambda: None
+    wait()
+    start = time.perf_counter()
+    made.step(batch)
+    wait()
+    elapsed = time.perf_counter() - start
+    made.release()
+    return elapsed
+
+
+def measure_memory(made: Contestant, batch: Batch, result: Result) -> None:
+    """Peak memory of a step."""
+
+    def step() -> None:
+        made.step(batch)
+
+    if batch.images.is_cuda:
+        result.peak = device_bytes(step)
+    else:
+        result.peak = tensor_bytes(step)[1]
+        made.release()
+        result.resident = resident_bytes(step)
+    made.release()
+
+
+def curves(args: argparse.Namespace, ways: Sequence[str]) -> dict[str, list[float]]:
+    """The loss in every step of a training without dropout."""
+    recipe = recipe_of(args, WAYS[RIVAL], dropout=0.0)
+    state = initial_state(recipe)
+    stream = batches(recipe, args.curve)
+    found = {}
+    for name in ways:
+        torch.manual_seed(0)
+        made = contestant(recipe_of(args, WAYS[name], dropout=0.0), WAYS[name], state)
+        found[name] = [float(made.step(batch)) for batch in stream]
+    return found
+
+
+def report(results: dict[str, Result], losses: dict[str, list[float]], batch: int) -> str:
+    """The table as Markdown."""
+    lines = [
+        "| network | images/s | × contiguous | × channels_last | peak MiB | of contiguous | resident MiB "
+        "| largest difference of the loss |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, result in results.items():
+        if result.failed:
+            lines.append(f"| {name} | failed: {result.failed} |  |  |  |  |  |  |")
+            continue
+        speedups = [
+            f"{results[other].seconds / result.seconds:.2f}"
+            if other in results and results[other].steps
+            else ""
+            for other in (FIRST, RIVAL)
+        ]
+        share = f"{result.peak / results[FIRST].peak:.2f}" if FIRST in results else ""
+        resident = "" if result.resident is None else f"{result.resident / MIB:.0f}"
+        difference = ""
+        if name in losses and RIVAL in losses:
+            pairs = zip(losses[name], losses[RIVAL], strict=True)
+            difference = f"{max(abs(a - b) / b for a, b in pairs):.1e}"
+        cells = [
+            name,
+            f"{batch / result.seconds:.2f}",
+            *speedups,
+            f"{result.peak / MIB:.0f}",
+            share,
+            resident,
+        ]
+        lines.append(f"| {' | '.join([*cells, difference])} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(losses: dict[str, list[float]]) -> bytes | None:
+    """The loss curves as PNG; None without matplotlib."""
+    if importlib.util.find_spec("matplotlib") is None:
+        print("no plot: it needs matplotlib", file=sys.stderr)
+        return None
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    styles = ("-", "--", ":", "-.")
+    for i, (name, values) in enumerate(losses.items()):
+        steps = range(1, len(values) + 1)
+        axes.plot(steps, values, styles[i % len(styles)], label=name, linewidth=2.5 - 0.3 * i)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.legend(frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="bench.training", description=__doc__.partition("\n")[0])
-    parser.add_argument("--encoder", default="resnet50")
-    parser.add_argument("--modalities", type=int, default=2)
-    parser.add_argument("--crop", type=int, default=224, help="height and width of the images")
-    parser.add_argument("--batch", type=int, default=2, help="images of each modality")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps of each network")
-    parser.add_argument("--statistics", nargs="+", choices=("frozen", "batch"), default=["frozen", "batch"])
-    parser.add_argument("--layout", choices=LAYOUTS, default="channels_last", help="of both networks")
-    parser.add_argument("--out", type=Path, help="default: bench/results/training_<encoder>_<layout>.json")
-    args = parser.parse_args(argv)
-    out = args.out or RESULTS / f"training_{args.encoder}_{args.layout}.json"
-    report: dict[str, object] = {
-        "machine": machine(),
-        "settings": {k: v for k, v in vars(args).items() if k not in ("out", "statistics")},
+    args = parse(argv)
+    on_gpu = args.device.startswith("cuda")
+    ways = [name for name in args.ways or WAYS if on_gpu or not WAYS[name].cuda_graphs]
+    results = measure(args, ways)
+    plain = [name for name in ways if not WAYS[name].compile and not results[name].failed]
+    losses = curves(args, plain) if args.curve else {}
+    table = report(results, losses, args.batch)
+    print(table)
+    settings = {key: value for key, value in vars(args).items() if key not in ("out", "ways")}
+    everything = {
+        "machine": {**machine(), **(gpu() if on_gpu else {})},
+        "settings": settings,
+        "results": {name: vars(result) for name, result in results.items()},
+        "losses": losses,
     }
-    for mode in args.statistics:
-        results = measure(args, frozen_statistics=mode == "frozen")
-        report[mode] = {**results, "ratios": show(mode, results)}
-    write(out, json.dumps(report, indent=2) + "\n")
-    print(f"\nwritten to {out}")
+    out = args.out or RESULTS / f"training_{args.network}_{args.encoder}{'_gpu' if on_gpu else ''}"
+    facts = [f"{key} {value}" for key, value in settings.items()]
+    header = f"`python -m bench.training`: {', '.join(facts)}\n\n"
+    write(out.with_suffix(".md"), header + table)
+    write(out.with_suffix(".json"), json.dumps(everything, indent=2) + "\n")
+    if losses and (picture := plot(losses)):
+        write(out.with_suffix(".png"), picture)
+    print(f"written to {out}.*")
     return 0
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line; what is not given depends on the device."""
+    parser = argparse.ArgumentParser(prog="bench.training", description=__doc__.partition("\n")[0])
+    parser.add_argument("--network", choices=("refinenet", "pspnet"), default="refinenet")
+    parser.add_argument("--encoder", help="default: resnet50 on a CPU, resnet101 on a GPU")
+    parser.add_argument("--crop", type=int, help="height and width of the images; default: 224, 500")
+    parser.add_argument("--batch", type=int, help="images of each modality; default: 2, 6")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps of each")
+    parser.add_argument("--curve", type=int, default=20, help="steps of the loss curves; 0: none")
+    parser.add_argument("--statistics", choices=("frozen", "batch"), default="batch")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, metavar="NAME", help=f"of: {'; '.join(WAYS)}")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, help="without suffix; default: below bench/results")
+    args = parser.parse_args(argv)
+    defaults = ("resnet101", 500, 6) if args.device.startswith("cuda") else ("resnet50", 224, 2)
+    for name, default in zip(("encoder", "crop", "batch"), defaults, strict=True):
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+    return args
 
 
 if __name__ == "__main__":

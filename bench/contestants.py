@@ -1,0 +1,208 @@
+"""The segmentation networks that ``bench.training`` lets train against each other, on equal weights and data.
+
+Ours is trained by the very objects that ``python -m models train`` makes of a recipe; the straightforward one
+by the loop that is usually written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bench.shapes import SMALL_SCALES
+from bench.straightforward import (
+    StraightforwardPSPNet,
+    StraightforwardRefineNet,
+    split_state,
+    straightforward_loss,
+)
+from cen_ext import exchanging_layers
+from models.data import SYNTHETIC_CLASSES, Batch, prepare_synthetic
+from models.segmentation.build import build_network, build_train_loader
+from models.segmentation.losses import counted_pixels
+from models.segmentation.objective import Objective
+from models.segmentation.settings import (
+    DataSettings,
+    ModelSettings,
+    OptimSettings,
+    SegmentationRecipe,
+    SegmentationStage,
+)
+from models.segmentation.task import make_optimizer
+from models.training import compilation
+from models.training.optimisation import Optimisation
+from models.training.precision import autocast, loss_scaler
+from models.training.settings import RunSettings
+
+STRAIGHTFORWARD = {"refinenet": StraightforwardRefineNet, "pspnet": StraightforwardPSPNet}
+DECODERS = {"refinenet": {"width": 256, "dropout": 0.5}, "pspnet": {"width": 512, "dropout": 0.1}}
+LEARNING_RATE = 1e-3
+STAGE = SegmentationStage(steps=10**6, encoder_lr=LEARNING_RATE, decoder_lr=LEARNING_RATE)
+
+
+class Way(NamedTuple):
+    """How a network is run."""
+
+    ours: bool
+    precision: str = "fp32"
+    channels_last: bool = True
+    compile: bool = False
+    cuda_graphs: bool = False
+
+
+# By name; the first is what the others are compared with.
+WAYS = {
+    "straightforward, contiguous": Way(False, channels_last=False),
+    "straightforward": Way(False),
+    "straightforward, compile": Way(False, compile=True),
+    "straightforward, bf16": Way(False, "bf16"),
+    "straightforward, bf16, compile": Way(False, "bf16", compile=True),
+    "ours": Way(True),
+    "ours, compile": Way(True, compile=True),
+    "ours, bf16": Way(True, "bf16"),
+    "ours, bf16, compile": Way(True, "bf16", compile=True),
+    "ours, bf16, CUDA graphs": Way(True, "bf16", cuda_graphs=True),
+}
+
+
+class Straightforward:
+    """Lists of tensors, every output resized and judged by itself, SGD as it comes."""
+
+    def __init__(self, recipe: SegmentationRecipe, way: Way, state: dict[str, Tensor]) -> None:
+        model, device = recipe.model, torch.device(recipe.run.device)
+        net = STRAIGHTFORWARD[model.network](
+            model.encoder,
+            recipe.data.num_classes,
+            len(recipe.data.modalities),
+            threshold=model.threshold,
+            dropout=model.dropout,
+            width=model.width,
+            frozen_statistics=model.frozen_statistics,
+        )
+        net.load_state_dict(split_state(state))
+        layout = torch.channels_last if way.channels_last else torch.contiguous_format
+        self.net = net.to(device, memory_format=layout).train()
+        self.run = torch.compile(net) if way.compile else net
+        self.recipe, self.way, self.layout = recipe, way, layout
+        optim = recipe.optim
+        self.optimizer = torch.optim.SGD(
+            net.parameters(), LEARNING_RATE, momentum=optim.momentum, weight_decay=optim.weight_decay
+        )
+
+    def step(self, batch: Batch) -> Tensor:
+        """Train on a batch; the loss."""
+        xs = [
+            x.contiguous(memory_format=self.layout)
+            for x in batch.images.chunk(len(self.recipe.data.modalities))
+        ]
+        self.optimizer.zero_grad()
+        with autocast(self.way.precision, batch.images.device):
+            outputs = self.run(xs)
+            loss = straightforward_loss(self.net, outputs, batch.target, self.recipe.loss.sparsity)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def release(self) -> None:
+        """Let the gradients go."""
+        self.optimizer.zero_grad()
+
+
+class Ours:
+    """What the training system makes of a recipe."""
+
+    def __init__(self, recipe: SegmentationRecipe, way: Way, state: dict[str, Tensor]) -> None:
+        device = torch.device(recipe.run.device)
+        compilation.check(recipe.run, device)
+        self.net = build_network(recipe)
+        self.net.load_state_dict(state)
+        self.net.to(device, memory_format=torch.channels_last).train()
+        self.recipe = recipe
+        self.objective = compilation.compiled(Objective(self.net, recipe, device), recipe.run)
+        self.optimisation = Optimisation(
+            make_optimizer(self.net, recipe.optim, STAGE),
+            recipe.optim,
+            0,
+            STAGE.length(1),
+            loss_scaler(recipe.run.precision, device),
+        )
+        recorded = recipe.run.cuda_graphs
+        self.gradients = compilation.Recorded(self._gradients, self.net) if recorded else self._gradients
+        self.steps = 0
+
+    def _gradients(self, images: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+        pixels = counted_pixels(target, self.recipe.data.ignore_index).clamp(min=1).double()
+        return self.optimisation.gradients(self.objective, [(images, target, pixels)])
+
+    def step(self, batch: Batch) -> Tensor:
+        """Train on a batch; the loss."""
+        loss, _ = self.gradients(batch.images, batch.target)
+        self.optimisation.step(self.steps)
+        self.steps += 1
+        return loss
+
+    def release(self) -> None:
+        """Let the gradients go, but for those that a recorded graph writes to."""
+        if not self.recipe.run.cuda_graphs:
+            self.optimisation.optimizer.zero_grad()
+
+
+Contestant = Straightforward | Ours
+
+
+def recipe_of(args: argparse.Namespace, way: Way, dropout: float | None = None) -> SegmentationRecipe:
+    """The recipe of ``bench.training``'s arguments."""
+    decoder = DECODERS[args.network]
+    if dropout is not None:
+        decoder = {**decoder, "dropout": dropout}
+    return SegmentationRecipe(
+        data=DataSettings(batch_size=args.batch, crop=args.crop, shorter_side=args.crop),
+        model=ModelSettings(
+            network=args.network,
+            encoder=args.encoder,
+            frozen_statistics=args.statistics == "frozen",
+            **decoder,
+        ),
+        optim=OptimSettings(stages=(STAGE,)),
+        run=RunSettings(
+            device=args.device,
+            workers=0,
+            precision=way.precision,
+            compile=way.compile,
+            cuda_graphs=way.cuda_graphs,
+        ),
+    )
+
+
+def initial_state(recipe: SegmentationRecipe) -> dict[str, Tensor]:
+    """Weights to start from, the same whenever asked for; in every exchanging layer a tenth of the scales is
+    below the threshold."""
+    torch.manual_seed(0)
+    net = build_network(recipe)
+    for layer in exchanging_layers(net).values():
+        with torch.no_grad():
+            layer.weight[torch.rand_like(layer.weight) < SMALL_SCALES] = recipe.model.threshold / 20
+    return net.state_dict()
+
+
+def contestant(recipe: SegmentationRecipe, way: Way, state: dict[str, Tensor]) -> Contestant:
+    """A network run in a certain way."""
+    return (Ours if way.ours else Straightforward)(recipe, way, state)
+
+
+def batches(recipe: SegmentationRecipe, count: int) -> list[Batch]:
+    """So many augmented batches of generated rooms on the recipe's device; the same whenever asked for."""
+    crop, size = recipe.data.crop, recipe.data.batch_size
+    with tempfile.TemporaryDirectory() as folder:
+        root = prepare_synthetic(
+            Path(folder) / "rooms", train=count * size, val=1, size=(crop, crop * 4 // 3), seed=0
+        )
+        data = replace(recipe.data, root=root, num_classes=len(SYNTHETIC_CLASSES))
+        loader = build_train_loader(replace(recipe, data=data))
+        return [batch.to(recipe.run.device) for batch in loader]

@@ -1,0 +1,67 @@
+"""The benchmark of training steps: what it writes, and that all its networks train alike."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import training
+from bench.contestants import WAYS, batches, contestant, initial_state, recipe_of
+
+TINY = ["--encoder", "resnet18", "--crop", "48", "--batch", "2", "--device", "cpu"]
+
+
+@pytest.mark.parametrize("network", ["refinenet", "pspnet"])
+def test_every_way_computes_the_same_loss(network: str) -> None:
+    """In float64 the first losses, and after an update the second ones, agree to rounding."""
+    args = training.parse(["--network", network, *TINY])
+    recipe = recipe_of(args, WAYS["ours"], dropout=0.0)
+    state = {name: value.double() for name, value in initial_state(recipe).items()}
+    stream = batches(recipe, 2)
+    for batch in stream:
+        batch.images = batch.images.double()
+    losses = []
+    for name in ("ours", "straightforward"):
+        made = contestant(recipe_of(args, WAYS[name], dropout=0.0), WAYS[name], state)
+        made.net.double()
+        made.net.load_state_dict(state if WAYS[name].ours else made.net.state_dict())
+        losses.append([float(made.step(batch)) for batch in stream])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-12)
+    assert losses[0][1] < losses[0][0]
+
+
+def test_writes_table_figures_and_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "result"
+    ways = ["straightforward", "ours", "ours, bf16"]
+    arguments = [*TINY, "--steps", "2", "--curve", "2", "--out", str(out), "--ways", *ways]
+    assert training.main(arguments) == 0
+    written = json.loads(out.with_suffix(".json").read_text())
+    assert list(written["results"]) == ways
+    for name in ways:
+        assert len(written["results"][name]["steps"]) == 2
+        assert written["results"][name]["peak"] > 0
+        # Batch norms over two images of 2x2 values magnify rounding.
+        assert written["losses"][name] == pytest.approx(written["losses"]["straightforward"], rel=0.05)
+    assert written["results"]["ours"]["peak"] < written["results"]["straightforward"]["peak"]
+    table = out.with_suffix(".md").read_text()
+    assert all(f"| {name} |" in table for name in ways)
+    assert table.split("\n\n", 1)[1].strip() in capsys.readouterr().out
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_way_that_fails_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no compiler here\nand more")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    out = tmp_path / "result"
+    ways = ["straightforward", "straightforward, compile"]
+    arguments = [*TINY, "--steps", "1", "--curve", "0", "--out", str(out), "--ways", *ways]
+    assert training.main(arguments) == 0
+    assert "straightforward, compile: no compiler here" in capsys.readouterr().err
+    assert "| straightforward, compile | failed: no compiler here |" in out.with_suffix(".md").read_text()
