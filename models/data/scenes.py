@@ -20,9 +20,11 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from models.data import textures
 from models.data.geometry import Camera
+from models.data.textures import Texture
 
 Array = NDArray[np.float32]
 Generator = np.random.Generator
@@ -36,20 +38,6 @@ FIELD_OF_VIEW = 65.0  # degrees, horizontal
 DISPARITY = (
     8 * 580 * 0.075
 )  # Kinect: steps of 1/8 pixel at a focal length of 580 pixels and a baseline of 7.5 cm
-
-
-class Texture(NamedTuple):
-    """A grid of colours, its middle in the middle of a surface, repeated all over it."""
-
-    colours: Array  # [rows, columns, 3] in 0..1
-    cell: tuple[float, float]  # width and height of a grid cell in metres
-    glow: float = 0.0  # how much darker than the middle it is one metre off
-
-    def __call__(self, u: Array, v: Array) -> Array:
-        rows, columns = self.colours.shape[:2]
-        column, row = np.floor(u / self.cell[0]).astype(int), np.floor(v / self.cell[1]).astype(int)
-        colours = self.colours[(row + rows // 2) % rows, (column + columns // 2) % columns]
-        return colours * (1 - self.glow * np.hypot(u, v))[:, None] if self.glow else colours
 
 
 class Hit(NamedTuple):
@@ -244,23 +232,23 @@ def random_room(rng: Generator) -> Room:
     axes = np.stack([right, np.cross(right, forward), forward])
     middle, half = _vector(width, height, length) / 2, (width / 2, height / 2, length / 2)
 
-    paint = _mottled(rng.uniform(0.55, 0.85, 3), 0.03, rng)
+    paint = textures.mottled(rng.uniform(0.55, 0.85, 3), 0.03, rng)
     surfaces: list[Surface] = [
-        Patch(FLOOR, _planks(rng), middle - half[1] * Y, X, Z, (half[0], half[2])),
+        Patch(FLOOR, textures.planks(rng), middle - half[1] * Y, X, Z, (half[0], half[2])),
         Patch(
             CEILING,
-            _mottled(rng.uniform(0.85, 0.95), 0.02, rng),
+            textures.mottled(rng.uniform(0.85, 0.95), 0.02, rng),
             middle + half[1] * Y,
             X,
             Z,
             (half[0], half[2]),
         ),
-        Patch(WALL, _shade(paint, 0.8), middle - half[2] * Z, X, Y, half[:2]),
+        Patch(WALL, textures.shade(paint, 0.8), middle - half[2] * Z, X, Y, half[:2]),
     ]
     walls = (
         Patch(WALL, paint, middle + half[2] * Z, X, Y, half[:2]),
-        Patch(WALL, _shade(paint, 0.85), middle - half[0] * X, Z, Y, half[:0:-1]),
-        Patch(WALL, _shade(paint, 0.92), middle + half[0] * X, -Z, Y, half[:0:-1]),
+        Patch(WALL, textures.shade(paint, 0.85), middle - half[0] * X, Z, Y, half[:0:-1]),
+        Patch(WALL, textures.shade(paint, 0.92), middle + half[0] * X, -Z, Y, half[:0:-1]),
     )
     for wall in walls:
         surfaces += _furnish(wall, rng)
@@ -281,11 +269,11 @@ def _furnish(wall: Patch, rng: Generator) -> Iterator[Surface]:
         v = rng.uniform(-0.4, 0.3)
         centre = wall.centre + u * wall.right + v * wall.up
         if kind == POSTER:
-            yield Patch(POSTER, _picture(rng), centre + 1e-4 * inward, wall.right, wall.up, half)
+            yield Patch(POSTER, textures.picture(rng), centre + 1e-4 * inward, wall.right, wall.up, half)
         elif kind != WALL:
             reach = rng.uniform(0.075, 0.175) * (1 if kind == PANEL else -1)
             axes, box = (wall.right, wall.up, inward), (*half, abs(reach))
-            *sides, front = _box(kind, _tiles(rng), centre + reach * inward, axes, box)
+            *sides, front = _box(kind, textures.tiles(rng), centre + reach * inward, axes, box)
             yield from sides
             if kind == PANEL:
                 yield front
@@ -299,7 +287,7 @@ def _rug(origin: Array, forward: Array, rng: Generator) -> Iterator[Surface]:
         angle, half = rng.uniform(0, np.pi), rng.uniform((0.6, 0.5), (1.2, 0.9))
         centre = _spot(origin, forward, rng, (1.6, 3.2))
         right = _vector(np.cos(angle), 0, np.sin(angle))
-        yield Patch(RUG, _weave(rng), centre + 1e-4 * Y, right, np.cross(Y, right), tuple(half))
+        yield Patch(RUG, textures.weave(rng), centre + 1e-4 * Y, right, np.cross(Y, right), tuple(half))
 
 
 def _objects(origin: Array, forward: Array, floor: tuple[float, float], rng: Generator) -> Iterator[Surface]:
@@ -322,10 +310,10 @@ def _object(kind: int, spot: Array, reach: float, origin: Array, rng: Generator)
         angle, height = rng.uniform(0, np.pi / 2), rng.uniform(0.3, 0.8)
         right = _vector(np.cos(angle), 0, np.sin(angle))
         half = (reach * rng.uniform(0.6, 0.8), height / 2, reach * rng.uniform(0.5, 0.6))
-        cover = _slats(rng) if kind == CRATE else _checks(rng)
+        cover = textures.slats(rng) if kind == CRATE else textures.checks(rng)
         yield from _box(kind, cover, spot + height / 2 * Y, (right, Y, np.cross(right, Y)), half)
         return
-    centre, cover = spot + reach * Y, _blotches(rng)
+    centre, cover = spot + reach * Y, textures.blotches(rng)
     facing = (origin - centre) / np.linalg.norm(origin - centre)
     right = np.cross(Y, facing) / np.linalg.norm(np.cross(Y, facing))
     up = np.cross(facing, right)
@@ -355,64 +343,8 @@ def _box(
     ):
         for side in (-1, 1):
             face = centre + side * half[k] * out
-            yield Patch(label, _shade(texture, shade), face, right, up, (half[i], half[j]))
+            yield Patch(label, textures.shade(texture, shade), face, right, up, (half[i], half[j]))
 
 
 def _vector(x: float, y: float, z: float) -> Array:
     return np.array([x, y, z], np.float32)
-
-
-def _shade(texture: Texture, factor: float) -> Texture:
-    return texture._replace(colours=texture.colours * np.float32(factor))
-
-
-def _mottled(colour: ArrayLike, contrast: float, rng: Generator) -> Texture:
-    """One colour, lighter and darker in soft spots."""
-    uneven = 1 + contrast * cv2.resize(rng.uniform(-1, 1, (16, 16)), (64, 64), interpolation=cv2.INTER_CUBIC)
-    return Texture((np.broadcast_to(colour, 3) * uneven[:, :, None]).astype(np.float32), (0.03, 0.03))
-
-
-def _planks(rng: Generator) -> Texture:
-    colour = np.array([0.55, 0.42, 0.3]) * rng.uniform(0.7, 1.2)
-    return Texture((colour * rng.uniform(0.88, 1.1, (4, 32, 1))).astype(np.float32), (0.14, 1.3))
-
-
-def _weave(rng: Generator) -> Texture:
-    """Rug: stripes of two strong colours."""
-    return Texture(_vivid(rng, 2)[None], (rng.uniform(0.08, 0.2), 1.0))
-
-
-def _picture(rng: Generator) -> Texture:
-    """Poster: a coarse mosaic of strong colours."""
-    return Texture(_vivid(rng, 16).reshape(4, 4, 3), (rng.uniform(0.12, 0.3), rng.uniform(0.12, 0.3)))
-
-
-def _tiles(rng: Generator) -> Texture:
-    """Niche and panel: dull green or blue, unevenly."""
-    return _mottled((rng.uniform(0.3, 0.5), rng.uniform(0.5, 0.7), rng.uniform(0.5, 0.7)), 0.12, rng)
-
-
-def _slats(rng: Generator) -> Texture:
-    """Crate: horizontal slats of yellow wood."""
-    colour = np.array([0.8, 0.6, 0.3]) * rng.uniform(0.8, 1.1)
-    return Texture(
-        (colour * np.array([[[1.0]], [[0.55]]])).astype(np.float32), (1.0, rng.uniform(0.05, 0.09))
-    )
-
-
-def _checks(rng: Generator) -> Texture:
-    """Chest: a chequerboard of dark red and grey."""
-    pair = np.array([[0.5, 0.15, 0.15], [0.45, 0.42, 0.42]]) * rng.uniform(0.8, 1.2)
-    side = rng.uniform(0.08, 0.14)
-    return Texture(pair[[[0, 1], [1, 0]]].astype(np.float32), (side, side))
-
-
-def _blotches(rng: Generator) -> Texture:
-    """Ball and bowl: purple blotches, brighter in the middle as if round."""
-    return _mottled((0.65, 0.35, 0.75), 0.4, rng)._replace(glow=rng.uniform(0, 1.2))
-
-
-def _vivid(rng: Generator, count: int) -> Array:
-    """Saturated colours, [count, 3]."""
-    hsv = np.stack([rng.uniform(0, 360, count), rng.uniform(0.6, 1, count), rng.uniform(0.5, 1, count)], -1)
-    return cv2.cvtColor(hsv[None].astype(np.float32), cv2.COLOR_HSV2RGB)[0]
