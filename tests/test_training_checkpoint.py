@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+import cen_ext
 from models.training import checkpoint
 from models.training.errors import UsageError
 from models.training.files import Table, replacing
@@ -87,6 +89,60 @@ def test_a_weights_file_is_no_checkpoint(tmp_path: Path) -> None:
     torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "resnet.pth")
     with pytest.raises(UsageError, match="was not written by `python -m models train`"):
         checkpoint.load(tmp_path / "resnet.pth")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_network_alone(tmp_path: Path, suffix: str) -> None:
+    """Tensors of every kind of memory, the rest as JSON has it; nothing of the run."""
+    tied = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    net = {"w": tied, "row": tied[0], "count": torch.tensor(7), "half": torch.randn(3).bfloat16()}
+    known = {
+        "recipe": "r",
+        "config": {"data": {"scale": [0.5, 2.0], "root": None}},
+        "inputs": [{"name": "rgb"}],
+    }
+    path = tmp_path / "new" / f"net{suffix}"
+    checkpoint.save_network(path, {**known, "loop": {"step": 3}, "processes": [], "task": {"net": net}})
+    _, contents = checkpoint.load(path)
+    found = checkpoint.weights(contents)
+    assert found.keys() == net.keys()
+    for name, value in net.items():
+        assert found[name].dtype == value.dtype
+        assert torch.equal(found[name], value)
+    assert contents == {
+        **known,
+        "format": checkpoint.FORMAT,
+        "cen_ext": cen_ext.__version__,
+        "task": {"net": contents["task"]["net"]},
+    }
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_the_average_of_the_weights_goes_first(tmp_path: Path) -> None:
+    task = {"net": {"w": torch.zeros(2)}, "ema": {"w": torch.ones(2)}, "optimisation": {}}
+    assert torch.equal(checkpoint.weights({"task": task})["w"], torch.ones(2))
+    checkpoint.save_network(tmp_path / "net.pt", {"recipe": "r", "task": task})
+    assert checkpoint.load(tmp_path / "net.pt")[1]["task"].keys() == {"net"}
+
+
+def test_where_a_network_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path, message in (
+        (tmp_path / "net.pth", r"--output must end in \.safetensors or \.pt"),
+        (tmp_path, r"--output must end in"),
+        (tmp_path / "file" / "net.pt", r"--output: cannot write"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            checkpoint.network_file(path)
+
+
+def test_safetensors_of_others_are_refused(tmp_path: Path) -> None:
+    save_file({"conv1.weight": torch.zeros(3)}, tmp_path / "resnet.safetensors")
+    with pytest.raises(UsageError, match=r"was not written by `python -m models train`.*models import`"):
+        checkpoint.load(tmp_path / "resnet.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"\x08")
+    with pytest.raises(UsageError, match="is broken or no checkpoint"):
+        checkpoint.load(tmp_path / "broken.safetensors")
 
 
 def test_tables_forget_rows_after_the_step_resumed_from(tmp_path: Path) -> None:
