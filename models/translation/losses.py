@@ -7,6 +7,9 @@ Pure functions of tensors. A step of training, with one pass of the generator:
     discriminator_loss(real, fake).total.backward()                 # and the discriminator's step
     (decisions,) = judge(discriminator, inputs, output.branches)    # by the discriminator after it
     generator_loss(output, decisions, target, sparsity_penalty(generator)).total.backward()
+
+The last line also leaves gradients in the discriminator, at the cost of computing them, unless its parameters
+do not require any meanwhile.
 """
 
 from __future__ import annotations
