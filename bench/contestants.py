@@ -19,6 +19,7 @@ from bench.shapes import SMALL_SCALES
 from bench.straightforward import (
     StraightforwardPSPNet,
     StraightforwardRefineNet,
+    compiled,
     split_state,
     straightforward_loss,
 )
@@ -88,7 +89,7 @@ class Straightforward:
         net.load_state_dict(split_state(state))
         layout = torch.channels_last if way.channels_last else torch.contiguous_format
         self.net = net.to(device, memory_format=layout).train()
-        self.run = torch.compile(net) if way.compile else net
+        self.run = compiled(net) if way.compile else net
         self.recipe, self.way, self.layout = recipe, way, layout
         optim = recipe.optim
         self.optimizer = torch.optim.SGD(

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import models.segmentation.recipes  # noqa: F401 - fills the registry
 from models.data import DataError, prepare_synthetic
+from models.pictures import Picture, below, beside, captioned, write_picture
 from models.segmentation.build import open_split
 from models.segmentation.evaluate import evaluate, example_pictures
 from models.segmentation.load import load
 from models.segmentation.metrics import table
-from models.segmentation.pictures import Picture, below, beside, captioned, write_picture
 from models.training import checkpoint
 from models.training.errors import UsageError
 from models.training.train import train

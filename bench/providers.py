@@ -197,14 +197,6 @@ def listed(case: Case, exchange: Callable[[list[Tensor], list[Tensor]], list[Ten
     return run
 
 
-def exchange_where(xs: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
-    """The exchange by ``torch.where``: the same result as ``straightforward.exchange``."""
-    return [
-        torch.where(mask.view(-1, 1, 1), usual.donor(xs, m), x)
-        for m, (x, mask) in enumerate(zip(xs, masks, strict=True))
-    ]
-
-
 def copy(x: Tensor) -> Sequence[Tensor]:
     """The bytes of one pass over x, by the quickest means there is."""
     return [x.clone()]
@@ -220,18 +212,18 @@ MAKERS: dict[str, tuple[Callable[[Case], Function], Callable[[InputSet], Call]]]
     "cen_ext": (lambda case: stacked(case, None), stacked_call),
     "reference": (lambda case: stacked(case, "reference"), stacked_call),
     "straightforward": (lambda case: listed(case, usual.exchange), listed_call),
-    "where": (lambda case: listed(case, exchange_where), listed_call),
-    "compile": (lambda case: compiled(listed(case, exchange_where)), listed_call),
+    "where": (lambda case: listed(case, usual.exchange_where), listed_call),
+    "compile": (lambda case: compiled(listed(case, usual.exchange_where)), listed_call),
     "compile_reference": (lambda case: compiled(stacked(case, "reference")), stacked_call),
     "cuda": (lambda case: stacked(case, "cuda"), stacked_call),
     "triton": (lambda case: stacked(case, "triton"), stacked_call),
     # Without torch.compile's own CUDA graphs, which copy their inputs first; a run makes everybody's.
     "compile_max": (
-        lambda case: compiled(listed(case, exchange_where), "max-autotune-no-cudagraphs"),
+        lambda case: compiled(listed(case, usual.exchange_where), "max-autotune-no-cudagraphs"),
         listed_call,
     ),
     "cudnn": (
-        lambda case: listed(bare(case), exchange_where),
+        lambda case: listed(bare(case), usual.exchange_where),
         lambda tensors: listed_call(tensors._replace(residual=None)),
     ),
     "copy": (lambda case: copy, lambda tensors: Call((tensors.x,), [], [])),

@@ -24,13 +24,14 @@ class Norm(nn.ModuleList):
         )
         self.threshold = threshold
         self.region = region
+        self.exchange = exchange
 
     def forward(self, xs: list[Tensor]) -> list[Tensor]:
         norms = list(self) if len(self) == len(xs) else [self[0]] * len(xs)
         xs = [norm(x) for norm, x in zip(norms, xs, strict=True)]
         if self.threshold == 0 or len(xs) == 1:
             return xs
-        return exchange(xs, replaced([norm.weight for norm in norms], self.threshold, self.region))
+        return self.exchange(xs, replaced([norm.weight for norm in norms], self.threshold, self.region))
 
 
 class Block(nn.Module):

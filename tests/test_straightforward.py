@@ -12,6 +12,8 @@ from bench.straightforward import (
     StraightforwardNetwork,
     StraightforwardPSPNet,
     StraightforwardRefineNet,
+    exchange,
+    exchange_where,
     split_state,
     stacked_state,
 )
@@ -82,3 +84,10 @@ def test_states_convert_both_ways() -> None:
     assert back.keys() == net.state_dict().keys()
     for name, value in net.state_dict().items():
         assert torch.equal(back[name], value), name
+
+
+def test_the_exchange_that_compilers_get_is_the_same() -> None:
+    masks = [torch.rand(6) < 0.4 for _ in range(3)]
+    xs = [torch.randn(2, 6, 3, 4, dtype=torch.float64) for _ in masks]
+    for found, expected in zip(exchange_where(xs, masks), exchange(xs, masks), strict=True):
+        assert torch.equal(found, expected)
