@@ -19,8 +19,8 @@ from torch import Tensor
 
 from models.__main__ import main
 from models.data import SYNTHETIC_CLASSES, palette
+from models.pictures import CELL
 from models.segmentation.metrics import SCORES
-from models.segmentation.pictures import CELL
 from models.segmentation.task import SegmentationTask
 from models.training import checkpoint
 
@@ -240,8 +240,11 @@ def test_evaluate(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         ious = [row[output] for row in found["classes"].values() if row[output] is not None]
         assert np.mean(ious) == pytest.approx(found["metrics"][f"{output}/mean_iou"])
     other = tmp_path / "new"
-    assert main(["evaluate", str(trained), "eval.limit=1", "eval.batch_size=1", "--output", str(other)]) == 0
-    assert json.loads((other / "evaluation_best.json").read_text())["images"] == 1
+    looks = ["eval.scales=0.75,1", "eval.flip=true", "eval.window=48", "eval.batch_size=3"]
+    assert main(["evaluate", str(trained), "eval.limit=1", *looks, "--output", str(other)]) == 0
+    limited = json.loads((other / "evaluation_best.json").read_text())
+    how = [limited["inference"][name] for name in ("scales", "flip", "window")]
+    assert (limited["images"], how) == (1, [[0.75, 1.0], True, 48])
     assert sorted(path.suffix for path in other.iterdir()) == [".csv", ".json", ".png"]
     file = other / "evaluation_best.json"
     assert "cannot write" in error_of(["evaluate", str(trained), "--output", str(file)], capsys)

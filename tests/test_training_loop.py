@@ -70,7 +70,7 @@ class Toy:
     def score(self, metrics: dict[str, float]) -> float:
         return -metrics["norm"]
 
-    def record(self, board: object, step: int) -> None:
+    def record(self, board: object, folder: Path, step: int) -> None:
         self.events.append(f"record {step}")
 
     def state_dict(self) -> dict[str, Any]:

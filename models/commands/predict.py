@@ -23,7 +23,9 @@ def add(commands: Commands) -> None:
         "--input", action="append", default=[], metavar="MODALITY=PATH", help="the same of any other modality"
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--which", default="ensemble", help="ensemble, or a modality's branch (%(default)s)")
+    parser.add_argument(
+        "--which", help="ensemble, or a modality's branch; default: the ensemble, in translation all of them"
+    )
     parser.set_defaults(run=_run)
 
 

@@ -13,29 +13,22 @@ from tqdm import tqdm
 
 from models.data.images import Frame
 from models.messages import suggest
+from models.pictures import Picture, thumbnail, write_picture
 from models.segmentation.build import output_names
 from models.segmentation.inference import predict_labels
 from models.segmentation.load import TrainedNetwork, load
-from models.segmentation.pictures import (
-    Picture,
-    colour,
-    contact_sheet,
-    overlay,
-    scene_pictures,
-    show_input,
-    thumbnail,
-    write_picture,
-)
+from models.segmentation.pictures import colour, contact_sheet, overlay, scene_pictures, show_input
 from models.segmentation.settings import SegmentationRecipe
-from models.segmentation.sources import Frames, check_inputs, is_video, match_files, match_frames
+from models.segmentation.sources import Frames, is_video, match_frames
 from models.segmentation.video import Video, writing_video
+from models.sources import check_inputs, match_files
 from models.training.errors import UsageError
 
 LABELS, COLOURED, OVERLAYS = FOLDERS = ("labels", "coloured", "overlays")
 
 
 def predict_files(
-    checkpoint: Path, inputs: Mapping[str, Path], output: Path, which: str, overrides: Sequence[str]
+    checkpoint: Path, inputs: Mapping[str, Path], output: Path, which: str | None, overrides: Sequence[str]
 ) -> list[str]:
     """Label images; write ``labels/``, ``coloured/`` and ``overlays/<name>.png`` for every scene.
 
@@ -50,7 +43,7 @@ def predict_files(
             for every other modality a video or a folder of frames in order of their names. Depth of 8 bits,
             as most video is, has a scale of its own, ``data.depth_scale=25.5`` where 255 is 10 metres.
         output: folder to write to.
-        which: ``ensemble``, or the modality whose branch to take.
+        which: ``ensemble``, the default, or the modality whose branch to take.
         overrides: ``field=value`` assignments, such as another ``data.depth_scale``.
 
     Returns:
@@ -63,6 +56,7 @@ def predict_files(
     """
     trained = load(checkpoint, overrides)
     names = output_names(trained.recipe)
+    which = which or "ensemble"
     if which not in names:
         raise UsageError(f"--which must be one of {', '.join(names)}, got {which!r}{suggest(which, names)}")
     paths = check_inputs(inputs, trained.reader.kinds())

@@ -1,15 +1,14 @@
-"""What the predict command is given: which files, or frames of which videos, belong together."""
+"""Videos that the predict command is given: which frames belong together."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-from models.data import IMAGE_SUFFIXES
-from models.messages import suggest
 from models.segmentation.video import Video
-from models.training.errors import UsageError, existing
+from models.sources import images_of
+from models.training.errors import UsageError
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
 VIDEO_KINDS = ("rgb", "depth")  # what frames of 8 bits can be read as
@@ -17,50 +16,9 @@ VIDEO_KINDS = ("rgb", "depth")  # what frames of 8 bits can be read as
 Frames = Video | list[Path]
 
 
-def check_inputs(inputs: Mapping[str, Path], modalities: Sequence[str]) -> dict[str, Path]:
-    """The paths in the order of the modalities.
-
-    Raises:
-        UsageError: a modality is missing, or none of the network's; a path does not exist.
-    """
-    for modality in modalities:
-        if modality not in inputs:
-            raise UsageError(
-                f"--{modality} is required: the network's modalities are {', '.join(modalities)}"
-            )
-    for modality in inputs:
-        if modality not in modalities:
-            raise UsageError(
-                f"--{modality} is no input: the network's modalities are {', '.join(modalities)}"
-            )
-    return {modality: existing(inputs[modality], f"--{modality}") for modality in modalities}
-
-
 def is_video(path: Path) -> bool:
     """Whether the path is a video's, by its suffix."""
     return path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES
-
-
-def match_files(paths: Mapping[str, Path]) -> dict[str, dict[str, Path]]:
-    """By scene, in order of their names, the file of every modality, of files or folders of them.
-
-    Raises:
-        UsageError: a counterpart is missing; a folder without images, or with two of one name; a file beside
-            a folder.
-    """
-    first = next(iter(paths))
-    if not any(path.is_dir() for path in paths.values()):
-        return {paths[first].stem: dict(paths)}
-    for modality, path in paths.items():
-        if not path.is_dir():
-            raise UsageError(f"--{modality}: {path} is a file; give a folder for every modality, or for none")
-    found = {modality: _images(path) for modality, path in paths.items()}
-    for files in found.values():
-        for stem, file in files.items():
-            for other, others in found.items():
-                if stem not in others:
-                    raise UsageError(f"{file} has no counterpart in {paths[other]}{suggest(stem, others)}")
-    return {stem: {modality: files[stem] for modality, files in found.items()} for stem in found[first]}
 
 
 def match_frames(paths: Mapping[str, Path]) -> dict[str, Frames]:
@@ -75,7 +33,7 @@ def match_frames(paths: Mapping[str, Path]) -> dict[str, Frames]:
     found: dict[str, Frames] = {}
     for modality, path in paths.items():
         if path.is_dir():
-            found[modality] = sorted(_images(path).values(), key=_numbers_by_value)
+            found[modality] = sorted(images_of(path).values(), key=_numbers_by_value)
         elif not is_video(path):
             raise UsageError(f"--{modality}: {path} is neither a video nor a folder of frames")
         elif modality not in VIDEO_KINDS:
@@ -97,16 +55,3 @@ def match_frames(paths: Mapping[str, Path]) -> dict[str, Frames]:
 def _numbers_by_value(path: Path) -> list[tuple[int, str]]:
     """A key to sort names by."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.stem)]
-
-
-def _images(folder: Path) -> dict[str, Path]:
-    """The images of a folder by their names without suffix."""
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in IMAGE_SUFFIXES and (twin := files.setdefault(path.stem, path)) != path:
-            raise UsageError(
-                f"{twin} and {path} differ in the suffix only: which one is the scene's? Move the other away"
-            )
-    if not files:
-        raise UsageError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return files

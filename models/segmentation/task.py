@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from cen_ext import synchronise_statistics
 from models.data import Batch
 from models.data.loading import on_device
+from models.pictures import beside
 from models.segmentation.build import (
     build_network,
     build_train_loader,
@@ -25,7 +27,6 @@ from models.segmentation.load import describe
 from models.segmentation.losses import counted_pixels
 from models.segmentation.network import SegmentationNetwork
 from models.segmentation.objective import Objective
-from models.segmentation.pictures import beside
 from models.segmentation.settings import OptimSettings, SegmentationRecipe, SegmentationStage
 from models.training import compilation, distributed
 from models.training.devices import device_of
@@ -136,7 +137,7 @@ class SegmentationTask:
     def score(self, metrics: dict[str, float]) -> float:
         return metrics["ensemble/mean_iou"]
 
-    def record(self, board: SummaryWriter, step: int) -> None:
+    def record(self, board: SummaryWriter, folder: Path, step: int) -> None:
         record_exchange(self.net, self.recipe.data.modalities, board, step)
         for name, weight in zip(self.recipe.data.modalities, self.net.branch_weights(), strict=False):
             board.add_scalar(f"alpha/{name}", weight, step)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.data.images import DataError, Frame
-from models.segmentation.pictures import Picture
+from models.pictures import Picture
 from models.training.errors import UsageError
 from models.training.files import replacing
 

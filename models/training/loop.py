@@ -15,6 +15,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -74,8 +75,8 @@ class Task(Protocol):
     def score(self, metrics: dict[str, float]) -> float:
         """What the best checkpoint is chosen by: higher is better."""
 
-    def record(self, board: SummaryWriter, step: int) -> None:
-        """Write pictures, histograms and the like to TensorBoard; in the first process only."""
+    def record(self, board: SummaryWriter, folder: Path, step: int) -> None:
+        """Write pictures and histograms to TensorBoard and the run's folder; in the first process only."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training changes, in tensors and plain containers."""
@@ -290,7 +291,7 @@ class Loop:
     def _record(self, metrics: dict[str, float]) -> None:
         """Write an evaluation's results down."""
         step = self.progress.step
-        self.task.record(self.board, step)
+        self.task.record(self.board, self.folder.path, step)
         for name, value in metrics.items():
             self.board.add_scalar(f"metrics/{name}", value, step)
         epoch = step / self.task.steps_per_epoch

@@ -31,10 +31,13 @@ class System(Protocol):
         checkpoint: Path,
         inputs: Mapping[str, Path],
         output: Path,
-        which: str,
+        which: str | None,
         overrides: Sequence[str],
     ) -> Any:
-        """Run the network on files, or folders of them, by modality; write the results to a folder."""
+        """Run the network on files, or folders of them, by modality; write the results to a folder.
+
+        ``which`` output they are of is up to the system where it is None.
+        """
 
 
 class Recipe(Protocol):

@@ -1,0 +1,64 @@
+"""What the predict commands are given: which files belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from models.data import IMAGE_SUFFIXES
+from models.messages import suggest
+from models.training.errors import UsageError, existing
+
+
+def check_inputs(inputs: Mapping[str, Path], modalities: Sequence[str]) -> dict[str, Path]:
+    """The paths in the order of the modalities.
+
+    Raises:
+        UsageError: a modality is missing, or none of the network's; a path does not exist.
+    """
+    for modality in modalities:
+        if modality not in inputs:
+            raise UsageError(
+                f"--{modality} is required: the network's modalities are {', '.join(modalities)}"
+            )
+    for modality in inputs:
+        if modality not in modalities:
+            raise UsageError(
+                f"--{modality} is no input: the network's modalities are {', '.join(modalities)}"
+            )
+    return {modality: existing(inputs[modality], f"--{modality}") for modality in modalities}
+
+
+def match_files(paths: Mapping[str, Path]) -> dict[str, dict[str, Path]]:
+    """By scene, in order of their names, the file of every modality, of files or folders of them.
+
+    Raises:
+        UsageError: a counterpart is missing; a folder without images, or with two of one name; a file beside
+            a folder.
+    """
+    first = next(iter(paths))
+    if not any(path.is_dir() for path in paths.values()):
+        return {paths[first].stem: dict(paths)}
+    for modality, path in paths.items():
+        if not path.is_dir():
+            raise UsageError(f"--{modality}: {path} is a file; give a folder for every modality, or for none")
+    found = {modality: images_of(path) for modality, path in paths.items()}
+    for files in found.values():
+        for stem, file in files.items():
+            for other, others in found.items():
+                if stem not in others:
+                    raise UsageError(f"{file} has no counterpart in {paths[other]}{suggest(stem, others)}")
+    return {stem: {modality: files[stem] for modality, files in found.items()} for stem in found[first]}
+
+
+def images_of(folder: Path) -> dict[str, Path]:
+    """The images of a folder by their names without suffix."""
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in IMAGE_SUFFIXES and (twin := files.setdefault(path.stem, path)) != path:
+            raise UsageError(
+                f"{twin} and {path} differ in the suffix only: which one is the scene's? Move the other away"
+            )
+    if not files:
+        raise UsageError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return files
