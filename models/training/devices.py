@@ -24,7 +24,7 @@ def device_of(name: str) -> torch.device:
         name = f"cuda:{distributed.local_rank()}"
     elif several and name != "cpu":
         raise UsageError(
-            f"run.device={name}: each process gets a GPU of its own; with torchrun set it to auto, cuda or cpu"
+            f"run.device={name}: each process gets a GPU of its own; expected auto, cuda or cpu with torchrun"
         )
     try:
         device = torch.device(name)

@@ -7,6 +7,7 @@ hosts, so that nobody waits for a GPU.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -97,12 +98,11 @@ def parallel(module: nn.Module, device: torch.device) -> nn.Module:
     """``module``, whose gradients become the processes' mean during the backward pass."""
     if world_size() == 1:
         return module
-    return DistributedDataParallel(
-        module,
-        device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=False,  # statistics are frozen or synchronised
-        gradient_as_bucket_view=True,
-    )
+    # Statistics are frozen or synchronised. Torch 2.13 has another name for it and warns of the old one.
+    known = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    buffers = {"forward_sync_buffers" if known else "broadcast_buffers": False}
+    ids = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True, **buffers)
 
 
 def gradients_stay(module: nn.Module) -> AbstractContextManager[None]:

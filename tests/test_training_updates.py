@@ -1,0 +1,159 @@
+"""Schedules, averages, clipping, loss scaling, and parts of a batch: against their formulas."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.training.ema import Ema
+from models.training.optimisation import Optimisation
+from models.training.precision import at_least_float32, autocast, loss_scaler
+from models.training.schedules import rate_factor
+from models.training.settings import UpdateSettings
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (UpdateSettings(), [1, 1, 1, 1]),
+        (UpdateSettings(schedule="polynomial"), [1, 0.75**0.9, 0.5**0.9, 0.25**0.9]),
+        (UpdateSettings(schedule="polynomial", power=2), [1, 0.5625, 0.25, 0.0625]),
+        (UpdateSettings(schedule="cosine"), [(1 + math.cos(math.pi * i / 4)) / 2 for i in range(4)]),
+        (UpdateSettings(schedule="polynomial", power=1, warmup_steps=2), [0.5, 1, 1, 0.5]),
+        (UpdateSettings(warmup_steps=8), [0.25, 0.5, 0.75, 1]),
+    ],
+)
+def test_schedules(settings: UpdateSettings, expected: list[float]) -> None:
+    assert [rate_factor(settings, step, 4) for step in range(4)] == pytest.approx(expected, rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"accumulate": 0}, "accumulate must be at least 1"),
+        ({"clip": 0.0}, "clip must be positive"),
+        ({"ema": 1.0}, "ema must be between 0 and 1"),
+        ({"power": -1.0}, "power must be at least 0"),
+        ({"warmup_steps": -1}, "warmup_steps must be at least 0"),
+    ],
+)
+def test_settings_out_of_range(values: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        UpdateSettings(**values)
+
+
+def small_net() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)).double()
+
+
+def test_average_of_weights() -> None:
+    net = small_net()
+    ema = Ema(net, 0.5)
+    expected = {name: value.clone() for name, value in net.state_dict().items()}
+    for step in range(6):
+        for value in net.state_dict().values():
+            value.add_(torch.randn(value.shape) if value.is_floating_point() else 1)
+        ema.update(net, step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        for name, value in net.state_dict().items():
+            mixed = decay * expected[name] + (1 - decay) * value
+            expected[name] = mixed if value.is_floating_point() else value
+    torch.testing.assert_close(dict(ema.net.state_dict()), expected, rtol=1e-14, atol=1e-14)
+    assert ema.net[1].num_batches_tracked == 6
+    assert not ema.net.training
+    assert not any(parameter.requires_grad for parameter in ema.net.parameters())
+    ema.restart(net)
+    torch.testing.assert_close(dict(ema.net.state_dict()), dict(net.state_dict()), rtol=0, atol=0)
+
+
+class Squares(nn.Module):
+    """Mean square of what a network makes of a part, and a vector beside it."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.net(x)
+        return y.square().mean(), y.mean((0, 2, 3))
+
+
+def optimisation(net: nn.Module, settings: UpdateSettings, precision: str = "fp32") -> Optimisation:
+    optimizer = torch.optim.SGD([{"params": list(net.parameters()), "lr": 0.1, "name": "all"}], fused=True)
+    return Optimisation(optimizer, settings, 10, 5, loss_scaler(precision, CPU))
+
+
+def test_gradients_of_parts_are_those_of_their_mean() -> None:
+    net = small_net().eval()
+    twin = copy.deepcopy(net)
+    x = torch.randn(6, 2, 5, 5, dtype=torch.float64)
+    expected = optimisation(net, UpdateSettings()).gradients(Squares(net), [(x,)])
+    for _ in range(2):  # the second call starts anew
+        parts = [(part,) for part in x.split(2)]
+        found = optimisation(twin, UpdateSettings()).gradients(Squares(twin), parts)
+    torch.testing.assert_close(found, expected)
+    assert not any(value.requires_grad for value in found)
+    for one, other in zip(twin.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("clip", [None, 1e-3, 1e6])
+def test_an_update(clip: float | None, precision: str) -> None:
+    """Scheduled rate times the gradient, scaled to the clipped norm; the loss scale leaves no trace."""
+    net = small_net().eval()
+    before = [parameter.detach().clone() for parameter in net.parameters()]
+    update = optimisation(net, UpdateSettings(clip=clip, schedule="polynomial", power=1), precision)
+    x = torch.randn(6, 2, 5, 5, dtype=torch.float64)
+    update.gradients(Squares(net), [(x,)])
+    scale = 65536.0 if precision == "fp16" else 1.0
+    gradients = [parameter.grad / scale for parameter in net.parameters()]
+    update.step(12)  # the stage's third of five
+    norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+    shrunk = 1.0 if clip is None else min(1.0, clip / norm.item())
+    assert update.learning_rates() == {"all": pytest.approx(0.06)}
+    for parameter, old, gradient in zip(net.parameters(), before, gradients, strict=True):
+        # torch adds 1e-6 to the norm that it divides by.
+        torch.testing.assert_close(old - parameter, 0.06 * shrunk * gradient, rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_step_that_overflows_is_left_out_and_the_scale_halved(clip: float | None) -> None:
+    net = small_net().eval()
+    update = optimisation(net, UpdateSettings(clip=clip), "fp16")
+    x = torch.randn(6, 2, 5, 5, dtype=torch.float64)
+    for factor, scale in ((float("inf"), 32768.0), (1.0, 32768.0)):
+        before = [parameter.detach().clone() for parameter in net.parameters()]
+        update.gradients(Squares(net), [(x,)])
+        next(net.parameters()).grad.mul_(factor)
+        update.step(10)
+        moved = [not torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True)]
+        assert all(moved) if factor == 1 else not any(moved)
+        assert update.state_dict()["scaler"]["scale"] == scale
+    other = optimisation(net, UpdateSettings(), "fp16")
+    other.load_state_dict(update.state_dict())
+    assert other.state_dict()["scaler"] == update.state_dict()["scaler"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_precisions(precision: str, dtype: torch.dtype) -> None:
+    class Pair(NamedTuple):
+        y: Tensor
+        nothing: None
+
+    x = torch.randn(1, 2, 5, 5)
+    with autocast(precision, CPU):
+        y = nn.functional.conv2d(x, torch.randn(3, 2, 3, 3))
+    assert y.dtype == dtype
+    pair = at_least_float32(Pair(y, None))
+    assert (type(pair), pair.y.dtype, pair.nothing) == (Pair, torch.float32, None)
+    assert at_least_float32(Pair(y.double(), None)).y.dtype == torch.float64
