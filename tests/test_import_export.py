@@ -275,6 +275,18 @@ def saved_network(path: Path, net: SegmentationNetwork, rooms: Path, *overrides:
     return path
 
 
+def test_data_that_has_changed_in_its_place_is_refused(
+    rooms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "rooms"
+    shutil.copytree(rooms, root)
+    file = saved_network(tmp_path / "net.safetensors", small_network(), root)
+    assert main(["evaluate", str(file)]) == 0
+    (root / "layout.json").write_text(json.dumps({"base": "nyu_cen", "depth_scale": None}))
+    error = error_of(["evaluate", file], capsys)
+    assert f"{file} was trained on other inputs than the layout nyu_cen gives: depth: unit 'metre'" in error
+
+
 @pytest.mark.parametrize("network", ["refinenet", "pspnet"])
 def test_training_starts_from_a_network_of_other_classes(rooms: Path, tmp_path: Path, network: str) -> None:
     """Everything is taken over but the classifiers, and that is said."""
