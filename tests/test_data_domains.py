@@ -313,6 +313,12 @@ def test_what_cannot_be_derived_from(
     assert not (tmp_path / "domains").exists()
 
 
+def test_a_layout_without_colours(tmp_path: Path) -> None:
+    (tmp_path / "layout.json").write_text('{"files": {"depth": "d/{name}.png", "labels": "l/{name}.png"}}')
+    with pytest.raises(DataError, match="has no files of rgb"):
+        prepare_domains(tmp_path / "out", tmp_path)
+
+
 def test_broken_source(tmp_path: Path) -> None:
     """Named, also from another process; what was made stays, and the rest follows once it is mended."""
     tree = trees.nyu_cen(tmp_path / "rgbd")

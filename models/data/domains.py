@@ -81,6 +81,8 @@ def prepare_domains(
         find_layout(source, layout), depth_scale=depth_scale, bit_shift=bit_shift, camera=camera
     )
     reader = Reader(known, ("depth",))
+    if "rgb" not in known.files:
+        raise DataError(f"{source}: the layout {known.name} has no files of rgb")
     if "depth" in known.files and known.depth_scale is None:
         raise DataError(f"{source}: the layout {known.name} gives no scale of depth; give depth_scale")
     beside = CAMERA in known.files and known.camera is None
