@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from models.data import Batch, DataError, Sample, TrainTransform, collate, eval_loader, train_loader
-from models.data.loading import Loader
+from models.data.loading import Loader, on_device
 
 
 class Rooms:
@@ -44,6 +45,36 @@ def same(a: list[Batch], b: list[Batch]) -> bool:
         x.names == y.names and torch.equal(x.images, y.images) and torch.equal(x.target, y.target)
         for x, y in zip(a, b, strict=True)
     )
+
+
+def test_parts_of_batches_make_up_the_batches() -> None:
+    """Of processes that each get one, from any step on, and of a batch that is computed in parts."""
+    whole = list(training(batch_size=4, start_step=1))
+    first, second = (list(training(batch_size=4, start_step=1, part=(i, 2))) for i in range(2))
+    assert same(first, [batch.split(2)[0] for batch in whole])
+    assert same(second, [batch.split(2)[1] for batch in whole])
+    for batch in whole:
+        halves = batch.split(2)
+        assert [name for half in halves for name in half.names] == batch.names
+        assert torch.equal(torch.cat([half.target for half in halves]), batch.target)
+        for half, rows in zip(halves, ([0, 1, 4, 5], [2, 3, 6, 7]), strict=True):
+            assert torch.equal(half.images, batch.images[rows])
+            assert half.images.is_contiguous(memory_format=torch.channels_last)
+        assert batch.split(1) == [batch]
+        with pytest.raises(ValueError, match="parts=3 does not divide the 4 samples"):
+            batch.split(3)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 5, "part": (0, 2)}, {"drop_last": False, "part": (0, 3)}])
+def test_parts_that_do_not_divide_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"batch_size=\d must be divisible by \d, and every batch complete"):
+        training(**options)
+
+
+def test_batches_on_a_device_are_those_of_the_loader() -> None:
+    assert same(list(on_device(training(), torch.device("cpu"))), list(training()))
+    moved = next(iter(on_device(training(), torch.device("meta"))))
+    assert moved.images.device.type == moved.target.device.type == "meta"
 
 
 def test_collate() -> None:

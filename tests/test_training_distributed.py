@@ -11,15 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from networks import randomise_norms
 from torch import Tensor
-from training_runs import TINY, assert_same_runs, column, command, prepare_rooms, together
+from training_runs import assert_same_runs, column, command, prepare_rooms, tiny_task, together
 
 from models.__main__ import main
 from models.segmentation.task import SegmentationTask
-from models.training import checkpoint, config, distributed, registry
+from models.training import checkpoint, distributed
 from models.training.errors import UsageError
-from models.training.rng import seed_all
 
 STEPS = 3
 EXACT = ["model.dropout=0", "optim.stages.0.steps=3", "optim.stages.0.encoder_lr=0.01"]
@@ -40,13 +38,7 @@ def rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(rooms: Path, overrides: list[str]) -> dict[str, Any]:
     """Losses, weights, statistics and evaluation after a few steps in float64."""
     torch.set_default_dtype(torch.float64)
-    seed_all(5)
-    settings = [*TINY, *EXACT, f"data.root={rooms}", *overrides]
-    task = SegmentationTask(config.override(registry.find("synthetic_demo"), settings))
-    randomise_norms(task.net)
-    if task.ema is not None:
-        task.ema.restart(task.net)
-    task.start_stage(0, 0)
+    task = tiny_task(rooms, *EXACT, *overrides)
     losses = []
     for step, batch in enumerate(task.batches(0, 0)):
         if distributed.rank() == 0:  # pixels that count are spread unevenly

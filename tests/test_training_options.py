@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 from golden_numbers import assert_matches, draw, released_form
-from networks import randomise_norms
 from same import assert_same
 from test_released import GOLDEN, golden_net, inputs_and_target, released_shapes
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from training_runs import STEPS, TINY, assert_same_runs, column, command, prepare_rooms, together
+from training_runs import STEPS, assert_same_runs, column, command, prepare_rooms, tiny_task, together
 
 import models
 from cen_ext import synchronise_statistics
@@ -23,12 +22,10 @@ from models.data import Batch
 from models.segmentation.objective import Objective
 from models.segmentation.released import released_names
 from models.segmentation.settings import LossSettings, SegmentationRecipe
-from models.segmentation.task import SegmentationTask
-from models.training import checkpoint, compilation, config, distributed, registry
+from models.training import checkpoint, compilation, distributed
 from models.training.errors import UsageError
 from models.training.optimisation import Optimisation
 from models.training.precision import loss_scaler
-from models.training.rng import seed_all
 from models.training.settings import RunSettings, UpdateSettings
 
 CPU = torch.device("cpu")
@@ -37,16 +34,6 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare_rooms(tmp_path_factory.mktemp("data") / "rooms")
-
-
-def tiny_task(rooms: Path, *overrides: str) -> SegmentationTask:
-    """At its first step; the same weights in every call."""
-    seed_all(3)
-    settings = [*TINY, f"data.root={rooms}", *overrides]
-    task = SegmentationTask(config.override(registry.find("synthetic_demo"), settings))
-    randomise_norms(task.net)
-    task.start_stage(0, 0)
-    return task
 
 
 # ---- the released code's numbers

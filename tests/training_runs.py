@@ -15,10 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from networks import randomise_norms
 from same import assert_same
 
 from models.__main__ import main
-from models.training import checkpoint, distributed
+from models.segmentation.task import SegmentationTask
+from models.training import checkpoint, config, distributed, registry
+from models.training.rng import seed_all
 
 # 12 images in batches of 4: 3 steps an epoch, 7 in all; stages, epochs, looks and saves cross. Few saves: a
 # ResNet-18's take longer than its steps.
@@ -55,6 +58,18 @@ def prepare_rooms(folder: Path) -> Path:
 def command(rooms: Path, output: Path, *overrides: str) -> list[str]:
     """The tiny run's command line."""
     return ["train", "synthetic_demo", *TINY, f"data.root={rooms}", f"run.output={output}", *overrides]
+
+
+def tiny_task(rooms: Path, *overrides: str) -> SegmentationTask:
+    """The tiny run's task at its first step; the same weights in every call."""
+    seed_all(3)
+    settings = [*TINY, f"data.root={rooms}", *overrides]
+    task = SegmentationTask(config.override(registry.find("synthetic_demo"), settings))
+    randomise_norms(task.net)
+    if task.ema is not None:
+        task.ema.restart(task.net)
+    task.start_stage(0, 0)
+    return task
 
 
 def start(function: Callable[..., int | None], *arguments: Any) -> ForkServerProcess:
