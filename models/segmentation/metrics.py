@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
+
+from models.training import distributed
 
 SCORES = ("pixel_accuracy", "mean_accuracy", "mean_iou", "weighted_iou")
 
@@ -51,8 +53,7 @@ class SegmentationMetrics:
 
         The processes are those of torch.distributed's default group, which all must call this.
         """
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(self._counts)
+        self._counts = distributed.total(self._counts)
 
     def compute(self) -> dict[str, float]:
         """``<output>/<score>`` for every output and score, and for ``constant``, as fractions.
