@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -25,7 +24,7 @@ from models.segmentation.pspnet import pspnet
 from models.segmentation.refinenet import refinenet
 from models.segmentation.settings import DataSettings, SegmentationRecipe
 from models.training import distributed
-from models.training.errors import UsageError, existing
+from models.training.errors import UsageError, data_root
 
 
 def output_names(recipe: SegmentationRecipe) -> tuple[str, ...]:
@@ -83,7 +82,7 @@ def open_split(settings: DataSettings, split: str) -> SegmentationSet:
         UsageError: ``data.root`` is not set or does not exist, or a setting is refused.
         DataError: the data set is not whole.
     """
-    root = data_root(settings)
+    root = data_root(settings.root)
     try:
         return SegmentationSet(
             root,
@@ -120,7 +119,7 @@ def build_reader(settings: DataSettings, layout: Layout | None = None) -> Reader
         if layout is None and settings.layout in LAYOUTS:
             layout = LAYOUTS[settings.layout]
         known = configured(
-            layout or find_layout(data_root(settings), settings.layout),
+            layout or find_layout(data_root(settings.root), settings.layout),
             depth_scale=settings.depth_scale,
             bit_shift=settings.bit_shift,
             camera=settings.camera,
@@ -130,17 +129,6 @@ def build_reader(settings: DataSettings, layout: Layout | None = None) -> Reader
         raise
     except ValueError as error:
         raise UsageError(f"data: {error}") from None
-
-
-def data_root(settings: DataSettings) -> Path:
-    """The folder of the data.
-
-    Raises:
-        UsageError: it is not set, or does not exist.
-    """
-    if settings.root is None:
-        raise UsageError("data.root must be set to the folder of the data set: data.root=FOLDER")
-    return existing(settings.root, "data.root")
 
 
 def build_train_loader(recipe: SegmentationRecipe) -> Loader:

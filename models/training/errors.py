@@ -29,6 +29,17 @@ def existing(path: Path, what: str) -> Path:
     raise UsageError(f"{what}: {path} does not exist; {missing.parent} does, without {missing.name!r}{hint}")
 
 
+def data_root(root: Path | None) -> Path:
+    """The folder that ``data.root`` names.
+
+    Raises:
+        UsageError: it is not set, or does not exist.
+    """
+    if root is None:
+        raise UsageError("data.root must be set to the folder of the data set: data.root=FOLDER")
+    return existing(root, "data.root")
+
+
 def writable(path: Path, what: str) -> Path:
     """The path of a file that is to be written, its folder made; to be asked for before work starts.
 
