@@ -97,10 +97,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainedNetwork:
     reader = build_reader(recipe.data, None if told else layout_from_plain(contents["layout"]))
     _check(path, inputs, reader)
     net = build_network(recipe)
-    try:
-        net.load_state_dict(checkpoint.weights(contents))
-    except RuntimeError as error:
-        raise UsageError(f"{path} does not fit these settings: {' '.join(str(error).split())}") from None
+    checkpoint.fill(net, path, contents)
     net = net.to(device_of(recipe.run.device)).eval()
     return TrainedNetwork(net, recipe, path, inputs, reader, tuple(contents["classes"]))
 

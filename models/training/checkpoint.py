@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import cen_ext
 from models.data.inputs import differing_inputs, input_from_plain
@@ -121,6 +121,18 @@ def weights(contents: dict[str, Any]) -> dict[str, Tensor]:
     """The weights to use a network with: their average over the training, where the run kept one."""
     task = contents["task"]
     return task.get("ema") or task["net"]
+
+
+def fill(net: nn.Module, path: Path, contents: dict[str, Any]) -> None:
+    """Load the weights of a file into the network that its settings make.
+
+    Raises:
+        UsageError: they do not fit, because settings were changed.
+    """
+    try:
+        net.load_state_dict(weights(contents))
+    except RuntimeError as error:
+        raise UsageError(f"{path} does not fit these settings: {' '.join(str(error).split())}") from None
 
 
 def check_inputs(path: Path, contents: dict[str, Any], now: dict[str, Any]) -> None:
