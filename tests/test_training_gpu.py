@@ -1,4 +1,4 @@
-"""Training on a GPU: nothing in a step waits for it; recorded and compiled steps give what plain ones give."""
+"""Training on a GPU: nothing in a step waits for it; recorded and compiled steps are the plain ones."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from training_runs import prepare_rooms, tiny_task
 
 from models.segmentation.task import SegmentationTask
+from models.training.precision import set_tf32
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,8 +27,6 @@ def rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _float32_is_float32() -> None:
-    from models.training.precision import set_tf32
-
     set_tf32(False)
 
 
@@ -68,10 +67,8 @@ def after_three_steps(task: SegmentationTask) -> list[torch.Tensor]:
     "rest", [[], ["optim.accumulate=2", "optim.clip=1"], ["model.frozen_statistics=false"]]
 )
 def test_recorded_and_compiled_steps_are_the_plain_ones(rooms: Path, option: str, rest: list[str]) -> None:
-    plain, other = (
-        after_three_steps(tiny_task(rooms, *PLAIN, *rest, f"{option}={choice}"))
-        for choice in ("false", "true")
-    )
+    tasks = [tiny_task(rooms, *PLAIN, *rest, f"{option}={choice}") for choice in ("false", "true")]
+    plain, other = map(after_three_steps, tasks)
     # Batch statistics of a few values make rounding grow.
     tolerance = 1e-2 if "model.frozen_statistics=false" in rest else 1e-4
     torch.testing.assert_close(other, plain, rtol=tolerance, atol=tolerance)
@@ -96,7 +93,7 @@ def test_recording_leaves_no_trace_in_statistics_and_generators(rooms: Path) -> 
 
 def test_batches_reach_the_gpu_whole(rooms: Path) -> None:
     task = tiny_task(rooms, "run.device=cuda")
-    on_gpu = [batch for batch in task.batches(0, 0)]
+    on_gpu = list(task.batches(0, 0))
     task.loader.seek(0, 0)
     for moved, batch in zip(on_gpu, task.loader, strict=True):
         assert torch.equal(moved.images.cpu(), batch.images)
