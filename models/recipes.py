@@ -1,3 +1,4 @@
 """Every system's recipes: importing this module fills ``models.training.registry``."""
 
-import models.segmentation.recipes  # noqa: F401
+import models.segmentation.recipes
+import models.translation.recipes  # noqa: F401

@@ -29,8 +29,12 @@ def check_inputs(inputs: Mapping[str, Path], modalities: Sequence[str]) -> dict[
     return {modality: existing(inputs[modality], f"--{modality}") for modality in modalities}
 
 
-def match_files(paths: Mapping[str, Path]) -> dict[str, dict[str, Path]]:
+def match_files(paths: Mapping[str, Path], ending: str = "") -> dict[str, dict[str, Path]]:
     """By scene, in order of their names, the file of every modality, of files or folders of them.
+
+    Args:
+        paths: by modality a file, or a folder.
+        ending: what the names may end in that is not the scene's, with ``{}`` for the modality.
 
     Raises:
         UsageError: a counterpart is missing; a folder without images, or with two of one name; a file beside
@@ -38,11 +42,11 @@ def match_files(paths: Mapping[str, Path]) -> dict[str, dict[str, Path]]:
     """
     first = next(iter(paths))
     if not any(path.is_dir() for path in paths.values()):
-        return {paths[first].stem: dict(paths)}
+        return {paths[first].stem.removesuffix(ending.format(first)): dict(paths)}
     for modality, path in paths.items():
         if not path.is_dir():
             raise UsageError(f"--{modality}: {path} is a file; give a folder for every modality, or for none")
-    found = {modality: images_of(path) for modality, path in paths.items()}
+    found = {modality: images_of(path, ending.format(modality)) for modality, path in paths.items()}
     for files in found.values():
         for stem, file in files.items():
             for other, others in found.items():
@@ -51,11 +55,12 @@ def match_files(paths: Mapping[str, Path]) -> dict[str, dict[str, Path]]:
     return {stem: {modality: files[stem] for modality, files in found.items()} for stem in found[first]}
 
 
-def images_of(folder: Path) -> dict[str, Path]:
-    """The images of a folder by their names without suffix."""
+def images_of(folder: Path, ending: str = "") -> dict[str, Path]:
+    """The images of a folder by their names without suffix and ``ending``."""
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in IMAGE_SUFFIXES and (twin := files.setdefault(path.stem, path)) != path:
+        name = path.stem.removesuffix(ending)
+        if path.suffix.lower() in IMAGE_SUFFIXES and (twin := files.setdefault(name, path)) != path:
             raise UsageError(
                 f"{twin} and {path} differ in the suffix only: which one is the scene's? Move the other away"
             )

@@ -1,0 +1,112 @@
+"""A recipe's parts: networks, data."""
+
+from __future__ import annotations
+
+from models.data import DataError, Jitter, Loader, Square, TranslationSet, collate_translation
+from models.data.loading import SampleSet, eval_loader, train_loader
+from models.training import distributed
+from models.training.errors import UsageError, data_root
+from models.translation.patchgan import LEAST, PatchGAN, patchgan
+from models.translation.settings import DataSettings, TranslationRecipe
+from models.translation.unet import UNet, unet
+
+_CHANNELS = 3  # of every domain: single ones are tiled
+
+
+def output_names(recipe: TranslationRecipe) -> tuple[str, ...]:
+    """The generator's outputs: a branch a domain, and the ensemble."""
+    return (*recipe.data.domains, "ensemble")
+
+
+def build_generator(recipe: TranslationRecipe) -> UNet:
+    """The recipe's generator with random weights.
+
+    Raises:
+        UsageError: a setting that the network refuses; a crop that it cannot halve often enough.
+    """
+    model, crop = recipe.model, recipe.data.crop
+    try:
+        net = unet(
+            _CHANNELS,
+            _CHANNELS,
+            len(recipe.data.domains),
+            size=model.size,
+            base_width=model.base_width,
+            threshold=model.threshold,
+            region=model.region,
+            criterion=model.criterion,
+            dropout=model.dropout,
+            decoder_norms=model.decoder_norms,
+        )
+    except ValueError as error:
+        raise UsageError(f"model.{error}") from None
+    if crop % model.size or crop < LEAST:
+        raise UsageError(
+            f"data.crop must be a multiple of model.size={model.size}, and at least {LEAST} for the "
+            f"discriminator, got {crop}"
+        )
+    return net
+
+
+def build_discriminator(recipe: TranslationRecipe) -> PatchGAN:
+    """The recipe's discriminator with random weights.
+
+    Raises:
+        UsageError: a setting that the network refuses.
+    """
+    if recipe.model.discriminator_width < 1:
+        raise UsageError(
+            f"model.discriminator_width must be at least 1, got {recipe.model.discriminator_width}"
+        )
+    return patchgan(2 * _CHANNELS, recipe.model.discriminator_width)
+
+
+def open_split(settings: DataSettings, split: str) -> TranslationSet:
+    """The views of ``train`` or ``val``.
+
+    Raises:
+        UsageError: ``data.root`` is not set or does not exist, or a setting is refused.
+        DataError: the data set is not whole.
+    """
+    root = data_root(settings.root)
+    try:
+        return TranslationSet(
+            root, split, domains=settings.domains, target=settings.target, lists=settings.lists
+        )
+    except DataError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"data: {error}") from None
+
+
+def build_train_loader(recipe: TranslationRecipe) -> Loader:
+    """Shuffled, augmented training batches.
+
+    Raises:
+        UsageError, DataError: as ``open_split``; fewer views than a batch, which the processes must divide.
+    """
+    settings = recipe.data
+    dataset = open_split(settings, "train")
+    try:
+        return train_loader(
+            dataset,
+            Jitter(settings.resize, settings.crop, settings.mirror),
+            batch_size=settings.batch_size,
+            seed=recipe.run.seed,
+            workers=recipe.run.workers,
+            collate=collate_translation,
+            part=(distributed.rank(), distributed.world_size()),
+        )
+    except ValueError as error:
+        raise UsageError(f"data.{error}") from None
+
+
+def build_eval_loader(dataset: SampleSet, recipe: TranslationRecipe) -> Loader:
+    """The squares of ``data.crop`` pixels in the middle of a data set's views, in order."""
+    return eval_loader(
+        dataset,
+        recipe.eval.batch_size,
+        recipe.run.workers,
+        transform=Square(recipe.data.crop),
+        collate=collate_translation,
+    )

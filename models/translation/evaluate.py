@@ -1,0 +1,195 @@
+"""Scores of a generator on the validation views, and pictures of what it makes of them."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Subset
+from tqdm import tqdm
+
+from models.data import DOMAINS, DataError, Square, collate_translation
+from models.data.loading import SampleSet
+from models.pictures import Picture, contact_sheet, write_picture
+from models.training.errors import UsageError, writable
+from models.training.files import replacing, write_json
+from models.translation.build import build_eval_loader, open_split, output_names
+from models.translation.fid import feature_scores
+from models.translation.inference import translate, translating
+from models.translation.load import load
+from models.translation.metrics import TranslationMetrics, table
+from models.translation.pictures import view_pictures
+from models.translation.settings import TranslationRecipe
+from models.translation.unet import UNet
+
+MEAN_IMAGE = "mean image"
+
+
+def evaluate(
+    net: UNet,
+    dataset: SampleSet,
+    recipe: TranslationRecipe,
+    stop: Callable[[], bool] = lambda: False,
+    *,
+    total: int | None = None,
+    constant: Tensor | None = None,
+) -> TranslationMetrics | None:
+    """How the outputs compare with the target, over a data set.
+
+    Args:
+        net: in any mode, which is restored.
+        dataset: the views; or one process's part of them, after which ``TranslationMetrics.reduce`` joins the
+            parts.
+        recipe: how to evaluate, and the outputs' names.
+        stop: asked after every batch.
+        total: the number of views of all processes; None: those of ``dataset``.
+        constant: a picture ``[3, H, W]`` that is scored as an output as well, as ``MEAN_IMAGE``.
+
+    Returns:
+        The scores so far, to be computed; or None once ``stop()`` was true.
+
+    Raises:
+        UsageError: FID's weights cannot be loaded; too few views for FID or KID.
+    """
+    device = next(net.parameters()).device
+    names = output_names(recipe) + (() if constant is None else (MEAN_IMAGE,))
+    features = feature_scores(recipe.eval.fid, len(names), len(dataset) if total is None else total, device)
+    metrics = TranslationMetrics(names, value_range(recipe), features, device)
+    loader = tqdm(build_eval_loader(dataset, recipe), desc="evaluate", leave=False, disable=None)
+    with translating(net, recipe.eval.dropout):
+        for batch in loader:
+            batch = batch.to(device, non_blocking=True)
+            outputs = translate(net, batch.images, batch.names[0], recipe)
+            if constant is not None:
+                outputs.append(constant.to(device).expand_as(batch.target))
+            metrics.update(outputs, batch.target)
+            if stop():
+                return None
+    return metrics
+
+
+def value_range(recipe: TranslationRecipe) -> tuple[float, float]:
+    """What -1 and 1 stand for in MAE and MSE: ``eval.value_range``, or (0, 1), or (0, 11.1) for depth."""
+    domain = DOMAINS[recipe.data.target]
+    return recipe.eval.value_range or (0.0, 255 / domain.scale if domain.logarithmic else 1.0)
+
+
+def check_scores(recipe: TranslationRecipe, views: int) -> None:
+    """Refuse scores that so many views, or these settings, cannot give; to be asked before work starts.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    settings = recipe.eval
+    if settings.fid.weights is not None:
+        settings.fid.check_images(views)
+    elif settings.best in ("fid", "kid"):
+        raise UsageError(f"eval.best={settings.best} needs eval.fid.weights")
+    if settings.best == "kid" and not settings.fid.kid_subsets:
+        raise UsageError("eval.best=kid needs eval.fid.kid_subsets of 1 or more")
+
+
+def chosen_views(dataset: SampleSet, recipe: TranslationRecipe) -> range:
+    """The indices of the views that evaluation looks at: the first ``eval.limit``.
+
+    Raises:
+        DataError: there are none.
+    """
+    if len(dataset) == 0:
+        raise DataError(f"{recipe.data.root}: there are no validation views")
+    return range(min(recipe.eval.limit or len(dataset), len(dataset)))
+
+
+def mean_target(recipe: TranslationRecipe) -> Tensor:
+    """The mean ``[3, H, W]`` of the training views' targets, in squares as evaluation sees them.
+
+    Raises:
+        UsageError, DataError: as ``open_split``.
+    """
+    dataset = open_split(recipe.data, "train")
+    total = torch.zeros(3, recipe.data.crop, recipe.data.crop, dtype=torch.float64)
+    loader = build_eval_loader(dataset, recipe)
+    for batch in tqdm(loader, desc=MEAN_IMAGE, leave=False, disable=None):
+        total += batch.target.double().sum(0)
+    return (total / len(dataset)).float()
+
+
+def example_pictures(
+    net: UNet, dataset: SampleSet, recipe: TranslationRecipe, count: int | None = None
+) -> dict[str, dict[str, Picture]]:
+    """Of a few views: every ``input <domain>``, what every output makes of them, and the ``target``.
+
+    Args:
+        net: in any mode, which is restored.
+        dataset: the views; those chosen are spread evenly.
+        recipe: how to evaluate, and the outputs' names.
+        count: how many; None: ``eval.pictures``.
+    """
+    device = next(net.parameters()).device
+    count = min(recipe.eval.pictures if count is None else count, len(dataset))
+    chosen = torch.linspace(0, len(dataset) - 1, count).long().tolist()
+    pictures, names = {}, output_names(recipe)
+    with translating(net, recipe.eval.dropout):
+        for index in chosen:
+            batch = collate_translation([Square(recipe.data.crop)(dataset[index])])
+            (name,) = batch.names
+            outputs = [each[0] for each in translate(net, batch.images.to(device), name, recipe)]
+            pictures[name] = view_pictures(batch.images, outputs, names, batch.target[0])
+    return pictures
+
+
+def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | None) -> dict[str, float]:
+    """The evaluate command: print the scores of every output and of the training targets' mean; write them.
+
+    Written are ``evaluation_<checkpoint>.json``, all of it and how it was found; ``.csv``, a row an output;
+    and ``.png``, the contact sheet of ``eval.sheet`` views.
+
+    Args:
+        path: run folder or checkpoint.
+        overrides: ``field=value`` assignments.
+        output: folder to write to; None: that of the checkpoint.
+
+    Raises:
+        UsageError, DataError: as ``load``, ``open_split`` and ``check_scores``; ``output`` cannot be written.
+    """
+    trained = load(path, overrides)
+    net, recipe, path = trained.net, trained.recipe, trained.path
+    views = chosen_views(dataset := open_split(recipe.data, "val"), recipe)
+    check_scores(recipe, len(views))
+    file = writable((output or path.parent) / f"evaluation_{path.stem}.json", "--output")
+    seen = Subset(dataset, views)
+    metrics = evaluate(net, seen, recipe, constant=mean_target(recipe)).compute()  # type: ignore[union-attr]
+    alpha = dict(zip(recipe.data.domains, net.branch_weights(), strict=True))
+    how = {
+        "dropout": recipe.eval.dropout,
+        "precision": recipe.run.precision,
+        "size": recipe.data.crop,
+        "value_range": value_range(recipe),
+        MEAN_IMAGE: "mean target of the training views",
+    }
+    print(f"{path}, {len(views)} views, {' + '.join(recipe.data.domains)} to {recipe.data.target}")
+    print(f"{table(metrics)}\n\n{MEAN_IMAGE}: the {how[MEAN_IMAGE]}")
+    print("ensemble of " + ", ".join(f"{weight:.2f} {name}" for name, weight in alpha.items()))
+    found = {"views": len(views), "inference": how, "alpha": alpha, "metrics": metrics}
+    write_json(file, {"checkpoint": str(path), **found})
+    _write_csv(file.with_suffix(".csv"), metrics)
+    if recipe.eval.sheet:
+        examples = example_pictures(net, seen, recipe, recipe.eval.sheet)
+        write_picture(file.with_suffix(".png"), contact_sheet(examples))
+    print(f"written: {file.with_suffix('')}.json, .csv" + ", .png" * (recipe.eval.sheet > 0))
+    return metrics
+
+
+def _write_csv(path: Path, metrics: dict[str, float]) -> None:
+    """Write ``<output>/<score>`` as a line an output."""
+    rows: dict[str, dict[str, float]] = {}
+    for key, value in metrics.items():
+        name, _, score = key.partition("/")
+        rows.setdefault(name, {})[score] = value
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=["output", *next(iter(rows.values()))])
+        writer.writeheader()
+        writer.writerows({"output": name, **scores} for name, scores in rows.items())

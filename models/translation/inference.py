@@ -1,0 +1,57 @@
+"""What a generator makes of pictures, in the way that the paper evaluates it."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from cen_ext import ExchangeInstanceNorm2d
+from models.training.precision import at_least_float32, autocast
+from models.training.rng import preserved_rng
+from models.translation.settings import TranslationRecipe
+from models.translation.unet import UNet
+
+
+@contextmanager
+def translating(net: UNet, dropout: bool) -> Iterator[None]:
+    """In this context a generator normalises by each picture's own statistics, and drops out if ``dropout``.
+
+    That is training mode, in which the paper evaluates, but for running statistics: they stay as they are.
+    Afterwards the network is in the mode that it was in, and random numbers are drawn as if nothing had been.
+    """
+    training = net.training
+    norms = [module for module in net.modules() if isinstance(module, ExchangeInstanceNorm2d)]
+    statistics = [(norm.running_mean, norm.running_var) for norm in norms]
+    net.eval()
+    for module in net.modules():
+        if isinstance(module, nn.Dropout):
+            module.train(dropout)
+    for norm in norms:
+        norm.running_mean = norm.running_var = None  # none to use: those of the picture
+    try:
+        with preserved_rng():
+            yield
+    finally:
+        for norm, (mean, variance) in zip(norms, statistics, strict=True):
+            norm.running_mean, norm.running_var = mean, variance
+        net.train(training)
+
+
+@torch.no_grad()
+def translate(net: UNet, images: Tensor, name: str, recipe: TranslationRecipe) -> list[Tensor]:
+    """Pictures ``[N, C, H, W]`` in [-1, 1] of every branch and, last, of the ensemble; float32.
+
+    Args:
+        net: in the context ``translating``.
+        images: ``[M*N, C, H, W]`` stacked domain-major, on the network's device.
+        name: of the batch; dropout draws the same for the same name, whatever was translated before.
+        recipe: ``run.precision`` tells what the network computes in, ``run.seed`` seeds dropout.
+    """
+    torch.manual_seed(zlib.crc32(f"{recipe.run.seed} {name}".encode()))
+    with autocast(recipe.run.precision, images.device):
+        output = at_least_float32(net(images))
+    return [*output.branches, output.ensemble]

@@ -1,0 +1,69 @@
+"""The predict command: pictures of several domains in, pictures of the target's domain out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from models.messages import suggest
+from models.pictures import contact_sheet, thumbnail, write_picture
+from models.sources import check_inputs, match_files
+from models.training.errors import UsageError
+from models.translation.build import output_names
+from models.translation.load import load
+from models.translation.pictures import stored, view_pictures
+
+
+def predict_files(
+    checkpoint: Path, inputs: Mapping[str, Path], output: Path, which: str | None, overrides: Sequence[str]
+) -> list[str]:
+    """Translate pictures; write ``<output>/<view>.png`` for every output and view, as the target stores it.
+
+    Every view becomes a square of ``data.crop`` pixels, as in evaluation. ``sheet.png`` shows the inputs and
+    what every output says, of ``eval.sheet`` views spread evenly.
+
+    Args:
+        checkpoint: run folder or checkpoint.
+        inputs: by domain a picture, or a folder of pictures that are matched by their names without suffix,
+            in which the domain's own may stand: ``point_0_view_0_domain_normal`` goes with
+            ``point_0_view_0_domain_reshading``.
+        output: folder to write to.
+        which: write this output only: ``ensemble``, or a domain whose branch to take; None: all of them.
+        overrides: ``field=value`` assignments.
+
+    Returns:
+        The names of the views.
+
+    Raises:
+        UsageError: a path, domain or output that does not exist; pictures that do not pair up.
+        DataError: a broken picture, or domains of different size; the message names the file.
+    """
+    trained = load(checkpoint, overrides)
+    recipe = trained.recipe
+    names = output_names(recipe)
+    if which is not None and which not in names:
+        raise UsageError(f"--which must be one of {', '.join(names)}, got {which!r}{suggest(which, names)}")
+    written = names if which is None else (which,)
+    views = match_files(check_inputs(inputs, recipe.data.domains), "_domain_{}")
+    try:
+        for name in written:
+            (output / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--output: cannot make {output}: {error.strerror}") from None
+    count = min(recipe.eval.sheet, len(views))
+    chosen = np.linspace(0, len(views) - 1, count).astype(int).tolist()
+    shown = {}
+    for index, (view, files) in enumerate(tqdm(views.items(), desc="predict", disable=None)):
+        images = trained.read(**files)
+        outputs = trained.translate(images, view)
+        for name in written:
+            write_picture(output / name / f"{view}.png", stored(outputs[name], trained.target))
+        if index in chosen:
+            pictures = view_pictures(images, list(outputs.values()), names)
+            shown[view] = {name: thumbnail(picture) for name, picture in pictures.items()}
+    if shown:
+        write_picture(output / "sheet.png", contact_sheet(shown))
+    return list(views)

@@ -1,0 +1,140 @@
+"""The translation recipes.
+
+Tables 4 and 5 of the paper translate to RGB. Its depth is left open: depth_euclidean here, which
+``data.domains=depth_zbuffer,normal`` changes. Other pairs are overrides of any recipe likewise,
+``data.domains`` and ``data.target``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from models.training.registry import recipe
+from models.training.settings import RunSettings
+from models.translation.fid import FidSettings
+from models.translation.settings import (
+    DataSettings,
+    EvalSettings,
+    LossSettings,
+    ModelSettings,
+    OptimSettings,
+    TranslationRecipe,
+    TranslationStage,
+)
+
+_DEPTH, _TEXTURE, _SHADE = "depth_euclidean", "edge_texture", "reshading"
+
+
+def _taskonomy(*domains: str, target: str = "rgb") -> TranslationRecipe:
+    return TranslationRecipe(data=DataSettings(domains=domains, target=target))
+
+
+def _released(paper: TranslationRecipe) -> TranslationRecipe:
+    """What the released code does where it differs from the paper."""
+    return replace(
+        paper,
+        model=ModelSettings(region="all", decoder_norms="private"),
+        optim=OptimSettings(passes=2),
+        loss=LossSettings(per_output=True),
+        eval=EvalSettings(fid=FidSettings(preparation="released")),
+    )
+
+
+@recipe
+def taskonomy_cen_shade_texture_rgb() -> TranslationRecipe:
+    """The paper's main translation: Taskonomy, reshading and texture edges to RGB (Table 4)."""
+    return _taskonomy(_SHADE, _TEXTURE)
+
+
+@recipe
+def taskonomy_cen_depth_normal_rgb() -> TranslationRecipe:
+    """Depth and normals to RGB (Tables 4 and 5)."""
+    return _taskonomy(_DEPTH, "normal")
+
+
+@recipe
+def taskonomy_cen_depth_normal_texture_rgb() -> TranslationRecipe:
+    """Depth, normals and texture edges to RGB (Table 5)."""
+    return _taskonomy(_DEPTH, "normal", _TEXTURE)
+
+
+@recipe
+def taskonomy_cen_depth_normal_texture_shade_rgb() -> TranslationRecipe:
+    """Depth, normals, texture edges and reshading to RGB (Table 5)."""
+    return _taskonomy(_DEPTH, "normal", _TEXTURE, _SHADE)
+
+
+@recipe
+def taskonomy_depth_rgb() -> TranslationRecipe:
+    """Depth alone to RGB, pix2pix with instance norm (Table 5)."""
+    return _taskonomy(_DEPTH)
+
+
+@recipe
+def taskonomy_normal_rgb() -> TranslationRecipe:
+    """Normals alone to RGB (Table 5)."""
+    return _taskonomy("normal")
+
+
+@recipe
+def taskonomy_texture_rgb() -> TranslationRecipe:
+    """Texture edges alone to RGB (Table 5)."""
+    return _taskonomy(_TEXTURE)
+
+
+@recipe
+def taskonomy_shade_rgb() -> TranslationRecipe:
+    """Reshading alone to RGB (Table 5)."""
+    return _taskonomy(_SHADE)
+
+
+@recipe
+def taskonomy_cen_rgb_shade_normal() -> TranslationRecipe:
+    """RGB and reshading to normals."""
+    return _taskonomy("rgb", _SHADE, target="normal")
+
+
+@recipe
+def taskonomy_cen_rgb_normal_shade() -> TranslationRecipe:
+    """RGB and normals to reshading."""
+    return _taskonomy("rgb", "normal", target=_SHADE)
+
+
+@recipe
+def taskonomy_cen_rgb_texture_depth() -> TranslationRecipe:
+    """RGB and texture edges to depth."""
+    return _taskonomy("rgb", _TEXTURE, target=_DEPTH)
+
+
+@recipe
+def taskonomy_cen_shade_texture_rgb_released() -> TranslationRecipe:
+    """What the released code does: exchange anywhere, private decoder norms, two generator passes a step."""
+    return _released(taskonomy_cen_shade_texture_rgb())
+
+
+@recipe
+def taskonomy_cen_depth_normal_rgb_released() -> TranslationRecipe:
+    """As taskonomy_cen_shade_texture_rgb_released, of depth and normals."""
+    return _released(taskonomy_cen_depth_normal_rgb())
+
+
+@recipe
+def nyudv2_384_depth_normal_rgb() -> TranslationRecipe:
+    """Depth and normals that prepare domains derives from NYUDv2 at 384x288 to RGB, ten minutes on a CPU."""
+    return TranslationRecipe(
+        data=DataSettings(domains=("depth_zbuffer", "normal"), batch_size=4, resize=144, crop=128),
+        model=ModelSettings(size=128, base_width=24, discriminator_width=24),
+        optim=OptimSettings(stages=(TranslationStage(steps=1000, generator_lr=5e-4),), schedule="cosine"),
+        run=RunSettings(log_steps=20, checkpoint_steps=100, evaluate_steps=500),
+    )
+
+
+@recipe
+def synthetic_translation_demo() -> TranslationRecipe:
+    """Minutes on a CPU: rooms of prepare synthetic --domains, normals and texture edges to reshading."""
+    return TranslationRecipe(
+        data=DataSettings(domains=("normal", _TEXTURE), target="reshading", batch_size=4, resize=72, crop=64),
+        model=ModelSettings(size=64, base_width=16, discriminator_width=16),
+        optim=OptimSettings(stages=(TranslationStage(steps=600, generator_lr=5e-4),), schedule="cosine"),
+        run=RunSettings(log_steps=20, checkpoint_steps=100, evaluate_steps=300),
+    )

@@ -1,0 +1,171 @@
+"""The settings of a translation training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from models.training.config import setting
+from models.training.settings import RunSettings, Stage, UpdateSettings, require, require_at_least
+from models.translation.fid import FidSettings
+
+if TYPE_CHECKING:
+    from models.training.loop import Task
+    from models.training.registry import System
+
+PASSES = (1, 2)
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Where the pictures are, how they are read and augmented."""
+
+    root: Path | None = setting(None, "the data set's folder, in Taskonomy's layout; required", free=True)
+    lists: tuple[str, ...] = setting(
+        (), "training and validation list in the folder; none: the layout's", free=True
+    )
+    domains: tuple[str, ...] = setting(
+        ("reshading", "edge_texture"), "inputs, one branch each: rgb, normal, reshading, depth_zbuffer, ..."
+    )
+    target: str = setting("rgb", "the domain that is made of them")
+    batch_size: int = setting(1, "views a step, of all processes together")
+    resize: int = setting(286, "length in pixels that the shorter side gets before the crop")
+    crop: int = setting(256, "side in pixels of the square that training cuts out at random")
+    mirror: bool = setting(True, "mirror half of the views")
+
+    def __post_init__(self) -> None:
+        require(len(self.domains) > 0, "domains must name at least one")
+        require_at_least(1, self, "batch_size", "resize", "crop")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The networks; the arguments of their builders but for what the data decides."""
+
+    start: Path | None = setting(
+        None, "run, checkpoint or exported network whose weights the training starts from", free=True
+    )
+    size: int = setting(256, "side of the pictures that the encoder's last level reduces to one pixel")
+    base_width: int = setting(64, "channels of the generator's finest level")
+    discriminator_width: int = setting(64, "channels of the discriminator's first level")
+    threshold: float = setting(0.01, "exchange threshold on the scales; 0: no exchange")
+    region: Literal["own", "all"] = setting(
+        "own", "own: a domain gives up channels of its share only; all: any"
+    )
+    criterion: Literal["abs", "signed"] = setting(
+        "abs", "what the threshold is compared with: |scale| or scale"
+    )
+    decoder_norms: Literal["shared", "private"] = setting(
+        "shared", "norms of the decoder: shared by the domains, as in the paper, or private, as released"
+    )
+    dropout: float = setting(0.5, "probability, in the three coarsest levels of the decoder")
+
+    def __post_init__(self) -> None:
+        require_at_least(0, self, "threshold")
+        require(0 <= self.dropout < 1, f"dropout must be from 0 to below 1, got {self.dropout}")
+
+
+@dataclass(frozen=True)
+class TranslationStage(Stage):
+    """A stage's learning rates."""
+
+    epochs: int = setting(300, "length in epochs")
+    generator_lr: float = setting(2e-4, "learning rate of the generator and of the ensemble's weights")
+    discriminator_lr: float = setting(2e-4, "learning rate of the discriminator")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(0, self, "generator_lr", "discriminator_lr")
+
+
+@dataclass(frozen=True)
+class OptimSettings(UpdateSettings):
+    """The two optimisers, both Adam and set alike; the average is the generator's."""
+
+    betas: tuple[float, float] = setting((0.5, 0.999), "Adam's decays of the gradient's moments")
+    passes: int = setting(
+        1, "passes of the generator a step; 2, as the released code: one more for the discriminator"
+    )
+    stages: tuple[TranslationStage, ...] = setting(
+        (TranslationStage(),), "stretches of training, one after the other"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.accumulate == 1,
+            "accumulate must be 1 in translation: the discriminator learns between the generator's pass and "
+            f"its backward pass, so that parts of a batch would save no memory, got {self.accumulate}",
+        )
+        require(all(0 <= beta < 1 for beta in self.betas), f"betas must be below 1, got {self.betas}")
+        require(self.passes in PASSES, f"passes must be 1 or 2, got {self.passes}")
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """The losses."""
+
+    gan: Literal["bce", "hinge", "least_squares"] = setting(
+        "bce", "adversarial loss: binary cross-entropy, hinge or least squares"
+    )
+    l1: float = setting(100.0, "weight of the mean absolute differences from the target")
+    sparsity: float = setting(1e-3, "weight of the penalty on the scales")
+    per_output: bool = setting(
+        False, "add the penalty once for every branch and the ensemble, as the released code"
+    )
+
+    def __post_init__(self) -> None:
+        require_at_least(0, self, "l1", "sparsity")
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """Evaluation."""
+
+    batch_size: int = setting(1, "views that the generator sees at once", free=True)
+    dropout: bool = setting(
+        True, "translate with dropout, as the paper; drawn anew for every view, always the same", free=True
+    )
+    limit: int | None = setting(None, "evaluate the first so many views only; none: all", free=True)
+    value_range: tuple[float, float] | None = setting(
+        None, "what black and white stand for in MAE and MSE; none: 0,1, of depth 0,11.1: ln(1 + stored)"
+    )
+    best: Literal["l1", "psnr", "ssim", "fid", "kid"] = setting(
+        "l1", "score of the ensemble by which the best checkpoint is chosen", free=True
+    )
+    pictures: int = setting(4, "validation views shown in TensorBoard and in the run's folder", free=True)
+    sheet: int = setting(8, "views on the contact sheet of evaluate and predict; 0: no sheet", free=True)
+    fid: FidSettings = setting(FidSettings(), "")
+
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "batch_size", "limit")
+        require_at_least(0, self, "pictures", "sheet")
+        if self.value_range is not None:
+            low, high = self.value_range
+            require(low < high, f"value_range must be low,high with low below high, got {low},{high}")
+
+
+@dataclass(frozen=True)
+class TranslationRecipe:
+    """A translation training, whole."""
+
+    data: DataSettings = setting(DataSettings(), "")
+    model: ModelSettings = setting(ModelSettings(), "")
+    optim: OptimSettings = setting(OptimSettings(), "")
+    loss: LossSettings = setting(LossSettings(), "")
+    eval: EvalSettings = setting(EvalSettings(), "")
+    run: RunSettings = setting(RunSettings(), "")
+
+    def task(self) -> Task:
+        """Read the data's lists, build the networks."""
+        from models.translation.task import TranslationTask
+
+        return TranslationTask(self)
+
+    @property
+    def system(self) -> System:
+        """What the commands do for these recipes."""
+        from models.translation import system
+
+        return system

@@ -1,0 +1,8 @@
+"""What the commands do for translation recipes: a ``models.training.registry.System``."""
+
+from models.translation.evaluate import evaluate_checkpoint as evaluate
+from models.translation.importing import import_released
+from models.translation.load import load
+from models.translation.predict import predict_files as predict
+
+__all__ = ["evaluate", "import_released", "load", "predict"]

@@ -1,0 +1,128 @@
+"""Training a translation network: what the loop asks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Subset
+from torch.utils.tensorboard import SummaryWriter
+
+from models.data import TranslationBatch
+from models.data.loading import on_device
+from models.pictures import beside, contact_sheet, write_picture
+from models.training import distributed
+from models.training.devices import device_of
+from models.training.exchange import exchanged_share, record_exchange
+from models.translation.build import (
+    build_discriminator,
+    build_generator,
+    build_train_loader,
+    open_split,
+    output_names,
+)
+from models.translation.evaluate import check_scores, chosen_views, evaluate, example_pictures
+from models.translation.load import describe
+from models.translation.settings import TranslationRecipe
+from models.translation.start import load_start
+from models.translation.unet import UNet
+from models.translation.updates import Adversaries
+
+_HIGHER_IS_BETTER = ("psnr", "ssim")
+
+
+class TranslationTask:
+    """A ``models.training.loop.Task``.
+
+    Args:
+        recipe: the settings.
+
+    Raises:
+        UsageError: a setting is missing or wrong, a path does not exist.
+        DataError: the data set is not whole.
+    """
+
+    def __init__(self, recipe: TranslationRecipe) -> None:
+        self.recipe = recipe
+        self.device = device_of(recipe.run.device)
+        self.names = output_names(recipe)
+        self.stages = recipe.optim.stages
+        self.loader = build_train_loader(recipe)
+        self.steps_per_epoch = self.loader.steps_per_epoch
+        self.images_per_step = recipe.data.batch_size
+        self.validation = open_split(recipe.data, "val")
+        self.views = chosen_views(self.validation, recipe)
+        check_scores(recipe, len(self.views))
+        generator, discriminator = build_generator(recipe), build_discriminator(recipe)
+        self.nets = Adversaries(generator.to(self.device), discriminator.to(self.device), recipe, self.device)
+
+    def initialise(self) -> list[str]:
+        if self.recipe.model.start is None:
+            return []
+        return load_start(self.nets, self.recipe.model.start, self.describe())
+
+    def describe(self) -> dict[str, Any]:
+        return describe(self.recipe.data)
+
+    def start_stage(self, index: int, begin: int) -> None:
+        stage = self.stages[index]
+        self.nets.start_stage(stage, begin, stage.length(self.steps_per_epoch))
+
+    def batches(self, epoch: int, start_step: int) -> Iterable[TranslationBatch]:
+        self.loader.seek(epoch, start_step)
+        return on_device(self.loader, self.device)
+
+    def step(self, batch: TranslationBatch, step: int) -> dict[str, Tensor]:
+        losses = self.nets.step(batch.images, batch.target, step)
+        scalars = {name: losses.pop(name) for name in ("loss", "discriminator")}
+        for kind, values in losses.items():
+            names = self.names[: len(values)]
+            scalars |= {f"{kind}/{name}": value for name, value in zip(names, values, strict=True)}
+        return scalars
+
+    def status(self) -> dict[str, Tensor]:
+        return {"exchanged": exchanged_share(self.nets.generator)}
+
+    def learning_rates(self) -> dict[str, float]:
+        return self.nets.learning_rates()
+
+    def evaluate(self, stop: Callable[[], bool]) -> dict[str, float] | None:
+        """Each process evaluates every n-th of the views."""
+        part = self.views[distributed.rank() :: distributed.world_size()]
+        views = Subset(self.validation, part)
+        metrics = evaluate(self.evaluated, views, self.recipe, stop, total=len(self.views))
+        if distributed.largest(metrics is None):
+            return None
+        metrics.reduce()
+        return metrics.compute()
+
+    @property
+    def evaluated(self) -> UNet:
+        """The generator that is evaluated: the average where there is one."""
+        return self.nets.generator if self.nets.ema is None else self.nets.ema.net
+
+    def score(self, metrics: dict[str, float]) -> float:
+        best = self.recipe.eval.best
+        value = metrics[f"ensemble/{best}"]
+        return value if best in _HIGHER_IS_BETTER else -value
+
+    def record(self, board: SummaryWriter, folder: Path, step: int) -> None:
+        domains, generator = self.recipe.data.domains, self.nets.generator
+        record_exchange(generator, domains, board, step)
+        for name, weight in zip(domains, generator.branch_weights(), strict=True):
+            board.add_scalar(f"alpha/{name}", weight, step)
+        if not self.recipe.eval.pictures:
+            return
+        examples = example_pictures(self.evaluated, self.validation, self.recipe)
+        for name, pictures in examples.items():
+            board.add_image(f"examples/{name}", beside(list(pictures.values())), step, dataformats="HWC")
+        (folder / "pictures").mkdir(exist_ok=True)
+        write_picture(folder / "pictures" / f"{step:08d}.png", contact_sheet(examples))
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.nets.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.nets.load_state_dict(state)

@@ -1,0 +1,162 @@
+"""A step of adversarial training: two networks, two optimisers, one pass of the generator.
+
+The released code runs the generator twice a step, once for each optimiser. Here the discriminator learns from
+the detached pictures of the same pass whose gradients the generator needs afterwards, as in pix2pix; with
+``optim.passes=2`` there are two passes, which differ in what dropout draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.training import compilation, distributed
+from models.training.ema import Ema
+from models.training.errors import UsageError
+from models.training.optimisation import Optimisation
+from models.training.precision import loss_scaler
+from models.translation.objective import DiscriminatorObjective, Generation, GeneratorObjective
+from models.translation.patchgan import PatchGAN
+from models.translation.settings import TranslationRecipe, TranslationStage
+from models.translation.unet import UNet
+
+
+class Adversaries:
+    """Generator and discriminator in training; ``start_stage``, then a ``step`` a batch.
+
+    Args:
+        generator, discriminator: on the device of ``device``.
+        recipe: the settings.
+        device: the networks'.
+
+    Attributes:
+        ema: the generator's average, or None.
+
+    Raises:
+        UsageError: ``run.compile`` or ``run.cuda_graphs`` cannot work here.
+    """
+
+    def __init__(
+        self, generator: UNet, discriminator: PatchGAN, recipe: TranslationRecipe, device: torch.device
+    ) -> None:
+        if recipe.run.cuda_graphs:
+            raise UsageError(
+                "run.cuda_graphs must be false in translation: the discriminator's update lies between the "
+                "generator's pass and its backward pass; run.compile=true saves the host's time as well"
+            )
+        compilation.check(recipe.run, device)
+        self.generator, self.discriminator = generator, discriminator
+        self.recipe, self.device = recipe, device
+        for net in (generator, discriminator):
+            net.train()
+            if recipe.run.channels_last:
+                net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.ema = None if recipe.optim.ema is None else Ema(generator, recipe.optim.ema)
+
+        def prepared(module: nn.Module) -> nn.Module:
+            return compilation.compiled(module, recipe.run)
+
+        self.generate = distributed.parallel(prepared(Generation(generator, recipe, device)), device)
+        self.discriminator_objective = distributed.parallel(
+            prepared(DiscriminatorObjective(discriminator, recipe, device)), device
+        )
+        # The processes' gradients meet in ``generate``, through which all but the penalty's flow: that is
+        # the same in all of them.
+        self.generator_objective = prepared(GeneratorObjective(generator, discriminator, recipe, device))
+        self.optimisations: dict[str, Optimisation] = {}
+
+    def start_stage(self, stage: TranslationStage, begin: int, steps: int) -> None:
+        """Make the fresh optimisers of a stage of so many steps, whose first is ``begin``."""
+        nets = {"generator": self.generator, "discriminator": self.discriminator}
+        rates = {"generator": stage.generator_lr, "discriminator": stage.discriminator_lr}
+        averages = {} if self.ema is None else {"generator": (self.ema, self.generator)}
+        self.optimisations = {
+            name: Optimisation(
+                self._optimizer(name, net, rates[name]),
+                self.recipe.optim,
+                begin,
+                steps,
+                loss_scaler(self.recipe.run.precision, self.device),
+                averages.get(name),
+            )
+            for name, net in nets.items()
+        }
+
+    def _optimizer(self, name: str, net: nn.Module, rate: float) -> torch.optim.Optimizer:
+        # A fused one leaves out fp16's overflowing steps without asking the device.
+        group = {"name": name, "params": list(net.parameters()), "lr": rate}
+        return torch.optim.Adam([group], betas=self.recipe.optim.betas, fused=True)
+
+    def step(self, images: Tensor, target: Tensor, step: int) -> dict[str, Tensor]:
+        """Train both networks on a batch, in the run's step counted from 0; nothing waits for the device.
+
+        Args:
+            images, target: ``[M*N, C, H, W]`` and ``[N, C', H, W]`` in [-1, 1].
+            step: for the schedule and the average.
+
+        Returns:
+            Detached: ``loss`` and ``discriminator``, 0-d totals; ``adversarial``, ``real`` and ``fake``,
+            ``[M]``; ``l1``, ``[M+1]``.
+        """
+        passes = self.recipe.optim.passes
+        with torch.set_grad_enabled(passes == 1):
+            output = self.generate(images)
+        judged, real, fake = self.optimisations["discriminator"].gradients(
+            self.discriminator_objective, [(images, target, output.branches.detach())]
+        )
+        self.optimisations["discriminator"].step(step)
+        if passes > 1:
+            output = self.generate(images)
+        with frozen(self.discriminator):
+            total, adversarial, l1 = self.optimisations["generator"].gradients(
+                self.generator_objective, [(images, target, *output)]
+            )
+        self.optimisations["generator"].step(step)
+        return {
+            "loss": total,
+            "discriminator": judged,
+            "adversarial": adversarial,
+            "l1": l1,
+            "real": real,
+            "fake": fake,
+        }
+
+    def learning_rates(self) -> dict[str, float]:
+        """Those of the last step, ``generator`` and ``discriminator``."""
+        rates = (each.learning_rates() for each in self.optimisations.values())
+        return {name: rate for each in rates for name, rate in each.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """``net``, ``discriminator``, ``ema`` and, in a stage, ``optimisations``."""
+        state: dict[str, Any] = {
+            "net": self.generator.state_dict(),
+            "discriminator": self.discriminator.state_dict(),
+        }
+        if self.ema is not None:
+            state["ema"] = self.ema.net.state_dict()
+        return state | {
+            "optimisations": {name: each.state_dict() for name, each in self.optimisations.items()}
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore ``state_dict``; the stage has been started."""
+        self.generator.load_state_dict(state["net"])
+        self.discriminator.load_state_dict(state["discriminator"])
+        if self.ema is not None:
+            self.ema.net.load_state_dict(state["ema"])
+        for name, each in self.optimisations.items():
+            each.load_state_dict(state["optimisations"][name])
+
+
+@contextmanager
+def frozen(net: nn.Module) -> Iterator[None]:
+    """In this context no gradients of the network's parameters are computed; those it has stay."""
+    net.requires_grad_(False)
+    try:
+        yield
+    finally:
+        net.requires_grad_(True)
