@@ -114,3 +114,26 @@ def test_without_lists(own: Path) -> None:
 def test_a_name_that_is_no_modality(own: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown modality 'termal': .*thermal.*; did you mean 'thermal'"):
         SegmentationSet(own, "train", modalities=("rgb", "termal"), num_classes=4)
+
+
+def test_normals_of_files(own: Path) -> None:
+    """Not normalised as colours are; what is black is missing."""
+    description = json.loads((own / "layout.json").read_text())
+    description["files"]["normals"] = "normals/{name}.png"
+    (own / "layout.json").write_text(json.dumps(description))
+    rng = np.random.default_rng(0)
+    normals = rng.normal(size=(*SIZE, 3))
+    normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
+    stored = np.rint(127.5 + 127.5 * normals).astype(np.uint8)
+    stored[:4] = 0
+    write(own / "normals/d.png", stored)
+    options = {"modalities": ("normals", "rgb"), "num_classes": 4}
+    read = SegmentationSet(own, "val", **options)[0].images[0]
+    assert read.dtype == np.float32
+    np.testing.assert_allclose(read[4:], normals[4:], atol=0.5 / 127.5 + 1e-6)
+    assert (read[:4] == 0).all()
+    write(own / "normals/d.png", stored[:, :, 0])
+    with pytest.raises(
+        DataError, match=r"d\.png: expected normals of 8 bits and 3 channels, found 8 bits and 1"
+    ):
+        SegmentationSet(own, "val", **options)[0]

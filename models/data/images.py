@@ -131,6 +131,22 @@ def read_picture(path: Path | Frame, limits: Sequence[float] | None = None) -> N
     return ((image.astype(np.float32) - np.float32(low)) / np.float32(high - low))[:, :, None]
 
 
+def read_normals(path: Path | Frame) -> NDArray[np.float32]:
+    """Read surface normals, stored as 127.5 + 127.5 times the component; black is missing and becomes 0.
+
+    Returns:
+        ``[H, W, 3]`` float32, x, y and z of the file's red, green and blue.
+
+    Raises:
+        DataError: unreadable, broken or truncated file; not 8-bit with three channels.
+    """
+    image = _decode(path)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise DataError(f"{path}: expected normals of 8 bits and 3 channels, found {kind_of(image)}")
+    known = image.any(axis=-1, keepdims=True)
+    return (image[:, :, ::-1] / np.float32(127.5) - 1) * known
+
+
 def read_labels(
     path: Path,
     num_classes: int,

@@ -18,6 +18,7 @@ from models.data.images import (
     Frame,
     read_depth,
     read_disparity,
+    read_normals,
     read_picture,
     read_rgb,
     size_of,
@@ -116,8 +117,9 @@ class Reader:
             return read_depth(path, layout.depth_scale, layout.bit_shift)
         if kind == "disparity":
             return read_disparity(path) / np.float32(_PIXELS)
-        image = read_picture(path, layout.ranges.get(kind))
-        return 2 * image - 1 if kind == "normals" else image
+        if kind == "normals":
+            return read_normals(path)
+        return read_picture(path, layout.ranges.get(kind))
 
     def _compute(self, modality: str, files: Mapping[str, Image], paths: Mapping[str, Path | Frame]) -> Image:
         source = self._source(modality)
