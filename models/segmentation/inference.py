@@ -121,7 +121,12 @@ class _Look(NamedTuple):
         windows = self.logits[output]
         if len(windows) == 1:
             return enlarged(windows[0], size)
-        canvas = windows.new_zeros(*windows.shape[1:3], *self.size)
+        canvas = torch.empty(
+            (*windows.shape[1:3], *self.size),
+            dtype=windows.dtype,
+            device=windows.device,
+            memory_format=torch.channels_last,
+        ).zero_()
         count = windows.new_zeros(self.size)
         for (rows, columns), window in zip(self.places, windows, strict=True):
             part = canvas[..., rows, columns]
