@@ -54,14 +54,19 @@ class Recorded:
             anew, not add to those that are there, and may change buffers.
         module: whose buffers it may change; the calls before the recording leave no trace in them, nor in the
             random generators.
+        rest: a second function, of what the first has left behind, such as a graph of gradients. It is
+            recorded as a graph of its own, called by ``finish``, so that weights can be updated in between.
     """
 
-    def __init__(self, function: Recordable, module: nn.Module) -> None:
+    def __init__(self, function: Recordable, module: nn.Module, rest: Recordable | None = None) -> None:
         self.function = function
         self.module = module
+        self.rest = rest
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.rest_graph: torch.cuda.CUDAGraph | None = None
         self.inputs: tuple[Tensor, ...] = ()
         self.outputs: tuple[Tensor, ...] = ()
+        self.rest_outputs: tuple[Tensor, ...] = ()
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """What the function returns; overwritten by the next call, as are the gradients."""
@@ -72,6 +77,12 @@ class Recorded:
         self.graph.replay()
         return self.outputs
 
+    def finish(self) -> tuple[Tensor, ...]:
+        """What ``rest`` returns, after a call; overwritten by the next one, as are the gradients."""
+        assert self.rest_graph is not None, "there is a rest to replay once the first function was called"
+        self.rest_graph.replay()
+        return self.rest_outputs
+
     def _record(self, inputs: tuple[Tensor, ...]) -> None:
         self.inputs = tuple(tensor.clone() for tensor in inputs)
         stream = torch.cuda.Stream()
@@ -80,10 +91,16 @@ class Recorded:
         with preserved_rng(), torch.cuda.stream(stream):
             for _ in range(_WARMUP_CALLS):
                 self.function(*self.inputs)
+                if self.rest is not None:
+                    self.rest()
             for buffer, before in buffers:
                 buffer.copy_(before)
         torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
+        graph, rest_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
             self.outputs = self.function(*self.inputs)
-        self.graph = graph
+        if self.rest is not None:
+            # The first one's memory, since this one reads what lies there; they are always replayed in order.
+            with torch.cuda.graph(rest_graph, pool=graph.pool(), stream=stream):
+                self.rest_outputs = self.rest()
+        self.graph, self.rest_graph = graph, rest_graph

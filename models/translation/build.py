@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cen_ext import ExchangeInstanceNorm2d
 from models.data import DataError, Jitter, Loader, Square, TranslationSet, collate_translation
 from models.data.loading import SampleSet, eval_loader, train_loader
 from models.training import distributed
@@ -45,6 +46,11 @@ def build_generator(recipe: TranslationRecipe) -> UNet:
             f"data.crop must be a multiple of model.size={model.size}, and at least {LEAST} for the "
             f"discriminator, got {crop}"
         )
+    if model.initial_scale is not None:
+        for module in net.encoder.modules():
+            # Where nothing is exchanged as well, so that the networks are comparable.
+            if isinstance(module, ExchangeInstanceNorm2d):
+                module.weight.data.mul_(model.initial_scale)
     return net
 
 

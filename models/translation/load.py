@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from models.data import (
@@ -111,6 +112,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainedGenerator:
     net = build_generator(recipe)
     checkpoint.fill(net, path, contents)
     net = net.to(device_of(recipe.run.device)).eval()
+    if recipe.run.channels_last:  # dropout draws in the order of memory: as in the training's evaluations
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     domains = tuple(map(find_domain, recipe.data.domains))
     return TrainedGenerator(net, recipe, path, inputs, domains, find_domain(recipe.data.target))
 

@@ -49,6 +49,9 @@ class ModelSettings:
     size: int = setting(256, "side of the pictures that the encoder's last level reduces to one pixel")
     base_width: int = setting(64, "channels of the generator's finest level")
     discriminator_width: int = setting(64, "channels of the discriminator's first level")
+    initial_scale: float | None = setting(
+        None, "where scales that exchange start, spread by 2 %; none: 1, as pix2pix's"
+    )
     threshold: float = setting(0.01, "exchange threshold on the scales; 0: no exchange")
     region: Literal["own", "all"] = setting(
         "own", "own: a domain gives up channels of its share only; all: any"
@@ -63,6 +66,8 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         require_at_least(0, self, "threshold")
+        scale = self.initial_scale
+        require(scale is None or scale > 0, f"initial_scale must be positive, got {scale}")
         require(0 <= self.dropout < 1, f"dropout must be from 0 to below 1, got {self.dropout}")
 
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from models.training import compilation, distributed
 from models.training.ema import Ema
-from models.training.errors import UsageError
 from models.training.optimisation import Optimisation
 from models.training.precision import loss_scaler
 from models.translation.objective import DiscriminatorObjective, Generation, GeneratorObjective
@@ -43,11 +42,6 @@ class Adversaries:
     def __init__(
         self, generator: UNet, discriminator: PatchGAN, recipe: TranslationRecipe, device: torch.device
     ) -> None:
-        if recipe.run.cuda_graphs:
-            raise UsageError(
-                "run.cuda_graphs must be false in translation: the discriminator's update lies between the "
-                "generator's pass and its backward pass; run.compile=true saves the host's time as well"
-            )
         compilation.check(recipe.run, device)
         self.generator, self.discriminator = generator, discriminator
         self.recipe, self.device = recipe, device
@@ -68,6 +62,7 @@ class Adversaries:
         # the same in all of them.
         self.generator_objective = prepared(GeneratorObjective(generator, discriminator, recipe, device))
         self.optimisations: dict[str, Optimisation] = {}
+        self.kept: tuple[Tensor, ...] = ()  # between a step's two parts: images, target, generated
 
     def start_stage(self, stage: TranslationStage, begin: int, steps: int) -> None:
         """Make the fresh optimisers of a stage of so many steps, whose first is ``begin``."""
@@ -85,6 +80,12 @@ class Adversaries:
             )
             for name, net in nets.items()
         }
+        first, second = self._discriminator_gradients, self._generator_gradients
+        if self.recipe.run.cuda_graphs:
+            # What was recorded belongs to the last stage's loss scales.
+            recorded = compilation.Recorded(first, nn.ModuleList(nets.values()), second)
+            first, second = recorded, recorded.finish
+        self.parts = first, second
 
     def _optimizer(self, name: str, net: nn.Module, rate: float) -> torch.optim.Optimizer:
         # A fused one leaves out fp16's overflowing steps without asking the device.
@@ -102,28 +103,34 @@ class Adversaries:
             Detached: ``loss`` and ``discriminator``, 0-d totals; ``adversarial``, ``real`` and ``fake``,
             ``[M]``; ``l1``, ``[M+1]``.
         """
-        passes = self.recipe.optim.passes
-        with torch.set_grad_enabled(passes == 1):
+        discriminator_gradients, generator_gradients = self.parts
+        judged, real, fake = discriminator_gradients(images, target)
+        self.optimisations["discriminator"].step(step)
+        total, adversarial, l1 = generator_gradients()
+        self.optimisations["generator"].step(step)
+        totals = {"loss": total, "discriminator": judged}
+        return {**totals, "adversarial": adversarial, "l1": l1, "real": real, "fake": fake}
+
+    def _discriminator_gradients(self, images: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+        """Generate, and set the discriminator's gradients; the generator's own are still to come."""
+        with torch.set_grad_enabled(self.recipe.optim.passes == 1):
             output = self.generate(images)
-        judged, real, fake = self.optimisations["discriminator"].gradients(
+        self.kept = (images, target, *output)
+        return self.optimisations["discriminator"].gradients(
             self.discriminator_objective, [(images, target, output.branches.detach())]
         )
-        self.optimisations["discriminator"].step(step)
-        if passes > 1:
+
+    def _generator_gradients(self) -> tuple[Tensor, ...]:
+        """Set the generator's gradients, by the judgement of the discriminator as it is now."""
+        images, target, *output = self.kept
+        if self.recipe.optim.passes > 1:
             output = self.generate(images)
         with frozen(self.discriminator):
-            total, adversarial, l1 = self.optimisations["generator"].gradients(
+            losses = self.optimisations["generator"].gradients(
                 self.generator_objective, [(images, target, *output)]
             )
-        self.optimisations["generator"].step(step)
-        return {
-            "loss": total,
-            "discriminator": judged,
-            "adversarial": adversarial,
-            "l1": l1,
-            "real": real,
-            "fake": fake,
-        }
+        self.kept = ()
+        return losses
 
     def learning_rates(self) -> dict[str, float]:
         """Those of the last step, ``generator`` and ``discriminator``."""
