@@ -64,12 +64,8 @@ def released_settings(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _check_settings(released: Path, state: Mapping[str, Tensor], recipe: TranslationRecipe) -> None:
     """Raise UsageError unless the recipe's network is the one that was released."""
-    expected: dict[str, Any] = {
-        "model.region": "all",
-        "model.criterion": "abs",
-        "model.decoder_norms": "private",
-    }
-    expected |= released_settings(state)
+    expected = released_settings(state)
+    expected |= {"model.region": "all", "model.criterion": "abs", "model.decoder_norms": "private"}
     count = expected.pop("data.domains", None)
     values = config.flatten(recipe)
     changes = [f"{field}={value}" for field, value in expected.items() if values[field] != value]

@@ -134,7 +134,7 @@ class EvalSettings:
     )
     limit: int | None = setting(None, "evaluate the first so many views only; none: all", free=True)
     value_range: tuple[float, float] | None = setting(
-        None, "what black and white stand for in MAE and MSE; none: 0,1, of depth 0,11.1: ln(1 + stored)"
+        None, "what -1 and 1 are in MAE and MSE; none: 0,1, or of depth 0,11.1: ln(1 + stored)", free=True
     )
     best: Literal["l1", "psnr", "ssim", "fid", "kid"] = setting(
         "l1", "score of the ensemble by which the best checkpoint is chosen", free=True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from models.translation.build import (
 )
 from models.translation.evaluate import check_scores, chosen_views, evaluate, example_pictures
 from models.translation.load import describe
-from models.translation.settings import TranslationRecipe
+from models.translation.settings import TranslationRecipe, TranslationStage
 from models.translation.start import load_start
 from models.translation.unet import UNet
 from models.translation.updates import Adversaries
@@ -48,7 +48,7 @@ class TranslationTask:
         self.recipe = recipe
         self.device = device_of(recipe.run.device)
         self.names = output_names(recipe)
-        self.stages = recipe.optim.stages
+        self.stages: Sequence[TranslationStage] = recipe.optim.stages
         self.loader = build_train_loader(recipe)
         self.steps_per_epoch = self.loader.steps_per_epoch
         self.images_per_step = recipe.data.batch_size
@@ -93,7 +93,7 @@ class TranslationTask:
         part = self.views[distributed.rank() :: distributed.world_size()]
         views = Subset(self.validation, part)
         metrics = evaluate(self.evaluated, views, self.recipe, stop, total=len(self.views))
-        if distributed.largest(metrics is None):
+        if distributed.largest(metrics is None) or metrics is None:
             return None
         metrics.reduce()
         return metrics.compute()
