@@ -22,6 +22,7 @@ from models.segmentation.network import SegmentationNetwork
 from models.segmentation.pictures import contact_sheet, scene_pictures
 from models.segmentation.report import class_rows, class_table, write_class_csv
 from models.segmentation.settings import SegmentationRecipe
+from models.training import distributed
 from models.training.config import show
 from models.training.errors import writable
 from models.training.files import write_json
@@ -51,8 +52,10 @@ def evaluate(
     metrics = SegmentationMetrics(
         output_names(recipe), recipe.data.num_classes, recipe.data.ignore_index, device
     )
+    hidden = None if distributed.rank() == 0 else True  # None: shown on a terminal
+    loader = _loader(dataset, recipe)
     with evaluating(net):
-        for batch in tqdm(_loader(dataset, recipe), desc="evaluate", leave=False, disable=None):
+        for batch in tqdm(loader, desc="evaluate", leave=False, disable=hidden):
             batch = batch.to(device, non_blocking=True)
             size = batch.target.shape[-2:]
             metrics.update(predict_labels(net, batch.images, size, recipe), batch.target)
