@@ -156,6 +156,7 @@ def test_ignore_index_pads_labels() -> None:
     [
         ({"crop": 0}, "crop must be positive, got 0"),
         ({"shorter_side": -1}, "shorter_side must be positive, got -1"),
+        ({"scale_of": "side"}, "scale_of must be 'shorter_side' or 'image', got 'side'"),
         ({"scales": (2.0, 0.5)}, "scales must be two positive factors"),
         ({"scales": (0.0, 1.0)}, "scales must be two positive factors"),
     ],
@@ -163,6 +164,15 @@ def test_ignore_index_pads_labels() -> None:
 def test_bad_options(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainTransform(**options)
+
+
+@pytest.mark.parametrize(("scales", "side"), [((1.5, 1.5), 45), ((0.5, 0.5), 24)])
+def test_scale_of_the_image_is_raised_to_the_shorter_side(scales: tuple[float, float], side: int) -> None:
+    """30 times 1.5, or the 24 below which it must not fall: what is padded tells the size."""
+    transform = TrainTransform(crop=90, shorter_side=24, scales=scales, scale_of="image")
+    target = transform(located(30, 40), np.random.default_rng(0)).target
+    rows, columns = (np.flatnonzero((target != 255).any(axis)) for axis in (1, 0))
+    assert (len(rows), len(columns)) == (side, side * 4 // 3)
 
 
 def test_opencv_is_no_second_source_of_chance() -> None:

@@ -19,8 +19,9 @@ from models.data.modalities import UNMIXED
 class TrainTransform:
     """Random scale, mirror and crop of the paper's training (section 4.1), the same for all modalities.
 
-    The shorter side becomes ``shorter_side`` times a factor uniform in ``scales``; half of the samples are
-    mirrored; a square of ``crop`` pixels is cut out. What is smaller than the square is padded on both sides:
+    The shorter side becomes ``shorter_side`` times a factor uniform in ``scales``; with ``scale_of="image"`` the
+    sample's own size is scaled by the factor, which is raised where the shorter side would be less than
+    ``shorter_side``, as the released code does. Half of the samples are mirrored; a square of ``crop`` pixels is cut out. What is smaller than the square is padded on both sides:
     RGB with the mean colour (0 once normalised), depth and what comes of it with 0 (missing), labels with
     ``ignore_index``. Normals of a mirrored sample are mirrored themselves.
 
@@ -28,13 +29,15 @@ class TrainTransform:
     0.32 ms for 640x480), so that nothing would be gained by normalising the crop instead.
 
     Raises:
-        ValueError: a side is not positive, or ``scales`` is not an interval of positive numbers.
+        ValueError: a side is not positive, ``scales`` is not an interval of positive numbers, or ``scale_of``
+            is neither "shorter_side" nor "image".
     """
 
     crop: int = 500
     shorter_side: int = 350
     scales: tuple[float, float] = (0.5, 2.0)
     ignore_index: int = 255
+    scale_of: str = "shorter_side"
 
     def __post_init__(self) -> None:
         for name in ("crop", "shorter_side"):
@@ -42,11 +45,14 @@ class TrainTransform:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if not 0 < self.scales[0] <= self.scales[1]:
             raise ValueError(f"scales must be two positive factors, the lower one first, got {self.scales}")
+        if self.scale_of not in ("shorter_side", "image"):
+            raise ValueError(f"scale_of must be 'shorter_side' or 'image', got {self.scale_of!r}")
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """The augmented sample; images ``[crop, crop, C]``, target ``[crop, crop]``."""
         height, width = sample.target.shape
-        scale = self.shorter_side * rng.uniform(*self.scales) / min(height, width)
+        factor, to_side = rng.uniform(*self.scales), self.shorter_side / min(height, width)
+        scale = factor * to_side if self.scale_of == "shorter_side" else max(factor, to_side)
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
         rows, columns = (self._window(length, rng) for length in size)
         mirror = rng.random() < 0.5

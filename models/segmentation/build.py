@@ -138,7 +138,9 @@ def build_train_loader(recipe: SegmentationRecipe) -> Loader:
         UsageError, DataError: as ``open_split``; fewer images than a batch.
     """
     settings = recipe.data
-    transform = TrainTransform(settings.crop, settings.shorter_side, settings.scale, settings.ignore_index)
+    transform = TrainTransform(
+        settings.crop, settings.shorter_side, settings.scale, settings.ignore_index, settings.scale_of
+    )
     dataset = open_split(settings, "train")
     try:
         return train_loader(

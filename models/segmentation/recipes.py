@@ -46,8 +46,9 @@ def nyudv2_cen_refinenet50() -> SegmentationRecipe:
 
 @recipe
 def nyudv2_released_refinenet101() -> SegmentationRecipe:
-    """What the authors' released code does: exchange anywhere, a weaker penalty added for every output."""
+    """As the authors' released code: exchange anywhere, a weaker penalty for every output, images' own scale."""
     return SegmentationRecipe(
+        data=DataSettings(scale_of="image"),
         model=ModelSettings(region="all", criterion="abs"),
         loss=LossSettings(sparsity=2e-4, per_output=True),
     )

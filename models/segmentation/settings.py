@@ -41,6 +41,9 @@ class DataSettings:
     )
     batch_size: int = setting(6, "images a step, of all processes together")
     shorter_side: int = setting(350, "length in pixels that the shorter side gets before the random scale")
+    scale_of: Literal["shorter_side", "image"] = setting(
+        "shorter_side", "what is scaled: that length, or the image itself, shorter_side at the least"
+    )
     scale: tuple[float, float] = setting((0.5, 2.0), "range of the random scale")
     crop: int = setting(500, "side in pixels of the square crop; padded where the image is smaller")
 
