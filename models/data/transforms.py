@@ -19,11 +19,12 @@ from models.data.modalities import UNMIXED
 class TrainTransform:
     """Random scale, mirror and crop of the paper's training (section 4.1), the same for all modalities.
 
-    The shorter side becomes ``shorter_side`` times a factor uniform in ``scales``; with ``scale_of="image"`` the
-    sample's own size is scaled by the factor, which is raised where the shorter side would be less than
-    ``shorter_side``, as the released code does. Half of the samples are mirrored; a square of ``crop`` pixels is cut out. What is smaller than the square is padded on both sides:
-    RGB with the mean colour (0 once normalised), depth and what comes of it with 0 (missing), labels with
-    ``ignore_index``. Normals of a mirrored sample are mirrored themselves.
+    The shorter side becomes ``shorter_side`` times a factor uniform in ``scales``; with ``scale_of="image"``
+    the sample's own size is scaled by the factor, which is raised where the shorter side would be less than
+    ``shorter_side``, as the released code does. Half of the samples are mirrored; a square of ``crop`` pixels
+    is cut out. What is smaller than the square is padded on both sides: RGB with the mean colour (0 once
+    normalised), depth and what comes of it with 0 (missing), labels with ``ignore_index``. Normals of a
+    mirrored sample are mirrored themselves.
 
     Pictures come normalised as float32: OpenCV resizes those at least as fast as 8-bit ones (0.20 against
     0.32 ms for 640x480), so that nothing would be gained by normalising the crop instead.
