@@ -187,6 +187,28 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> N
     assert all(path.exists() for path in others)
 
 
+def test_killed_between_the_row_of_an_evaluation_and_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "a", Toy())
+    save, saves = checkpoint.save, []
+
+    def killed(path: Path, contents: dict[str, Any]) -> None:
+        saves.append(path.name)
+        if len(saves) == 2:  # the first was of the step that is evaluated, the second is of its evaluation
+            raise KeyboardInterrupt
+        save(path, contents)
+
+    monkeypatch.setattr(checkpoint, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b", Toy())
+    assert saves == ["last.pt", "best.pt"]
+    assert len((tmp_path / "b" / "metrics.csv").read_text().splitlines()) == 2
+    monkeypatch.undo()
+    run(tmp_path / "b", Toy(), resume=True)
+    assert_same(everything(tmp_path / "a"), everything(tmp_path / "b"))
+
+
 @pytest.mark.parametrize(("scores", "step"), [((math.nan, 2, 1), 10), ((2, math.nan, 1), 5)])
 def test_a_score_that_is_no_number_is_never_the_best(
     tmp_path: Path, scores: tuple[float, ...], step: int

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from models.training import run_folder
 from models.training.ema import Ema
 from models.training.optimisation import Optimisation
 from models.training.precision import at_least_float32, autocast, loss_scaler
@@ -71,6 +74,18 @@ def test_average_of_weights() -> None:
     assert not any(parameter.requires_grad for parameter in ema.net.parameters())
     ema.restart(net)
     torch.testing.assert_close(dict(ema.net.state_dict()), dict(net.state_dict()), rtol=0, atol=0)
+
+
+def test_the_record_of_what_ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    commit = ["-c", "user.name=a", "-c", "user.email=b", "commit", "-q", "--allow-empty", "-m", "c"]
+    for arguments in (["init", "-q"], commit):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True)
+    monkeypatch.setattr(run_folder, "__file__", str(tmp_path / "run_folder.py"))
+    found = run_folder.environment()
+    assert (found["git"], found["processes"]) == (head.stdout.strip(), 1)
+    monkeypatch.setenv("PATH", "")
+    assert run_folder.environment()["git"] is None
 
 
 class Squares(nn.Module):

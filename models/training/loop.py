@@ -175,7 +175,7 @@ class Loop:
         start = self.progress.step
         with ExitStack() as stack:
             if self.first:
-                self.folder.open(self.header, start)
+                self.folder.open(self.header, start, self.progress.evaluated)
                 self.board = SummaryWriter(self.folder.path / "tensorboard", purge_step=start + 1)
                 stack.enter_context(self.board)
             hidden = None if self.first else True  # None: shown on a terminal

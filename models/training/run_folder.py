@@ -50,19 +50,20 @@ class RunFolder:
         except OSError as error:
             raise UsageError(f"run.output: cannot make the folder {path}: {error.strerror}") from None
 
-    def open(self, header: dict[str, Any], last_step: int) -> None:
+    def open(self, header: dict[str, Any], last_step: int, last_evaluation: int) -> None:
         """Write what runs and remove a killed run's leftovers; open the tables of losses and metrics.
 
         Args:
             header: the recipe's name and settings, for ``config.json``.
-            last_step: up to which the tables keep their rows.
+            last_step: up to which the table of losses keeps its rows.
+            last_evaluation: the same of metrics; a run may have been killed between writing a row and saving.
         """
         for name in _WRITTEN:
             remove_leftovers(self.path / name)
         write_json(self.path / "config.json", header)
         write_json(self.path / "environment.json", environment())
         self.losses = Table(self.path / "losses.csv", last_step)
-        self.metrics = Table(self.path / "metrics.csv", last_step)
+        self.metrics = Table(self.path / "metrics.csv", last_evaluation)
 
     def last_checkpoint(self) -> Path | None:
         """The run's last checkpoint, if there is one."""
