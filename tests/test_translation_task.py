@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from bench.straightforward import split_state, stacked_state
 from bench.straightforward_translation import StraightforwardPatchGAN, StraightforwardUNet
 from models.training import distributed
 from models.training.errors import UsageError
+from models.translation.fid import FidSettings
 from models.translation.inference import translate, translating
 from models.translation.task import TranslationTask
 
@@ -342,6 +344,39 @@ def test_depth_is_scored_as_its_logarithm(views: Path) -> None:
     task = tiny_task(views, "eval.value_range=0,255")
     metrics = task.evaluate(lambda: False)
     assert metrics["normal/mae"] == pytest.approx(metrics["normal/l1"] * 127.5)
+
+
+class Features:
+    """Stands in for FID's and KID's scores; keeps what it was given."""
+
+    def __init__(self, settings: FidSettings, outputs: int, views: int, device: torch.device) -> None:
+        self.settings, self.outputs, self.views = settings, range(outputs), views
+        self.images: list[Tensor] = []
+
+    def update(self, outputs: Sequence[Tensor], target: Tensor) -> None:
+        self.images.append(torch.stack([*outputs, target]))
+
+    def compute(self) -> list[dict[str, float]]:
+        return [{"fid": 10.0 + output, "kid": 1.0} for output in self.outputs]
+
+
+def test_fid_is_asked_for_as_set(views: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Features] = []
+
+    def feature_scores(*arguments: Any) -> Features:
+        made.append(Features(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr("models.translation.evaluate.feature_scores", feature_scores)
+    task = tiny_task(views, "eval.fid.weights=w.pth", "eval.fid.kid_subset_size=2", "eval.best=fid")
+    metrics = task.evaluate(lambda: False)
+    (features,) = made
+    assert (features.settings, len(features.outputs), features.views) == (task.recipe.eval.fid, 3, 3)
+    images = torch.cat(features.images, 1)  # of both branches, the ensemble and the target
+    assert images.shape == (4, 3, 3, 32, 32)
+    assert metrics["ensemble/l1"] == pytest.approx((images[2] - images[3]).abs().mean().item(), rel=1e-5)
+    assert (metrics["normal/fid"], metrics["ensemble/fid"]) == (10, 12)
+    assert task.score(metrics) == -12
 
 
 # ---- mistakes
