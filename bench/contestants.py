@@ -10,7 +10,6 @@ import argparse
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ from bench.straightforward import (
     split_state,
     straightforward_loss,
 )
+from bench.ways import Way
 from cen_ext import exchanging_layers
 from models.data import SYNTHETIC_CLASSES, Batch, prepare_synthetic
 from models.segmentation.build import build_network, build_train_loader
@@ -47,31 +47,6 @@ LEARNING_RATE = 1e-3
 STAGE = SegmentationStage(steps=10**6, encoder_lr=LEARNING_RATE, decoder_lr=LEARNING_RATE)
 
 
-class Way(NamedTuple):
-    """How a network is run."""
-
-    ours: bool
-    precision: str = "fp32"
-    channels_last: bool = True
-    compile: bool = False
-    cuda_graphs: bool = False
-
-
-# By name; the first is what the others are compared with.
-WAYS = {
-    "straightforward, contiguous": Way(False, channels_last=False),
-    "straightforward": Way(False),
-    "straightforward, compile": Way(False, compile=True),
-    "straightforward, bf16": Way(False, "bf16"),
-    "straightforward, bf16, compile": Way(False, "bf16", compile=True),
-    "ours": Way(True),
-    "ours, compile": Way(True, compile=True),
-    "ours, bf16": Way(True, "bf16"),
-    "ours, bf16, compile": Way(True, "bf16", compile=True),
-    "ours, bf16, CUDA graphs": Way(True, "bf16", cuda_graphs=True),
-}
-
-
 class Straightforward:
     """Lists of tensors, every output resized and judged by itself, SGD as it comes."""
 
@@ -87,10 +62,9 @@ class Straightforward:
             frozen_statistics=model.frozen_statistics,
         )
         net.load_state_dict(split_state(state))
-        layout = torch.channels_last if way.channels_last else torch.contiguous_format
-        self.net = net.to(device, memory_format=layout).train()
+        self.net = net.to(device, memory_format=way.layout).train()
         self.run = compiled(net) if way.compile else net
-        self.recipe, self.way, self.layout = recipe, way, layout
+        self.recipe, self.way = recipe, way
         optim = recipe.optim
         self.optimizer = torch.optim.SGD(
             net.parameters(), LEARNING_RATE, momentum=optim.momentum, weight_decay=optim.weight_decay
@@ -99,7 +73,7 @@ class Straightforward:
     def step(self, batch: Batch) -> Tensor:
         """Train on a batch; the loss."""
         xs = [
-            x.contiguous(memory_format=self.layout)
+            x.contiguous(memory_format=self.way.layout)
             for x in batch.images.chunk(len(self.recipe.data.modalities))
         ]
         self.optimizer.zero_grad()
@@ -123,8 +97,8 @@ class Ours:
         compilation.check(recipe.run, device)
         self.net = build_network(recipe)
         self.net.load_state_dict(state)
-        self.net.to(device, memory_format=torch.channels_last).train()
-        self.recipe = recipe
+        self.net.to(device, memory_format=way.layout).train()
+        self.recipe, self.way = recipe, way
         self.objective = compilation.compiled(Objective(self.net, recipe, device), recipe.run)
         self.optimisation = Optimisation(
             make_optimizer(self.net, recipe.optim, STAGE),
@@ -143,7 +117,7 @@ class Ours:
 
     def step(self, batch: Batch) -> Tensor:
         """Train on a batch; the loss."""
-        loss, _ = self.gradients(batch.images, batch.target)
+        loss, _ = self.gradients(batch.images.contiguous(memory_format=self.way.layout), batch.target)
         self.optimisation.step(self.steps)
         self.steps += 1
         return loss
@@ -176,6 +150,7 @@ def recipe_of(args: argparse.Namespace, way: Way, dropout: float | None = None) 
             workers=0,
             precision=way.precision,
             compile=way.compile,
+            channels_last=way.channels_last,
             cuda_graphs=way.cuda_graphs,
         ),
     )

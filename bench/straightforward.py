@@ -367,12 +367,18 @@ def straightforward_loss(
     branches, ensemble, heads = outputs
     loss = sum(judge(logits) for logits in (*branches, ensemble))
     loss = loss + auxiliary * sum(judge(logits) for logits in heads)
-    for module in net.modules():
-        if isinstance(module, PrivateNorm) and module.threshold > 0:
-            for m, norm in enumerate(module):
-                first, last = (i * len(norm.weight) // len(module) for i in (m, m + 1))
-                loss = loss + sparsity * norm.weight[first:last].abs().sum()
-    return loss
+    return loss + sparsity * straightforward_penalty(net)
+
+
+def straightforward_penalty(net: nn.Module) -> Tensor | float:
+    """Sum of |γ| over every modality's share of the channels that it may exchange."""
+    penalty: Tensor | float = 0.0
+    for norms in net.modules():
+        if isinstance(norms, nn.ModuleList) and getattr(norms, "threshold", 0) > 0 and len(norms) > 1:
+            for m, norm in enumerate(norms):
+                first, last = (i * len(norm.weight) // len(norms) for i in (m, m + 1))
+                penalty = penalty + norm.weight[first:last].abs().sum()
+    return penalty
 
 
 def split_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

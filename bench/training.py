@@ -2,12 +2,14 @@
 
     python -m bench.training                                             # RefineNet-50, crop 224, batch 2
     python -m bench.training --network pspnet
+    python -m bench.training --network unet                             # U-Net-256 and PatchGAN, batch 1
     python -m bench.training --device cuda --encoder resnet101           # crop 500, batch 6
 
 All hold the same weights and train on the same generated rooms. A step is what a training does: forward pass,
-loss of all branches and the ensemble at label resolution with the penalty, backward pass, SGD. The networks
-take turns; the median step counts. Apart from the timed steps, the memory of each is measured in a step of
-its own, above what was held when it began:
+loss of all branches and the ensemble at label resolution with the penalty, backward pass, SGD; of the U-Net,
+an update of the discriminator and one of the generator, for which the straightforward code generates twice,
+as the released one. The networks take turns; the median step counts. Apart from the timed steps, the memory of
+each is measured in a step of its own, above what was held when it began:
 
 - peak: most tensors alive at once during the step, gradients among them (PyTorch's allocations, exact);
 - resident, on a CPU: most memory of the process at once (VmHWM): also the workspace of the convolutions, and
@@ -32,15 +34,17 @@ from pathlib import Path
 
 import torch
 
-from bench.contestants import WAYS, Contestant, batches, contestant, initial_state, recipe_of
+from bench import contestants, contestants_translation
 from bench.files import RESULTS, write
 from bench.machine import gpu, machine
 from bench.memory import device_bytes, resident_bytes, tensor_bytes
-from models.data import Batch
+from bench.ways import FIRST, RIVAL, WAYS
 from models.messages import first_line
 
-FIRST, RIVAL = "straightforward, contiguous", "straightforward"
 MIB = 2.0**20
+SYSTEMS = {"refinenet": contestants, "pspnet": contestants, "unet": contestants_translation}
+Contestant = contestants.Contestant | contestants_translation.Contestant
+Batch = contestants.Batch | contestants_translation.TranslationBatch
 
 
 @dataclass
@@ -60,26 +64,27 @@ class Result:
 
 def measure(args: argparse.Namespace, ways: Sequence[str]) -> dict[str, Result]:
     """Time and memory of a training step of every way."""
-    results, contestants = {}, {}
-    recipe = recipe_of(args, WAYS[RIVAL])
-    state = initial_state(recipe)
-    (batch,) = batches(recipe, 1)
+    results, turns = {}, {}
+    system = SYSTEMS[args.network]
+    recipe = system.recipe_of(args, WAYS[RIVAL])
+    state = system.initial_state(recipe)
+    (batch,) = system.batches(recipe, 1)
     for name in ways:
         results[name] = result = Result()
         try:
-            contestants[name] = made = contestant(recipe_of(args, WAYS[name]), WAYS[name], state)
+            made = system.contestant(system.recipe_of(args, WAYS[name]), WAYS[name], state)
             result.first_step = seconds(made, batch)
         except Exception as error:  # compilers have errors of their own; the others are to run all the same
             result.failed = first_line(error)
-            contestants.pop(name, None)
             print(f"{name}: {result.failed}", file=sys.stderr)
             continue
         seconds(made, batch)  # the optimiser's state is there, and the network has its second shape
         measure_memory(made, batch, result)
+        turns[name] = made
     for i in range(args.steps):
         # Turns alternate, so that none always runs in another's wake.
-        for name in sorted(contestants, reverse=i % 2 == 1):
-            results[name].steps.append(seconds(contestants[name], batch))
+        for name in sorted(turns, reverse=i % 2 == 1):
+            results[name].steps.append(seconds(turns[name], batch))
     return results
 
 
@@ -112,13 +117,14 @@ def measure_memory(made: Contestant, batch: Batch, result: Result) -> None:
 
 def curves(args: argparse.Namespace, ways: Sequence[str]) -> dict[str, list[float]]:
     """The loss in every step of a training without dropout."""
-    recipe = recipe_of(args, WAYS[RIVAL], dropout=0.0)
-    state = initial_state(recipe)
-    stream = batches(recipe, args.curve)
+    system = SYSTEMS[args.network]
+    recipe = system.recipe_of(args, WAYS[RIVAL], dropout=0.0)
+    state = system.initial_state(recipe)
+    stream = system.batches(recipe, args.curve)
     found = {}
     for name in ways:
         torch.manual_seed(0)
-        made = contestant(recipe_of(args, WAYS[name], dropout=0.0), WAYS[name], state)
+        made = system.contestant(system.recipe_of(args, WAYS[name], dropout=0.0), WAYS[name], state)
         found[name] = [float(made.step(batch)) for batch in stream]
     return found
 
@@ -195,7 +201,8 @@ def main(argv: list[str] | None = None) -> int:
         "results": {name: vars(result) for name, result in results.items()},
         "losses": losses,
     }
-    out = args.out or RESULTS / f"training_{args.network}_{args.encoder}{'_gpu' if on_gpu else ''}"
+    parts = ("training", args.network, args.encoder, "gpu" if on_gpu else None)
+    out = args.out or RESULTS / "_".join(part for part in parts if part)
     facts = [f"{key} {value}" for key, value in settings.items()]
     header = f"`python -m bench.training`: {', '.join(facts)}\n\n"
     write(out.with_suffix(".md"), header + table)
@@ -209,10 +216,12 @@ def main(argv: list[str] | None = None) -> int:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line; what is not given depends on the device."""
     parser = argparse.ArgumentParser(prog="bench.training", description=__doc__.partition("\n")[0])
-    parser.add_argument("--network", choices=("refinenet", "pspnet"), default="refinenet")
-    parser.add_argument("--encoder", help="default: resnet50 on a CPU, resnet101 on a GPU")
-    parser.add_argument("--crop", type=int, help="height and width of the images; default: 224, 500")
-    parser.add_argument("--batch", type=int, help="images of each modality; default: 2, 6")
+    parser.add_argument("--network", choices=SYSTEMS, default="refinenet")
+    parser.add_argument("--encoder", help="default: resnet50 on a CPU, resnet101 on a GPU; unet has none")
+    parser.add_argument(
+        "--crop", type=int, help="height and width of the images; default: 224 and 500; unet: 256"
+    )
+    parser.add_argument("--batch", type=int, help="images of each modality; default: 2 and 6; unet: 1")
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each")
     parser.add_argument("--curve", type=int, default=20, help="steps of the loss curves; 0: none")
     parser.add_argument("--statistics", choices=("frozen", "batch"), default="batch")
@@ -220,7 +229,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="without suffix; default: below bench/results")
     args = parser.parse_args(argv)
-    defaults = ("resnet101", 500, 6) if args.device.startswith("cuda") else ("resnet50", 224, 2)
+    defaults: tuple[str | None, int, int]
+    if args.network == "unet":
+        defaults = (None, 256, 1)
+    else:
+        defaults = ("resnet101", 500, 6) if args.device.startswith("cuda") else ("resnet50", 224, 2)
     for name, default in zip(("encoder", "crop", "batch"), defaults, strict=True):
         if getattr(args, name) is None:
             setattr(args, name, default)

@@ -7,27 +7,38 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from bench import training
-from bench.contestants import WAYS, batches, contestant, initial_state, recipe_of
+from bench import contestants_translation, training
+from bench.ways import WAYS
 
 TINY = ["--encoder", "resnet18", "--crop", "48", "--batch", "2", "--device", "cpu"]
 
 
-@pytest.mark.parametrize("network", ["refinenet", "pspnet"])
+def networks(made: training.Contestant) -> list[nn.Module]:
+    if isinstance(made, contestants_translation.Ours):
+        return [made.nets.generator, made.nets.discriminator]
+    if isinstance(made, contestants_translation.Straightforward):
+        return [made.generator, made.discriminator]
+    return [made.net]
+
+
+@pytest.mark.parametrize("network", ["refinenet", "pspnet", "unet"])
 def test_every_way_computes_the_same_loss(network: str) -> None:
     """In float64 the first losses, and after an update the second ones, agree to rounding."""
-    args = training.parse(["--network", network, *TINY])
-    recipe = recipe_of(args, WAYS["ours"], dropout=0.0)
-    state = {name: value.double() for name, value in initial_state(recipe).items()}
-    stream = batches(recipe, 2)
+    tiny = ["--crop", "32", "--device", "cpu"] if network == "unet" else TINY
+    args, system = training.parse(["--network", network, *tiny]), training.SYSTEMS[network]
+    state = system.initial_state(system.recipe_of(args, WAYS["ours"], dropout=0.0))
+    stream = system.batches(system.recipe_of(args, WAYS["ours"]), 2)
     for batch in stream:
         batch.images = batch.images.double()
+        if network == "unet":
+            batch.target = batch.target.double()
     losses = []
     for name in ("ours", "straightforward"):
-        made = contestant(recipe_of(args, WAYS[name], dropout=0.0), WAYS[name], state)
-        made.net.double()
-        made.net.load_state_dict(state if WAYS[name].ours else made.net.state_dict())
+        made = system.contestant(system.recipe_of(args, WAYS[name], dropout=0.0), WAYS[name], state)
+        for net in networks(made):
+            net.double()
         losses.append([float(made.step(batch)) for batch in stream])
     assert losses[1] == pytest.approx(losses[0], rel=1e-12)
     assert losses[0][1] < losses[0][0]

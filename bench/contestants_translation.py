@@ -1,0 +1,171 @@
+"""The translation networks that ``bench.training`` lets train against each other, as ``bench.contestants``.
+
+Ours passes through the generator once a step, the straightforward code twice, as the released one: without
+dropout both compute the same numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bench.shapes import SMALL_SCALES
+from bench.straightforward import compiled, split_state, straightforward_penalty
+from bench.straightforward_translation import StraightforwardPatchGAN, StraightforwardUNet
+from bench.ways import Way
+from cen_ext import exchanging_layers
+from models.data import TranslationBatch, prepare_synthetic_domains
+from models.training.precision import autocast
+from models.training.settings import RunSettings
+from models.translation.build import build_discriminator, build_generator, build_train_loader
+from models.translation.settings import (
+    DataSettings,
+    ModelSettings,
+    OptimSettings,
+    TranslationRecipe,
+    TranslationStage,
+)
+from models.translation.updates import Adversaries
+
+STAGE = TranslationStage(steps=10**6)
+
+State = dict[str, dict[str, Tensor]]  # of the generator and of the discriminator
+
+
+class Straightforward:
+    """Lists of tensors, two passes of the generator a step, Adam as it comes."""
+
+    def __init__(self, recipe: TranslationRecipe, way: Way, state: State) -> None:
+        model, device = recipe.model, torch.device(recipe.run.device)
+        self.recipe, self.way = recipe, way
+        self.generator = StraightforwardUNet(
+            len(recipe.data.domains), size=model.size, threshold=model.threshold, dropout=model.dropout
+        )
+        self.discriminator = StraightforwardPatchGAN()
+        nets = {"generator": self.generator, "discriminator": self.discriminator}
+        for name, net in nets.items():
+            net.load_state_dict(split_state(state[name]))
+            net.to(device, memory_format=way.layout).train()
+        self.generate, self.judge = (compiled(net) if way.compile else net for net in nets.values())
+        self.optimizers = {
+            name: torch.optim.Adam(net.parameters(), STAGE.generator_lr, recipe.optim.betas)
+            for name, net in nets.items()
+        }
+
+    def step(self, batch: TranslationBatch) -> Tensor:
+        """Train both networks on a batch; the generator's loss."""
+        xs = [
+            x.contiguous(memory_format=self.way.layout)
+            for x in batch.images.chunk(len(self.recipe.data.domains))
+        ]
+        device, settings = batch.images.device, self.recipe.loss
+        bce = F.binary_cross_entropy_with_logits
+
+        with autocast(self.way.precision, device):
+            branches, _ = self.generate(xs)
+            fakes = self.judge(xs, [branch.detach() for branch in branches])
+            reals = self.judge(xs, [batch.target] * len(xs))
+            loss = sum(
+                0.5 * (bce(real, torch.ones_like(real)) + bce(fake, torch.zeros_like(fake)))
+                for real, fake in zip(reals, fakes, strict=True)
+            )
+        self.update("discriminator", loss)
+
+        with autocast(self.way.precision, device):
+            branches, ensemble = self.generate(xs)
+            decisions = self.judge(xs, branches)
+            loss = sum(bce(decision, torch.ones_like(decision)) for decision in decisions)
+            loss = loss + settings.l1 * sum(F.l1_loss(y, batch.target) for y in (*branches, ensemble))
+            loss = loss + settings.sparsity * straightforward_penalty(self.generator)
+        self.update("generator", loss)
+        return loss.detach()
+
+    def update(self, name: str, loss: Tensor) -> None:
+        self.optimizers[name].zero_grad()
+        loss.backward()
+        self.optimizers[name].step()
+
+    def release(self) -> None:
+        """Let the gradients go."""
+        for net in (self.generator, self.discriminator):
+            net.zero_grad()
+
+
+class Ours:
+    """What the training system makes of a recipe."""
+
+    def __init__(self, recipe: TranslationRecipe, way: Way, state: State) -> None:
+        device = torch.device(recipe.run.device)
+        self.way = way
+        generator, discriminator = build_generator(recipe), build_discriminator(recipe)
+        generator.load_state_dict(state["generator"])
+        discriminator.load_state_dict(state["discriminator"])
+        self.nets = Adversaries(generator.to(device), discriminator.to(device), recipe, device)
+        self.nets.start_stage(STAGE, 0, STAGE.length(1))
+        self.steps = 0
+
+    def step(self, batch: TranslationBatch) -> Tensor:
+        """Train both networks on a batch; the generator's loss."""
+        images, target = (x.contiguous(memory_format=self.way.layout) for x in (batch.images, batch.target))
+        losses = self.nets.step(images, target, self.steps)
+        self.steps += 1
+        return losses["loss"]
+
+    def release(self) -> None:
+        """Let the gradients go, but for those that a recorded graph writes to."""
+        if not self.way.cuda_graphs:
+            for optimisation in self.nets.optimisations.values():
+                optimisation.optimizer.zero_grad()
+
+
+Contestant = Straightforward | Ours
+
+
+def recipe_of(args: argparse.Namespace, way: Way, dropout: float | None = None) -> TranslationRecipe:
+    """The recipe of ``bench.training``'s arguments."""
+    model = ModelSettings(size=args.crop)
+    return TranslationRecipe(
+        data=DataSettings(batch_size=args.batch, crop=args.crop, resize=args.crop * 286 // 256),
+        model=model if dropout is None else replace(model, dropout=dropout),
+        optim=OptimSettings(stages=(STAGE,)),
+        run=RunSettings(
+            device=args.device,
+            workers=0,
+            precision=way.precision,
+            compile=way.compile,
+            channels_last=way.channels_last,
+            cuda_graphs=way.cuda_graphs,
+        ),
+    )
+
+
+def initial_state(recipe: TranslationRecipe) -> State:
+    """Weights to start from, as those of ``bench.contestants``."""
+    torch.manual_seed(0)
+    generator, discriminator = build_generator(recipe), build_discriminator(recipe)
+    for layer in exchanging_layers(generator).values():
+        with torch.no_grad():
+            layer.weight[torch.rand_like(layer.weight) < SMALL_SCALES] = recipe.model.threshold / 20
+    return {"generator": generator.state_dict(), "discriminator": discriminator.state_dict()}
+
+
+def contestant(recipe: TranslationRecipe, way: Way, state: State) -> Contestant:
+    """A pair of networks run in a certain way."""
+    return (Ours if way.ours else Straightforward)(recipe, way, state)
+
+
+def batches(recipe: TranslationRecipe, count: int) -> list[TranslationBatch]:
+    """So many augmented batches of generated rooms on the recipe's device; the same whenever asked for."""
+    side, size = recipe.data.resize, recipe.data.batch_size
+    with tempfile.TemporaryDirectory() as folder:
+        root = prepare_synthetic_domains(
+            Path(folder) / "rooms", train=count * size, val=1, size=(side, side), seed=0
+        )
+        loader = build_train_loader(replace(recipe, data=replace(recipe.data, root=root)))
+        return [batch.to(recipe.run.device) for batch in loader]
