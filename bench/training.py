@@ -8,8 +8,8 @@
 All hold the same weights and train on the same generated rooms. A step is what a training does: forward pass,
 loss of all branches and the ensemble at label resolution with the penalty, backward pass, SGD; of the U-Net,
 an update of the discriminator and one of the generator, for which the straightforward code generates twice,
-as the released one. The networks take turns; the median step counts. Apart from the timed steps, the memory of
-each is measured in a step of its own, above what was held when it began:
+as the released one. The networks take turns; the median step counts. Apart from the timed steps, the memory
+of each is measured in a step of its own, above what was held when it began:
 
 - peak: most tensors alive at once during the step, gradients among them (PyTorch's allocations, exact);
 - resident, on a CPU: most memory of the process at once (VmHWM): also the workspace of the convolutions, and
