@@ -10,6 +10,7 @@ from cen_ext.modules import (
     sparsity_penalty,
     synchronise_statistics,
 )
+from cen_ext.pooling import max_pool_same
 from cen_ext.recompute import recompute_outputs
 from cen_ext.version import __version__
 
@@ -20,6 +21,7 @@ __all__ = [
     "available_backends",
     "exchanging_layers",
     "make_multimodal",
+    "max_pool_same",
     "norm_exchange",
     "recompute_outputs",
     "replaced_channels",

@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -181,17 +181,24 @@ def available_backends() -> dict[str, str]:
 
 
 def choose(name: str | None, x: Tensor, options: Options) -> Backend:
-    """What runs this call: the best backend that can, or the one asked for.
+    """What runs a call of ``norm_exchange``; raises as ``choose_among``."""
+    return choose_among(_BACKENDS, name, x, options)
+
+
+def choose_among(
+    table: Mapping[str, Backend], name: str | None, x: Tensor, options: Options | None = None
+) -> Backend:
+    """What runs this call: the best backend of a table that can, or the one asked for.
 
     Raises:
         ValueError: no backend has that name.
         RuntimeError: the backend asked for cannot run this call; the message says why.
     """
     if name is None:
-        return next(backend for backend in _BACKENDS.values() if backend.why_not(x, options) is None)
-    if name not in _BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(map(repr, _BACKENDS))} or None, got {name!r}")
-    reason = _BACKENDS[name].why_not(x, options)
+        return next(backend for backend in table.values() if backend.why_not(x, options) is None)
+    if name not in table:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, table))} or None, got {name!r}")
+    reason = table[name].why_not(x, options)
     if reason is not None:
         raise RuntimeError(f"backend {name!r} cannot run this call: {reason}")
-    return _BACKENDS[name]
+    return table[name]

@@ -98,12 +98,17 @@ void set_sizes(Problem& p, const Tensor& x, const Tensor& weight, const std::opt
   for (int64_t d = 2; d < x.dim(); ++d) p.spatial *= x.size(d);
 }
 
+// Whether a result as large as x is stored past the caches. What is brought back into another layout is read
+// again at once.
+bool is_streamed(const Tensor& x, bool native) {
+  return x.is_cpu() && native &&
+         x.numel() * static_cast<int64_t>(x.element_size()) > cpu::last_level_cache() / 8;
+}
+
 // What of the problem depends on how x lies in memory.
 void set_memory(Problem& p, const Tensor& x, bool channels_last, bool native) {
   p.channels_last = channels_last;
-  // What is brought back into another layout is read again at once.
-  p.stream = x.is_cpu() && native &&
-             x.numel() * static_cast<int64_t>(x.element_size()) > cpu::last_level_cache() / 8;
+  p.stream = is_streamed(x, native);
 }
 
 Sizes sizes_of(const Tensor& tensor) { return {tensor.sizes().begin(), tensor.sizes().end()}; }
@@ -164,11 +169,16 @@ Sizes dense_strides(const Sizes& sizes, bool channels_last) {
   return strides;
 }
 
-// Not initialised, of the dtype and device of `like`. Straight from the allocator: the stable operators of
+int32_t dtype_of(const Tensor& tensor) {
+  int32_t type = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &type));
+  return type;
+}
+
+// Not initialised, of a dtype, on the device of `like`. Straight from the allocator: the stable operators of
 // the same purpose go through the dispatcher, and a call of ours made five of them.
-Tensor empty(const Sizes& sizes, const Sizes& strides, const Tensor& like) {
-  int32_t type = 0, device = 0;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &type));
+Tensor empty(const Sizes& sizes, const Sizes& strides, const Tensor& like, int32_t type) {
+  int32_t device = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
   AtenTensorHandle handle = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
@@ -181,7 +191,7 @@ Tensor empty(const Sizes& sizes, const Sizes& strides, const Tensor& like) {
   return tensor;
 }
 Tensor empty_table(const Sizes& sizes, const Tensor& like) {
-  return empty(sizes, dense_strides(sizes, false), like);
+  return empty(sizes, dense_strides(sizes, false), like, dtype_of(like));
 }
 
 Tensor packed(const Tensor& tensor) {
@@ -195,13 +205,14 @@ std::optional<Tensor> packed(const std::optional<Tensor>& tensor) {
 // What an op returns has the strides of an empty_like of x, as the fake kernels say.
 class Layout {
  public:
-  Layout(const Tensor& x, const Problem& p)
+  explicit Layout(const Tensor& x)
       : like_(is_dense(x, false) || is_dense(x, true) ? x : torch::stable::empty_like(x)) {
     const bool first = is_dense(like_, false), last = is_dense(like_, true);
+    const int64_t channels = x.size(1), spatial = x.numel() / (x.size(0) * channels);
     // Where both hold, the longer axis is the one that vectors run along.
-    channels_last_ = last && (p.spatial == 1 || !first);
+    channels_last_ = last && (spatial == 1 || !first);
     // Lines far shorter than a processor's vector cost more than to bring x into the other layout.
-    const bool short_lines = x.is_cpu() && p.spatial < 16 && p.channels >= 16;
+    const bool short_lines = x.is_cpu() && spatial < 16 && channels >= 16;
     native_ = channels_last_ || (first && !short_lines);
     channels_last_ |= first && short_lines;
   }
@@ -209,14 +220,15 @@ class Layout {
   bool channels_last() const { return channels_last_; }
   bool native() const { return native_; }
 
-  Tensor empty() const {
+  Tensor empty() const { return empty(dtype_of(like_)); }
+  Tensor empty(int32_t type) const {
     const Sizes sizes = sizes_of(like_);
-    return cen::empty(sizes, native_ ? strides_of(like_) : dense_strides(sizes, channels_last_), like_);
+    return cen::empty(sizes, native_ ? strides_of(like_) : dense_strides(sizes, channels_last_), like_, type);
   }
 
   Tensor bring(const Tensor& tensor) const {
     if (is_dense(tensor, channels_last_)) return tensor;
-    Tensor dense = empty();
+    Tensor dense = empty(dtype_of(tensor));
     torch::stable::copy_(dense, tensor);
     return dense;
   }
@@ -228,7 +240,7 @@ class Layout {
   // What empty() made, once it is filled, in the strides that the op promises.
   Tensor give(const Tensor& tensor) const {
     if (native_) return tensor;
-    Tensor result = cen::empty(sizes_of(like_), strides_of(like_), like_);
+    Tensor result = cen::empty(sizes_of(like_), strides_of(like_), like_, dtype_of(tensor));
     torch::stable::copy_(result, tensor);
     return result;
   }
@@ -334,7 +346,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Tensor weight, Tensor bias,
             torch::stable::new_zeros(weight, table)};
   const Tensor batch_mean = empty_table(table, weight), batch_var = empty_table(table, weight);
 
-  const Layout layout(x, p);
+  const Layout layout(x);
   set_memory(p, x, layout.channels_last(), layout.native());
   x = layout.bring(x);
   residual = layout.bring(residual);
@@ -400,7 +412,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_exchange_backward(
             torch::stable::new_zeros(weight, table), residual ? torch::stable::empty_like(x) : none};
   const Tensor dweight = empty_table(table, weight), dbias = empty_table(table, weight);
 
-  const Layout layout(x, p);
+  const Layout layout(x);
   set_memory(p, x, layout.channels_last(), layout.native());
   dy = layout.bring(dy);
   x = layout.bring(x);
@@ -423,6 +435,62 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_exchange_backward(
   return {layout.give(dx), dweight, dbias, residual ? layout.give(dresidual) : none};
 }
 
+// ---- max pooling: on the CPU alone ----
+
+void check_pooling(const Tensor& x, int64_t size) {
+  STD_TORCH_CHECK(x.dim() == 4, "cen_ext: x must be [N, C, H, W]");
+  STD_TORCH_CHECK(size % 2 == 1 && 1 <= size && size <= 15, "cen_ext: size must be odd, 1 to 15");
+}
+
+cpu::Pooling pooling_of(const Tensor& x, int64_t size, const Layout& layout) {
+  const int64_t step = layout.channels_last() ? x.size(1) : 1;
+  return {layout.channels_last() ? x.size(0) : x.size(0) * x.size(1),
+          x.size(2),
+          x.size(3) * step,
+          step,
+          size,
+          is_streamed(x, layout.native())};
+}
+
+std::tuple<Tensor, Tensor> max_pool_same(Tensor x, int64_t size) {
+  check_pooling(x, size);
+  STD_TORCH_CHECK(is_floating(x.scalar_type()), "cen_ext: x must be float16, bfloat16, float32 or float64");
+  const int32_t byte = aoti_torch_dtype_uint8();
+  if (x.numel() == 0) {
+    const Sizes sizes = sizes_of(x), strides = dense_strides(sizes, false);
+    return {torch::stable::empty_like(x), empty(sizes, strides, x, byte)};
+  }
+  const Layout layout(x);
+  x = layout.bring(x);
+  const Tensor y = layout.empty(), winners = layout.empty(byte);
+  with_type(x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    cpu::instruction_set().kernels->cpu::KernelsOf<T>::max_pool(
+        pooling_of(x, size, layout), data<T>(x), mutable_data<T>(y), mutable_data<uint8_t>(winners),
+        threads_for(x));
+  });
+  return {layout.give(y), layout.give(winners)};
+}
+
+Tensor max_pool_same_backward(Tensor dy, Tensor winners, int64_t size) {
+  check_pooling(winners, size);
+  STD_TORCH_CHECK(is_floating(dy.scalar_type()), "cen_ext: dy must be float16, bfloat16, float32 or float64");
+  STD_TORCH_CHECK(winners.scalar_type() == ScalarType::Byte, "cen_ext: winners must be uint8");
+  check_as("dy", dy, dy.scalar_type(), sizes_of(winners), winners);
+  if (dy.numel() == 0) return torch::stable::empty_like(dy);
+  const Layout layout(winners);
+  dy = layout.bring(dy);
+  winners = layout.bring(winners);
+  const Tensor dx = layout.empty(dtype_of(dy));
+  with_type(dy.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    cpu::instruction_set().kernels->cpu::KernelsOf<T>::max_pool_backward(
+        pooling_of(dy, size, layout), data<T>(dy), data<uint8_t>(winners), mutable_data<T>(dx),
+        threads_for(dy));
+  });
+  return layout.give(dx);
+}
+
 }  // namespace
 
 #define CEN_OPTIONS                                                                                         \
@@ -441,12 +509,16 @@ STABLE_TORCH_LIBRARY(cen_ext, m) {
       "norm_exchange_backward(Tensor dy, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor var, "
       "Tensor? residual, bool batch_statistics, "  //
       CEN_OPTIONS ") -> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual)");
+  m.def("max_pool_same(Tensor x, int size) -> (Tensor y, Tensor winners)");
+  m.def("max_pool_same_backward(Tensor dy, Tensor winners, int size) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cen_ext, CPU, m) {
   m.impl("norm_exchange", TORCH_BOX(&norm_exchange));
   m.impl("norm_exchange_updating", TORCH_BOX(&norm_exchange_updating));
   m.impl("norm_exchange_backward", TORCH_BOX(&norm_exchange_backward));
+  m.impl("max_pool_same", TORCH_BOX(&max_pool_same));
+  m.impl("max_pool_same_backward", TORCH_BOX(&max_pool_same_backward));
 }
 
 #if defined(CEN_CUDA)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from triton.runtime import interpreter
 
-from cen_ext import triton_ops
+from cen_ext import triton_ops, triton_pooling
 from cen_ext.triton_ops import Geometry, Plan
 
 
@@ -29,6 +29,8 @@ if "PASSES" in os.environ:
     triton_ops.pass_plan = _cut_in_pieces
 else:
     triton_ops.WHOLE_VALUES = triton_ops.FORWARD_VALUES = 2**20
+
+triton_pooling.VALUES = 2**14
 
 _patched: set[str] = set()
 

@@ -12,10 +12,24 @@ struct Parallel {
   void (*run)(int64_t tasks, void (*body)(void* context, int64_t begin, int64_t end), void* context);
 };
 
+// A call of max pooling (pooling.h).
+struct Pooling {
+  int64_t images;        // N channels last, else N * C, one after the other
+  int64_t rows, length;  // of an image; values of a row
+  int64_t step;          // from a pixel of a row to the next, in values: C channels last, else 1
+  int64_t size;          // of the window: odd, at most 15
+  bool stream;           // results are large: store them past the caches
+
+  constexpr int64_t radius() const { return size / 2; }
+  constexpr int64_t halo() const { return radius() * step; }  // values on either side that windows reach
+};
+
 template <class T>
 struct KernelsOf {
   void (*forward)(const Problem&, const ForwardTensors<T>&, const Parallel&);
   void (*backward)(const Problem&, const BackwardTensors<T>&, const Parallel&);
+  void (*max_pool)(const Pooling&, const T* x, T* y, uint8_t* winners, const Parallel&);
+  void (*max_pool_backward)(const Pooling&, const T* dy, const uint8_t* winners, T* dx, const Parallel&);
 };
 
 struct Kernels : KernelsOf<float>, KernelsOf<double>, KernelsOf<Half>, KernelsOf<BFloat16> {};

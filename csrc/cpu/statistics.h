@@ -92,12 +92,6 @@ CEN_INLINE void walk_values(int64_t at, int64_t stop, int64_t phase, F f) {
   }
 }
 
-// The lane of a vector, in memory cut into vectors, that a value lies in.
-template <class T>
-CEN_INLINE int64_t phase_of(const T* value) {
-  return reinterpret_cast<uintptr_t>(value) / sizeof(T) % kLanes<Real<T>>;
-}
-
 // Channels first: the lines of one channel of a unit, cut into blocks of whole lines, or of pieces of one
 // line where lines are long.
 struct LineBlocks {

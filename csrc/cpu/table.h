@@ -3,12 +3,14 @@
 #pragma once
 
 #include "backward.h"
+#include "pooling.h"
 
 namespace cen::cpu {
 
-const Kernels CEN_KERNELS = {{forward<float>, backward<float>},
-                             {forward<double>, backward<double>},
-                             {forward<Half>, backward<Half>},
-                             {forward<BFloat16>, backward<BFloat16>}};
+const Kernels CEN_KERNELS = {
+    {forward<float>, backward<float>, max_pool<float>, max_pool_backward<float>},
+    {forward<double>, backward<double>, max_pool<double>, max_pool_backward<double>},
+    {forward<Half>, backward<Half>, max_pool<Half>, max_pool_backward<Half>},
+    {forward<BFloat16>, backward<BFloat16>, max_pool<BFloat16>, max_pool_backward<BFloat16>}};
 
 }  // namespace cen::cpu

@@ -99,6 +99,12 @@ CEN_INLINE void store_packed(T* to, Packed<T> packed, int64_t n) {
 }
 #endif
 
+// The lane of a vector, in memory cut into vectors, that a value lies in.
+template <class T>
+CEN_INLINE int64_t phase_of(const T* value) {
+  return reinterpret_cast<uintptr_t>(value) / sizeof(T) % kLanes<Real<T>>;
+}
+
 // Past the caches, to an address that is a multiple of kPackedBytes<T>.
 template <class T>
 CEN_INLINE void stream_packed(T* to, Packed<T> packed) {

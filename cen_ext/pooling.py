@@ -1,0 +1,160 @@
+"""Max pooling that keeps one byte an element for the backward pass: definition, dispatch, registration.
+
+PyTorch keeps x and an int64 index an element: in float32 three times the size of x, here it is a quarter. The
+compiled CPU kernels (``csrc/cpu/pooling.h``) and those in Triton (``cen_ext/triton_pooling.py``) are ops
+
+    max_pool_same(x, size) -> (y, winners)
+    max_pool_same_backward(dy, winners, size) -> dx
+
+winners: uint8 in x's layout, where in its window each maximum was found: the column in the low four bits, the
+row in the high ones, each counted from the window's first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cen_ext import backends
+from cen_ext.functional import DTYPES
+from cen_ext.reference import memory_format
+
+LARGEST_SIZE = 15  # four bits hold a row or a column
+
+
+def max_pool_same(x: Tensor, size: int, *, backend: str | None = None) -> Tensor:
+    """Max pooling of stride 1 in a square window about each pixel, of the part of it that lies in the image.
+
+    As ``F.max_pool2d(x, size, stride=1, padding=size // 2)``: NaN is above all numbers. Windows are taken by
+    rows, then by columns; the gradient goes to the first maximum in that order.
+
+    Args:
+        x: ``[N, C, H, W]``, float16, bfloat16, float32 or float64.
+        size: of the window, odd, from 1 to 15 pixels.
+        backend: ``"triton"``, ``"cpu"`` or ``"reference"``, or None for the best that can run.
+
+    Returns:
+        A tensor of x's shape, dtype and memory format. Only the reference can be differentiated twice.
+
+    Raises:
+        TypeError: x is not a tensor or of another dtype; size is not an integer.
+        ValueError: x has another number of axes or no channel or pixel; size is even or out of range; no
+            backend has that name.
+        RuntimeError: the backend asked for cannot run this call.
+    """
+    _check(x, size)
+    run: Any = backends.choose_among(_BACKENDS, backend, x).run
+    y: Tensor = run(x, size)
+    return y
+
+
+def _check(x: Tensor, size: int) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+    if x.dtype not in DTYPES:
+        raise TypeError(f"x must be float16, bfloat16, float32 or float64, got {x.dtype}")
+    if x.dim() != 4 or 0 in x.shape[1:]:
+        raise ValueError(f"x must be [N, C, H, W] with C, H and W at least 1, got shape {tuple(x.shape)}")
+    if not isinstance(size, int):
+        raise TypeError(f"size must be an integer, got {type(size).__name__}")
+    if size % 2 == 0 or not 1 <= size <= LARGEST_SIZE:
+        raise ValueError(f"size must be odd and from 1 to {LARGEST_SIZE}, got {size}")
+
+
+def _run_reference(x: Tensor, size: int) -> Tensor:
+    """The definition."""
+    rows = F.max_pool2d(x, (1, size), stride=1, padding=(0, size // 2))
+    y = F.max_pool2d(rows, (size, 1), stride=1, padding=(size // 2, 0))
+    return y.contiguous(memory_format=memory_format(x))
+
+
+def _run_compiled(x: Tensor, size: int) -> Tensor:
+    return _apply(torch.ops.cen_ext.max_pool_same, torch.ops.cen_ext.max_pool_same_backward, x, size)
+
+
+def _run_triton(x: Tensor, size: int) -> Tensor:
+    from cen_ext import triton_pooling
+
+    return _apply(triton_pooling.max_pool_same, triton_pooling.max_pool_same_backward, x, size)
+
+
+def _apply(forward: Any, backward: Any, x: Tensor, size: int) -> Tensor:
+    """y of an op. Eager calls are quicker without the gradient that is registered for it."""
+    if torch.compiler.is_compiling():
+        y: Tensor = forward(x, size)[0]
+    else:
+        y = _MaxPoolSame.apply(x, size, forward, backward)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _MaxPoolSame(torch.autograd.Function):
+    """An op with its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, size: int, forward: Any, backward: Any) -> Tensor:
+        y, winners = forward(x, size)
+        ctx.save_for_backward(winners)
+        ctx.size, ctx.run_backward = size, backward
+        result: Tensor = y
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.run_backward(dy, *ctx.saved_tensors, ctx.size), None, None, None
+
+
+def fake_forward(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """What an op ``max_pool_same`` gives, not computed."""
+    return torch.empty_like(x), torch.empty_like(x, dtype=torch.uint8)
+
+
+def fake_backward(dy: Tensor, winners: Tensor, size: int) -> Tensor:
+    """What an op ``max_pool_same_backward`` gives, not computed."""
+    return torch.empty_like(winners, dtype=dy.dtype)
+
+
+def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, Tensor]) -> None:
+    """Keeps what the gradient that is registered for an op needs."""
+    _, ctx.size = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[1])
+
+
+def gradient(backward: Callable[..., Tensor]) -> Callable[..., tuple[Tensor | None, None]]:
+    """The gradient that is registered for an op."""
+
+    def run(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, None]:
+        return None if dy is None else backward(dy, *ctx.saved_tensors, ctx.size), None
+
+    return run
+
+
+def refuse_second_gradient(ctx: Any, *_: Tensor) -> None:
+    """What is registered as the gradient of the backward pass."""
+    raise RuntimeError(
+        "max_pool_same cannot be differentiated twice by the compiled backends; use backend='reference'"
+    )
+
+
+_RUNS: dict[str, Any] = {"triton": _run_triton, "cpu": _run_compiled, "reference": _run_reference}
+_REASONS = {
+    "triton": backends.why_not_triton,
+    "cpu": backends.why_not_cpu,
+    "reference": backends.why_not_reference,
+}
+_BACKENDS = {name: backends.Backend(_REASONS[name], run) for name, run in _RUNS.items()}  # best first
+
+if backends.why_not_cpu() is None:
+    torch.library.register_fake("cen_ext::max_pool_same", fake_forward)
+    torch.library.register_fake("cen_ext::max_pool_same_backward", fake_backward)
+    torch.library.register_autograd(
+        "cen_ext::max_pool_same",
+        gradient(torch.ops.cen_ext.max_pool_same_backward),
+        setup_context=setup_context,
+    )
+    torch.library.register_autograd("cen_ext::max_pool_same_backward", refuse_second_gradient)

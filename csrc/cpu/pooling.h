@@ -1,0 +1,299 @@
+// Max pooling of stride 1 in square windows, and its gradient; defined in cen_ext/pooling.py.
+//
+// In either memory layout an image is rows of values whose next pixel is p.step values on, and a place left
+// or right of the image is one before or past its row. So both layouts are one case: windows of p.size rows
+// and p.size values a row, p.step apart. A place's `winner` is where in its window the maximum was found, one
+// byte: the column in the low, the row in the high four bits, each counted from the window's first.
+#pragma once
+
+#include "vec.h"
+
+namespace cen::cpu {
+namespace {
+
+template <class R>
+using Winners = Vec<Bits<R>>;
+template <class R>
+using PackedWinners = typename VecOf<uint8_t, kLanes<R>>::type;
+
+// By hand where compilers take bytes apart one by one.
+template <class R>
+CEN_INLINE Winners<R> unpack(PackedWinners<R> packed) {
+#if CEN_VECTOR_BYTES == 64
+  if constexpr (sizeof(R) == 4)
+    return (Winners<R>)_mm512_cvtepu8_epi32((__m128i)packed);
+  else
+    return (Winners<R>)_mm512_cvtepu8_epi64(_mm_cvtsi64_si128((long long)packed));
+#else
+#if CEN_VECTOR_BYTES == 32
+  if constexpr (sizeof(R) == 4) return (Winners<R>)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)packed));
+#endif
+  return __builtin_convertvector(packed, Winners<R>);
+#endif
+}
+template <class R>
+CEN_INLINE PackedWinners<R> pack_winners(Winners<R> winners) {
+#if CEN_VECTOR_BYTES == 64
+  if constexpr (sizeof(R) == 4)
+    return (PackedWinners<R>)_mm512_cvtepi32_epi8((__m512i)winners);
+  else
+    return (PackedWinners<R>)_mm_cvtsi128_si64(_mm512_cvtepi64_epi8((__m512i)winners));
+#else
+#if CEN_VECTOR_BYTES == 32
+  if constexpr (sizeof(R) == 4) {
+    const __m256i first_bytes = _mm256_shuffle_epi8((__m256i)winners, _mm256_set1_epi32(0x0c080400));
+    const __m128i halves =
+        _mm_unpacklo_epi32(_mm256_castsi256_si128(first_bytes), _mm256_extracti128_si256(first_bytes, 1));
+    return (PackedWinners<R>)_mm_cvtsi128_si64(halves);
+  }
+#endif
+  return __builtin_convertvector(winners, PackedWinners<R>);
+#endif
+}
+
+template <class R>
+CEN_INLINE Winners<R> load_winners(const uint8_t* from, AllLanes<R>) {
+  PackedWinners<R> packed;
+  std::memcpy(&packed, from, sizeof(packed));
+  return unpack<R>(packed);
+}
+template <class R>
+CEN_INLINE void store_winners(uint8_t* to, Winners<R> winners, AllLanes<R>) {
+  const auto packed = pack_winners<R>(winners);
+  std::memcpy(to, &packed, sizeof(packed));
+}
+template <class R>
+CEN_INLINE Winners<R> load_winners(const uint8_t* from, int64_t n) {
+  uint8_t lanes[kLanes<R>] = {};
+  for (int64_t lane = 0; lane < n; ++lane) lanes[lane] = from[lane];
+  return load_winners<R>(lanes, AllLanes<R>{});
+}
+template <class R>
+CEN_INLINE void store_winners(uint8_t* to, Winners<R> winners, int64_t n) {
+  uint8_t lanes[kLanes<R>];
+  store_winners<R>(lanes, winners, AllLanes<R>{});
+  for (int64_t lane = 0; lane < n; ++lane) to[lane] = lanes[lane];
+}
+
+// f(at, n) for the vectors of [0, values), at multiples of a vector's lanes, of which n lanes exist.
+template <class R, class F>
+CEN_INLINE void for_vectors(int64_t values, F f) {
+  int64_t at = 0;
+  for (; at + kLanes<R> <= values; at += kLanes<R>) f(at, AllLanes<R>{});
+  if (at < values) f(at, values - at);
+}
+
+// A piece of rows, so short that the rows of a window fit in the second-level cache.
+struct Tile {
+  int64_t first, values;
+
+  template <class R>
+  static int64_t most_values(const Pooling& p) {
+    constexpr int64_t kBytes = 1 << 16;
+    return divide_up(smaller(larger(kBytes / sizeof(R), 4 * p.halo()), p.length), kLanes<R>) * kLanes<R>;
+  }
+  template <class R>
+  static int64_t count(const Pooling& p) {
+    return divide_up(p.length, most_values<R>(p));
+  }
+  template <class R>
+  static Tile number(const Pooling& p, int64_t i) {
+    const int64_t most = most_values<R>(p);
+    return {i * most, smaller(most, p.length - i * most)};
+  }
+};
+
+// The first maximum of what it has met, NaN being above all numbers, and the last NaN: as torch.max_pool2d.
+template <class R>
+struct Maximum {
+  Vec<R> value;
+  Winners<R> winner;
+
+  CEN_INLINE void meet(Vec<R> other, Winners<R> its_winner) {
+    const auto better = (other > value) | (other != other);
+    value = better ? other : value;
+    winner = better ? its_winner : winner;
+  }
+};
+
+// Forward in a tile of an image: maxima of windows of one row, of the last p.size rows, and the maxima of
+// those.
+template <class T>
+class MaximaOfRows {
+  using R = Real<T>;
+
+ public:
+  explicit MaximaOfRows(const Pooling& p)
+      : p_(p),
+        width_(Tile::most_values<R>(p)),
+        padded_(width_ + 2 * p.halo()),
+        first_(divide_up(p.halo(), kLanes<R>) * kLanes<R>),
+        maxima_(p.size * width_),
+        winners_(p.size * width_) {
+    for (int64_t at = 0; at < divide_up(p.halo(), kLanes<R>) * kLanes<R>; ++at)
+      first_[at] = static_cast<Bits<R>>(larger(0, p.radius() - at / p.step));
+  }
+
+  // row: of the image x.
+  void take(const T* x, int64_t row, Tile tile) const {
+    pad(x + row * p_.length, tile);
+    R* maxima = maxima_.get() + slot(row);
+    uint8_t* winners = winners_.get() + slot(row);
+    for (int64_t at = 0; at < tile.values; at += kLanes<R>) {
+      // Of nothing but -inf the first is the maximum, and none of the padding.
+      Maximum<R> best{splat(-static_cast<R>(INFINITY)), first_of_window(tile.first + at)};
+      for (int64_t k = 0; k < p_.size; ++k)
+        best.meet(load_row(padded_.get() + at + k * p_.step), splat(static_cast<Bits<R>>(k)));
+      store_row(maxima + at, best.value);
+      store_winners<R>(winners + at, best.winner, AllLanes<R>{});
+    }
+  }
+
+  // y and winners of the image.
+  void give(T* y, uint8_t* winners, int64_t row, Tile tile, bool streamed) const {
+    const int64_t top = row - p_.radius(), first = larger(0, -top), last = smaller(p_.size, p_.rows - top);
+    const int64_t place = row * p_.length + tile.first;
+    for_vectors<R>(tile.values, [&](int64_t at, auto n) CEN_INLINE_LAMBDA {
+      const auto maximum = [&](int64_t k) CEN_INLINE_LAMBDA {
+        const int64_t from = slot(top + k) + at;
+        return Maximum<R>{
+            load_row(maxima_.get() + from),
+            load_winners<R>(winners_.get() + from, AllLanes<R>{}) | static_cast<Bits<R>>(k << 4)};
+      };
+      Maximum<R> best = maximum(first);
+      for (int64_t k = first + 1; k < last; ++k) {
+        const Maximum<R> other = maximum(k);
+        best.meet(other.value, other.winner);
+      }
+      store(y + place + at, best.value, n, streamed);
+      store_winners<R>(winners + place + at, best.winner, n);
+    });
+  }
+
+ private:
+  CEN_INLINE int64_t slot(int64_t row) const { return row % p_.size * width_; }
+
+  CEN_INLINE Winners<R> first_of_window(int64_t at) const {
+    return at < p_.halo() ? load_row(first_.get() + at) : Winners<R>{};
+  }
+
+  // The tile's piece of a row, and p.halo() values on either side.
+  void pad(const T* row, Tile tile) const {
+    const int64_t begin = tile.first - p_.halo(), end = tile.first + tile.values + p_.halo();
+    const int64_t first = larger(0, begin), last = smaller(p_.length, end);
+    R* padded = padded_.get() - begin;
+    for (int64_t at = begin; at < first; ++at) padded[at] = -static_cast<R>(INFINITY);
+    for_vectors<R>(last - first, [&](int64_t at, auto n) CEN_INLINE_LAMBDA {
+      store_packed(padded + first + at, load(row + first + at, n), n);
+    });
+    for (int64_t at = last; at < end; ++at) padded[at] = -static_cast<R>(INFINITY);
+  }
+
+  const Pooling& p_;
+  const int64_t width_;
+  const Buffer<R> padded_;
+  const Buffer<Bits<R>>
+      first_;               // the first column of a window that lies in the image, at the row's beginning
+  const Buffer<R> maxima_;  // [size, width]
+  const Buffer<uint8_t> winners_;
+};
+
+template <class T>
+void max_pool(const Pooling& p, const T* x, T* y, uint8_t* winners, const Parallel& parallel) {
+  using R = Real<T>;
+  const int64_t tiles = Tile::count<R>(p);
+  // Bands of rows where there are few images. Each begins with rows that the one before it takes as well.
+  const int64_t wanted = divide_up(4 * parallel.threads, p.images * tiles);
+  const int64_t height = larger(divide_up(p.rows, wanted), smaller(4 * p.size, p.rows));
+  const int64_t bands = divide_up(p.rows, height);
+  const bool streamed = p.stream && p.length % kLanes<R> == 0 && phase_of(y) == 0;
+  parallel_ranges(parallel, p.images * bands * tiles, [&](int64_t begin, int64_t end) {
+    const MaximaOfRows<T> maxima(p);
+    for (int64_t i = begin; i < end; ++i) {
+      const Tile tile = Tile::number<R>(p, i % tiles);
+      const int64_t image = i / tiles / bands * p.rows * p.length, first = i / tiles % bands * height;
+      const int64_t last = smaller(first + height, p.rows);
+      int64_t taken = larger(0, first - p.radius());
+      for (int64_t row = first; row < last; ++row) {
+        for (; taken < smaller(p.rows, row + p.radius() + 1); ++taken) maxima.take(x + image, taken, tile);
+        maxima.give(y + image, winners + image, row, tile, streamed);
+      }
+    }
+  });
+}
+
+// dx of a row: what each place of it won in the windows of its column, then in those of its row.
+template <class T>
+class GradientsOfRows {
+  using R = Real<T>;
+
+ public:
+  explicit GradientsOfRows(const Pooling& p)
+      : p_(p),
+        padded_(Tile::most_values<R>(p) + 2 * p.halo()),
+        columns_(Tile::most_values<R>(p) + 2 * p.halo()) {}
+
+  // dy, winners and dx of the image.
+  void give(const T* dy, const uint8_t* winners, T* dx, int64_t row, Tile tile, bool streamed) const {
+    of_columns(dy, winners, row, tile);
+    for_vectors<R>(tile.values, [&](int64_t at, auto n) CEN_INLINE_LAMBDA {
+      Vec<R> sum{};
+      for (int64_t k = p_.size - 1; k >= 0; --k) {
+        const int64_t from = at + (p_.size - 1 - k) * p_.step;
+        const auto won = load_winners<R>(columns_.get() + from, AllLanes<R>{}) == static_cast<Bits<R>>(k);
+        sum += won ? load_row(padded_.get() + from) : Vec<R>{};
+      }
+      store(dx + row * p_.length + tile.first + at, sum, n, streamed);
+    });
+  }
+
+ private:
+  void of_columns(const T* dy, const uint8_t* winners, int64_t row, Tile tile) const {
+    const int64_t begin = tile.first - p_.halo(), end = tile.first + tile.values + p_.halo();
+    const int64_t first = larger(0, begin), last = smaller(p_.length, end);
+    // The row is k-th in the window about row + radius - k.
+    const int64_t lowest = larger(0, row + p_.radius() - p_.rows + 1);
+    const int64_t highest = smaller(p_.size - 1, row + p_.radius());
+    R* padded = padded_.get() - begin;
+    uint8_t* columns = columns_.get() - begin;
+    for (int64_t at = begin; at < first; ++at) padded[at] = 0;
+    for_vectors<R>(last - first, [&](int64_t i, auto n) CEN_INLINE_LAMBDA {
+      const int64_t at = first + i;
+      Vec<R> sum{};
+      Winners<R> column{};
+      for (int64_t k = highest; k >= lowest; --k) {
+        const int64_t from = (row + p_.radius() - k) * p_.length + at;
+        const Winners<R> winner = load_winners<R>(winners + from, n);
+        const auto won = (winner >> 4) == static_cast<Bits<R>>(k);
+        sum += won ? load(dy + from, n) : Vec<R>{};
+        column = won ? winner & 15 : column;
+      }
+      store_packed(padded + at, sum, n);
+      store_winners<R>(columns + at, column, n);
+    });
+    for (int64_t at = last; at < end; ++at) padded[at] = 0;
+  }
+
+  const Pooling& p_;
+  const Buffer<R> padded_;         // gradients of maxima of windows of one row, 0 outside the image,
+  const Buffer<uint8_t> columns_;  // and where in their windows these are
+};
+
+template <class T>
+void max_pool_backward(const Pooling& p, const T* dy, const uint8_t* winners, T* dx,
+                       const Parallel& parallel) {
+  using R = Real<T>;
+  const int64_t tiles = Tile::count<R>(p);
+  const bool streamed = p.stream && p.length % kLanes<R> == 0 && phase_of(dx) == 0;
+  parallel_ranges(parallel, p.images * tiles * p.rows, [&](int64_t begin, int64_t end) {
+    const GradientsOfRows<T> gradients(p);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t image = i / p.rows / tiles * p.rows * p.length;
+      gradients.give(dy + image, winners + image, dx + image, i % p.rows,
+                     Tile::number<R>(p, i / p.rows % tiles), streamed);
+    }
+  });
+}
+
+}  // namespace
+}  // namespace cen::cpu
