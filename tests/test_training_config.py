@@ -168,7 +168,8 @@ def test_stages_in_epochs_or_steps() -> None:
         *["loss.sparsity=-1", "model.dropout=-0.1", "model.dropout=1", "model.initial_scale=0"],
         *["model.threshold=-1", "model.threshold=nan", "model.width=0", "optim.momentum=-1"],
         *["optim.momentum=1", "optim.stages.1.decoder_lr=-1", "optim.stages.1.encoder_lr=-1e-3"],
-        *["optim.stages.2.steps=0", "optim.weight_decay=-1", "run.seed=-1", f"run.seed={2**32}"],
+        *["optim.stages.2.steps=-1", "optim.accumulate=0", "optim.clip=0", "optim.ema=1", "optim.power=-1"],
+        *["optim.warmup_steps=-1", "optim.weight_decay=-1", "run.seed=-1", f"run.seed={2**32}"],
         "run.workers=-1",
     ],
 )

@@ -116,6 +116,19 @@ def test_order_of_stages_epochs_and_evaluations(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("place", range(3))
+def test_an_empty_stage_is_left_out(tmp_path: Path, place: int) -> None:
+    stages = list(Toy().stages)
+    stages.insert(place, Stage(epochs=0))
+    task, expected = Toy(stages=tuple(stages)), [index for index in range(3) if index != place]
+    assert run(tmp_path, task).progress.step == 14
+    assert [event for event in task.events if str(event).startswith("stage")] == [
+        f"stage {index}" for index in expected
+    ]
+    with pytest.raises(UsageError, match=r"optim\.stages must have steps"):
+        run(tmp_path / "none", Toy(stages=(Stage(steps=0),)))
+
+
 @pytest.mark.parametrize("stop_at", range(14))
 def test_resumed_equals_uninterrupted(tmp_path: Path, stop_at: int) -> None:
     run(tmp_path / "a", Toy())

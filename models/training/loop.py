@@ -111,6 +111,9 @@ class Loop:
             what the task describes.
         interrupt: stops the loop between two steps.
 
+    Raises:
+        UsageError: the stages have no steps.
+
     Attributes:
         progress: where the run stands.
         signal: that stopped the loop in whichever process received it, or 0.
@@ -127,6 +130,8 @@ class Loop:
             interrupt,
         )
         self.ends = stage_ends(task.stages, task.steps_per_epoch)
+        if self.ends[-1] == 0:
+            raise UsageError("optim.stages must have steps in all, got none")
         self.total = min(self.ends[-1], run.steps or self.ends[-1])
         self.evaluate_every = run.evaluate_steps or run.evaluate_epochs * task.steps_per_epoch
         self.progress = Progress(task.steps_per_epoch)

@@ -100,11 +100,11 @@ class UpdateSettings:
 class Stage:
     """A stretch of training with settings of its own and fresh optimisers."""
 
-    epochs: int = setting(100, "length in epochs")
+    epochs: int = setting(100, "length in epochs; 0 leaves the stage out")
     steps: int | None = setting(None, "length in steps, instead of epochs")
 
     def __post_init__(self) -> None:
-        require_at_least(1, self, "epochs", "steps")
+        require_at_least(0, self, "epochs", "steps")
 
     def length(self, steps_per_epoch: int) -> int:
         """Length in steps."""
