@@ -15,8 +15,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Any:
         overrides: ``field=value`` assignments, such as ``run.device=cpu``.
 
     Returns:
-        A ``models.segmentation.load.TrainedNetwork``, or what another system has: ``net`` in evaluation mode,
-        ``recipe``, ``inputs``, and ``read``, which makes the network's input of image files.
+        A ``models.segmentation.load.TrainedNetwork`` or ``models.translation.load.TrainedGenerator``: ``net``
+        in evaluation mode, ``recipe``, ``inputs``, and ``read``, which makes the network's input of image
+        files.
 
     Raises:
         UsageError: no such file, or a wrong override.
