@@ -39,7 +39,6 @@ def rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---- the released code's numbers
 
 
-@functools.cache
 def released_net() -> models.RefineNet:
     net = golden_net("resnet50")
     models.load_released(net, {key: draw(key, shape) for key, shape in released_shapes("resnet50").items()})
@@ -75,13 +74,8 @@ def test_golden_in_channels_last_and_in_parts() -> None:
     assert_golden("frozen", 2)
 
 
-def assert_golden_modes() -> None:
-    for mode in ("frozen", "batch"):
-        assert_golden(mode, 1)
-
-
 def test_golden_in_two_processes() -> None:
-    assert together(assert_golden_modes) == [0, 0]
+    assert together(assert_golden, "batch", 1) == [0, 0]
 
 
 # ---- compilation
