@@ -146,7 +146,7 @@ def on_device(batches: Iterable[OnDevice], device: torch.device) -> Iterator[OnD
     """The batches, copied to ``device``: to a GPU while it still computes what came before.
 
     Args:
-        batches: dataclasses of tensors with a method ``to``, as ``Batch``; a ``Loader``'s are in pinned memory.
+        batches: dataclasses of tensors with a method ``to``, as ``Batch``; a ``Loader``'s are pinned.
         device: where they are wanted.
     """
     if device.type != "cuda":
