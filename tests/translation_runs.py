@@ -21,7 +21,9 @@ STEPS = 7
 TINY = [
     *["data.batch_size=4", "data.crop=32", "data.resize=36"],
     *["model.size=32", "model.base_width=4", "model.discriminator_width=4"],
-    *["eval.pictures=0", f"optim.stages.0.steps={STEPS}", "optim.schedule=constant", "optim.ema=none"],
+    *["model.initial_scale=none", "model.dropout=0.5", "loss.sparsity=0.001"],
+    *[f"optim.stages.0.steps={STEPS}", "optim.stages.0.discriminator_lr=2e-4"],
+    *["eval.pictures=0", "optim.schedule=constant", "optim.ema=none"],
     *["run.device=cpu", "run.precision=fp32", "run.workers=0"],
     *["run.log_steps=3", "run.checkpoint_steps=4", "run.evaluate_epochs=9", "run.evaluate_steps=none"],
 ]
