@@ -23,6 +23,7 @@ import models
 from models.__main__ import main
 from models.pictures import CELL
 from models.training import checkpoint
+from models.training.errors import UsageError
 from models.translation.build import build_generator
 from models.translation.evaluate import MEAN_IMAGE
 from models.translation.released import released_names, unused_names
@@ -294,6 +295,8 @@ def test_mistakes_in_what_is_predicted(
         path.rename(path.with_name(path.name.replace("domain_rgb", "domain_edge_texture")))
     assert "expected edge_texture of 16 bits" in error(normal, f"--input=edge_texture={tmp_path / 'rgb'}")
     assert not list((tmp_path / "out").rglob("*.png"))
+    with pytest.raises(UsageError, match="expected a file of each of normal, edge_texture, got normal"):
+        models.load(trained).read(normal="normal.png")
 
 
 # ---- files of networks

@@ -59,9 +59,15 @@ class TrainedGenerator:
         The shorter side becomes ``data.crop`` pixels, and the square in the middle is kept, as in evaluation.
 
         Raises:
+            UsageError: a domain's file is missing, or is of none of them.
             DataError: a broken picture, not what its domain stores, or pictures of different size.
         """
-        paths = [Path(files[domain.name]) for domain in self.domains]
+        names = [domain.name for domain in self.domains]
+        if files.keys() != set(names):
+            raise UsageError(
+                f"expected a file of each of {', '.join(names)}, got {', '.join(files) or 'none'}"
+            )
+        paths = [Path(files[name]) for name in names]
         images = tuple(domain.read(path) for domain, path in zip(self.domains, paths, strict=True))
         for image, path in zip(images, paths, strict=True):
             if image.shape[:2] != images[0].shape[:2]:
