@@ -207,7 +207,8 @@ def test_half_precision_trains_as_float32_does(views: Path) -> None:
 
 
 def test_rates_and_average(views: Path) -> None:
-    task = tiny_task(views, "optim.ema=0.9", "optim.schedule=polynomial", "optim.power=1", dtype=DOUBLE)
+    options = ["optim.ema=0.9", "optim.schedule=polynomial", "optim.power=1"]
+    task = tiny_task(views, *options, "optim.stages.0.ensemble_lr=0.01", dtype=DOUBLE)
     decay, weights = 0.9, []
     average = {name: p.clone() for name, p in task.nets.generator.named_parameters()}
     for step, batch in enumerate(batches_of(task, DOUBLE)):
@@ -215,7 +216,8 @@ def test_rates_and_average(views: Path) -> None:
         weights = dict(task.nets.generator.named_parameters())
         share = 1 - min(decay, (1 + step) / (10 + step))
         average = {name: value + share * (weights[name] - value) for name, value in average.items()}
-    assert task.learning_rates() == pytest.approx({"generator": 5e-4 * 5 / 7, "discriminator": 2e-4 * 5 / 7})
+    rates = {"generator": 5e-4, "ensemble": 1e-2, "discriminator": 2e-4}
+    assert task.learning_rates() == pytest.approx({name: rate * 5 / 7 for name, rate in rates.items()})
     assert task.evaluated is task.nets.ema.net
     for name, parameter in task.evaluated.named_parameters():
         torch.testing.assert_close(parameter, average[name], rtol=1e-12, atol=1e-14)

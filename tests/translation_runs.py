@@ -23,6 +23,7 @@ TINY = [
     *["model.size=32", "model.base_width=4", "model.discriminator_width=4"],
     *["model.initial_scale=none", "model.dropout=0.5", "loss.sparsity=0.001"],
     *[f"optim.stages.0.steps={STEPS}", "optim.stages.0.discriminator_lr=2e-4"],
+    *["optim.stages.0.ensemble_lr=none"],
     *["eval.pictures=0", "optim.schedule=constant", "optim.ema=none"],
     *["run.device=cpu", "run.precision=fp32", "run.workers=0"],
     *["run.log_steps=3", "run.checkpoint_steps=4", "run.evaluate_epochs=9", "run.evaluate_steps=none"],

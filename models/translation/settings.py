@@ -76,12 +76,13 @@ class TranslationStage(Stage):
     """A stage's learning rates."""
 
     epochs: int = setting(300, "length in epochs")
-    generator_lr: float = setting(2e-4, "learning rate of the generator and of the ensemble's weights")
+    generator_lr: float = setting(2e-4, "learning rate of the generator")
+    ensemble_lr: float | None = setting(None, "learning rate of the ensemble's weights; none: generator_lr")
     discriminator_lr: float = setting(2e-4, "learning rate of the discriminator")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_at_least(0, self, "generator_lr", "discriminator_lr")
+        require_at_least(0, self, "generator_lr", "ensemble_lr", "discriminator_lr")
 
 
 @dataclass(frozen=True)

@@ -66,31 +66,27 @@ class Adversaries:
 
     def start_stage(self, stage: TranslationStage, begin: int, steps: int) -> None:
         """Make the fresh optimisers of a stage of so many steps, whose first is ``begin``."""
-        nets = {"generator": self.generator, "discriminator": self.discriminator}
-        rates = {"generator": stage.generator_lr, "discriminator": stage.discriminator_lr}
+        groups = parameter_groups(self.generator, self.discriminator, stage)
         averages = {} if self.ema is None else {"generator": (self.ema, self.generator)}
         self.optimisations = {
             name: Optimisation(
-                self._optimizer(name, net, rates[name]),
+                # A fused one leaves out fp16's overflowing steps without asking the device.
+                torch.optim.Adam(own, betas=self.recipe.optim.betas, fused=True),
                 self.recipe.optim,
                 begin,
                 steps,
                 loss_scaler(self.recipe.run.precision, self.device),
                 averages.get(name),
             )
-            for name, net in nets.items()
+            for name, own in groups.items()
         }
         first, second = self._discriminator_gradients, self._generator_gradients
         if self.recipe.run.cuda_graphs:
             # What was recorded belongs to the last stage's loss scales.
-            recorded = compilation.Recorded(first, nn.ModuleList(nets.values()), second)
+            nets = nn.ModuleList([self.generator, self.discriminator])
+            recorded = compilation.Recorded(first, nets, second)
             first, second = recorded, recorded.finish
         self.parts = first, second
-
-    def _optimizer(self, name: str, net: nn.Module, rate: float) -> torch.optim.Optimizer:
-        # A fused one leaves out fp16's overflowing steps without asking the device.
-        group = {"name": name, "params": list(net.parameters()), "lr": rate}
-        return torch.optim.Adam([group], betas=self.recipe.optim.betas, fused=True)
 
     def step(self, images: Tensor, target: Tensor, step: int) -> dict[str, Tensor]:
         """Train both networks on a batch, in the run's step counted from 0; nothing waits for the device.
@@ -133,7 +129,7 @@ class Adversaries:
         return losses
 
     def learning_rates(self) -> dict[str, float]:
-        """Those of the last step, ``generator`` and ``discriminator``."""
+        """Those of the last step: ``generator``, ``ensemble`` and ``discriminator``."""
         rates = (each.learning_rates() for each in self.optimisations.values())
         return {name: rate for each in rates for name, rate in each.items()}
 
@@ -157,6 +153,22 @@ class Adversaries:
             self.ema.net.load_state_dict(state["ema"])
         for name, each in self.optimisations.items():
             each.load_state_dict(state["optimisations"][name])
+
+
+def parameter_groups(
+    generator: UNet, discriminator: PatchGAN, stage: TranslationStage
+) -> dict[str, list[dict[str, Any]]]:
+    """What each network's optimiser updates, with its learning rates."""
+    rest = [parameter for name, parameter in generator.named_parameters() if name != "alpha"]
+    ensemble_lr = stage.generator_lr if stage.ensemble_lr is None else stage.ensemble_lr
+    judge = list(discriminator.parameters())
+    return {
+        "generator": [
+            {"name": "generator", "params": rest, "lr": stage.generator_lr},
+            {"name": "ensemble", "params": [generator.alpha], "lr": ensemble_lr},
+        ],
+        "discriminator": [{"name": "discriminator", "params": judge, "lr": stage.discriminator_lr}],
+    }
 
 
 @contextmanager
