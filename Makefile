@@ -34,7 +34,7 @@ ifdef QUICK
 	$(BIN)/python -m bench.operator --quick
 else
 	$(BIN)/python -m bench.operator
-	$(BIN)/python -m bench.training
+	for network in refinenet pspnet unet; do $(BIN)/python -m bench.training --network $$network || exit; done
 endif
 
 # All that needs a GPU: build, marked tests, compute-sanitizer, benchmark; results in bench/results.

@@ -5,11 +5,12 @@
     sanitizer  compute-sanitizer's memcheck, racecheck, synccheck and initcheck over the small subset of those
                tests that is named for it
     bench      bench.operator, the full run on the GPU, the most telling cases first
+    training   bench.training of every network; only if asked for, since its compilers take minutes
 
 A step that fails is recorded, and the others go on. ``--budget-seconds`` are for all together: the benchmark
 takes what the other steps leave, and starts no case later; the one at work has a minute to end. The folder
-holds build.txt, tests.txt, sanitizer.txt, operator.txt, .csv, .md and plots, versions.json (the machine and
-its versions) and steps.json (each step's outcome and seconds).
+holds build.txt, tests.txt, sanitizer.txt, operator.txt and training.txt, tables and plots, versions.json (the
+machine and its versions) and steps.json (each step's outcome and seconds).
 
 Exit status: 0 if no step failed, 1 if one did, 2 without a GPU.
 """
@@ -37,7 +38,9 @@ import torch
 from bench.files import RESULTS, write
 
 ROOT = Path(__file__).parents[1]
-STEPS = ("build", "tests", "sanitizer", "bench")
+USUAL_STEPS = ("build", "tests", "sanitizer", "bench")
+STEPS = (*USUAL_STEPS, "training")
+NETWORKS = ("refinenet", "pspnet", "unet")
 CHECKS = ("memcheck", "racecheck", "synccheck", "initcheck")
 CHECK_SECONDS = 90  # at most for each of them
 GRACE_SECONDS = 60
@@ -94,6 +97,11 @@ def tasks(steps: Sequence[str], out: Path, budget: float) -> Iterator[Task]:
         command = [python, "-m", "bench.operator", "--device", "cuda", "--budget-seconds", str(seconds)]
         command += ["--out", str(out / "operator")]
         yield Task("bench", "operator.txt", command, seconds + GRACE_SECONDS)
+    if "training" in steps:
+        for network in NETWORKS:
+            command = [python, "-m", "bench.training", "--device", "cuda", "--network", network]
+            command += ["--out", str(out / f"training_{network}")]
+            yield Task(network, "training.txt", command, left())
 
 
 def find_sanitizer() -> str | None:
@@ -184,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--steps", nargs="+", choices=STEPS, default=STEPS, help="(default: all)")
+    add("--steps", nargs="+", choices=STEPS, default=USUAL_STEPS, help="(default: all but training)")
     add("--budget-seconds", type=float, default=480, metavar="S", help="(default: 480)")
     add("--out", type=Path, help="folder of results (default: bench/results/gpu_<the GPU's name>)")
     args = parser.parse_args(argv)

@@ -131,7 +131,7 @@ def test_a_failure_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
 
 def test_the_steps_in_their_order() -> None:
     names = [made.name for made in gpu.tasks(gpu.STEPS, OUT, 100)]
-    assert names == ["build", "versions", "tests", *gpu.CHECKS, "bench"]
+    assert names == ["build", "versions", "tests", *gpu.CHECKS, "bench", *gpu.NETWORKS]
     assert [made.name for made in gpu.tasks(["bench"], OUT, 100)] == ["versions", "bench"]
     proven = [made.name for made in gpu.tasks(gpu.STEPS, OUT, 100) if made.proof]
     assert proven == ["tests", *gpu.CHECKS]
@@ -141,7 +141,7 @@ def test_steps_share_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [1000.0]
     monkeypatch.setattr(gpu, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     limits = {}
-    for made in gpu.tasks(gpu.STEPS, OUT, 480):
+    for made in gpu.tasks(gpu.USUAL_STEPS, OUT, 480):
         limits[made.name] = made.limit
         clock[0] += 70
     checks = dict.fromkeys(gpu.CHECKS, gpu.CHECK_SECONDS) | {"initcheck": 60}
@@ -155,6 +155,14 @@ def test_the_benchmark_is_told_what_is_left() -> None:
     assert bench.command[at + 1] == "300"
     assert bench.command[-2:] == ["--out", "results/operator"]
     assert bench.limit == 360
+
+
+def test_the_trainings_have_what_is_left_and_places_of_their_own() -> None:
+    _, *made = gpu.tasks(["training"], OUT, 300)
+    for task_of_network, network in zip(made, gpu.NETWORKS, strict=True):
+        assert 299 < task_of_network.limit <= 300
+        assert task_of_network.command is not None
+        assert task_of_network.command[-4:] == ["--network", network, "--out", f"results/training_{network}"]
 
 
 def test_the_sanitizer_is_found_and_told_what_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
