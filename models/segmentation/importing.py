@@ -22,9 +22,9 @@ from models.encoders.weights import read_state_dict
 from models.released import load_released
 from models.segmentation.build import build_network, build_reader
 from models.segmentation.load import describe
-from models.segmentation.settings import SegmentationRecipe
 from models.training import checkpoint, config, registry
 from models.training.errors import UsageError, existing
+from models.training.importing import check_settings
 
 
 def import_released(released: Path, name: str, overrides: Sequence[str], output: Path) -> None:
@@ -45,7 +45,8 @@ def import_released(released: Path, name: str, overrides: Sequence[str], output:
     recipe = config.override(registry.find(name), overrides)
     try:
         state = read_state_dict(existing(released, "RELEASED"))
-        _check_settings(released, state, recipe)
+        expected = {"model.network": "refinenet", "model.region": "all", "model.criterion": "abs"}
+        check_settings(released, recipe, expected | released_settings(state), "data.modalities")
         net = load_released(build_network(recipe), state)
     except UsageError:
         raise
@@ -86,16 +87,3 @@ def released_settings(state: Mapping[str, Tensor]) -> dict[str, Any]:
         if key in state:
             found[field] = len(state[key])
     return found
-
-
-def _check_settings(released: Path, state: Mapping[str, Tensor], recipe: SegmentationRecipe) -> None:
-    """Raise UsageError unless the recipe's network is the one that was released."""
-    expected = {"model.network": "refinenet", "model.region": "all", "model.criterion": "abs"}
-    expected |= released_settings(state)
-    count = expected.pop("data.modalities", None)
-    values = config.flatten(recipe)
-    changes = [f"{field}={value}" for field, value in expected.items() if values[field] != value]
-    if count is not None and count != len(recipe.data.modalities):
-        changes.append(f"data.modalities to the names of its {count} inputs in their order")
-    if changes:
-        raise UsageError(f"{released} is another network than the recipe's: set {', '.join(changes)}")

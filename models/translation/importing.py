@@ -13,9 +13,9 @@ from models.encoders.weights import read_state_dict
 from models.released import load_released
 from models.training import checkpoint, config, registry
 from models.training.errors import UsageError, existing
+from models.training.importing import check_settings
 from models.translation.build import build_generator
 from models.translation.load import describe
-from models.translation.settings import TranslationRecipe
 
 
 def import_released(released: Path, name: str, overrides: Sequence[str], output: Path) -> None:
@@ -35,7 +35,8 @@ def import_released(released: Path, name: str, overrides: Sequence[str], output:
     recipe = config.override(registry.find(name), overrides)
     try:
         state = read_state_dict(existing(released, "RELEASED"))
-        _check_settings(released, state, recipe)
+        expected = {"model.region": "all", "model.criterion": "abs", "model.decoder_norms": "private"}
+        check_settings(released, recipe, expected | released_settings(state), "data.domains")
         net = load_released(build_generator(recipe), state)
         described = describe(recipe.data)
     except UsageError:
@@ -60,16 +61,3 @@ def released_settings(state: Mapping[str, Tensor]) -> dict[str, Any]:
     if first not in state or not domains:
         return {}
     return {"model.base_width": len(state[first]), "model.size": 1 << levels, "data.domains": domains}
-
-
-def _check_settings(released: Path, state: Mapping[str, Tensor], recipe: TranslationRecipe) -> None:
-    """Raise UsageError unless the recipe's network is the one that was released."""
-    expected = released_settings(state)
-    expected |= {"model.region": "all", "model.criterion": "abs", "model.decoder_norms": "private"}
-    count = expected.pop("data.domains", None)
-    values = config.flatten(recipe)
-    changes = [f"{field}={value}" for field, value in expected.items() if values[field] != value]
-    if count is not None and count != len(recipe.data.domains):
-        changes.append(f"data.domains to the names of its {count} inputs in their order")
-    if changes:
-        raise UsageError(f"{released} is another network than the recipe's: set {', '.join(changes)}")

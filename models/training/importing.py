@@ -1,0 +1,33 @@
+"""What the import commands of all systems ask of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from models.training import config
+from models.training.errors import UsageError
+
+
+def check_settings(released: Path, recipe: Any, expected: Mapping[str, Any], inputs: str) -> None:
+    """Check that a recipe makes the network that a released file holds.
+
+    Args:
+        released: the file.
+        recipe: the settings.
+        expected: what they have to be, by their paths.
+        inputs: the path of the inputs' names, of which only the number is expected.
+
+    Raises:
+        UsageError: they are others; the message says which to set.
+    """
+    values = config.flatten(recipe)
+    count = expected.get(inputs, len(values[inputs]))
+    changes = [
+        f"{field}={value}" for field, value in expected.items() if field != inputs and values[field] != value
+    ]
+    if count != len(values[inputs]):
+        changes.append(f"{inputs} to the names of its {count} inputs in their order")
+    if changes:
+        raise UsageError(f"{released} is another network than the recipe's: set {', '.join(changes)}")
