@@ -4,8 +4,8 @@
 
 DATA is NYUDv2 at 384x288, WEIGHTS the encoder's, as of the recipe ``nyudv2_384_cen_refinenet18``: 13 classes,
 since so short a budget teaches 40 of them to nobody, 500 steps of 4 images, bfloat16. Runs are below FOLDER
-and go on where they stopped. Writes bench/results/exchange.md, .json and .png: the scores of all validation
-images, the share of channels that every layer exchanges, and the course of the losses.
+and go on where they stopped. Writes bench/results/exchange.md, .json and .png: the scores of the
+validation images, the share of channels that every layer exchanges, and the course of the losses.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ TITLES = {
 }
 
 
-def measure(run: Path) -> dict[str, Any]:
-    """Scores of all validation images, exchanged shares and losses of a finished run; kept beside it."""
-    kept = run / "measured.json"
+def measure(run: Path, images: int | None) -> dict[str, Any]:
+    """Scores of the validation images, exchanged shares and losses of a finished run; kept beside it."""
+    kept = run / f"measured_{images or 'all'}.json"
     if kept.exists():
         return json.loads(kept.read_text())
-    trained = load(run / checkpoint.LAST, ["eval.limit=none", "eval.batch_size=4"])
+    trained = load(run / checkpoint.LAST, [f"eval.limit={images}", "eval.batch_size=4"])
     metrics = evaluate(trained.net, open_split(trained.recipe.data, "val"), trained.recipe).compute()
     shares = {
         name: float(layer.replaced().float().mean()) for name, layer in exchanging_layers(trained.net).items()
@@ -147,6 +147,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/exchange"))
     parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), help="trainings")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--images", type=int, help="validation images to measure on; default: all")
     parser.add_argument("--out", type=Path, default=RESULTS / "exchange", help="without suffix")
     args = parser.parse_args(argv)
     found: dict[str, dict[int, dict[str, Any]]] = {}
@@ -157,10 +158,12 @@ def main(argv: list[str] | None = None) -> int:
             settings += [f"run.seed={seed}", *BUDGET, *RUNS[name]]
             if code := train(RECIPE, settings, resume=(run / checkpoint.LAST).is_file()):
                 return code
-            found.setdefault(name, {})[seed] = measure(run)
+            found.setdefault(name, {})[seed] = measure(run, args.images)
     table = report(found)
     print(table)
-    shown = f"`python -m bench.exchange`: recipe {RECIPE}, {', '.join(BUDGET)}; seeds {args.seeds}\n\n"
+    measured = "all" if args.images is None else f"the first {args.images}"
+    shown = f"`python -m bench.exchange`: recipe {RECIPE}, {', '.join(BUDGET)}; seeds {args.seeds}; "
+    shown += f"{measured} validation images\n\n"
     write(args.out.with_suffix(".md"), shown + table)
     everything = {"machine": machine(), "recipe": RECIPE, "budget": BUDGET, "runs": RUNS, "found": found}
     write(args.out.with_suffix(".json"), json.dumps(everything, indent=1) + "\n")
