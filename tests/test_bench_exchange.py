@@ -1,4 +1,4 @@
-"""The table of ``bench.exchange``: means and ranges over seeds, shares by layer; its settings are a recipe's."""
+"""The table of ``bench.exchange``: means and ranges over seeds, shares by layer; its trainings exist."""
 
 from __future__ import annotations
 
