@@ -18,6 +18,23 @@ from torch.multiprocessing.reductions import StorageWeakRef
 Compute = Callable[[], Tensor]
 
 
+class _Kept(NamedTuple):
+    """A tensor that is kept, and its version then: where there are hooks, autograd looks for no changes."""
+
+    tensor: Tensor
+    version: int
+
+    def get(self) -> Tensor:
+        """The tensor, if it is as it was."""
+        if self.tensor._version != self.version:
+            raise RuntimeError(
+                "a tensor that is needed for the gradients has been changed in place since: "
+                f"{self.tensor.dtype} {tuple(self.tensor.shape)} is at version {self.tensor._version}, "
+                f"expected {self.version}"
+            )
+        return self.tensor
+
+
 class _Output(NamedTuple):
     """An output that can be computed again."""
 
@@ -49,17 +66,21 @@ def recompute_outputs() -> Iterator[None]:
     a residual are kept, since a chain of blocks would hang on them, and so are those of instance norms.
     Compiled graphs are left alone: their compiler decides for itself what to keep.
 
-    The gradients are those of the usual pass up to rounding, bit for bit with given statistics.
+    The gradients are those of the usual pass up to rounding, bit for bit with given statistics. As there, the
+    backward pass raises RuntimeError where a tensor that it needs has been changed in place.
     """
     outputs: dict[int, _Output] = {}
     token = _OUTPUTS.set(outputs)
 
-    def pack(tensor: Tensor) -> Tensor | Compute:
+    def pack(tensor: Tensor) -> Compute:
         output = outputs.get(tensor.untyped_storage()._cdata)
-        return output.compute if output is not None and output.is_of(tensor) else tensor
+        if output is not None and output.is_of(tensor):
+            return output.compute
+        # Detached: an operation that keeps its own output would keep itself, and all before it, for ever.
+        return _Kept(tensor.detach(), tensor._version).get
 
-    def unpack(packed: Tensor | Compute) -> Tensor:
-        return packed if isinstance(packed, Tensor) else packed()
+    def unpack(packed: Compute) -> Tensor:
+        return packed()
 
     try:
         with torch.autograd.graph.saved_tensors_hooks(pack, unpack):

@@ -1,5 +1,6 @@
 """Outputs computed again for the backward pass: the gradients stay, the memory does not."""
 
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -104,6 +105,27 @@ def test_changed_and_partial_outputs_are_kept() -> None:
             y.square().sum().backward()
             found.append(weight.grad)
         torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=1e-12)
+
+
+def test_what_was_changed_in_place_since_is_refused() -> None:
+    norm, x = cen_ext.ExchangeBatchNorm2d(6, 2), torch.randn(SIZE, requires_grad=True)
+    with cen_ext.recompute_outputs():
+        y = x.exp()
+        loss = norm(y).sum()
+    with torch.no_grad():
+        y.add_(1)
+    with pytest.raises(RuntimeError, match="changed in place"):
+        loss.backward()
+
+
+def test_a_pass_whose_gradients_nobody_asks_for_leaves_nothing() -> None:
+    """Operations that keep their own output, as these, must not keep themselves alive."""
+    x = torch.randn(SIZE, requires_grad=True)
+    with cen_ext.recompute_outputs():
+        y = cen_ext.ExchangeBatchNorm2d(6, 2)(x).relu().sigmoid()
+    left = weakref.ref(y)
+    del y
+    assert left() is None
 
 
 def test_memory_used_again_is_not_taken_for_an_output() -> None:
