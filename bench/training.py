@@ -146,7 +146,7 @@ def report(results: dict[str, Result], losses: dict[str, list[float]], batch: in
             else ""
             for other in (FIRST, RIVAL)
         ]
-        share = f"{result.peak / results[FIRST].peak:.2f}" if FIRST in results else ""
+        share = f"{result.peak / results[FIRST].peak:.2f}" if FIRST in results and results[FIRST].peak else ""
         resident = "" if result.resident is None else f"{result.resident / MIB:.0f}"
         difference = ""
         if name in losses and RIVAL in losses:

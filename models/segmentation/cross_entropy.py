@@ -16,7 +16,7 @@ def resized_cross_entropies(logits: Tensor, target: Tensor, ignore_index: int) -
 
     The gradient is computed in the forward pass, image by image, while the logits of label
     resolution are at hand: for 40 classes these and their softmax would be 2.5 times the images, three times
-    over for two modalities and their ensemble. Half types are resized as they are and summed in float32.
+    over for two modalities and their ensemble. Half types are resized and summed in float32.
 
     Args:
         logits: ``[outputs, N, K, h, w]``.
