@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.segmentation.settings import OptimSettings, SegmentationStage
+from models.segmentation.task import make_optimizer
 from models.training import run_folder
 from models.training.ema import Ema
 from models.training.optimisation import Optimisation
@@ -100,6 +102,18 @@ class Squares(nn.Module):
         return y.square().mean(), y.mean((0, 2, 3))
 
 
+class Ones(nn.Module):
+    """A loss whose gradient is one number everywhere."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        loss = torch.stack([parameter.sum() for parameter in self.net.parameters()]).sum() * gradient
+        return loss, loss
+
+
 def optimisation(net: nn.Module, settings: UpdateSettings, precision: str = "fp32") -> Optimisation:
     optimizer = torch.optim.SGD([{"params": list(net.parameters()), "lr": 0.1, "name": "all"}], fused=True)
     return Optimisation(optimizer, settings, 10, 5, loss_scaler(precision, CPU))
@@ -155,6 +169,20 @@ def test_a_step_that_overflows_is_left_out_and_the_scale_halved(clip: float | No
     other = optimisation(net, UpdateSettings(), "fp16")
     other.load_state_dict(update.state_dict())
     assert other.state_dict()["scaler"] == update.state_dict()["scaler"]
+
+
+def test_an_overflow_in_the_first_step_leaves_no_momentum() -> None:
+    """It is likely to overflow: fp16 begins with a large scale. Torch goes on with memory as it comes."""
+    net = nn.ModuleDict({"encoder": nn.Linear(3, 3), "decoder": nn.Linear(3, 3)}).double()
+    settings = OptimSettings(momentum=0.5, weight_decay=0)
+    optimizer = make_optimizer(net, settings, SegmentationStage(steps=2, encoder_lr=0.1, decoder_lr=0.1))
+    update = Optimisation(optimizer, settings, 0, 2, loss_scaler("fp16", CPU))
+    before = [parameter.detach().clone() for parameter in net.parameters()]
+    for factor, moved in ((float("inf"), 0.0), (1.0, 1.0), (1.0, 2.5)):
+        update.gradients(Ones(net), [(torch.tensor(factor),)])
+        update.step(0)
+        for parameter, old in zip(net.parameters(), before, strict=True):
+            torch.testing.assert_close(parameter.detach(), old - 0.1 * moved, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -194,5 +194,9 @@ def make_optimizer(
     ]
     decay = settings.weight_decay
     if settings.method == "sgd":
-        return torch.optim.SGD(groups, momentum=settings.momentum, weight_decay=decay, fused=True)
+        sgd = torch.optim.SGD(groups, momentum=settings.momentum, weight_decay=decay, fused=True)
+        # Torch allocates them in the first step, and leaves them as they are if that one overflows.
+        for parameter in net.parameters():
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
+        return sgd
     return torch.optim.AdamW(groups, betas=(settings.momentum, 0.999), weight_decay=decay, fused=True)
