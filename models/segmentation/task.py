@@ -195,8 +195,15 @@ def make_optimizer(
     decay = settings.weight_decay
     if settings.method == "sgd":
         sgd = torch.optim.SGD(groups, momentum=settings.momentum, weight_decay=decay, fused=True)
-        # Torch allocates them in the first step, and leaves them as they are if that one overflows.
-        for parameter in net.parameters():
-            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
+        sgd.register_step_pre_hook(_start_momenta)
         return sgd
     return torch.optim.AdamW(groups, betas=(settings.momentum, 0.999), weight_decay=decay, fused=True)
+
+
+def _start_momenta(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Zeros before the first step: torch leaves its own uninitialised where that one overflows."""
+    if not optimizer.state:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                momentum = torch.zeros_like(parameter, requires_grad=False)
+                optimizer.state[parameter]["momentum_buffer"] = momentum
