@@ -17,6 +17,7 @@ from models.training.settings import RunSettings
 Recordable = Callable[..., tuple[Tensor, ...]]
 
 _WARMUP_CALLS = 3  # as PyTorch's documentation asks: libraries choose kernels and allocate in the first ones
+_CAPTURE_ERRORS = "thread_local"  # other threads may allocate meanwhile: the loader's pins batches
 
 
 def check(run: RunSettings, device: torch.device) -> None:
@@ -97,10 +98,10 @@ class Recorded:
                 buffer.copy_(before)
         torch.cuda.current_stream().wait_stream(stream)
         graph, rest_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode=_CAPTURE_ERRORS):
             self.outputs = self.function(*self.inputs)
         if self.rest is not None:
             # The first one's memory, since this one reads what lies there; they are always replayed in order.
-            with torch.cuda.graph(rest_graph, pool=graph.pool(), stream=stream):
+            with torch.cuda.graph(rest_graph, pool=graph.pool(), stream=stream, capture_error_mode=_CAPTURE_ERRORS):
                 self.rest_outputs = self.rest()
         self.graph, self.rest_graph = graph, rest_graph
