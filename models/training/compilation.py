@@ -102,6 +102,8 @@ class Recorded:
             self.outputs = self.function(*self.inputs)
         if self.rest is not None:
             # The first one's memory, since this one reads what lies there; they are always replayed in order.
-            with torch.cuda.graph(rest_graph, pool=graph.pool(), stream=stream, capture_error_mode=_CAPTURE_ERRORS):
+            with torch.cuda.graph(
+                rest_graph, pool=graph.pool(), stream=stream, capture_error_mode=_CAPTURE_ERRORS
+            ):
                 self.rest_outputs = self.rest()
         self.graph, self.rest_graph = graph, rest_graph
