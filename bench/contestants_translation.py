@@ -112,8 +112,7 @@ class Ours:
 
     def step(self, batch: TranslationBatch) -> Tensor:
         """Train both networks on a batch; the generator's loss."""
-        images, target = (x.contiguous(memory_format=self.way.layout) for x in (batch.images, batch.target))
-        losses = self.nets.step(images, target, self.steps)
+        losses = self.nets.step(batch.images, batch.target, self.steps)
         self.steps += 1
         return losses["loss"]
 

@@ -61,7 +61,7 @@ class SegmentationTask:
         self.validation = open_split(recipe.data, "val")
         self.net = build_network(recipe)
         self.net.to(self.device).train()
-        if recipe.run.channels_last:
+        if recipe.run.channels_last is not False:
             self.net.to(memory_format=torch.channels_last)
         if distributed.world_size() > 1:
             synchronise_statistics(self.net)

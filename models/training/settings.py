@@ -46,7 +46,9 @@ class RunSettings:
         "fp32", "of the networks' arithmetic, by autocast; weights, norms' statistics and losses are float32"
     )
     tf32: bool = setting(True, "a GPU's float32 convolutions and matrix products round their inputs to TF32")
-    channels_last: bool = setting(True, "weights of convolutions in channels_last, as images are", free=True)
+    channels_last: bool | None = setting(
+        None, "channels_last images and weights; none: yes, but of translation's U-Nets on a CPU", free=True
+    )
     recompute: bool = setting(
         True,
         "outputs of norms are computed again in the backward pass: less memory, hardly more time",

@@ -45,10 +45,12 @@ class Adversaries:
         compilation.check(recipe.run, device)
         self.generator, self.discriminator = generator, discriminator
         self.recipe, self.device = recipe, device
+        chosen = recipe.run.channels_last
+        # On a CPU a U-Net-256's step takes 0.87 of the time if contiguous: oneDNN's transposed convolutions.
+        channels_last = device.type != "cpu" if chosen is None else chosen
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
         for net in (generator, discriminator):
-            net.train()
-            if recipe.run.channels_last:
-                net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            net.train().to(memory_format=self.layout)  # type: ignore[call-overload]
         self.ema = None if recipe.optim.ema is None else Ema(generator, recipe.optim.ema)
 
         def prepared(module: nn.Module) -> nn.Module:
@@ -100,6 +102,7 @@ class Adversaries:
             ``[M]``; ``l1``, ``[M+1]``.
         """
         discriminator_gradients, generator_gradients = self.parts
+        images, target = (x.contiguous(memory_format=self.layout) for x in (images, target))
         judged, real, fake = discriminator_gradients(images, target)
         self.optimisations["discriminator"].step(step)
         total, adversarial, l1 = generator_gradients()
