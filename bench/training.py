@@ -74,13 +74,12 @@ def measure(args: argparse.Namespace, ways: Sequence[str]) -> dict[str, Result]:
         try:
             made = system.contestant(system.recipe_of(args, WAYS[name]), WAYS[name], state)
             result.first_step = seconds(made, batch)
+            seconds(made, batch)  # the optimiser's state is there, and the network has its second shape
+            measure_memory(made, batch, result)
+            turns[name] = made
         except Exception as error:  # compilers have errors of their own; the others are to run all the same
             result.failed = first_line(error)
             print(f"{name}: {result.failed}", file=sys.stderr)
-            continue
-        seconds(made, batch)  # the optimiser's state is there, and the network has its second shape
-        measure_memory(made, batch, result)
-        turns[name] = made
     for i in range(args.steps):
         # Turns alternate, so that none always runs in another's wake.
         for name in sorted(turns, reverse=i % 2 == 1):

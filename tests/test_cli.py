@@ -404,3 +404,12 @@ def test_unknown_flag_and_no_command() -> None:
         with pytest.raises(SystemExit) as caught:
             main(command)
         assert caught.value.code == 2
+
+
+def test_commands_but_train_refuse_several_processes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit):
+        main(["evaluate", "run"])
+    assert "evaluate runs in one process: start it without torchrun" in capsys.readouterr().err

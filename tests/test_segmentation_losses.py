@@ -1,5 +1,7 @@
 """The segmentation loss against its formula, written out pixel by pixel."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -157,3 +159,15 @@ def test_resized_cross_entropies_of_half_logits_are_float32(target: Tensor) -> N
     assert sums.dtype == torch.float32
     assert torch.equal(sums, expected)
     assert torch.equal(logits.grad, wide.grad.bfloat16())
+
+
+def test_logits_that_are_not_counted_may_be_nan() -> None:
+    logits = torch.zeros(1, 1, K, 4, 4, dtype=torch.float64)
+    logits[..., 0, :] = torch.nan
+    logits.requires_grad_()
+    target = torch.zeros(1, 4, 4, dtype=torch.long)
+    target[:, 0] = 255
+    sums = resized_cross_entropies(logits, target, 255)
+    sums.sum().backward()
+    assert sums.item() == pytest.approx(12 * math.log(K))
+    assert torch.isfinite(logits.grad).all()

@@ -205,3 +205,12 @@ def test_existing_names_the_nearest_folder_and_entry(tmp_path: Path) -> None:
         f"data.root: {tmp_path}/nyudv2_348/rgb does not exist; {tmp_path} does, "
         "without 'nyudv2_348'; did you mean 'nyudv2_384'?"
     )
+
+
+def test_settings_without_paths() -> None:
+    recipe = config.override(
+        registry.find("synthetic_demo"), ["data.root=data", "run.output=out", "run.seed=3"]
+    )
+    bare = config.without_paths(recipe)
+    assert (bare.data.root, bare.model.weights, bare.run.output) == (None, None, None)
+    assert bare == config.override(registry.find("synthetic_demo"), ["run.seed=3"])

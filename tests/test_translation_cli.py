@@ -308,7 +308,7 @@ def test_exported(views: Path, trained: Path, tmp_path: Path) -> None:
         assert main(["export", str(trained), "--output", str(path)]) == 0
         assert_same(models.load(path).net.state_dict(), models.load(trained).net.state_dict())
         assert set(checkpoint.load(path)[1]["task"]) == {"net"}
-        assert main(["evaluate", str(path)]) == 0
+        assert main(["evaluate", str(path), f"data.root={views}"]) == 0
         found = json.loads((tmp_path / "evaluation_net.json").read_text())["metrics"]
         (metrics,) = rows_of(trained / "metrics.csv")
         assert found["ensemble/l1"] == pytest.approx(float(metrics["ensemble/l1"]))

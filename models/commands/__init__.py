@@ -7,6 +7,7 @@ Each module has ``add``, which adds its parser. What a command does for a recipe
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -21,7 +22,7 @@ _COMMANDS = (train, evaluate, predict, export, importing, prepare, recipes)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code. Mistakes of the caller's are printed in one line and give 2."""
     parser = argparse.ArgumentParser(prog="python -m models", description="Train and use the networks.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for command in _COMMANDS:
         command.add(commands)
     arguments, rest = parser.parse_known_args(argv)
@@ -31,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.overrides = [*arguments.overrides, *rest]
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if arguments.command != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        parser.error(f"{arguments.command} runs in one process: start it without torchrun")
     try:
         return int(arguments.run(arguments) or 0)
     except (UsageError, DataError) as error:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from models.commands.arguments import Commands, add_checkpoint, add_command
-from models.training import checkpoint
+from models.training import checkpoint, config
 
 
 def add(commands: Commands) -> None:
@@ -22,6 +22,7 @@ def add(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     output = checkpoint.network_file(arguments.output)
     path, contents = checkpoint.load(arguments.checkpoint, checkpoint.BEST)
-    checkpoint.save_network(output, contents)
+    known = config.to_plain(config.without_paths(checkpoint.settings(contents)))
+    checkpoint.save_network(output, {**contents, "config": known})
     which = "average of the weights" if contents["task"].get("ema") else "weights"
     print(f"{output}: the {which} of {path}")

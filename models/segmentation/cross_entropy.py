@@ -41,7 +41,8 @@ class _ResizedCrossEntropies(torch.autograd.Function):
         for output, image in product(*map(range, sums.shape)):
             here = slice(image, image + 1)
             log_softmax = _resized_log_softmax(logits[output, here], target.shape[-2:])
-            sums[output, image] = -(log_softmax.gather(-1, classes[here]) * counted[here]).sum()
+            # Not a product: what is not counted may be NaN.
+            sums[output, image] = -log_softmax.gather(-1, classes[here]).where(counted[here], 0).sum()
             if gradient is not None:
                 gradient[output, here] = _slope(log_softmax, classes[here], counted[here], logits.shape[-2:])
         ctx.save_for_backward(gradient)
@@ -68,7 +69,7 @@ def _slope(
 ) -> Tensor:
     """The summed cross-entropy's gradient by the logits before resizing, ``[1, K, h, w]``."""
     minus_one = log_softmax.new_full((), -1).expand_as(classes)
-    difference = log_softmax.exp_().scatter_add_(-1, classes, minus_one).mul_(counted).permute(0, 3, 1, 2)
+    difference = log_softmax.exp_().scatter_add_(-1, classes, minus_one).where(counted, 0).permute(0, 3, 1, 2)
     return torch.ops.aten.upsample_bilinear2d_backward(
         difference, difference.shape[-2:], [*difference.shape[:2], *size], False, None, None
     )

@@ -79,7 +79,7 @@ class ModelSettings:
         True, "train with the running statistics of the weights, as the paper does"
     )
     initial_scale: float | None = setting(
-        None, "where scales that exchange start; none: 1, or as in the weights"
+        None, "where scales that exchange start, if no weights hold them; none: 1"
     )
     threshold: float = setting(0.02, "exchange threshold on the scales; 0: no exchange")
     region: Literal["own", "all"] = setting(

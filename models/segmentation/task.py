@@ -61,8 +61,9 @@ class SegmentationTask:
         self.validation = open_split(recipe.data, "val")
         self.net = build_network(recipe)
         self.net.to(self.device).train()
-        if recipe.run.channels_last is not False:
-            self.net.to(memory_format=torch.channels_last)
+        channels_last = recipe.run.channels_last is not False
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.net.to(memory_format=self.layout)
         if distributed.world_size() > 1:
             synchronise_statistics(self.net)
         self.ema = None if recipe.optim.ema is None else Ema(self.net, recipe.optim.ema)
@@ -98,7 +99,8 @@ class SegmentationTask:
         return on_device(self.loader, self.device)
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        loss, entropies = self.gradients(batch.images, batch.target)
+        images = batch.images.contiguous(memory_format=self.layout)
+        loss, entropies = self.gradients(images, batch.target)
         self.optimisation.step(step)
         return {"loss": loss, **dict(zip(self.names, entropies, strict=True))}
 

@@ -77,6 +77,18 @@ def to_plain(config: Any) -> Any:
     return str(config) if isinstance(config, Path) else config
 
 
+def without_paths(config: C) -> C:
+    """The settings with every path set to none: what lies where is one machine's matter."""
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        if isinstance(value, Path):
+            changes[field.name] = None
+        elif dataclasses.is_dataclass(value):
+            changes[field.name] = without_paths(value)
+    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+
+
 def from_plain(default: C, plain: Mapping[str, Any]) -> C:
     """Settings of the type of ``default`` from ``to_plain``'s return; absent fields are the default's."""
     hints = get_type_hints(type(default))
