@@ -101,7 +101,7 @@ class Ours:
         self.recipe, self.way = recipe, way
         self.objective = compilation.compiled(Objective(self.net, recipe, device), recipe.run)
         self.optimisation = Optimisation(
-            make_optimizer(self.net, recipe.optim, STAGE),
+            make_optimizer(self.net, recipe.optim, STAGE, recipe.run.precision),
             recipe.optim,
             0,
             STAGE.length(1),

@@ -82,7 +82,7 @@ def report(found: dict[str, dict[int, dict[str, Any]]]) -> str:
     """Tables as Markdown: scores, means over the seeds with their range; exchanged shares by layer."""
     lines = [
         "| training | RGB: mean IoU | depth: mean IoU | ensemble: mean IoU | ensemble: pixel accuracy "
-        "| α of RGB | exchanged |",
+        "| α of RGB | exchanged, mean of the layers |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, seeds in found.items():

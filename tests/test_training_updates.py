@@ -16,7 +16,7 @@ from models.segmentation.settings import OptimSettings, SegmentationStage
 from models.segmentation.task import make_optimizer
 from models.training import run_folder
 from models.training.ema import Ema
-from models.training.optimisation import Optimisation
+from models.training.optimisation import Optimisation, fused
 from models.training.precision import at_least_float32, autocast, loss_scaler
 from models.training.schedules import rate_factor
 from models.training.settings import UpdateSettings
@@ -175,7 +175,8 @@ def test_an_overflow_in_the_first_step_leaves_no_momentum() -> None:
     """It is likely to overflow: fp16 begins with a large scale. Torch goes on with memory as it comes."""
     net = nn.ModuleDict({"encoder": nn.Linear(3, 3), "decoder": nn.Linear(3, 3)}).double()
     settings = OptimSettings(momentum=0.5, weight_decay=0)
-    optimizer = make_optimizer(net, settings, SegmentationStage(steps=2, encoder_lr=0.1, decoder_lr=0.1))
+    stage = SegmentationStage(steps=2, encoder_lr=0.1, decoder_lr=0.1)
+    optimizer = make_optimizer(net, settings, stage, "fp16")
     update = Optimisation(optimizer, settings, 0, 2, loss_scaler("fp16", CPU))
     before = [parameter.detach().clone() for parameter in net.parameters()]
     for factor, moved in ((float("inf"), 0.0), (1.0, 1.0), (1.0, 2.5)):
@@ -200,3 +201,11 @@ def test_precisions(precision: str, dtype: torch.dtype) -> None:
     pair = at_least_float32(Pair(y, None))
     assert (type(pair), pair.y.dtype, pair.nothing) == (Pair, torch.float32, None)
     assert at_least_float32(Pair(y.double(), None)).y.dtype == torch.float64
+
+
+def test_fused_optimisers_where_they_serve() -> None:
+    net = nn.Conv2d(2, 2, 3)
+    assert fused(net, "fp32")
+    net.to(memory_format=torch.channels_last)
+    assert not fused(net, "fp32")  # copied back and forth on a CPU
+    assert fused(net, "fp16")

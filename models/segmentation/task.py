@@ -33,7 +33,7 @@ from models.training.devices import device_of
 from models.training.ema import Ema
 from models.training.errors import UsageError
 from models.training.exchange import exchanged_share, record_exchange
-from models.training.optimisation import Optimisation
+from models.training.optimisation import Optimisation, fused
 from models.training.precision import loss_scaler
 
 
@@ -83,7 +83,7 @@ class SegmentationTask:
     def start_stage(self, index: int, begin: int) -> None:
         stage, settings = self.stages[index], self.recipe.optim
         self.optimisation = Optimisation(
-            make_optimizer(self.net, settings, stage),
+            make_optimizer(self.net, settings, stage, self.recipe.run.precision),
             settings,
             begin,
             stage.length(self.steps_per_epoch),
@@ -183,23 +183,20 @@ def check_batch_size(recipe: SegmentationRecipe) -> None:
 
 
 def make_optimizer(
-    net: SegmentationNetwork, settings: OptimSettings, stage: SegmentationStage
+    net: SegmentationNetwork, settings: OptimSettings, stage: SegmentationStage, precision: str
 ) -> torch.optim.Optimizer:
-    """A fresh optimiser; the ensemble's weights learn with the decoder.
-
-    A fused one: alone among torch's, it leaves out fp16's overflowing steps without asking the device.
-    """
+    """A fresh optimiser; the ensemble's weights learn with the decoder."""
     rest = [parameter for name, parameter in net.named_parameters() if not name.startswith("encoder.")]
     groups = [
         {"name": "encoder", "params": list(net.encoder.parameters()), "lr": stage.encoder_lr},
         {"name": "decoder", "params": rest, "lr": stage.decoder_lr},
     ]
-    decay = settings.weight_decay
+    options = {"weight_decay": settings.weight_decay, "fused": fused(net, precision)}
     if settings.method == "sgd":
-        sgd = torch.optim.SGD(groups, momentum=settings.momentum, weight_decay=decay, fused=True)
+        sgd = torch.optim.SGD(groups, momentum=settings.momentum, **options)
         sgd.register_step_pre_hook(_start_momenta)
         return sgd
-    return torch.optim.AdamW(groups, betas=(settings.momentum, 0.999), weight_decay=decay, fused=True)
+    return torch.optim.AdamW(groups, betas=(settings.momentum, 0.999), **options)
 
 
 def _start_momenta(optimizer: torch.optim.Optimizer, *_: Any) -> None:

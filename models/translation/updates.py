@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.training import compilation, distributed
 from models.training.ema import Ema
-from models.training.optimisation import Optimisation
+from models.training.optimisation import Optimisation, fused
 from models.training.precision import loss_scaler
 from models.translation.objective import DiscriminatorObjective, Generation, GeneratorObjective
 from models.translation.patchgan import PatchGAN
@@ -69,11 +69,12 @@ class Adversaries:
     def start_stage(self, stage: TranslationStage, begin: int, steps: int) -> None:
         """Make the fresh optimisers of a stage of so many steps, whose first is ``begin``."""
         groups = parameter_groups(self.generator, self.discriminator, stage)
+        precision = self.recipe.run.precision
+        nets = {"generator": self.generator, "discriminator": self.discriminator}
         averages = {} if self.ema is None else {"generator": (self.ema, self.generator)}
         self.optimisations = {
             name: Optimisation(
-                # A fused one leaves out fp16's overflowing steps without asking the device.
-                torch.optim.Adam(own, betas=self.recipe.optim.betas, fused=True),
+                torch.optim.Adam(own, betas=self.recipe.optim.betas, fused=fused(nets[name], precision)),
                 self.recipe.optim,
                 begin,
                 steps,
