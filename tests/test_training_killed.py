@@ -7,6 +7,7 @@ import shutil
 import time
 from pathlib import Path
 
+import pytest
 from training_runs import assert_same_runs, command, prepare_rooms, start
 
 from models.__main__ import main
@@ -20,6 +21,7 @@ ALL = [
 ]
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_killed_ten_times(tmp_path: Path) -> None:
     rooms = prepare_rooms(tmp_path / "rooms")
     whole, killed = tmp_path / "whole", tmp_path / "killed"

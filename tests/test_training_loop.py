@@ -235,6 +235,9 @@ def test_a_score_that_is_no_number_is_never_the_best(
 
 
 def test_a_second_ctrl_c_is_not_held_back() -> None:
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background job starts with it ignored
     with Interrupt() as interrupt:
         assert not interrupt
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
@@ -243,6 +246,7 @@ def test_a_second_ctrl_c_is_not_held_back() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
 
 
 def draw() -> list[float]:

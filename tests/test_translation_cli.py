@@ -102,6 +102,7 @@ def train_until(arguments: list[str], step: int) -> int:
     return main(arguments)
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     "options",
     [

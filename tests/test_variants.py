@@ -182,7 +182,7 @@ def test_pspnet_recipes() -> None:
     assert build_network(config.override(recipe, small)).auxiliary is None
     with pytest.raises(UsageError, match=r"^model\.decoder_init must be torch with model\.network=pspnet"):
         build_network(config.override(recipe, ["model.decoder_init=kaiming"]))
-    with pytest.raises(UsageError, match=r"^data\.batch_size must be at least 2 with model\.network=pspnet"):
+    with pytest.raises(UsageError, match=r"^data\.batch_size / optim\.accumulate must be at least 2 with "):
         config.override(recipe, ["data.batch_size=1"]).task()
 
 
@@ -458,7 +458,7 @@ def test_a_variant_trains_resumes_and_is_evaluated(tmp_path: Path) -> None:
     assert all(torch.equal(state[key], drawn[key]) for key in scores)
     assert not torch.equal(state["concat.conv.weight"], drawn["concat.conv.weight"])
     assert not torch.equal(state["auxiliary.classifier.weight"], drawn["auxiliary.classifier.weight"])
-    assert main(["evaluate", str(run), "--output", str(tmp_path / "found.json")]) == 0
-    found = json.loads((tmp_path / "found.json").read_text())
+    assert main(["evaluate", str(run), "--output", str(tmp_path / "found")]) == 0
+    found = json.loads((tmp_path / "found" / "evaluation_best.json").read_text())
     assert found["alpha"] == {}
     assert {"rgb/mean_iou", "depth/mean_iou", "ensemble/mean_iou"} <= set(found["metrics"])
