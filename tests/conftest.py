@@ -24,7 +24,7 @@ def _seeded() -> None:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """As in the processes that `training_runs.start` starts: bits of a sum depend on the number of threads."""
+    """As in the processes that tests start: bits of a sum depend on the number of threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
