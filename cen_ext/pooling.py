@@ -12,7 +12,6 @@ row in the high ones, each counted from the window's first.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from torch.nn import functional as F
 
 from cen_ext import backends
 from cen_ext.functional import DTYPES
+from cen_ext.pooling_autograd import gradient, refuse_second_gradient, setup_context
 from cen_ext.reference import memory_format
 
 LARGEST_SIZE = 15  # four bits hold a row or a column
@@ -115,30 +115,6 @@ def fake_forward(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
 def fake_backward(dy: Tensor, winners: Tensor, size: int) -> Tensor:
     """What an op ``max_pool_same_backward`` gives, not computed."""
     return torch.empty_like(winners, dtype=dy.dtype)
-
-
-def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, Tensor]) -> None:
-    """Keeps what the gradient that is registered for an op needs."""
-    _, ctx.size = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(output[1])
-
-
-def gradient(backward: Callable[..., Tensor]) -> Callable[..., tuple[Tensor | None, None]]:
-    """The gradient that is registered for an op."""
-
-    def run(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, None]:
-        return None if dy is None else backward(dy, *ctx.saved_tensors, ctx.size), None
-
-    return run
-
-
-def refuse_second_gradient(ctx: Any, *_: Tensor) -> None:
-    """What is registered as the gradient of the backward pass."""
-    raise RuntimeError(
-        "max_pool_same cannot be differentiated twice by the compiled backends; use backend='reference'"
-    )
 
 
 _RUNS: dict[str, Any] = {"triton": _run_triton, "cpu": _run_compiled, "reference": _run_reference}

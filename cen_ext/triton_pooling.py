@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cen_ext import pooling
+from cen_ext.pooling_autograd import gradient, refuse_second_gradient, setup_context
 from cen_ext.reference import memory_format
 from cen_ext.triton_ops import _define, _device_of, _wrapped
 
@@ -210,6 +210,6 @@ def _fake_backward(dy: Tensor, winners: Tensor, size: int) -> Tensor:
 max_pool_same: Any = _define("cen_ext::triton_max_pool_same", _forward, mutates_args=())
 max_pool_same_backward: Any = _define("cen_ext::triton_max_pool_same_backward", _backward, mutates_args=())
 max_pool_same.register_fake(_fake_forward)
-max_pool_same.register_autograd(pooling.gradient(max_pool_same_backward), setup_context=pooling.setup_context)
+max_pool_same.register_autograd(gradient(max_pool_same_backward), setup_context=setup_context)
 max_pool_same_backward.register_fake(_fake_backward)
-max_pool_same_backward.register_autograd(pooling.refuse_second_gradient)
+max_pool_same_backward.register_autograd(refuse_second_gradient)

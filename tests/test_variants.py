@@ -23,6 +23,7 @@ from models.segmentation.build import build_network
 from models.segmentation.load import load
 from models.segmentation.losses import scale_penalty
 from models.segmentation.network import SegmentationNetwork
+from models.segmentation.task import SegmentationTask
 from models.training import checkpoint, config, registry
 from models.training.errors import UsageError
 
@@ -183,7 +184,7 @@ def test_pspnet_recipes() -> None:
     with pytest.raises(UsageError, match=r"^model\.decoder_init must be torch with model\.network=pspnet"):
         build_network(config.override(recipe, ["model.decoder_init=kaiming"]))
     with pytest.raises(UsageError, match=r"^data\.batch_size / optim\.accumulate must be at least 2 with "):
-        config.override(recipe, ["data.batch_size=1"]).task()
+        SegmentationTask(config.override(recipe, ["data.batch_size=1"]))
 
 
 # Ablations

@@ -28,5 +28,5 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    system = registry.find(arguments.recipe).system
+    system = registry.system_of(registry.find(arguments.recipe))
     system.import_released(arguments.released, arguments.recipe, arguments.overrides, arguments.output)

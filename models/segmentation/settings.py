@@ -5,15 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from models.encoders.variants import Variant
 from models.training.config import setting
 from models.training.settings import RunSettings, Stage, UpdateSettings, require, require_at_least
-
-if TYPE_CHECKING:
-    from models.training.loop import Task
-    from models.training.registry import System
 
 
 @dataclass(frozen=True)
@@ -196,16 +192,3 @@ class SegmentationRecipe:
     loss: LossSettings = setting(LossSettings(), "")
     eval: EvalSettings = setting(EvalSettings(), "")
     run: RunSettings = setting(RunSettings(), "")
-
-    def task(self) -> Task:
-        """Read the data's lists, build the network, load its weights."""
-        from models.segmentation.task import SegmentationTask
-
-        return SegmentationTask(self)
-
-    @property
-    def system(self) -> System:
-        """What the commands do for these recipes."""
-        from models.segmentation import system
-
-        return system

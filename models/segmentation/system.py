@@ -4,5 +4,8 @@ from models.segmentation.evaluate import evaluate_checkpoint as evaluate
 from models.segmentation.importing import import_released
 from models.segmentation.load import load
 from models.segmentation.predict import predict_files as predict
+from models.segmentation.task import SegmentationTask
 
-__all__ = ["evaluate", "import_released", "load", "predict"]
+task = SegmentationTask
+
+__all__ = ["evaluate", "import_released", "load", "predict", "task"]

@@ -162,4 +162,4 @@ def system(path: Path) -> registry.System:
     Raises:
         UsageError: as ``load``.
     """
-    return registry.find(load(path, BEST)[1]["recipe"]).system
+    return registry.system_of(registry.find(load(path, BEST)[1]["recipe"]))

@@ -1,4 +1,4 @@
-"""The one list of recipes: plain functions that return the settings of a whole training."""
+"""The one list of recipes, plain functions that return the settings of a whole training, and of systems."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ class System(Protocol):
 
     All of them raise UsageError and DataError for what the caller can mend.
     """
+
+    def task(self, recipe: Any, /) -> Any:
+        """Build a training's networks, data and optimisers: a ``models.training.loop.Task``."""
 
     def evaluate(self, checkpoint: Path, overrides: Sequence[str], output: Path | None) -> Any:
         """Print the metrics on the validation images; write them to a folder, or beside the checkpoint."""
@@ -46,16 +49,10 @@ class Recipe(Protocol):
     @property
     def run(self) -> RunSettings: ...
 
-    @property
-    def system(self) -> System: ...
-
-    def task(self) -> Any:
-        """Build the networks, the data and the optimisers: a ``models.training.loop.Task``."""
-        ...
-
 
 F = TypeVar("F", bound=Callable[[], Any])
 RECIPES: dict[str, Callable[[], Any]] = {}
+SYSTEMS: dict[type, System] = {}  # by the class of their recipes' settings
 
 
 def recipe(function: F) -> F:
@@ -77,6 +74,11 @@ def find(name: str) -> Any:
             f"unknown recipe {name!r}{suggest(name, RECIPES)} (python -m models recipes lists them)"
         )
     return RECIPES[name]()
+
+
+def system_of(recipe: Recipe) -> System:
+    """The system whose kind of settings these are."""
+    return SYSTEMS[type(recipe)]
 
 
 def listing() -> list[str]:

@@ -45,7 +45,7 @@ def _train(name: str, overrides: Sequence[str], resume: Path | bool) -> int:
     output = distributed.from_first(lambda: recipe.run.output or default_output(name))
     set_tf32(recipe.run.tf32)
     seed_all(recipe.run.seed)
-    task = recipe.task()
+    task = registry.system_of(recipe).task(recipe)
     header = {"recipe": name, "config": config.to_plain(recipe), **task.describe()}
     if resumed:
         checkpoint.check_inputs(*resumed, header)

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from models.training.config import setting
 from models.training.settings import RunSettings, Stage, UpdateSettings, require, require_at_least
 from models.translation.fid import FidSettings
-
-if TYPE_CHECKING:
-    from models.training.loop import Task
-    from models.training.registry import System
 
 PASSES = (1, 2)
 
@@ -162,16 +158,3 @@ class TranslationRecipe:
     loss: LossSettings = setting(LossSettings(), "")
     eval: EvalSettings = setting(EvalSettings(), "")
     run: RunSettings = setting(RunSettings(), "")
-
-    def task(self) -> Task:
-        """Read the data's lists, build the networks."""
-        from models.translation.task import TranslationTask
-
-        return TranslationTask(self)
-
-    @property
-    def system(self) -> System:
-        """What the commands do for these recipes."""
-        from models.translation import system
-
-        return system

@@ -4,5 +4,8 @@ from models.translation.evaluate import evaluate_checkpoint as evaluate
 from models.translation.importing import import_released
 from models.translation.load import load
 from models.translation.predict import predict_files as predict
+from models.translation.task import TranslationTask
 
-__all__ = ["evaluate", "import_released", "load", "predict"]
+task = TranslationTask
+
+__all__ = ["evaluate", "import_released", "load", "predict", "task"]
