@@ -86,8 +86,8 @@ class Adversaries:
         first, second = self._discriminator_gradients, self._generator_gradients
         if self.recipe.run.cuda_graphs:
             # What was recorded belongs to the last stage's loss scales.
-            nets = nn.ModuleList([self.generator, self.discriminator])
-            recorded = compilation.Recorded(first, nets, second)
+            both = nn.ModuleList([self.generator, self.discriminator])
+            recorded = compilation.Recorded(first, both, second)
             first, second = recorded, recorded.finish
         self.parts = first, second
 
