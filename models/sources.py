@@ -9,6 +9,18 @@ from models.data import IMAGE_SUFFIXES
 from models.messages import suggest
 from models.training.errors import UsageError, existing
 
+VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
+
+
+def is_video(path: Path) -> bool:
+    """Whether the path is a video's, by its suffix."""
+    return path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def option_of(modality: str) -> str:
+    """How the command line is given a modality's files."""
+    return f"--{modality}" if modality in ("rgb", "depth") else f"--input {modality}"
+
 
 def check_inputs(inputs: Mapping[str, Path], modalities: Sequence[str]) -> dict[str, Path]:
     """The paths in the order of the modalities.
@@ -19,14 +31,14 @@ def check_inputs(inputs: Mapping[str, Path], modalities: Sequence[str]) -> dict[
     for modality in modalities:
         if modality not in inputs:
             raise UsageError(
-                f"--{modality} is required: the network's modalities are {', '.join(modalities)}"
+                f"{option_of(modality)} is required: the network's modalities are {', '.join(modalities)}"
             )
     for modality in inputs:
         if modality not in modalities:
             raise UsageError(
-                f"--{modality} is no input: the network's modalities are {', '.join(modalities)}"
+                f"{option_of(modality)} is no input: the network's modalities are {', '.join(modalities)}"
             )
-    return {modality: existing(inputs[modality], f"--{modality}") for modality in modalities}
+    return {modality: existing(inputs[modality], option_of(modality)) for modality in modalities}
 
 
 def match_files(paths: Mapping[str, Path], ending: str = "") -> dict[str, dict[str, Path]]:
@@ -45,7 +57,9 @@ def match_files(paths: Mapping[str, Path], ending: str = "") -> dict[str, dict[s
         return {paths[first].stem.removesuffix(ending.format(first)): dict(paths)}
     for modality, path in paths.items():
         if not path.is_dir():
-            raise UsageError(f"--{modality}: {path} is a file; give a folder for every modality, or for none")
+            raise UsageError(
+                f"{option_of(modality)}: {path} is a file; give a folder for every modality, or for none"
+            )
     found = {modality: images_of(path, ending.format(modality)) for modality, path in paths.items()}
     for files in found.values():
         for stem, file in files.items():

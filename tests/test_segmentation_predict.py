@@ -9,9 +9,10 @@ import torch
 from networks import randomise_norms
 
 import models.segmentation.recipes  # noqa: F401 - fills the registry
-from models.data import LAYOUTS, DataError, Reader, palette
+from models.data import LAYOUTS, DataError, Reader, palette, prepare_synthetic
 from models.data.images import Frame, read_depth
 from models.segmentation.build import build_network
+from models.segmentation.evaluate import evaluate_checkpoint
 from models.segmentation.load import describe, load
 from models.segmentation.predict import predict, predict_files
 from models.segmentation.sources import match_frames
@@ -217,5 +218,27 @@ def test_what_is_refused(trained: Path, tmp_path: Path) -> None:
     assert "neither a video nor a folder" in error(rgb=clip, depth=folder / "0.png")
     assert "0.png is 32x24, but" in error(rgb=clip, depth=small)
     assert not list((tmp_path / "out").rglob("*.*"))
-    with pytest.raises(UsageError, match="only rgb and depth are read from video"):
+    with pytest.raises(UsageError, match="^--input hha: only rgb and depth are read from video"):
         match_frames({"rgb": folder, "hha": clip})
+
+
+@pytest.mark.parametrize("files", [{}, {"rgb": "x"}, {"rgb": "x", "depth": "y", "thermal": "z"}])
+def test_a_scene_is_read_of_its_files(trained: Path, files: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="^expected a file of each of rgb, depth, got "):
+        load(trained).read(**files)
+
+
+def test_classes_in_another_order_are_refused(trained: Path, tmp_path: Path) -> None:
+    rooms = prepare_synthetic(tmp_path / "rooms", train=1, val=1, size=SIZE, seed=0)
+    names = [f"class {label}" for label in range(11)]
+    command = trained, [f"data.root={rooms}", "eval.sheet=0"], tmp_path / "found"
+
+    def named(names: list[str]) -> None:
+        (rooms / "classes.txt").write_text("\n".join(names))
+
+    named([*names[:3], names[4], names[3], *names[5:]])
+    with pytest.raises(UsageError, match="in another order: class 3 was class 3, here it is class 4"):
+        evaluate_checkpoint(*command)
+    for harmless in (names, ["void", *names[1:]]):
+        named(harmless)
+        evaluate_checkpoint(*command)

@@ -32,10 +32,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.overrides = [*arguments.overrides, *rest]
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if arguments.command != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if arguments.command != "train" and several:
         parser.error(f"{arguments.command} runs in one process: start it without torchrun")
     try:
-        return int(arguments.run(arguments) or 0)
+        code = int(arguments.run(arguments) or 0)
+        sys.stdout.flush()
+        return code
     except (UsageError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        if several:  # the threads that connect the processes abort one which ends in the usual way
+            os._exit(2)
         return 2
+    except BrokenPipeError:  # who read the output, head say, has had enough; nor is there anyone to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

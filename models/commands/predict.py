@@ -12,10 +12,14 @@ from models.training.errors import UsageError
 
 def add(commands: Commands) -> None:
     """Add the command's parser."""
-    parser = add_command(commands, "predict", help="run a trained network on image files")
+    parser = add_command(
+        commands,
+        "predict",
+        help="run a trained network on image files; translation takes their middle square",
+    )
     add_checkpoint(parser)
     add_overrides(parser)
-    parser.add_argument("--rgb", type=Path, help="image, folder of images, or video")
+    parser.add_argument("--rgb", type=Path, help="image, folder of images, or (segmentation) video")
     parser.add_argument(
         "--depth", type=Path, help="depth image, folder or video; matched to --rgb by name or frame"
     )

@@ -109,7 +109,7 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | Non
     trained = load(path, overrides)
     net, recipe, path = trained.net, trained.recipe, trained.path
     dataset = open_split(recipe.data, "val")
-    trained.check(dataset.reader)
+    trained.check(dataset)
     if len(dataset) == 0:
         raise DataError(f"{recipe.data.root}: there are no validation images")
     file = writable((output or path.parent) / f"evaluation_{path.stem}.json", "--output")
@@ -118,10 +118,6 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | Non
     count = min(recipe.eval.limit or len(dataset), len(dataset))
     alpha = dict(zip(recipe.data.modalities, net.branch_weights(), strict=False))
     how = {name: getattr(recipe.eval, name) for name in _HOW} | {"precision": recipe.run.precision}
-    print(f"{path}, {count} images, {', '.join(f'{name} {show(value)}' for name, value in how.items())}")
-    print(f"in per cent\n{table(metrics)}\n\n{class_table(classes)}\n")
-    if alpha:
-        print("ensemble of " + ", ".join(f"{weight:.2f} {name}" for name, weight in alpha.items()))
     found = {"images": count, "inference": how, "alpha": alpha, "metrics": metrics, "classes": classes}
     write_json(file, {"checkpoint": str(path), **found})
     write_class_csv(file.with_suffix(".csv"), classes)
@@ -129,6 +125,10 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | Non
         seen = Subset(dataset, range(count))
         sheet = contact_sheet(example_pictures(net, seen, recipe, recipe.eval.sheet), dataset.class_names)
         write_picture(file.with_suffix(".png"), sheet)
+    print(f"{path}, {count} images, {', '.join(f'{name} {show(value)}' for name, value in how.items())}")
+    print(f"in per cent\n{table(metrics)}\n\n{class_table(classes)}\n")
+    if alpha:
+        print("ensemble of " + ", ".join(f"{weight:.2f} {name}" for name, weight in alpha.items()))
     print(f"written: {file.with_suffix('')}.json, .csv" + ", .png" * (recipe.eval.sheet > 0))
     return metrics
 

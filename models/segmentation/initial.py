@@ -10,6 +10,7 @@ from typing import Any
 from models.data import IMAGENET_STD, differing_inputs, input_from_plain
 from models.encoders import load_imagenet
 from models.encoders.weights import misfits, some
+from models.segmentation.load import differing_names
 from models.segmentation.network import SegmentationNetwork
 from models.segmentation.settings import ModelSettings
 from models.training import checkpoint
@@ -93,6 +94,10 @@ def _start_from(net: SegmentationNetwork, path: Path, here: Mapping[str, Any]) -
         notes.append(
             f"{path} tells {len(contents['classes'])} classes apart, this network {len(here['classes'])}: "
             f"classifiers start as they were made: {some(kept)}"
+        )
+    elif contents["classes"] != here["classes"]:
+        notes.append(
+            f"{path} names its classes otherwise: {differing_names(contents['classes'], here['classes'])}"
         )
     inputs = [[input_from_plain(plain) for plain in each["inputs"]] for each in (contents, here)]
     if differences := differing_inputs(*inputs):

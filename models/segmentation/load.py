@@ -14,6 +14,7 @@ from torch import Tensor
 from models.data import (
     InputSpec,
     Reader,
+    SegmentationSet,
     broaden,
     differing_inputs,
     input_from_plain,
@@ -54,21 +55,35 @@ class TrainedNetwork:
         """The network's input for one scene, ``[M, 3, H, W]``, of its files: ``read(rgb=..., depth=...)``.
 
         Raises:
+            UsageError: a modality's file is missing, or is of none of them.
             DataError: a broken image, or images of different size.
         """
+        kinds = self.reader.kinds()
+        if files.keys() != set(kinds):
+            raise UsageError(
+                f"expected a file of each of {', '.join(kinds)}, got {', '.join(files) or 'none'}"
+            )
         images = self.reader.read(
             {kind: Path(file) if isinstance(file, str) else file for kind, file in files.items()}
         )
         stacked = np.stack([image.transpose(2, 0, 1) for image in broaden(images, 3)])
         return torch.from_numpy(stacked).to(next(self.net.parameters()).device)
 
-    def check(self, reader: Reader) -> None:
-        """Refuse a reader that would feed the network otherwise than its training did.
+    def check(self, dataset: SegmentationSet) -> None:
+        """Refuse a data set that would feed the network otherwise than its training did, or in whose labels
+        the classes have another order.
 
         Raises:
             UsageError: it would; the message says in what.
         """
-        _check(self.path, self.inputs, reader)
+        _check(self.path, self.inputs, dataset.reader)
+        # Other words for the same classes are common: only the same words in other places are surely wrong.
+        names = dataset.class_names
+        if names != self.class_names and sorted(names) == sorted(self.class_names):
+            raise UsageError(
+                f"{self.path} was trained on the classes in another order: "
+                f"{differing_names(self.class_names, names)}"
+            )
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainedNetwork:
@@ -100,6 +115,12 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainedNetwork:
     checkpoint.fill(net, path, contents)
     net = net.to(device_of(recipe.run.device)).eval()
     return TrainedNetwork(net, recipe, path, inputs, reader, tuple(contents["classes"]))
+
+
+def differing_names(before: Sequence[str], now: Sequence[str]) -> str:
+    """The first class that has two names, in words."""
+    label = next(label for label, pair in enumerate(zip(before, now, strict=True)) if pair[0] != pair[1])
+    return f"class {label} was {before[label]}, here it is {now[label]}"
 
 
 def describe(reader: Reader, class_names: Sequence[str]) -> dict[str, Any]:

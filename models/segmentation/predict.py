@@ -19,9 +19,9 @@ from models.segmentation.inference import predict_labels
 from models.segmentation.load import TrainedNetwork, load
 from models.segmentation.pictures import colour, contact_sheet, overlay, scene_pictures, show_input
 from models.segmentation.settings import SegmentationRecipe
-from models.segmentation.sources import Frames, is_video, match_frames
+from models.segmentation.sources import Frames, match_frames
 from models.segmentation.video import Video, writing_video
-from models.sources import check_inputs, match_files
+from models.sources import check_inputs, is_video, match_files
 from models.training.errors import UsageError
 
 LABELS, COLOURED, OVERLAYS = FOLDERS = ("labels", "coloured", "overlays")

@@ -7,18 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from models.segmentation.video import Video
-from models.sources import images_of
+from models.sources import images_of, is_video, option_of
 from models.training.errors import UsageError
 
-VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
 VIDEO_KINDS = ("rgb", "depth")  # what frames of 8 bits can be read as
 
 Frames = Video | list[Path]
-
-
-def is_video(path: Path) -> bool:
-    """Whether the path is a video's, by its suffix."""
-    return path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def match_frames(paths: Mapping[str, Path]) -> dict[str, Frames]:
@@ -35,11 +29,11 @@ def match_frames(paths: Mapping[str, Path]) -> dict[str, Frames]:
         if path.is_dir():
             found[modality] = sorted(images_of(path).values(), key=_numbers_by_value)
         elif not is_video(path):
-            raise UsageError(f"--{modality}: {path} is neither a video nor a folder of frames")
+            raise UsageError(f"{option_of(modality)}: {path} is neither a video nor a folder of frames")
         elif modality not in VIDEO_KINDS:
             raise UsageError(
-                f"--{modality}: only {' and '.join(VIDEO_KINDS)} are read from video, got {path}; give a "
-                "folder of frames, stored as in training"
+                f"{option_of(modality)}: only {' and '.join(VIDEO_KINDS)} are read from video, got {path}; "
+                "give a folder of frames, stored as in training"
             )
         else:
             found[modality] = Video(path, depth=modality == "depth")
@@ -47,7 +41,8 @@ def match_frames(paths: Mapping[str, Path]) -> dict[str, Frames]:
     for modality, other in others:
         if len(other) != len(frames):
             raise UsageError(
-                f"--{modality}: {paths[modality]} holds {len(other)} frames, but {paths[first]} {len(frames)}"
+                f"{option_of(modality)}: {paths[modality]} holds {len(other)} frames, "
+                f"but {paths[first]} {len(frames)}"
             )
     return found
 

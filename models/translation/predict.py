@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from models.messages import suggest
 from models.pictures import contact_sheet, thumbnail, write_picture
-from models.sources import check_inputs, match_files
+from models.sources import check_inputs, is_video, match_files
 from models.training.errors import UsageError
 from models.translation.build import output_names
 from models.translation.load import load
@@ -22,8 +22,8 @@ def predict_files(
 ) -> list[str]:
     """Translate pictures; write ``<output>/<view>.png`` for every output and view, as the target stores it.
 
-    Every view becomes a square of ``data.crop`` pixels, as in evaluation. ``sheet.png`` shows the inputs and
-    what every output says, of ``eval.sheet`` views spread evenly.
+    Of every view the middle square is taken, at ``data.crop`` pixels, as in evaluation. ``sheet.png`` shows
+    the inputs and what every output says, of ``eval.sheet`` views spread evenly.
 
     Args:
         checkpoint: run folder or checkpoint.
@@ -47,7 +47,11 @@ def predict_files(
     if which is not None and which not in names:
         raise UsageError(f"--which must be one of {', '.join(names)}, got {which!r}{suggest(which, names)}")
     written = names if which is None else (which,)
-    views = match_files(check_inputs(inputs, recipe.data.domains), "_domain_{}")
+    paths = check_inputs(inputs, recipe.data.domains)
+    for path in paths.values():
+        if is_video(path):
+            raise UsageError(f"{path} is a video: translation takes pictures, or folders of them")
+    views = match_files(paths, "_domain_{}")
     try:
         for name in written:
             (output / name).mkdir(parents=True, exist_ok=True)

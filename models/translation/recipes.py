@@ -130,7 +130,10 @@ def taskonomy_cen_depth_normal_rgb_released() -> TranslationRecipe:
 
 @recipe
 def nyudv2_384_depth_normal_rgb() -> TranslationRecipe:
-    """Depth and normals that prepare domains derives from NYUDv2 at 384x288 to RGB, ten minutes on a CPU."""
+    """Depth and normals of NYUDv2 at 384x288 to RGB, ten minutes on a CPU.
+
+    ``prepare domains --depth-scale 6528`` makes them of the copy that nyudv2_384_cen_refinenet18 is for.
+    """
     return TranslationRecipe(
         data=DataSettings(domains=("depth_zbuffer", "normal"), batch_size=4, resize=144, crop=128),
         model=ModelSettings(size=64, base_width=32, discriminator_width=24, initial_scale=_NEAR, dropout=0.0),
