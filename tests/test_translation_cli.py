@@ -25,8 +25,9 @@ from models.pictures import CELL
 from models.training import checkpoint
 from models.training.errors import UsageError
 from models.translation.build import build_generator
-from models.translation.evaluate import MEAN_IMAGE
+from models.translation.evaluate import MEAN_IMAGE, evaluate_checkpoint
 from models.translation.released import released_names, unused_names
+from models.translation.start import load_start
 from models.translation.task import TranslationTask
 
 OUTPUTS = (*DOMAINS, "ensemble")
@@ -166,6 +167,21 @@ def test_starting_from_a_run_and_from_its_network_alone(views: Path, trained: Pa
         assert noted == (name == "net")
 
 
+def test_another_target_than_the_starts_is_noted(views: Path, trained: Path) -> None:
+    def notes(*options: str) -> list[str]:
+        return TranslationTask(tiny_recipe(views, f"model.start={trained}", *options)).initialise()
+
+    assert len(notes()) == 1
+    _, note = notes("data.target=rgb")
+    assert note.endswith("was trained to make another target: reshading in training, rgb here")
+    task = TranslationTask(tiny_recipe(views))
+    here = task.describe()
+    here["target"]["unit"] = "1 as stored"
+    _, note = load_start(task.nets, trained, here)
+    encoding = "reshading: unit '255 as stored' in training, '1 as stored' here"
+    assert note.endswith(f"was trained on another encoding of the target: {encoding}")
+
+
 def tiny_generator_parameters(views: Path) -> list[tuple[str, nn.Parameter]]:
     return list(build_generator(tiny_recipe(views)).named_parameters())
 
@@ -206,6 +222,40 @@ def test_evaluate(views: Path, trained: Path, tmp_path: Path, capsys: pytest.Cap
     mean = np.mean(split("train"), 0)
     expected = np.mean([np.abs(mean - image).mean() for image in split("val")])
     assert float(rows[-1]["l1"]) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("absent", ["list", "file"])
+def test_evaluating_without_training_views(
+    views: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], absent: str
+) -> None:
+    root = tmp_path / "views"
+    shutil.copytree(views, root)
+    line = (root / "train.txt").read_text().split()[0]
+    gone = root / ("train.txt" if absent == "list" else line.format(domain="reshading"))
+    gone.unlink()
+    options = ["eval.sheet=0", "--output", str(tmp_path)]
+    assert main(["evaluate", str(trained / "last.pt"), f"data.root={root}", *options]) == 0
+    (noted,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith(MEAN_IMAGE))
+    assert noted.startswith(f"{MEAN_IMAGE}: left out, for want of training views ({gone}")
+    found = json.loads((tmp_path / "evaluation_last.json").read_text())
+    assert f"{MEAN_IMAGE}: {found['inference'][MEAN_IMAGE]}" == noted
+    assert [row["output"] for row in rows_of(tmp_path / "evaluation_last.csv")] == [*OUTPUTS]
+    (metrics,) = rows_of(trained / "metrics.csv")
+    assert found["metrics"]["ensemble/l1"] == pytest.approx(float(metrics["ensemble/l1"]))
+
+
+def test_evaluation_is_written_before_it_is_printed(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody_reads(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("models.translation.evaluate.print", nobody_reads, raising=False)
+    with pytest.raises(BrokenPipeError):
+        evaluate_checkpoint(trained, ["eval.sheet=1"], tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"evaluation_best.{s}" for s in ("json", "csv", "png")
+    }
 
 
 def test_evaluating_an_average_and_options(views: Path, tmp_path: Path) -> None:
@@ -283,7 +333,9 @@ def test_mistakes_in_what_is_predicted(
         return error_of(["predict", str(trained), "--output", str(tmp_path / "out"), *arguments], capsys)
 
     normal, texture = (f"--input={name}={views / name}" for name in DOMAINS)
-    assert "--edge_texture is required: the network's modalities are normal, edge_texture" in error(normal)
+    assert "--input edge_texture is required: the network's modalities are normal, edge_texture" in error(
+        normal
+    )
     assert "--rgb is no input" in error(normal, texture, "--rgb", str(views / "rgb"))
     assert "did you mean 'ensemble'" in error(normal, texture, "--which", "ensembel")
     assert "data.domains must stay normal,edge_texture" in error(normal, texture, "data.domains=normal")
@@ -295,6 +347,8 @@ def test_mistakes_in_what_is_predicted(
     for path in (tmp_path / "rgb").iterdir():
         path.rename(path.with_name(path.name.replace("domain_rgb", "domain_edge_texture")))
     assert "expected edge_texture of 16 bits" in error(normal, f"--input=edge_texture={tmp_path / 'rgb'}")
+    (tmp_path / "clip.mp4").touch()
+    assert "translation takes pictures" in error(normal, f"--input=edge_texture={tmp_path / 'clip.mp4'}")
     assert not list((tmp_path / "out").rglob("*.png"))
     with pytest.raises(UsageError, match="expected a file of each of normal, edge_texture, got normal"):
         models.load(trained).read(normal="normal.png")

@@ -276,9 +276,11 @@ def test_feature_scores_of_outputs() -> None:
 
 def test_settings_name_what_is_wrong(tmp_path: Path) -> None:
     settings = FidSettings(weights=tmp_path / "none.pth", kid_subset_size=100)
-    with pytest.raises(UsageError, match=r"kid_subset_size=100: there are only 40 images; expected 2 to 40"):
+    with pytest.raises(
+        UsageError, match=r"^eval\.fid\.kid_subset_size=100: .* only 40 images; .* eval\.fid\.kid_subsets=0"
+    ):
         feature_scores(settings, 3, 40)
-    with pytest.raises(UsageError, match="pt_inception-2015-12-05"):
+    with pytest.raises(UsageError, match=r"^eval\.fid\.weights: .*pt_inception-2015-12-05"):
         feature_scores(settings, 3, 100)
     assert feature_scores(FidSettings(kid_subset_size=100), 3, 40) is None
     with pytest.raises(UsageError, match="kid_subset_size must be at least 2, got 1"):
@@ -334,22 +336,26 @@ def test_updates_do_not_wait_for_the_gpu() -> None:
     assert {key: found[key] for key in alone.compute()} == pytest.approx(alone.compute(), rel=1e-11)
 
 
-FEATURES = np.random.default_rng(7).standard_normal((5, 4))
+FEATURES, TARGETS = np.random.default_rng(7).standard_normal((2, 5, 4))
 
 
 def work(rank: int, folder: Path) -> None:
-    """What each of two processes does: three images, and two."""
+    """What each of two processes does: three images, and two, by turns."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    part = slice(0, 3) if rank == 0 else slice(3, 5)
+    part = slice(rank, None, 2)
     metrics = TranslationMetrics(NAMES)
     target, *outputs = (images(seed, 5, 3, 16, 16) for seed in range(4))
     metrics.update([output[part] for output in outputs], target[part])
     metrics.reduce()
-    features = statistics(FEATURES[part])
-    features.reduce()
+    features, single = statistics(FEATURES[part], 1), FeatureStatistics(4)
+    if rank == 0:
+        single.update(torch.from_numpy(FEATURES[:1]))
+    for joined in (features, single):
+        joined.reduce()
     moments = {"mean": features.mean(), "covariance": features.covariance(), "vectors": features.vectors}
-    torch.save({"metrics": metrics.compute(), "moments": moments}, folder / f"{rank}.pt")
+    found = {"metrics": metrics.compute(), "moments": moments, "single": single.vectors}
+    torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -363,4 +369,12 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
         assert found["metrics"] == pytest.approx(whole.compute(), rel=1e-12)
         np.testing.assert_allclose(found["moments"]["mean"], FEATURES.mean(0), rtol=1e-12)
         np.testing.assert_allclose(found["moments"]["covariance"], np.cov(FEATURES.T), rtol=1e-11)
-        assert torch.equal(torch.cat(found["moments"]["vectors"]), torch.from_numpy(FEATURES))
+        # In the images' order, so that KID is that of one process.
+        vectors = torch.cat(found["moments"]["vectors"])
+        features, targets = torch.from_numpy(FEATURES), torch.from_numpy(TARGETS)
+        assert torch.equal(vectors, features)
+        kids = [
+            float(kernel_distance(x, targets, 4, 3, seed=0)) for x in (vectors, features, features.flip(0))
+        ]
+        assert kids[0] == kids[1] != kids[2]
+        assert torch.equal(torch.cat(found["single"]), features[:1])

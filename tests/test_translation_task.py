@@ -20,8 +20,9 @@ from bench.straightforward import split_state, stacked_state
 from bench.straightforward_translation import StraightforwardPatchGAN, StraightforwardUNet
 from models.training import distributed
 from models.training.errors import UsageError
+from models.translation import fid
 from models.translation.fid import FidSettings
-from models.translation.inference import translate, translating
+from models.translation.inference import translate, translate_views, translating
 from models.translation.task import TranslationTask
 
 DOUBLE = torch.float64
@@ -244,7 +245,7 @@ CASES = {"paper": [], "rest": ["optim.passes=2", "loss.gan=hinge", "optim.clip=0
 
 
 def trained(views: Path, overrides: list[str]) -> dict[str, Any]:
-    """Losses, weights and evaluation after an epoch in float64."""
+    """Losses, weights, running statistics and evaluation after an epoch in float64."""
     torch.set_default_dtype(DOUBLE)  # as what spreads gradients must know from the start
     task = tiny_task(views, "model.dropout=0", *overrides, dtype=DOUBLE)
     losses = []
@@ -253,19 +254,40 @@ def trained(views: Path, overrides: list[str]) -> dict[str, Any]:
         losses.append(distributed.mean(torch.stack(list(values.values()))))
     state = task.state_dict()
     states = {name: dict(state[name]) for name in ("net", "discriminator", "ema") if name in state}
-    # The processes' own running statistics differ: instance norms need no other process.
-    weights = {
-        name: {key: value for key, value in each.items() if "running" not in key}
-        for name, each in states.items()
-    }
     task.nets.generator.float()
     if task.nets.ema is not None:
         task.nets.ema.net.float()
-    return {"losses": losses, **weights, "metrics": task.evaluate(lambda: False)}
+    return {"losses": losses, **states, "metrics": task.evaluate(lambda: False)}
+
+
+FID = ["eval.fid.weights=w.pth", "eval.fid.preparation=released"]
+KID = [*FID, "eval.fid.kid_subset_size=2", "eval.fid.kid_subsets=3"]
+
+
+def crude(images: Tensor) -> Tensor:
+    """Stands in for the Inception, which has as many features."""
+    weight = torch.randn(12, 2048, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    return F.adaptive_avg_pool2d(images, 2).flatten(1) @ weight
+
+
+def scored(views: Path) -> dict[str, float]:
+    """An untrained generator's evaluation with KID; FID is made up, as its decompositions take seconds."""
+    fid.load_inception = lambda _: crude_network()  # in a process of its own
+    fid.covariance_root = lambda covariance: covariance[:, :1]
+    found = tiny_task(views, *KID).evaluate(lambda: False)
+    assert found is not None
+    return {name: value for name, value in found.items() if not name.endswith("/fid")}
+
+
+def crude_network() -> nn.Module:
+    network = nn.Module()
+    network.forward = crude
+    return network
 
 
 def train_and_save(views: Path, folder: Path) -> None:
-    results = {name: trained(views, overrides) for name, overrides in CASES.items()}
+    results: dict[str, Any] = {"scored": scored(views)}
+    results |= {name: trained(views, overrides) for name, overrides in CASES.items()}
     torch.save(results, folder / f"{distributed.rank()}.pt")
 
 
@@ -277,7 +299,12 @@ def test_two_processes_are_one_with_the_same_batches(views: Path, tmp_path: Path
         assert together(train_and_save, views, folder, processes=processes) == [0] * processes
         found[processes] = [torch.load(folder / f"{rank}.pt") for rank in range(processes)]
     (whole,) = found[1]
+    scores = whole["scored"]
+    assert len({score for name, score in scores.items() if name.endswith("/kid")}) == 3
     for part in found[2]:
+        assert part["scored"] == pytest.approx(scores, rel=1e-12)
+        for name in (*DOMAINS, "ensemble"):
+            assert part["scored"][f"{name}/kid"] == scores[f"{name}/kid"]
         for case in CASES:
             metrics = part[case].pop("metrics")
             assert metrics == pytest.approx(whole[case]["metrics"], rel=1e-5)
@@ -332,6 +359,38 @@ def test_each_picture_has_statistics_and_dropout_of_its_own(task: TranslationTas
     assert not torch.allclose(net(c).ensemble, net.train()(c).ensemble)
 
 
+@pytest.mark.parametrize("dropout", ["true", "false"])
+def test_scores_do_not_depend_on_the_batch(views: Path, dropout: str) -> None:
+    found = []
+    for size in (1, 2, 3):
+        task = tiny_task(views, f"eval.batch_size={size}", f"eval.dropout={dropout}")
+        found.append(task.evaluate(lambda: False))
+    for other in found[1:]:  # without dropout, convolutions of several views may round otherwise
+        assert other == pytest.approx(found[0], rel=1e-12 if dropout == "true" else 1e-5)
+
+
+def test_a_batch_is_split_only_where_dropout_acts(task: TranslationTask) -> None:
+    net, recipe = task.nets.generator, task.recipe
+    batch = next(iter(task.batches(0, 0)))
+    rows: list[int] = []
+    net.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    with translating(net, dropout=True):
+        found = translate_views(net, batch.images, batch.names, recipe)
+        for i, name in enumerate(batch.names):
+            single = batch.images[i :: len(batch.names)].contiguous(memory_format=torch.channels_last)
+            alone = translate(net, single, name, recipe)  # in the layout of batches: dropout draws in it
+            assert all(torch.equal(x[i : i + 1], y) for x, y in zip(found, alone, strict=True))
+    assert rows == [2] * 8  # two domains, four views twice
+    with translating(net, dropout=False):
+        translate_views(net, batch.images, batch.names, recipe)
+    for module in net.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    with translating(net, dropout=True):
+        translate_views(net, batch.images, batch.names, recipe)
+    assert rows[8:] == [8, 8]
+
+
 def test_the_best_is_chosen_by_the_score_that_is_set(views: Path) -> None:
     metrics = {"ensemble/l1": 0.3, "ensemble/psnr": 15.0}
     assert tiny_task(views).score(metrics) == -0.3
@@ -370,6 +429,7 @@ def test_fid_is_asked_for_as_set(views: Path, monkeypatch: pytest.MonkeyPatch) -
         return made[-1]
 
     monkeypatch.setattr("models.translation.evaluate.feature_scores", feature_scores)
+    monkeypatch.setattr("models.translation.fid.load_inception", lambda _: nn.Identity())
     task = tiny_task(views, "eval.fid.weights=w.pth", "eval.fid.kid_subset_size=2", "eval.best=fid")
     metrics = task.evaluate(lambda: False)
     (features,) = made
@@ -406,7 +466,18 @@ def test_fid_is_asked_for_as_set(views: Path, monkeypatch: pytest.MonkeyPatch) -
         (["loss.l1=-1"], r"loss.l1 must be at least 0"),
         (["eval.best=fid"], r"eval.best=fid needs eval.fid.weights"),
         (["eval.fid.weights=none.pth", "eval.limit=1"], r"2 images or more, and there is 1"),
-        (["eval.fid.weights=none.pth"], r"kid_subset_size=100: there are only 3 images"),
+        (
+            ["eval.fid.weights=none.pth"],
+            r"^eval.fid.kid_subset_size=100: there are only 3 images; .* eval.fid.kid_subsets=0 for no KID",
+        ),
+        (
+            ["eval.fid.weights=none.pth", "eval.fid.kid_subsets=0"],
+            r"^eval.fid.weights: none.pth: no such weights file",
+        ),
+        (
+            ["eval.fid.weights=pyproject.toml", "eval.fid.kid_subsets=0"],
+            r"^eval.fid.weights: pyproject.toml: not a file of weights",
+        ),
         (["eval.value_range=1,1"], r"eval.value_range must be low,high"),
         (["run.cuda_graphs=true"], r"run.cuda_graphs=true needs a CUDA device"),
         (["data.batch_size=13"], r"data.batch_size=13 is more than the 12"),

@@ -98,11 +98,27 @@ def parallel(module: nn.Module, device: torch.device) -> nn.Module:
     """``module``, whose gradients become the processes' mean during the backward pass."""
     if world_size() == 1:
         return module
-    # Statistics are frozen or synchronised. Torch 2.13 has another name for it and warns of the old one.
+    # Statistics are frozen, synchronised, or averaged after the step by ``average_buffers``. Torch 2.13 has
+    # another name for it and warns of the old one.
     known = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     buffers = {"forward_sync_buffers" if known else "broadcast_buffers": False}
     ids = [device] if device.type == "cuda" else None
     return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True, **buffers)
+
+
+@torch.no_grad()
+def average_buffers(*modules: nn.Module) -> None:
+    """Set floating-point buffers of modules on one device to the processes' mean, in one collective.
+
+    Running statistics follow linearly what each process saw, so that with equal parts of a batch their mean
+    is what one process would have with the whole.
+    """
+    if world_size() == 1:
+        return
+    buffers = [buffer for module in modules for buffer in module.buffers() if buffer.is_floating_point()]
+    means = mean(torch.cat([buffer.flatten() for buffer in buffers]))
+    parts = means.split([buffer.numel() for buffer in buffers])
+    torch._foreach_copy_(buffers, [part.view_as(own) for own, part in zip(buffers, parts, strict=True)])
 
 
 def gradients_stay(module: nn.Module) -> AbstractContextManager[None]:

@@ -13,12 +13,13 @@ from tqdm import tqdm
 
 from models.data import DOMAINS, DataError, Square, collate_translation
 from models.data.loading import SampleSet
+from models.messages import first_line
 from models.pictures import Picture, contact_sheet, write_picture
 from models.training.errors import UsageError, writable
 from models.training.files import replacing, write_json
 from models.translation.build import build_eval_loader, open_split, output_names
 from models.translation.fid import feature_scores
-from models.translation.inference import translate, translating
+from models.translation.inference import translate, translate_views, translating
 from models.translation.load import load
 from models.translation.metrics import TranslationMetrics, table
 from models.translation.pictures import view_pictures
@@ -62,7 +63,7 @@ def evaluate(
     with translating(net, recipe.eval.dropout):
         for batch in loader:
             batch = batch.to(device, non_blocking=True)
-            outputs = translate(net, batch.images, batch.names[0], recipe)
+            outputs = translate_views(net, batch.images, batch.names, recipe)
             if constant is not None:
                 outputs.append(constant.to(device).expand_as(batch.target))
             metrics.update(outputs, batch.target)
@@ -80,16 +81,19 @@ def value_range(recipe: TranslationRecipe) -> tuple[float, float]:
 def check_scores(recipe: TranslationRecipe, views: int) -> None:
     """Refuse scores that so many views, or these settings, cannot give; to be asked before work starts.
 
+    FID's weights are loaded and let go: an evaluation loads them again, training does not hold them.
+
     Raises:
         UsageError: they cannot.
     """
     settings = recipe.eval
-    if settings.fid.weights is not None:
-        settings.fid.check_images(views)
-    elif settings.best in ("fid", "kid"):
+    if settings.best in ("fid", "kid") and settings.fid.weights is None:
         raise UsageError(f"eval.best={settings.best} needs eval.fid.weights")
     if settings.best == "kid" and not settings.fid.kid_subsets:
         raise UsageError("eval.best=kid needs eval.fid.kid_subsets of 1 or more")
+    if settings.fid.weights is not None:
+        settings.fid.check_images(views)
+        settings.fid.load()
 
 
 def chosen_views(dataset: SampleSet, recipe: TranslationRecipe) -> range:
@@ -142,7 +146,9 @@ def example_pictures(
 
 
 def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | None) -> dict[str, float]:
-    """The evaluate command: print the scores of every output and of the training targets' mean; write them.
+    """The evaluate command: write the scores of every output and of the training targets' mean; print them.
+
+    The mean is left out, and that is said, where there is no training split to be read.
 
     Written are ``evaluation_<checkpoint>.json``, all of it and how it was found; ``.csv``, a row an output;
     and ``.png``, the contact sheet of ``eval.sheet`` views.
@@ -153,7 +159,8 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | Non
         output: folder to write to; None: that of the checkpoint.
 
     Raises:
-        UsageError, DataError: as ``load``, ``open_split`` and ``check_scores``; ``output`` cannot be written.
+        UsageError, DataError: as ``load``, ``open_split`` of the validation views, and ``check_scores``;
+            ``output`` cannot be written.
     """
     trained = load(path, overrides)
     net, recipe, path = trained.net, trained.recipe, trained.path
@@ -161,24 +168,31 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | Non
     check_scores(recipe, len(views))
     file = writable((output or path.parent) / f"evaluation_{path.stem}.json", "--output")
     seen = Subset(dataset, views)
-    metrics = evaluate(net, seen, recipe, constant=mean_target(recipe)).compute()  # type: ignore[union-attr]
+    constant: Tensor | None = None
+    baseline = "mean target of the training views"
+    try:
+        constant = mean_target(recipe)
+    except DataError as error:
+        baseline = f"left out, for want of training views ({first_line(error)})"
+    metrics = evaluate(net, seen, recipe, constant=constant).compute()  # type: ignore[union-attr]
     alpha = dict(zip(recipe.data.domains, net.branch_weights(), strict=True))
     how = {
         "dropout": recipe.eval.dropout,
         "precision": recipe.run.precision,
         "size": recipe.data.crop,
         "value_range": value_range(recipe),
-        MEAN_IMAGE: "mean target of the training views",
+        MEAN_IMAGE: baseline,
     }
-    print(f"{path}, {len(views)} views, {' + '.join(recipe.data.domains)} to {recipe.data.target}")
-    print(f"{table(metrics)}\n\n{MEAN_IMAGE}: the {how[MEAN_IMAGE]}")
-    print("ensemble of " + ", ".join(f"{weight:.2f} {name}" for name, weight in alpha.items()))
     found = {"views": len(views), "inference": how, "alpha": alpha, "metrics": metrics}
     write_json(file, {"checkpoint": str(path), **found})
     _write_csv(file.with_suffix(".csv"), metrics)
     if recipe.eval.sheet:
         examples = example_pictures(net, seen, recipe, recipe.eval.sheet)
         write_picture(file.with_suffix(".png"), contact_sheet(examples))
+    # Only now: whoever reads along may stop, as head does.
+    print(f"{path}, {len(views)} views, {' + '.join(recipe.data.domains)} to {recipe.data.target}")
+    print(f"{table(metrics)}\n\n{MEAN_IMAGE}: {baseline}")
+    print("ensemble of " + ", ".join(f"{weight:.2f} {name}" for name, weight in alpha.items()))
     print(f"written: {file.with_suffix('')}.json, .csv" + ", .png" * (recipe.eval.sheet > 0))
     return metrics
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from models.training.config import setting
 from models.training.errors import UsageError
 from models.training.settings import require, require_at_least
-from models.translation.inception import FEATURES, SIZE, load_inception
+from models.translation.inception import FEATURES, SIZE, Inception, load_inception
 
 FEATURE_SCORES = ("fid", "kid")
 
@@ -53,9 +53,21 @@ class FidSettings:
             raise UsageError(f"FID needs the covariance of 2 images or more, and there is {count}")
         if self.kid_subsets and self.kid_subset_size > count:
             raise UsageError(
-                f"kid_subset_size={self.kid_subset_size}: there are only {count} images; "
-                f"expected 2 to {count}, or kid_subsets=0 for no KID"
+                f"eval.fid.kid_subset_size={self.kid_subset_size}: there are only {count} images; "
+                f"expected 2 to {count}, or eval.fid.kid_subsets=0 for no KID"
             )
+
+    def load(self) -> Inception:
+        """The network of ``weights``, which are set, on the CPU.
+
+        Raises:
+            UsageError: the file is missing or holds something else.
+        """
+        assert self.weights is not None, "asked for where there are weights"
+        try:
+            return load_inception(self.weights)
+        except UsageError as error:
+            raise UsageError(f"eval.fid.weights: {error}") from None
 
 
 def quantise(images: Tensor) -> Tensor:
@@ -115,15 +127,23 @@ class FeatureStatistics:
             self.vectors.append(features)
 
     def reduce(self) -> None:
-        """Join what the processes of the default group have seen; all call it once, after the last update."""
+        """Join what the processes of the default group have seen; all call it once, after the last update.
+
+        Of n processes, the i-th is taken to have seen every n-th image from the i-th on: vectors are put in
+        the images' order, so that KID draws the subsets that one process draws.
+        """
         count = torch.tensor(self.count, device=self.total.device)
         for moment in (count, self.total, self.products):
             distributed.all_reduce(moment)
         self.count = int(count)
-        if self.keep:
-            parts: list[list[Tensor]] = [[]] * distributed.get_world_size()
+        if self.keep and self.count:
+            processes = distributed.get_world_size()
+            parts: list[list[Tensor]] = [[]] * processes
             distributed.all_gather_object(parts, [vectors.cpu() for vectors in self.vectors])
-            self.vectors = [vectors.to(self.total.device) for part in parts for vectors in part]
+            seen = {process: torch.cat(part) for process, part in enumerate(parts) if part}
+            places = [torch.arange(len(part)) * processes + process for process, part in seen.items()]
+            vectors = torch.cat(list(seen.values()))[torch.cat(places).argsort()]
+            self.vectors = [vectors.to(self.total.device)]
 
     def mean(self) -> Tensor:
         """``[D]``, float64."""
@@ -270,4 +290,4 @@ def feature_scores(
     if settings.weights is None:
         return None
     settings.check_images(images)
-    return FeatureScores(outputs, load_inception(settings.weights).to(device), settings, device)
+    return FeatureScores(outputs, settings.load().to(device), settings, device)

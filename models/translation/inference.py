@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -47,11 +47,27 @@ def translate(net: UNet, images: Tensor, name: str, recipe: TranslationRecipe) -
 
     Args:
         net: in the context ``translating``.
-        images: ``[M*N, C, H, W]`` stacked domain-major, on the network's device.
-        name: of the batch; dropout draws the same for the same name, whatever was translated before.
+        images: ``[M*N, C, H, W]`` stacked domain-major, on the network's device. With N above 1, what dropout
+            draws for a view depends on those before it: see ``translate_views``.
+        name: of the view; dropout draws the same for the same name, whatever was translated before.
         recipe: ``run.precision`` tells what the network computes in, ``run.seed`` seeds dropout.
     """
     torch.manual_seed(zlib.crc32(f"{recipe.run.seed} {name}".encode()))
     with autocast(recipe.run.precision, images.device):
         output = at_least_float32(net(images))
     return [*output.branches, output.ensemble]
+
+
+def translate_views(
+    net: UNet, images: Tensor, names: Sequence[str], recipe: TranslationRecipe
+) -> list[Tensor]:
+    """As ``translate``, of a batch of N views by their names.
+
+    Where dropout acts, one view after the other: each is then what it is alone, whatever else is in the
+    batch. Without it the views go through the network together.
+    """
+    if not any(isinstance(each, nn.Dropout) and each.training and each.p > 0 for each in net.modules()):
+        return translate(net, images, names[0], recipe)
+    count = len(names)
+    views = [translate(net, images[i::count], name, recipe) for i, name in enumerate(names)]
+    return [torch.cat(pictures) for pictures in zip(*views, strict=True)]

@@ -26,6 +26,10 @@ class TranslationMetrics:
     - ``ssim``: as ``structural_similarity``, averaged over channels.
     - ``fid``, ``kid``: with ``features`` only; see ``models.translation.fid``.
 
+    All are of the channels that the generator gives, three also where the target's files have one, which is
+    tiled. ``predict`` writes their mean into such a file, whose errors are therefore a little smaller (and
+    PSNR higher) than those reported here, most of all L2 and MSE, but for rounding to 16 bits.
+
     Args:
         names: the outputs: the input domains, then ``ensemble``; further images to compare with, such as
             the training images' mean, may follow.

@@ -125,7 +125,9 @@ class LossSettings:
 class EvalSettings:
     """Evaluation."""
 
-    batch_size: int = setting(1, "views that the generator sees at once", free=True)
+    batch_size: int = setting(
+        1, "views that the generator sees at once; with dropout it sees one after the other", free=True
+    )
     dropout: bool = setting(
         True, "translate with dropout, as the paper; drawn anew for every view, always the same", free=True
     )

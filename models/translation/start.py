@@ -21,7 +21,7 @@ def load_start(nets: Adversaries, path: Path, here: Mapping[str, Any]) -> list[s
     Args:
         nets: changed in place.
         path: run, checkpoint or exported network.
-        here: what the task describes of its inputs.
+        here: what the task describes of its inputs and target.
 
     Returns:
         What did not match, in words.
@@ -42,6 +42,11 @@ def load_start(nets: Adversaries, path: Path, here: Mapping[str, Any]) -> list[s
     inputs = [[input_from_plain(plain) for plain in each["inputs"]] for each in (contents, here)]
     if differences := differing_inputs(*inputs):
         notes.append(f"{path} was trained on other inputs: {'; '.join(differences)}")
+    before, now = (input_from_plain(each["target"]) for each in (contents, here))
+    if before.name != now.name:
+        notes.append(f"{path} was trained to make another target: {before.name} in training, {now.name} here")
+    elif differences := differing_inputs([before], [now]):
+        notes.append(f"{path} was trained on another encoding of the target: {'; '.join(differences)}")
     return notes
 
 

@@ -107,6 +107,9 @@ class Adversaries:
         judged, real, fake = discriminator_gradients(images, target)
         self.optimisations["discriminator"].step(step)
         total, adversarial, l1 = generator_gradients()
+        # Instance norms need no other process in the pass; their running statistics are to be the whole
+        # batch's, before the average follows them.
+        distributed.average_buffers(self.generator, self.discriminator)
         self.optimisations["generator"].step(step)
         totals = {"loss": total, "discriminator": judged}
         return {**totals, "adversarial": adversarial, "l1": l1, "real": real, "fake": fake}
