@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -281,7 +282,7 @@ def test_predict_folders(rooms: Path, trained: Path, tmp_path: Path) -> None:
 def test_predict_single_files_with_the_networks_own_labels(
     rooms: Path, trained: Path, tmp_path: Path
 ) -> None:
-    from models.data import LAYOUTS, Reader, configured
+    from models.data import Reader, configured, find_layout
     from models.segmentation.load import load
 
     paths = {"rgb": rooms / "rgb" / "000003.png", "depth": rooms / "depth" / "000003.png"}
@@ -289,7 +290,7 @@ def test_predict_single_files_with_the_networks_own_labels(
     assert main(["predict", str(trained), *inputs, "data.depth_scale=2500"]) == 0
     written = cv2.imread(str(tmp_path / "labels" / "000003.png"), cv2.IMREAD_UNCHANGED)
     network = load(trained, ["data.depth_scale=2500"])
-    assert network.reader == Reader(configured(LAYOUTS["nyu_cen"], depth_scale=2500.0), ("rgb", "depth"))
+    assert network.reader == Reader(configured(find_layout(rooms), depth_scale=2500.0), ("rgb", "depth"))
     with torch.no_grad():
         logits = network.net(network.read(**paths)).ensemble
     resized = torch.nn.functional.interpolate(logits, SIZE, mode="bicubic", align_corners=False)
@@ -377,11 +378,42 @@ def test_errors_name_the_remedy(
     assert message in error_of(filled, capsys)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([f"optim.stages.{index}.steps=0" for index in range(3)], "optim.stages must have steps in all"),
+        (["data.modalities=rgb,hha"], "000001.png: hha needs depth in metres"),
+        (["data.modalities=rgb,normals", "data.depth_scale=5000"], "its camera is not known"),
+        (["run.device=meta"], "run.device=meta: expected auto, cpu, cuda"),
+        (["run.output="], "run.output=: expected a path"),
+    ],
+)
+def test_mistakes_known_beforehand_leave_no_folder(
+    rooms: Path, tmp_path: Path, overrides: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "rooms"
+    shutil.copytree(rooms, data)
+    layout = {"base": "nyu_cen", "depth_scale": None, "camera": None}
+    (data / "layout.json").write_text(json.dumps(layout))
+    command = [*train_command(data, tmp_path / "run"), "run.device=cpu", *overrides]
+    assert message in error_of(command, capsys)
+    assert list(tmp_path.iterdir()) == [data]
+
+
 def test_demo_names_what_is_wrong_with_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "data").write_text("no folder")
     monkeypatch.setattr(sys, "argv", ["demo", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"^error: .*data: not empty, and no synthetic data set"):
         runpy.run_module("bench.demo", run_name="__main__")
+
+
+def test_a_reader_that_has_had_enough() -> None:
+    """As ``| head``: no traceback."""
+    command = [sys.executable, "-m", "models", "recipes"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
 
 
 def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -216,6 +216,16 @@ def test_export_holds_the_average_and_says_what_it_is(run: Path, rooms: Path, tm
     assert found[0]["metrics"] == found[1]["metrics"]
 
 
+def test_a_runs_own_checkpoint_is_not_replaced(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {name: (run / name).read_bytes() for name in ("last.pt", "best.pt")}
+    for name in before:
+        assert "is a run's own checkpoint" in error_of(["export", run, "--output", run / name], capsys)
+    assert {name: (run / name).read_bytes() for name in before} == before
+    assert main(["export", str(run), "--output", str(tmp_path / "best.pt")]) == 0
+
+
 def test_a_network_knows_its_layout_where_the_data_is_gone(rooms: Path, run: Path, tmp_path: Path) -> None:
     """A folder described by its own layout.json: predict needs neither it nor any setting."""
     root = tmp_path / "rooms"
@@ -261,6 +271,11 @@ def test_other_inputs_are_refused(
     shutil.copytree(run, resumed)
     resume = ["train", "synthetic_demo", "--resume", resumed, "run.steps=3"]
     assert difference in error_of([*resume, grey], capsys)
+    renamed = tmp_path / "renamed"
+    shutil.copytree(rooms, renamed)
+    (renamed / "classes.txt").write_text("\n".join(reversed(SYNTHETIC_CLASSES)))
+    error = error_of([*resume, f"data.root={renamed}"], capsys)
+    assert "was trained on classes of other names than data.root has" in error
     monkeypatch.setattr("models.data.inputs.IMAGENET_MEAN", (0.5, 0.5, 0.5))
     assert "rgb: mean (0.485, 0.456, 0.406) in training, (0.5, 0.5, 0.5) here" in error_of(
         ["evaluate", run], capsys

@@ -1,6 +1,9 @@
 """Checkpoints and tables: whole or not there, read safely."""
 
 import pickle
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,17 @@ class Evil:
 def fail_after_writing(path: Path) -> None:
     path.write_bytes(b"half")
     raise OSError("disk full")
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Writing more fails as it does on a full disk, but for the reason."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -53,6 +67,31 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("name", ["last.pt", "net.pt", "net.safetensors"])
+def test_a_disk_that_is_full(tmp_path: Path, name: str) -> None:
+    path, net = tmp_path / name, {"w": torch.zeros(100_000)}
+    write = checkpoint.save if name == checkpoint.LAST else checkpoint.save_network
+    path.write_bytes(b"the old one")
+    with files_of_at_most(50_000), pytest.raises(UsageError, match=f"^cannot write {path}: .*too large"):
+        write(path, {"recipe": "r", "task": {"net": net}})
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"the old one"]
+    with pytest.raises(UsageError, match=r"^cannot write .*last\.pt: No such file or directory$"):
+        checkpoint.save(tmp_path / "gone" / "last.pt", {})
+
+
+def test_weights_that_do_not_fit_are_counted(tmp_path: Path) -> None:
+    net = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(20)))
+    state = {key: torch.zeros(3) for key in list(net.state_dict())[::2]}
+    with pytest.raises(
+        UsageError, match=r"x\.pt does not fit these settings: missing: .* and 14 more; "
+    ) as raised:
+        checkpoint.fill(net, tmp_path / "x.pt", {"task": {"net": state}})
+    assert len(str(raised.value)) < 600
+    checkpoint.fill(
+        net, tmp_path / "x.pt", {"task": {"net": {k: v + 1 for k, v in net.state_dict().items()}}}
+    )
+
+
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"format": checkpoint.FORMAT, "task": Evil()}, tmp_path / "last.pt")
@@ -61,12 +100,15 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert not Path("executed").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"text, not a checkpoint", pickle.dumps({"a": 1}, protocol=2)])
+@pytest.mark.parametrize(
+    "content", [b"", b"text, not a checkpoint", b'{"recipe": 1}', pickle.dumps({"a": 1}, protocol=2)]
+)
 def test_other_files_are_refused_by_name(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.pt"
     path.write_bytes(content)
-    with pytest.raises(UsageError, match=r"x\.pt"):
+    with pytest.raises(UsageError, match=r"x\.pt .*`python -m models import` reads") as raised:
         checkpoint.load(path)
+    assert "weights_only" not in str(raised.value)
 
 
 def test_a_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -78,7 +120,10 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 def test_missing_checkpoints(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"holds neither last\.pt nor best\.pt"):
+    with pytest.raises(UsageError, match=r"holds neither last\.pt nor best\.pt$"):
+        checkpoint.load(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"nothing yet: start it again, without --resume$"):
         checkpoint.load(tmp_path)
     (tmp_path / "last.pt").write_bytes(b"")
     with pytest.raises(UsageError, match=r"did you mean 'last\.pt'\?"):

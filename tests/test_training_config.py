@@ -66,7 +66,8 @@ def test_override_parses_by_type(assignment: str, path: str, value: object) -> N
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("flag", "expected field=value, got 'flag'; did you mean 'flag'?"),
+        ("flg", "expected field=value, got 'flg'; did you mean 'flag'?"),
+        ("root=", "root=: expected a path"),
         ("flg=true", "unknown field 'flg'; did you mean 'flag'?"),
         ("inner.rte=1", "did you mean 'inner.rate'?"),
         ("rate=1", "did you mean 'inner.rate'?"),
@@ -89,6 +90,11 @@ def test_override_parses_by_type(assignment: str, path: str, value: object) -> N
 def test_override_refuses(assignment: str, message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
         config.override(Outer(), [assignment])
+
+
+def test_override_does_not_suggest_what_was_given() -> None:
+    with pytest.raises(UsageError, match=r"^expected field=value, got 'inner\.rate'$"):
+        config.override(Outer(), ["inner.rate"])
 
 
 _WORDS = st.text("abcxyz_", min_size=1).filter(lambda text: text not in ("none", "null"))

@@ -13,6 +13,7 @@ import torch
 from same import assert_same
 from torch import Tensor
 
+from models.data import DataError
 from models.training import checkpoint
 from models.training.errors import UsageError
 from models.training.interrupt import Interrupt
@@ -33,6 +34,8 @@ class Toy:
     images_per_step: int = 2
     stop_at: int | None = None  # raise a signal in this step
     diverge_at: int | None = None
+    broken_at: int | None = None  # the image that cannot be read
+    broken_evaluation: bool = False
     events: list[Any] = field(default_factory=list)
     value: Tensor = field(default_factory=lambda: torch.zeros(3, requires_grad=True))
 
@@ -41,7 +44,10 @@ class Toy:
         self.optimizer = torch.optim.SGD([self.value], lr=0.1 / (index + 1), momentum=0.9)
 
     def batches(self, epoch: int, start_step: int) -> Iterator[int]:
-        yield from range(epoch * STEPS_PER_EPOCH + start_step, (epoch + 1) * STEPS_PER_EPOCH)
+        for step in range(epoch * STEPS_PER_EPOCH + start_step, (epoch + 1) * STEPS_PER_EPOCH):
+            if step == self.broken_at:
+                raise DataError("broken.png")
+            yield step
 
     def step(self, batch: int, step: int) -> dict[str, Tensor]:
         assert step == batch
@@ -65,6 +71,8 @@ class Toy:
     def evaluate(self, stop: Callable[[], bool]) -> dict[str, float] | None:
         self.events.append("evaluate")
         torch.randn(5)  # must not change what training draws
+        if self.broken_evaluation:
+            raise DataError("broken.png")
         return None if stop() else {"norm": float(self.value.detach().norm())}
 
     def score(self, metrics: dict[str, float]) -> float:
@@ -140,6 +148,32 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, stop_at: int) -> None:
     assert_same(
         checkpoint.load(tmp_path / "a" / "best.pt")[1], checkpoint.load(tmp_path / "b" / "best.pt")[1]
     )
+
+
+@pytest.mark.parametrize("broken_at", range(14))
+def test_a_broken_training_image_costs_no_steps(tmp_path: Path, broken_at: int) -> None:
+    run(tmp_path / "a", Toy())
+    with pytest.raises(DataError):
+        run(tmp_path / "b", Toy(broken_at=broken_at))
+    if broken_at:
+        assert checkpoint.load(tmp_path / "b")[1]["loop"]["step"] == broken_at
+    run(tmp_path / "b", Toy(), resume=broken_at > 0)
+    assert_same(everything(tmp_path / "a"), everything(tmp_path / "b"))
+
+
+def test_a_broken_validation_image_costs_no_steps(tmp_path: Path) -> None:
+    """What is resumed evaluates first, once, and the table has every row once."""
+    rarely = RunSettings(log_steps=3, checkpoint_steps=100, evaluate_steps=5)
+    run(tmp_path / "a", Toy(), rarely)
+    for resume in (False, True):
+        with pytest.raises(DataError):
+            run(tmp_path / "b", Toy(broken_evaluation=True), rarely, resume=resume)
+        progress = checkpoint.load(tmp_path / "b")[1]["loop"]
+        assert (progress["step"], progress["evaluated"]) == (5, 0)
+    task = Toy()
+    run(tmp_path / "b", task, rarely, resume=True)
+    assert task.events[:4] == ["stage 0", "evaluate", "record 5", 5]
+    assert_same(everything(tmp_path / "a"), everything(tmp_path / "b"))
 
 
 def test_run_steps_can_be_raised_later(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ class SegmentationTask:
 
     Raises:
         UsageError: a setting is missing or wrong, a path does not exist.
-        DataError: the data set is not whole.
+        DataError: the data set is not whole, or cannot give what the settings want.
     """
 
     def __init__(self, recipe: SegmentationRecipe) -> None:
@@ -59,6 +59,9 @@ class SegmentationTask:
         self.steps_per_epoch = self.loader.steps_per_epoch
         self.images_per_step = recipe.data.batch_size
         self.validation = open_split(recipe.data, "val")
+        for dataset in (open_split(recipe.data, "train"), self.validation):
+            if len(dataset):
+                dataset[0]  # a scale or camera that is missing or does not fit is said before work starts
         self.net = build_network(recipe)
         self.net.to(self.device).train()
         channels_last = recipe.run.channels_last is not False

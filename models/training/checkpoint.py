@@ -12,32 +12,40 @@ there are such: as ``.safetensors``, whose header holds each entry but ``task`` 
 from __future__ import annotations
 
 import json
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import cen_ext
 from models.data.inputs import differing_inputs, input_from_plain
+from models.encoders.weights import misfits
 from models.messages import first_line
 from models.training import config, registry
 from models.training.errors import UsageError, existing, writable
 from models.training.files import replacing
 
 FORMAT = 2
-LAST, BEST = "last.pt", "best.pt"
+LAST, BEST, CONFIG = "last.pt", "best.pt", "config.json"  # of a run folder
 _SUFFIXES = (".safetensors", ".pt")
 _HINT = "`python -m models import` reads the networks that the paper's authors released"
 _OF_RUNS = ("loop", "processes", "task")
 
 
 def save(path: Path, contents: dict[str, Any]) -> None:
-    """Write a checkpoint; the file at ``path`` is the old one or the new one, never a part."""
-    with replacing(path) as temporary:
-        torch.save({"format": FORMAT, "cen_ext": cen_ext.__version__, **contents}, temporary)
+    """Write a checkpoint; the file at ``path`` is the old one or the new one, never a part.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    with _writing(path) as temporary, temporary.open("wb") as file:
+        torch.save({"format": FORMAT, "cen_ext": cen_ext.__version__, **contents}, file)
 
 
 def save_network(path: Path, contents: dict[str, Any]) -> None:
@@ -48,7 +56,7 @@ def save_network(path: Path, contents: dict[str, Any]) -> None:
         contents: of a checkpoint; ``loop`` and ``processes`` may be missing.
 
     Raises:
-        UsageError: another suffix; no file can be written there.
+        UsageError: another suffix; a run's checkpoint; no file can be written there.
     """
     known = {name: value for name, value in contents.items() if name not in _OF_RUNS}
     net = {
@@ -59,8 +67,23 @@ def save_network(path: Path, contents: dict[str, Any]) -> None:
         save(path, {**known, "task": {"net": net}})
         return
     header = {"format": FORMAT, "cen_ext": cen_ext.__version__, **known}
-    with replacing(path) as temporary:
+    with _writing(path) as temporary:
         save_file(net, temporary, {name: json.dumps(value) for name, value in header.items()})
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[Path]:
+    """As ``replacing``; what the caller can mend, such as a full disk, becomes a UsageError."""
+    try:
+        with replacing(path) as temporary:
+            yield temporary
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # Torch puts an error of its own, which does not tell why, over the system's.
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if not isinstance(cause, (OSError, SafetensorError)):
+            raise
+        reason = getattr(cause, "strerror", None) or first_line(cause)
+        raise UsageError(f"cannot write {path}: {reason}") from None
 
 
 def network_file(path: Path) -> Path:
@@ -71,6 +94,8 @@ def network_file(path: Path) -> Path:
     """
     if path.suffix not in _SUFFIXES:
         raise UsageError(f"--output must end in {' or '.join(_SUFFIXES)}, got {path}")
+    if path.name in (LAST, BEST) and _is_of_run(path.parent):
+        raise UsageError(f"--output: {path} is a run's own checkpoint; choose another name")
     return writable(path, "--output")
 
 
@@ -91,19 +116,28 @@ def load(path: Path, prefer: str = LAST) -> tuple[Path, dict[str, Any]]:
     if path.is_dir():
         found = [path / name for name in (prefer, LAST, BEST) if (path / name).is_file()]
         if not found:
-            raise UsageError(f"checkpoint: the folder {path} holds neither {LAST} nor {BEST}")
+            begun = "; its run had saved nothing yet: start it again, without --resume"
+            raise UsageError(
+                f"checkpoint: the folder {path} holds neither {LAST} nor {BEST}{begun * _is_of_run(path)}"
+            )
         path = found[0]
     try:
         contents = _read(path)
     except Exception as error:  # the unpickler's own errors on foreign bytes are of every kind
+        # The unpickler's message advises to run the file's code.
+        reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({first_line(error)})"
         raise UsageError(
-            f"checkpoint: {path} is broken or no checkpoint ({first_line(error)}); {_HINT}"
+            f"checkpoint: {path} is broken or no checkpoint of this project{reason}; {_HINT}"
         ) from None
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
         raise UsageError(
             f"checkpoint: {path} was not written by `python -m models train`, or by another version; {_HINT}"
         )
     return path, contents
+
+
+def _is_of_run(folder: Path) -> bool:
+    return (folder / CONFIG).is_file()
 
 
 def _read(path: Path) -> Any:
@@ -129,19 +163,19 @@ def fill(net: nn.Module, path: Path, contents: dict[str, Any]) -> None:
     Raises:
         UsageError: they do not fit, because settings were changed.
     """
-    try:
-        net.load_state_dict(weights(contents))
-    except RuntimeError as error:
-        raise UsageError(f"{path} does not fit these settings: {' '.join(str(error).split())}") from None
+    state = weights(contents)
+    if problems := misfits({key: value.shape for key, value in net.state_dict().items()}, state):
+        raise UsageError(f"{path} does not fit these settings: {problems}")
+    net.load_state_dict(state)
 
 
 def check_inputs(path: Path, contents: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to go on where the network would be fed otherwise.
+    """Refuse to go on where the network would be fed otherwise, or where its classes have other names.
 
     Args:
         path: the checkpoint.
         contents: its.
-        now: ``inputs`` as the task at hand describes them.
+        now: ``inputs``, and ``classes`` where there are such, as the task at hand describes them.
 
     Raises:
         UsageError: they are others than in the checkpoint.
@@ -149,6 +183,8 @@ def check_inputs(path: Path, contents: dict[str, Any], now: dict[str, Any]) -> N
     specs = [[input_from_plain(plain) for plain in each["inputs"]] for each in (contents, now)]
     if differences := differing_inputs(*specs):
         raise UsageError(f"--resume: {path} was trained on other inputs: {'; '.join(differences)}")
+    if contents.get("classes") != now.get("classes"):
+        raise UsageError(f"--resume: {path} was trained on classes of other names than data.root has")
 
 
 def settings(contents: dict[str, Any]) -> Any:

@@ -37,7 +37,8 @@ def override(config: C, assignments: Sequence[str]) -> C:
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals:
-            raise UsageError(f"expected field=value, got {assignment!r}{_suggest_path(path, paths)}")
+            hint = "" if path in paths else _suggest_path(path, paths)
+            raise UsageError(f"expected field=value, got {assignment!r}{hint}")
         config = _assign(config, path.split("."), text, path, paths)
     return config
 
@@ -138,6 +139,8 @@ def parse(text: str, kind: Any) -> Any:
             return kind(text)
         except ValueError:
             raise ValueError("a whole number" if kind is int else "a number") from None
+    if kind is Path and not text:  # which Path would take for the working directory
+        raise ValueError("a path")
     return kind(text)
 
 

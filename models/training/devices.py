@@ -15,7 +15,7 @@ def device_of(name: str) -> torch.device:
     Of several processes on a machine, each gets a GPU of its own.
 
     Raises:
-        UsageError: no such device here; one GPU for several processes.
+        UsageError: no such device here, or neither a CPU nor CUDA's; one GPU for several processes.
     """
     several = distributed.world_size() > 1
     if name == "auto":
@@ -31,6 +31,8 @@ def device_of(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(f"run.device={name}: not a device of this machine ({first_line(error)})") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"run.device={name}: expected auto, cpu, cuda, or cuda:1 and so on")
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # streams, graphs and collectives are those of the current one
     return device

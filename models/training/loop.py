@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from models.data.images import DataError
 from models.training import checkpoint, distributed
 from models.training.errors import UsageError
 from models.training.interrupt import Interrupt
@@ -176,6 +177,9 @@ class Loop:
 
         Raises:
             Diverged: the loss was not finite; ``last.pt`` is from before that.
+            UsageError: a checkpoint cannot be written.
+            DataError: an image is broken. ``last.pt`` has every step before it; of several processes, if it
+                is an image of the evaluation.
         """
         start = self.progress.step
         with ExitStack() as stack:
@@ -200,15 +204,28 @@ class Loop:
         progress, task = self.progress, self.task
         if progress.step == 0 or progress.step in self.ends:
             self._start_stage(progress.step)
-        for batch in task.batches(*divmod(progress.step, task.steps_per_epoch)):
+        for batch in self._batches():
             self._accumulate(task.step(batch, progress.step))
             self.bar.update()
             if progress.step % self.run_settings.log_steps == 0:
                 self._look()
-            if progress.step % self.run_settings.checkpoint_steps == 0:
+            due = self._evaluation_due()
+            # Before an evaluation as well: a broken image in it must not cost the steps so far.
+            if due or progress.step % self.run_settings.checkpoint_steps == 0:
                 self._save()
-            if self._stopped() or progress.step in (self.total, *self.ends) or self._evaluation_due():
+            if self._stopped() or progress.step in (self.total, *self.ends) or due:
                 break
+
+    def _batches(self) -> Iterator[Any]:
+        """The rest of the epoch's; a broken image must not cost the steps so far."""
+        step = self.progress.step
+        try:
+            yield from self.task.batches(*divmod(step, self.task.steps_per_epoch))
+        except DataError:
+            # One of several processes cannot save: the others are at the next step.
+            if self.progress.step > 0 and distributed.world_size() == 1:
+                self._save()
+            raise
 
     def _start_stage(self, step: int) -> None:
         """Start the stage of a step."""

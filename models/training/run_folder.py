@@ -22,18 +22,21 @@ from models.training.errors import UsageError
 from models.training.files import Table, remove_leftovers, write_json
 
 _LOG = logging.getLogger("models")
-_WRITTEN = ("config.json", "environment.json", "losses.csv", "metrics.csv", checkpoint.LAST, checkpoint.BEST)
+_WRITTEN = (
+    *(checkpoint.CONFIG, "environment.json", "losses.csv", "metrics.csv"),
+    *(checkpoint.LAST, checkpoint.BEST),
+)
 
 
 class RunFolder:
     """``config.json environment.json log.txt losses.csv metrics.csv last.pt best.pt tensorboard/``.
 
     Args:
-        path: the folder; made if it is not there.
+        path: the folder.
         resume: whether the run in the folder is the one that goes on.
 
     Raises:
-        UsageError: the folder holds another run; a file is in the way.
+        UsageError: the folder holds another run.
     """
 
     losses: Table
@@ -45,22 +48,33 @@ class RunFolder:
             raise UsageError(
                 f"run.output: {path} holds a run already; continue it with --resume, or choose another folder"
             )
+
+    def make(self) -> None:
+        """Make the folder if it is not there.
+
+        Raises:
+            UsageError: a file is in the way, or no folder can be made there.
+        """
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UsageError(f"run.output: cannot make the folder {path}: {error.strerror}") from None
+            raise UsageError(f"run.output: cannot make the folder {self.path}: {error.strerror}") from None
 
     def open(self, header: dict[str, Any], last_step: int, last_evaluation: int) -> None:
-        """Write what runs and remove a killed run's leftovers; open the tables of losses and metrics.
+        """Make the folder, write what runs, remove a killed run's leftovers; open both tables.
 
         Args:
             header: the recipe's name and settings, for ``config.json``.
             last_step: up to which the table of losses keeps its rows.
             last_evaluation: the same of metrics; a run may have been killed between writing a row and saving.
+
+        Raises:
+            UsageError: as ``make``.
         """
+        self.make()
         for name in _WRITTEN:
             remove_leftovers(self.path / name)
-        write_json(self.path / "config.json", header)
+        write_json(self.path / checkpoint.CONFIG, header)
         write_json(self.path / "environment.json", environment())
         self.losses = Table(self.path / "losses.csv", last_step)
         self.metrics = Table(self.path / "metrics.csv", last_evaluation)

@@ -33,7 +33,9 @@ def train(name: str, overrides: Sequence[str], resume: Path | bool = False) -> i
 
     Raises:
         UsageError: a wrong name, field, value or path; settings that differ from the run's; a loss that is
-            not finite; a folder that holds another run.
+            not finite; a folder that holds another run, or cannot be made; a checkpoint that cannot
+            be written.
+        DataError: the data set is not whole; as ``Loop.run`` where an image turns out to be broken.
     """
     with distributed.processes():
         return _train(name, overrides, resume)
@@ -52,14 +54,14 @@ def _train(name: str, overrides: Sequence[str], resume: Path | bool) -> int:
     notes = [] if resumed else task.initialise()
     if distributed.rank() > 0:  # the weights are the same in all processes; dropout is not
         seed_all(process_seed(recipe.run.seed, distributed.rank()))
-    # Made only now: mistakes in the settings leave no folder behind.
     own = resumed is not None and resumed[0].parent.resolve() == output.resolve()
-    folder = RunFolder(output, resume=own)
-    with logging_to(output / "log.txt"), Interrupt() as interrupt:
+    folder, interrupt = RunFolder(output, resume=own), Interrupt()
+    loop = Loop(task, recipe.run, folder, header, interrupt)
+    folder.make()  # only now: mistakes in the settings leave no folder behind
+    with logging_to(output / "log.txt"), interrupt:
         log.info("%s in %s", name, output)
         for note in notes:
             log.warning(note)
-        loop = Loop(task, recipe.run, folder, header, interrupt)
         if resumed:
             loop.restore(resumed[1])
             log.info("resumed at step %d", loop.progress.step)
