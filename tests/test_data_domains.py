@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import cv2
@@ -19,6 +20,7 @@ from models.data import (
     SegmentationSet,
     TranslationSet,
     prepare_domains,
+    prepare_synthetic,
     prepare_synthetic_domains,
     scenes,
 )
@@ -161,6 +163,35 @@ def test_occlusion_edges_of_rooms(rooms: list[scenes.View]) -> None:
         assert (cv2.dilate(found, around)[exact > 400] > 250).mean() > 0.99
         assert (cv2.dilate(exact, around)[found > 400] > 250).mean() > 0.97
         assert 200 < np.count_nonzero(exact > 400) < 0.1 * exact.size
+
+
+@pytest.mark.parametrize(("hole", "edge"), [((150, 160), 150), ((140, 150), 140), ((150, 175), None)])
+def test_occlusion_edges_beside_a_shadow(hole: tuple[int, int], edge: int | None) -> None:
+    """A card at 2 m up to column 150, then a wall at 3 m; nothing is known of a hole beside the edge."""
+    planes = np.where(np.arange(SIZE[1]) < 150, plane(0, 0, 1 / 2), plane(0, 0, 1 / 3))
+    planes[:, :, slice(*hole)] = 0
+    planes[:, :, -5:] = 0  # at the picture's rim there is one side only
+    planes[:, :10] = 0  # and here none
+    edges = occlusion_edges(planes, CAMERA)
+    assert not edges[:10].any()
+    at = [] if edge is None else [edge - 1, edge]
+    np.testing.assert_allclose(edges[10:, at], JUMP, atol=2)
+    assert not np.delete(edges, at, axis=1).any()
+
+
+def test_occlusion_edges_of_measured_rooms() -> None:
+    """A sensor's shadows lie beside the very edges: few are lost, and few are where none is."""
+    camera, around = scenes.camera(SIZE), np.ones((3, 3), np.uint8)
+    lost, false = [], []
+    for seed in range(4):
+        exact = occlusion_edges(scenes.view(SIZE, np.random.default_rng(seed)).planes, camera)
+        _, stored, _ = scenes.render(SIZE, np.random.default_rng(seed))
+        depth = (stored / np.float32(scenes.DEPTH_SCALE)).astype(np.float32)
+        found = occlusion_edges(surface_planes(without_steps(depth), camera), camera)
+        lost.append(found[exact > 800] <= 400)
+        false.append(cv2.dilate(exact, around)[found > 800] <= 400)
+    assert np.concatenate(lost).mean() < 0.08
+    assert np.concatenate(false).mean() < 0.04
 
 
 def test_texture_edges_written_out() -> None:
@@ -332,6 +363,14 @@ def test_broken_source(tmp_path: Path) -> None:
         prepare_domains(tmp_path / "domains", tree.root, processes=1)
     path.write_bytes(whole)
     assert len(TranslationSet(prepare_domains(tmp_path / "domains", tree.root), "val")) == 2
+
+
+def test_measured_rooms_tell_their_camera(tmp_path: Path) -> None:
+    """Not NYUDv2's, which is that of pictures of 4:3."""
+    rooms = prepare_synthetic(tmp_path / "rooms", train=1, val=1, size=(48, 48))
+    out = prepare_domains(tmp_path / "out", rooms, processes=1)
+    record = json.loads((out / "prepared.json").read_text())
+    assert record["camera"][:4] == list(scenes.camera((48, 48))[:4])
 
 
 def test_rooms_to_domains(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Reading the nyu_cen layout: values, crops, and an error that names the file for whatever can be wrong."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from models.data import (
     palette,
 )
 from models.data.classes import class_names
+from models.data.images import read_depth
 
 SIZE = (12, 16)
 K = 5
@@ -75,6 +77,12 @@ def test_modalities_in_any_order(root: Path, modalities: tuple[str, ...]) -> Non
     assert sample.modalities == modalities
     for modality, image in zip(modalities, sample.images, strict=True):
         np.testing.assert_array_equal(image, both[modality])
+
+
+def test_only_no_scale_makes_depth_a_brightness(root: Path) -> None:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        assert not np.isfinite(read_depth(root / "depth/1.png", 0.0)).any()
+    assert read_depth(root / "depth/1.png", None).max() <= 1
 
 
 def test_columns_by_folder_and_any_whitespace(root: Path) -> None:
@@ -283,7 +291,10 @@ def test_empty_list(root: Path, text: str) -> None:
         ),
         ({"modalities": ()}, "modalities is empty"),
         ({"num_classes": 0}, "num_classes must be 1 to 255, got 0"),
-        ({"depth_scale": 0.0}, r"depth_scale must be positive, got 0\.0"),
+        ({"depth_scale": 0.0}, r"depth_scale must be positive and finite, got 0\.0"),
+        ({"depth_scale": math.inf}, "depth_scale must be positive and finite, got inf"),
+        ({"camera": (60.0, math.nan, 0.0, 0.0)}, r"camera must be fx,fy,cx,cy in pixels, got 60\.0,nan"),
+        ({"camera": (60.0, 60.0, math.inf, 0.0)}, "camera must be fx,fy,cx,cy in pixels"),
         ({"label_offset": -1}, "label_offset must not be negative"),
         ({"ignore_index": 256}, "ignore_index must be 0 to 255, got 256"),
     ],
@@ -301,6 +312,15 @@ def test_class_names(root: Path) -> None:
     assert data(root).class_names[2] == "old lamp"
     with pytest.raises(DataError, match=r"classes\.txt: 5 names for num_classes=40"):
         data(root, num_classes=40)
+
+
+def test_class_names_of_the_layout() -> None:
+    """They are shown or refused, never replaced by those of another data set."""
+    assert class_names(None, 37, SUN37) == SUN37
+    for root, where in ((None, "the layout"), (Path("nowhere"), "nowhere")):
+        message = f"^{where}: 37 classes, wall to bag, but num_classes=40; give data.num_classes=37$"
+        with pytest.raises(DataError, match=message):
+            class_names(root, 40, SUN37)
 
 
 def test_palette() -> None:

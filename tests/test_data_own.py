@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import cv2
@@ -109,6 +110,22 @@ def test_without_lists(own: Path) -> None:
         DataError, match=r"val/colour: no file there is named like \{split\}/colour/\{name\}\.\*"
     ):
         SegmentationSet(own, "val", **options)
+
+
+def test_scenes_of_one_name_in_several_folders(own: Path) -> None:
+    for folder, suffix in (("colour", "jpg"), ("depth", "png"), ("infrared", "png"), ("annotations", "png")):
+        for place in "AB":
+            (own / folder / place).mkdir()
+            shutil.copy(own / folder / f"d.{suffix}", own / folder / place / f"s5.{suffix}")
+    (own / "val.txt").write_text("A/s5\nB/s5\nd\n")
+    assert [sample.name for sample in SegmentationSet(own, "val", num_classes=4)] == ["A/s5", "B/s5", "d"]
+
+
+def test_labels_named_after_the_picture(own: Path) -> None:
+    description = json.loads((own / "layout.json").read_text())
+    description["files"]["labels"] = "{rgb}/../../annotations/d.png"
+    (own / "layout.json").write_text(json.dumps(description))
+    assert SegmentationSet(own, "val", num_classes=4)[0].name == "annotations/d"
 
 
 def test_a_name_that_is_no_modality(own: Path) -> None:

@@ -181,6 +181,17 @@ def test_finished_set_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
 
+def test_an_older_set_is_told_its_camera(tmp_path: Path) -> None:
+    root = prepare_synthetic(tmp_path / "rooms", **SMALL)
+    whole = contents(root)
+    assert (
+        SegmentationSet(root, "val", num_classes=11).layout.camera
+        == scenes.camera((24, 32))[:4] + (None,) * 2
+    )
+    (root / "layout.json").unlink()
+    assert contents(prepare_synthetic(root, **SMALL)) == whole
+
+
 def test_anything_else_is_left_alone(tmp_path: Path) -> None:
     root = prepare_synthetic(tmp_path / "rooms", **SMALL)
     with pytest.raises(

@@ -11,7 +11,15 @@ import pytest
 from trees import COUNTS, SIZE, TREES, Tree, grey, write
 
 from models.__main__ import main
-from models.data import IMAGENET_MEAN, IMAGENET_STD, LAYOUTS, DataError, SegmentationSet, find_layout
+from models.data import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    LAYOUTS,
+    NYU13,
+    DataError,
+    SegmentationSet,
+    find_layout,
+)
 from models.data.layouts import looks_like
 
 
@@ -107,7 +115,7 @@ def test_computed_from_depth(name: str, tmp_path: Path) -> None:
 
 def test_what_needs_a_camera_or_a_scale_says_so(tmp_path: Path) -> None:
     handa, dformer = TREES["sun_handa"](tmp_path / "handa"), TREES["nyu_dformer"](tmp_path / "dformer")
-    with pytest.raises(DataError, match=r"1\.png: its camera is not known .* data\.camera=fx,fy,cx,cy"):
+    with pytest.raises(DataError, match=r"1\.png: its camera is not known .* give camera=fx,fy,cx,cy"):
         modality(handa, "hha")
     assert modality(handa, "hha", camera=(60.0, 60.0, 31.5, 23.5)).any()
     with pytest.raises(DataError, match=r"0001\.png: normals needs depth in metres, .* nyu_dformer"):
@@ -116,7 +124,8 @@ def test_what_needs_a_camera_or_a_scale_says_so(tmp_path: Path) -> None:
     for path in (cropped.root / "depth").iterdir():
         write(path, np.full((48, 60), 5000, np.uint16))
         write(cropped.root / "masks" / path.name, np.zeros((48, 60), np.uint8))
-    with pytest.raises(DataError, match=r"depth/000001\.png: the camera of 640x480 does not tell .* 60x48"):
+    message = r"depth/000001\.png: the camera of 640x480 does not tell that of 60x48; give camera=fx,fy"
+    with pytest.raises(DataError, match=message):
         modality(cropped, "normals")
 
 
@@ -127,8 +136,9 @@ def test_fields_override_the_layout(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         doubled[:, :, 0], ((stored >> 1) | (stored << 15)) / np.float32(500), rtol=1e-6
     )
+    classes = tree.scenes["train"][0].classes
     np.testing.assert_array_equal(
-        opened(tree, label_offset=0, num_classes=41)[0].target, tree.scenes["train"][0].classes + 1
+        opened(tree, label_offset=2)[0].target, np.where(classes < 1, 255, classes - 1)
     )
     (tmp_path / "few.txt").write_text("0002\n")
     (tmp_path / "others.txt").write_text("0005\n")
@@ -160,6 +170,11 @@ def test_merged_classes(tmp_path: Path) -> None:
                 wanted = named.get(before.class_names[label], after.class_names[merged])
                 assert after.class_names[merged] == wanted
             np.testing.assert_array_equal(one.target == 255, other.target == 255)
+    assert opened(sun, num_classes=13, merge="nyu13").class_names == NYU13  # not SUN RGB-D's own
+    with pytest.raises(
+        DataError, match=r"37 classes, wall to bag, but num_classes=40; give data\.num_classes"
+    ):
+        opened(sun, num_classes=40)
     with pytest.raises(ValueError, match="merge=nyu13 gives 13 classes, not num_classes=40"):
         opened(nyu, merge="nyu13")
 
@@ -270,17 +285,85 @@ def test_no_layout_or_several(tmp_path: Path) -> None:
         ("[]", "expected an object"),
         ('{"base": "nyu_ce"}', "did you mean 'nyu_cen'"),
         ('{"base": "nyu_cen", "depthscale": 1}', "unknown field 'depthscale'; expected"),
-        ('{"base": "nyu_cen", "depth_scale": "1"}', "depth_scale is '1'; expected int or float or NoneType"),
-        ('{"base": "nyu_cen", "bit_shift": true}', "bit_shift is True; expected int"),
-        ('{"base": "nyu_cen", "camera": [1, 2]}', "camera is .* expected fx, fy, cx, cy"),
-        ('{"base": "nyu_cen", "splits": ["a"]}', "splits is .* expected two names"),
-        ('{"base": "nyu_cen", "lines": "row"}', "lines is 'row'; expected paths, path or name"),
+        ('{"base": ["nyu_cen"]}', "base is .* expected nyu_cen"),
         ('{"files": {"rgb": "a/{name}.*"}}', "files must give the paths of labels and of every modality"),
     ],
 )
 def test_bad_descriptions(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "layout.json").write_text(text)
     with pytest.raises(DataError, match=rf"layout\.json: .*{message}"):
+        find_layout(tmp_path)
+
+
+def _files(**paths: object) -> str:
+    return json.dumps({"rgb": "a/{name}.*", "labels": "b/{name}.*", **paths})
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "message"),
+    [
+        ("name", ["1"], "expected a text"),
+        ("depth_scale", ['"1"', "0", "-5", "NaN", "Infinity", "true"], "expected stored units a metre"),
+        ("label_offset", ["-1", "1.0", "true"], "expected an integer from 0"),
+        ("ignore_index", ["-1", "65536", "null"], "expected an integer from 0"),
+        ("bit_shift", ["-1", "16", "true"], "expected an integer from 0 to 15"),
+        (
+            "camera",
+            ["[1, 2]", "[0, 1, 1, 1]", "[1, -1, 1, 1]", "[1, 1, NaN, 1]", '[1, 1, 1, "1"]'],
+            "expected fx, fy, cx, cy",
+        ),
+        ("splits", ['["a"]', '["a", 1]', '"ab"'], "expected two names"),
+        ("classes", ["[1]", '"ab"'], "expected a list of names"),
+        ("label_map", ["[0.5]", "[-2]", "[255]", "[true]", "3"], "expected a list of classes"),
+        ("label_shift", ['{"train": "1"}', '{"train": 0.5}', "[1]"], "expected an integer by split"),
+        ("lines", ['"row"', "[]"], "expected paths, path or name"),
+        (
+            "ranges",
+            [
+                '{"rgb": 1}',
+                '{"rgb": [1]}',
+                '{"rgb": [5, 5]}',
+                '{"rgb": [0, Infinity]}',
+                '{"rgb": ["0", "1"]}',
+            ],
+            "expected two different numbers by modality",
+        ),
+        ("ranges", ['{"depht": [0, 1]}'], "of 'depht'; expected those of rgb, .*; did you mean 'depth'"),
+        ("lists", ["1", "null"], "expected a path"),
+        (
+            "lists",
+            ['"{split.txt"', '"{spilt}.txt"', '"{}.txt"', '"{split:d}.txt"'],
+            "expected a path with {split}",
+        ),
+        ("files", ["[]", '{"rgb": 1, "labels": "b"}'], "expected a path for every kind of file"),
+        (
+            "files",
+            [
+                _files(**{"labels": path})
+                for path in ("{nam}", "{name", "{}", "{name.x}", "{name[x]}", "{name:d}")
+            ],
+            "of labels is .*; expected a path with {name}, {number}, {split}, {rgb}$",
+        ),
+        ("files", [_files(rgb="{rgb}/a")], "of rgb is .*'rgb' is unknown.*; expected a path with"),
+    ],
+)
+def test_bad_values(field: str, values: list[str], message: str, tmp_path: Path) -> None:
+    for value in values:
+        (tmp_path / "layout.json").write_text(f'{{"base": "nyu_cen", "{field}": {value}}}')
+        with pytest.raises(DataError, match=rf"layout\.json: {field} .*{message}") as caught:
+            find_layout(tmp_path)
+        assert "\n" not in str(caught.value), value
+
+
+def test_without_lists_names_come_of_the_first_kind(tmp_path: Path) -> None:
+    for name, path in (("a", "all.png"), ("b 2", "{name}/{name}_rgb.png")):
+        write(tmp_path / path.format(name=name), np.zeros((*SIZE, 3), np.uint8))
+        write(tmp_path / f"labels/{name}.png", np.zeros(SIZE, np.uint8))
+    files = {"rgb": "{name}/{name}_rgb.png", "labels": "labels/{name}.png"}
+    (tmp_path / "layout.json").write_text(json.dumps({"lists": "", "files": files}))
+    assert [sample.name for sample in SegmentationSet(tmp_path, "train", modalities=("rgb",))] == ["b 2"]
+    (tmp_path / "layout.json").write_text(json.dumps({"lists": "", "files": files | {"rgb": "all.png"}}))
+    with pytest.raises(DataError, match=r"files of rgb is 'all\.png'; expected {name} in it"):
         find_layout(tmp_path)
 
 

@@ -218,13 +218,13 @@ def test_what_is_refused(trained: Path, tmp_path: Path) -> None:
     assert "neither a video nor a folder" in error(rgb=clip, depth=folder / "0.png")
     assert "0.png is 32x24, but" in error(rgb=clip, depth=small)
     assert not list((tmp_path / "out").rglob("*.*"))
-    with pytest.raises(UsageError, match="^--input hha: only rgb and depth are read from video"):
+    with pytest.raises(UsageError, match=r"^--input hha: only rgb and depth are read from video"):
         match_frames({"rgb": folder, "hha": clip})
 
 
 @pytest.mark.parametrize("files", [{}, {"rgb": "x"}, {"rgb": "x", "depth": "y", "thermal": "z"}])
 def test_a_scene_is_read_of_its_files(trained: Path, files: dict[str, str]) -> None:
-    with pytest.raises(UsageError, match="^expected a file of each of rgb, depth, got "):
+    with pytest.raises(UsageError, match=r"^expected a file of each of rgb, depth, got "):
         load(trained).read(**files)
 
 

@@ -84,8 +84,13 @@ def class_names(root: Path | None, num_classes: int, names: tuple[str, ...] = ()
 
     The known ones are NYUDv2's 40 or 13, SUN RGB-D's 37, and Cityscapes' 19; other classes are numbered.
 
+    Args:
+        root: the data set's folder; None: there is none.
+        num_classes: how many there are to be.
+        names: of the classes as the files have them, where the layout fixes them; none where they are merged.
+
     Raises:
-        DataError: ``classes.txt`` does not give ``num_classes`` names.
+        DataError: ``classes.txt``, or else ``names``, are not of ``num_classes`` classes.
     """
     path = None if root is None else root / NAMES_FILE
     if path is not None and path.is_file():
@@ -93,7 +98,12 @@ def class_names(root: Path | None, num_classes: int, names: tuple[str, ...] = ()
         if len(found) != num_classes:
             raise DataError(f"{path}: {len(found)} names for num_classes={num_classes}")
         return found
-    if len(names) == num_classes:
+    if names and len(names) != num_classes:
+        raise DataError(
+            f"{'the layout' if root is None else root}: {len(names)} classes, {names[0]} to {names[-1]}, but"
+            f" num_classes={num_classes}; give data.num_classes={len(names)}"
+        )
+    if names:
         return names
     return _NAMES.get(num_classes) or tuple(f"class {label}" for label in range(num_classes))
 

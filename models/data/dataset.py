@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,7 @@ class Sample(NamedTuple):
 
     images: tuple[NDArray[np.float32], ...]  # M times [H, W, C]; C differs between modalities
     target: NDArray[np.uint8]  # [H, W], classes and ignore_index
-    name: str  # stem of the label file
+    name: str  # path of the label file below its kind's folder, without suffix: unique in a split
     modalities: tuple[str, ...]  # the names of the images
 
 
@@ -43,9 +44,9 @@ class SegmentationSet:
         merge: a name in ``MERGES``: classes of the files that become one.
 
     Raises:
-        DataError: a list or file is missing, a line is malformed, the layout is not clear; from
-            ``dataset[i]``: a file is broken, has the wrong size, bit depth or channel count, or holds a label
-            out of range.
+        DataError: a list or file is missing, a line is malformed, the layout is not clear, or its classes are
+            not ``num_classes``; from ``dataset[i]``: a file is broken, has the wrong size, bit depth or
+            channel count, or holds a label out of range.
         ValueError: an argument is out of range, a modality or layout unknown.
     """
 
@@ -83,7 +84,7 @@ class SegmentationSet:
         self.ignore_index = ignore_index
         self.reader = Reader(self.layout, self.modalities)
         self.label_map = self._label_map(merge)
-        self.class_names = class_names(self.root, num_classes, self.layout.classes)
+        self.class_names = class_names(self.root, num_classes, () if merge else self.layout.classes)
         list_file = dict(zip(SPLITS, lists, strict=False)).get(split, "")
         kinds = (*self.reader.kinds(), LABELS)
         self._entries = find_samples(self.layout, self.root, split, kinds, list_file)
@@ -111,7 +112,12 @@ class SegmentationSet:
                 f" of {size_of(target)}"
             )
         cropped = tuple(_centre(image, target.shape) for image in images)
-        return Sample(cropped, target, label_path.stem, self.modalities)
+        return Sample(cropped, target, self._name(label_path), self.modalities)
+
+    def _name(self, label_path: Path) -> str:
+        # Of the file alone scenes of several folders share it, as all of SUN RGB-D's label/label.npy do.
+        path = os.path.relpath(label_path, self.root / self.layout.folder(LABELS, self.split))
+        return Path(path).with_suffix("").as_posix()
 
     def _label_map(self, merge: str | None) -> tuple[int, ...]:
         """What the classes of the files become."""

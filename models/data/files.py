@@ -175,7 +175,8 @@ def _names_in_folder(layout: Layout, root: Path, split: str) -> list[str]:
     kind = next(iter(layout.files))
     folder = root / layout.folder(kind, split)
     pattern = re.escape(layout.files[kind].replace("{split}", layout.split(split)))
-    pattern = pattern.replace(re.escape("{name}"), "(?P<name>.+)")
+    place = re.escape("{name}")
+    pattern = pattern.replace(place, "(?P<name>.+)", 1).replace(place, "(?P=name)")
     pattern = re.sub(r"\\\{number(:\w+)?\\\}", r"(?P<name>\\d+)", pattern)
     if pattern.endswith(re.escape(_ANY)):
         suffixes = "|".join(map(re.escape, sorted(IMAGE_SUFFIXES)))

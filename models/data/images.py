@@ -75,7 +75,7 @@ def read_depth(path: Path | Frame, depth_scale: float | None, bit_shift: int = 0
         raise DataError(f"{path}: expected depth of {bits} bits and 1 channel, found {kind_of(image)}")
     if bit_shift and image.dtype == np.uint16:
         image = image >> bit_shift | image << (16 - bit_shift)
-    unit = depth_scale or np.iinfo(image.dtype).max
+    unit = np.iinfo(image.dtype).max if depth_scale is None else depth_scale
     return np.asarray(image / np.float32(unit), np.float32)[:, :, None]
 
 

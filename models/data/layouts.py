@@ -7,7 +7,9 @@ A layout is a description, not a loader. People's own folders are described in t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +23,7 @@ LAYOUT_FILE = "layout.json"
 SPLITS = ("train", "val")
 LABELS, CAMERA = "labels", "camera"
 
+_LARGEST = 2**16 - 1  # of stored values
 _TEST = ("train", "test")  # where validation is on what is called the test set
 
 # Of the colour camera that NYUDv2's depth is projected to (camera_params.m of its toolbox, which counts
@@ -78,7 +81,7 @@ class Layout:
 
     def folder(self, kind: str, split: str) -> str:
         """The part of a kind's path that all samples of a split share."""
-        shared = self.files[kind].partition("{name")[0].partition("{number")[0].rpartition("/")[0]
+        shared = re.split(r"\{(?:name|number|rgb)", self.files[kind])[0].rpartition("/")[0]
         return shared.format(split=self.split(split))
 
     def list_file(self, split: str, kind: str = LABELS) -> str:
@@ -250,7 +253,8 @@ def read_layout(path: Path) -> Layout:
     """The layout that a ``layout.json`` describes: fields of ``Layout``, those of ``base`` where absent.
 
     Raises:
-        DataError: the file cannot be read, or a field is unknown, missing or of the wrong type.
+        DataError: the file cannot be read, or a field is unknown, missing, of the wrong type or out of range;
+            a path cannot be filled in.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -259,7 +263,7 @@ def read_layout(path: Path) -> Layout:
     if not isinstance(found, dict):
         raise DataError(f"{path}: expected an object of fields such as files and lists")
     base_name = found.pop("base", None)
-    if base_name is not None and base_name not in LAYOUTS:
+    if base_name is not None and str(base_name) not in LAYOUTS:
         raise DataError(
             f"{path}: base is {base_name!r}; expected {', '.join(LAYOUTS)}{suggest(str(base_name), LAYOUTS)}"
         )
@@ -268,35 +272,97 @@ def read_layout(path: Path) -> Layout:
         if name not in known:
             raise DataError(f"{path}: unknown field {name!r}; expected {', '.join(sorted(known))}, base")
     base = LAYOUTS[base_name] if base_name else Layout(path.parent.name, {})
-    layout = replace(base, **{name: _value(path, name, value) for name, value in found.items()})
+    layout = replace(base, **{name: _checked(path, name, value) for name, value in found.items()})
     if LABELS not in layout.files or len(layout.files) < 2:
         raise DataError(f"{path}: files must give the paths of labels and of every modality")
+    _check_template(path, "lists", layout.lists, ("split", "file"))
+    for kind, template in layout.files.items():
+        beside = ("rgb",) if kind != "rgb" and "rgb" in layout.files else ()
+        _check_template(path, f"files of {kind}", template, ("name", "number", "split", *beside))
+    first, template = next(iter(layout.files.items()))
+    if not layout.lists and "{name}" not in template and "{number" not in template:
+        raise DataError(
+            f"{path}: files of {first} is {template!r}; expected {{name}} in it, as there are no lists"
+        )
+    for kind in layout.ranges:
+        if kind not in layout.files:
+            raise DataError(
+                f"{path}: ranges of {kind!r}; expected those of {', '.join(layout.files)}"
+                f"{suggest(kind, layout.files)}"
+            )
     return layout
 
 
-_TYPES: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("name", "lists", "lines"), str),
-    **dict.fromkeys(("files", "label_shift", "ranges"), dict),
-    **dict.fromkeys(("label_offset", "ignore_index", "bit_shift"), int),
-    **dict.fromkeys(("splits", "label_map", "classes", "camera"), list),
-    "depth_scale": (int, float, type(None)),
-}
-
-
-def _value(path: Path, name: str, value: Any) -> Any:
+def _checked(path: Path, name: str, value: Any) -> Any:
     """A field's value as ``Layout`` has it."""
-    kinds = _TYPES[name]
-    if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
-        expected = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
+    valid, expected = _FIELDS[name]
+    if not valid(value):
         raise DataError(f"{path}: {name} is {value!r}; expected {expected}")
-    if name == "lines" and value not in ("paths", "path", "name"):
-        raise DataError(f"{path}: lines is {value!r}; expected paths, path or name")
-    if name == "splits" and len(value) != 2:
-        raise DataError(
-            f"{path}: splits is {value!r}; expected two names, of the training and validation list"
-        )
     if name == "camera":
-        if len(value) != 4 or not all(isinstance(number, int | float) for number in value):
-            raise DataError(f"{path}: camera is {value!r}; expected fx, fy, cx, cy in pixels")
-        return Camera(*map(float, value))
+        return None if value is None else Camera(*map(float, value))
+    if name == "ranges":
+        return {kind: tuple(limits) for kind, limits in value.items()}
     return tuple(value) if isinstance(value, list) else value
+
+
+def _check_template(path: Path, what: str, template: str, names: Sequence[str]) -> None:
+    """Raise unless ``{name}`` and the like are all that is to be filled in."""
+    try:
+        template.format(**{name: 0 if name == "number" else "0" for name in names})
+    except (LookupError, ValueError, AttributeError, TypeError) as error:
+        known = ", ".join(f"{{{name}}}" for name in names)
+        problem = f"{error} is unknown" if isinstance(error, KeyError) else error
+        raise DataError(f"{path}: {what} is {template!r} ({problem}); expected a path with {known}") from None
+
+
+def _is_int(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _list_of(valid: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
+    return lambda value: (
+        isinstance(value, list) and (length is None or len(value) == length) and all(map(valid, value))
+    )
+
+
+def _dict_of(valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(valid, value.values()))
+
+
+_is_pair = _list_of(_is_finite, 2)
+_is_four = _list_of(_is_finite, 4)
+
+# By field of layout.json, what its value must satisfy, and that in words.
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "name": (_is_text, "a text"),
+    "files": (_dict_of(_is_text), "a path for every kind of file"),
+    "lists": (_is_text, "a path, or nothing"),
+    "lines": (lambda value: value in ("paths", "path", "name"), "paths, path or name"),
+    "splits": (_list_of(_is_text, 2), "two names, of the training and validation list"),
+    "label_offset": (lambda value: _is_int(value, 0, _LARGEST), f"an integer from 0 to {_LARGEST}"),
+    "ignore_index": (lambda value: _is_int(value, 0, _LARGEST), f"an integer from 0 to {_LARGEST}"),
+    "label_map": (_list_of(lambda value: _is_int(value, -1, 254)), "a list of classes, -1 for void"),
+    "label_shift": (_dict_of(_is_int), "an integer by split"),
+    "classes": (_list_of(_is_text), "a list of names"),
+    "depth_scale": (
+        lambda value: value is None or (_is_finite(value) and value > 0),
+        "stored units a metre, more than 0, or null",
+    ),
+    "bit_shift": (lambda value: _is_int(value, 0, 15), "an integer from 0 to 15"),
+    "ranges": (
+        _dict_of(lambda value: _is_pair(value) and value[0] != value[1]),
+        "two different numbers by modality",
+    ),
+    "camera": (
+        lambda value: value is None or (_is_four(value) and min(value[:2]) > 0),
+        "fx, fy, cx, cy in pixels, or null",
+    ),
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,12 +152,12 @@ class Reader:
         if camera is None:
             raise DataError(
                 f"{path}: its camera is not known to the layout {self.layout.name}; give"
-                " data.camera=fx,fy,cx,cy in pixels"
+                " camera=fx,fy,cx,cy in pixels"
             )
         try:
             return camera.scaled(*size)
         except ValueError as error:
-            raise DataError(f"{path}: {error}; give data.camera=fx,fy,cx,cy in pixels") from None
+            raise DataError(f"{path}: {error}; give camera=fx,fy,cx,cy in pixels") from None
 
 
 def configured(
@@ -172,13 +173,13 @@ def configured(
     Raises:
         ValueError: a value is out of range.
     """
-    if depth_scale is not None and not depth_scale > 0:
-        raise ValueError(f"depth_scale must be positive, got {depth_scale}")
+    if depth_scale is not None and not 0 < depth_scale < math.inf:
+        raise ValueError(f"depth_scale must be positive and finite, got {depth_scale}")
     if bit_shift is not None and not 0 <= bit_shift < 16:
         raise ValueError(f"bit_shift must be 0 to 15, got {bit_shift}")
     if label_offset is not None and label_offset < 0:
         raise ValueError(f"label_offset must not be negative, got {label_offset}")
-    if camera and (len(camera) != 4 or not min(camera[:2]) > 0):
+    if camera and (len(camera) != 4 or not all(map(math.isfinite, camera)) or min(camera[:2]) <= 0):
         raise ValueError(f"camera must be fx,fy,cx,cy in pixels, got {','.join(map(str, camera))}")
     known = {
         "depth_scale": depth_scale,

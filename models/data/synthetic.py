@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import shutil
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -13,9 +14,11 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from models.data.archives import write_bytes
 from models.data.classes import NAMES_FILE
 from models.data.images import DataError
-from models.data.scenes import CLASSES, DEPTH_SCALE, render
+from models.data.layouts import LAYOUT_FILE
+from models.data.scenes import CLASSES, DEPTH_SCALE, camera, render
 from models.data.workers import start_worker
 
 _RECORD = "synthetic.json"
@@ -32,6 +35,8 @@ def prepare_synthetic(
     processes: int | None = None,
 ) -> Path:
     """Render ``train`` + ``val`` rooms of 11 classes (``models.data.scenes``) in the ``nyu_cen`` layout.
+
+    Their camera, which is not NYUDv2's, is in ``layout.json``.
 
     The same parameters give the same files, whatever the number of processes; the pictures of one split do
     not depend on the length of the other. The folder appears under its name once it is complete; one that is
@@ -61,6 +66,9 @@ def prepare_synthetic(
     }
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         _check_finished(out, record, names)
+        if not (out / LAYOUT_FILE).exists():
+            with suppress(OSError):  # as good as before where it cannot be written
+                write_bytes(out / LAYOUT_FILE, _layout(size).encode())
         print(f"{out}: already there, made with the same parameters; kept")
         return out
     partial_out = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.partial")
@@ -70,6 +78,7 @@ def prepare_synthetic(
         for split, stems in names.items():
             (partial_out / f"{split}.txt").write_text("".join(f"{_line(stem)}\n" for stem in stems))
         (partial_out / NAMES_FILE).write_text("".join(f"{name}\n" for name in CLASSES))
+        (partial_out / LAYOUT_FILE).write_text(_layout(size))
         (partial_out / _RECORD).write_text(json.dumps(record, indent=2) + "\n")
         partial_out.replace(out)
     finally:
@@ -104,11 +113,18 @@ def _check_finished(out: Path, record: dict[str, int], names: dict[str, list[str
     expected = {"train.txt", "val.txt", NAMES_FILE, _RECORD}
     expected.update(file for stems in names.values() for stem in stems for file in _line(stem).split("\t"))
     differing = expected ^ {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()}
+    differing.discard(LAYOUT_FILE)  # sets made before rooms told their camera have none
     if differing:
         raise DataError(
             f"{out / min(differing)}: missing or not of this data set, like {len(differing) - 1} other files;"
             f" remove {out} to make the data set anew"
         )
+
+
+def _layout(size: tuple[int, int]) -> str:
+    """What ``layout.json`` says: nyu_cen's own camera is NYUDv2's."""
+    fx, fy, cx, cy, *_ = camera(size)
+    return json.dumps({"base": "nyu_cen", "camera": [fx, fy, cx, cy]}, indent=2) + "\n"
 
 
 def _make_folders(out: Path) -> None:
