@@ -416,6 +416,14 @@ def test_a_reader_that_has_had_enough() -> None:
     assert process.returncode == 1
 
 
+@pytest.mark.parametrize("system", ["segmentation", "translation"])
+def test_recipes_come_with_their_system(system: str) -> None:
+    """Also where nothing else has been imported."""
+    code = f"import models.{system}.recipes as listed; from models.training import registry; "
+    code += "assert all(registry.system_of(registry.find(name)) for name in registry.RECIPES)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
     assert any(

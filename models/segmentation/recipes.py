@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from models.segmentation import system
 from models.segmentation.settings import (
     DataSettings,
     EvalSettings,
@@ -18,8 +19,10 @@ from models.segmentation.settings import (
     SegmentationStage,
     stages,
 )
-from models.training.registry import recipe
+from models.training.registry import SYSTEMS, recipe
 from models.training.settings import RunSettings
+
+SYSTEMS[SegmentationRecipe] = system
 
 _PSPNET = ModelSettings(network="pspnet", width=512, dropout=0.1)
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from models.training.registry import recipe
+from models.training.registry import SYSTEMS, recipe
 from models.training.settings import RunSettings
+from models.translation import system
 from models.translation.fid import FidSettings
 from models.translation.settings import (
     DataSettings,
@@ -21,6 +22,8 @@ from models.translation.settings import (
     TranslationRecipe,
     TranslationStage,
 )
+
+SYSTEMS[TranslationRecipe] = system
 
 _DEPTH, _TEXTURE, _SHADE = "depth_euclidean", "edge_texture", "reshading"
 
