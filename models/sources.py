@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from models.data import IMAGE_SUFFIXES
@@ -39,6 +39,16 @@ def check_inputs(inputs: Mapping[str, Path], modalities: Sequence[str]) -> dict[
                 f"{option_of(modality)} is no input: the network's modalities are {', '.join(modalities)}"
             )
     return {modality: existing(inputs[modality], option_of(modality)) for modality in modalities}
+
+
+def check_complete(files: Collection[str], kinds: Sequence[str]) -> None:
+    """Refuse files of one scene, by kind, that are not one of each.
+
+    Raises:
+        UsageError: one is missing, or of no such kind.
+    """
+    if set(files) != set(kinds):
+        raise UsageError(f"expected a file of each of {', '.join(kinds)}, got {', '.join(files) or 'none'}")
 
 
 def match_files(paths: Mapping[str, Path], ending: str = "") -> dict[str, dict[str, Path]]:

@@ -269,9 +269,8 @@ def test_a_score_that_is_no_number_is_never_the_best(
 
 
 def test_a_second_ctrl_c_is_not_held_back() -> None:
-    before = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a shell's background job starts with it ignored
+    # A shell's background job starts with it ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with Interrupt() as interrupt:
         assert not interrupt
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):

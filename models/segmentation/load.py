@@ -26,6 +26,7 @@ from models.data.images import Frame
 from models.segmentation.build import build_network, build_reader
 from models.segmentation.network import SegmentationNetwork
 from models.segmentation.settings import SegmentationRecipe
+from models.sources import check_complete
 from models.training import checkpoint, config
 from models.training.devices import device_of
 from models.training.errors import UsageError
@@ -58,11 +59,7 @@ class TrainedNetwork:
             UsageError: a modality's file is missing, or is of none of them.
             DataError: a broken image, or images of different size.
         """
-        kinds = self.reader.kinds()
-        if files.keys() != set(kinds):
-            raise UsageError(
-                f"expected a file of each of {', '.join(kinds)}, got {', '.join(files) or 'none'}"
-            )
+        check_complete(files, self.reader.kinds())
         images = self.reader.read(
             {kind: Path(file) if isinstance(file, str) else file for kind, file in files.items()}
         )

@@ -23,6 +23,7 @@ from models.data import (
 )
 from models.data.images import size_of
 from models.data.taskonomy import find_domain
+from models.sources import check_complete
 from models.training import checkpoint, config
 from models.training.devices import device_of
 from models.training.errors import UsageError
@@ -63,10 +64,7 @@ class TrainedGenerator:
             DataError: a broken picture, not what its domain stores, or pictures of different size.
         """
         names = [domain.name for domain in self.domains]
-        if files.keys() != set(names):
-            raise UsageError(
-                f"expected a file of each of {', '.join(names)}, got {', '.join(files) or 'none'}"
-            )
+        check_complete(files, names)
         paths = [Path(files[name]) for name in names]
         images = tuple(domain.read(path) for domain, path in zip(self.domains, paths, strict=True))
         for image, path in zip(images, paths, strict=True):
