@@ -2,6 +2,7 @@
 
 from cen_ext.backends import available_backends
 from cen_ext.convert import make_multimodal
+from cen_ext.convolution import Conv3x3, conv3x3
 from cen_ext.functional import norm_exchange, replaced_channels, stack_modalities, unstack_modalities
 from cen_ext.modules import (
     ExchangeBatchNorm2d,
@@ -15,10 +16,12 @@ from cen_ext.recompute import recompute_outputs
 from cen_ext.version import __version__
 
 __all__ = [
+    "Conv3x3",
     "ExchangeBatchNorm2d",
     "ExchangeInstanceNorm2d",
     "__version__",
     "available_backends",
+    "conv3x3",
     "exchanging_layers",
     "make_multimodal",
     "max_pool_same",

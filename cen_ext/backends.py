@@ -185,20 +185,18 @@ def choose(name: str | None, x: Tensor, options: Options) -> Backend:
     return choose_among(_BACKENDS, name, x, options)
 
 
-def choose_among(
-    table: Mapping[str, Backend], name: str | None, x: Tensor, options: Options | None = None
-) -> Backend:
-    """What runs this call: the best backend of a table that can, or the one asked for.
+def choose_among(table: Mapping[str, Backend], name: str | None, *call: Any) -> Backend:
+    """What runs a call: the best backend of a table that can, or the one asked for.
 
     Raises:
         ValueError: no backend has that name.
         RuntimeError: the backend asked for cannot run this call; the message says why.
     """
     if name is None:
-        return next(backend for backend in table.values() if backend.why_not(x, options) is None)
+        return next(backend for backend in table.values() if backend.why_not(*call) is None)
     if name not in table:
         raise ValueError(f"backend must be one of {', '.join(map(repr, table))} or None, got {name!r}")
-    reason = table[name].why_not(x, options)
+    reason = table[name].why_not(*call)
     if reason is not None:
         raise RuntimeError(f"backend {name!r} cannot run this call: {reason}")
     return table[name]

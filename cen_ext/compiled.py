@@ -1,6 +1,6 @@
 """The compiled operator's registration: fake kernels and autograd for ``torch.ops.cen_ext.*``.
 
-``cen_ext._C`` defines the ops and their kernels through the LibTorch stable ABI (``csrc/binding.cpp``):
+``cen_ext._C`` defines the ops and their kernels through the LibTorch stable ABI (``csrc/norm_exchange.cpp``):
 
     norm_exchange(x, weight, bias, mean?, var?, residual?, *options, plan) -> (y, mean, var)
     norm_exchange_updating(x, weight, bias, running_mean, running_var, residual?, momentum, *options, plan)

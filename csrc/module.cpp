@@ -1,4 +1,5 @@
-// The Python module cen_ext._C. Importing it registers the ops (binding.cpp); it tells what was built.
+// The Python module cen_ext._C. Importing it registers the ops (norm_exchange.cpp, layers.cpp); it tells what
+// was built.
 #include <pybind11/pybind11.h>
 #include <torch/headeronly/version.h>
 

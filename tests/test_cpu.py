@@ -149,7 +149,7 @@ def test_same_bits_wherever_x_lies(norm, channels_last):
 
 # --- results that are larger than a share of the last cache, which are stored past it ---
 
-STREAMED_FROM = cache_sizes().get(3, 2**25) // 8  # bytes of x, as csrc/binding.cpp has it
+STREAMED_FROM = cache_sizes().get(3, 2**25) // 8  # bytes of x, as csrc/tensors.h has it
 
 
 def streamed_shape(dtype: torch.dtype) -> Shape:

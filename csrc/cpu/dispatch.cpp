@@ -86,11 +86,11 @@ struct Pool {
 
 thread_local Pool pool;
 
-// So that a block serves calls of about the same size.
+// So that a block serves calls of about the same size: up by an eighth at most.
 int64_t rounded(int64_t bytes) {
-  int64_t size = 4096;
-  while (size < bytes) size *= 2;
-  return size;
+  int64_t step = 512;
+  while (8 * step < bytes) step *= 2;
+  return (bytes + step - 1) / step * step;
 }
 
 }  // namespace
@@ -104,15 +104,21 @@ void* take_scratch(int64_t bytes) {
     pool.bytes -= size;
     return memory;
   }
-  return ::operator new(size, kAlignment);
+  void* memory = ::operator new(size, kAlignment);
+  prefer_large_pages(memory, size);
+  return memory;
 }
 
 void give_scratch(void* memory, int64_t bytes) {
-  constexpr int64_t kMost = 16 << 20;
+  constexpr int64_t kMost = 32 << 20;
   const int64_t size = rounded(bytes);
-  if (pool.bytes + size > kMost) return ::operator delete(memory, kAlignment);
   pool.free.push_back({memory, size});
   pool.bytes += size;
+  while (pool.bytes > kMost) {  // the oldest first: its size may never be asked for again
+    ::operator delete(pool.free.front().memory, kAlignment);
+    pool.bytes -= pool.free.front().bytes;
+    pool.free.erase(pool.free.begin());
+  }
 }
 
 void prefer_large_pages([[maybe_unused]] void* memory, [[maybe_unused]] int64_t bytes) {

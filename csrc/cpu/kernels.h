@@ -24,6 +24,14 @@ struct Pooling {
   constexpr int64_t halo() const { return radius() * step; }  // values on either side that windows reach
 };
 
+// A 3x3 convolution of stride 1 that keeps the images' size (winograd.h). Images are [images, rows, columns,
+// channels], kernels [outputs, 3, 3, inputs], both kinds of channels multiples of 32.
+struct Convolution {
+  int64_t images, rows, columns;
+  int64_t inputs, outputs;
+  int64_t dilation;
+};
+
 template <class T>
 struct KernelsOf {
   void (*forward)(const Problem&, const ForwardTensors<T>&, const Parallel&);
@@ -32,7 +40,15 @@ struct KernelsOf {
   void (*max_pool_backward)(const Pooling&, const T* dy, const uint8_t* winners, T* dx, const Parallel&);
 };
 
-struct Kernels : KernelsOf<float>, KernelsOf<double>, KernelsOf<Half>, KernelsOf<BFloat16> {};
+struct Kernels : KernelsOf<float>, KernelsOf<double>, KernelsOf<Half>, KernelsOf<BFloat16> {
+  // bias may be null.
+  void (*convolve)(const Convolution&, const float* x, const float* weight, const float* bias, float* y,
+                   const Parallel&);
+  void (*convolve_backward)(const Convolution&, const float* dy, const float* weight, float* dx,
+                            const Parallel&);
+  void (*convolve_weight_gradient)(const Convolution&, const float* dy, const float* x, float* dweight,
+                                   const Parallel&);
+};
 
 extern const Kernels baseline;
 #if defined(__x86_64__)

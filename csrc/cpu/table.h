@@ -4,6 +4,7 @@
 
 #include "backward.h"
 #include "pooling.h"
+#include "winograd.h"
 
 namespace cen::cpu {
 
@@ -11,6 +12,9 @@ const Kernels CEN_KERNELS = {
     {forward<float>, backward<float>, max_pool<float>, max_pool_backward<float>},
     {forward<double>, backward<double>, max_pool<double>, max_pool_backward<double>},
     {forward<Half>, backward<Half>, max_pool<Half>, max_pool_backward<Half>},
-    {forward<BFloat16>, backward<BFloat16>, max_pool<BFloat16>, max_pool_backward<BFloat16>}};
+    {forward<BFloat16>, backward<BFloat16>, max_pool<BFloat16>, max_pool_backward<BFloat16>},
+    convolve,
+    convolve_backward,
+    convolve_weight_gradient};
 
 }  // namespace cen::cpu

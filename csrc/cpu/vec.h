@@ -41,7 +41,7 @@ constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <class R>
 CEN_INLINE Vec<R> splat(R value) {
-  return Vec<R>{} + value;
+  return value - Vec<R>{};  // not +, which -0 does not come through unchanged: compilers would have to add
 }
 
 // ---- x in memory: as many values of type T as a vector of Real<T> has lanes ----

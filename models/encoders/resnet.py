@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from cen_ext import ExchangeBatchNorm2d
+from cen_ext import Conv3x3, ExchangeBatchNorm2d
 from models.branches import stacked_input
 from models.encoders.norms import Norms
 from models.encoders.variants import Variant
@@ -67,6 +67,8 @@ class Bottleneck(nn.Module):
 
 
 def _conv3x3(in_channels: int, out_channels: int, stride: int, dilation: int) -> nn.Conv2d:
+    if stride == 1:
+        return Conv3x3(in_channels, out_channels, dilation, bias=False)
     return nn.Conv2d(in_channels, out_channels, 3, stride, padding=dilation, dilation=dilation, bias=False)
 
 

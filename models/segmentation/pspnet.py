@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cen_ext import Conv3x3
 from models.encoders import ExchangeResNet, Norms, Variant
 from models.segmentation.network import SegmentationNetwork
 
@@ -26,10 +27,10 @@ BINS = (1, 2, 3, 6)
 class ConvNorm(nn.Module):
     """Convolution, private norm, relu."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, norms: Norms) -> None:
+    def __init__(self, conv: nn.Conv2d, norms: Norms) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
-        self.norm = norms(out_channels)
+        self.conv = conv
+        self.norm = norms(conv.out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x))
@@ -49,8 +50,10 @@ class PyramidHead(nn.Module):
     def __init__(self, channels: int, num_classes: int, width: int, dropout: float, norms: Norms) -> None:
         super().__init__()
         reduced = channels // len(BINS)
-        self.pyramid = nn.ModuleList(ConvNorm(channels, reduced, 1, norms) for _ in BINS)
-        self.merge = ConvNorm(channels + len(BINS) * reduced, width, 3, norms)
+        self.pyramid = nn.ModuleList(
+            ConvNorm(nn.Conv2d(channels, reduced, 1, bias=False), norms) for _ in BINS
+        )
+        self.merge = ConvNorm(Conv3x3(channels + len(BINS) * reduced, width, bias=False), norms)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Conv2d(width, num_classes, 1)
 
@@ -68,7 +71,7 @@ class AuxiliaryHead(nn.Module):
 
     def __init__(self, channels: int, num_classes: int, dropout: float, norms: Norms) -> None:
         super().__init__()
-        self.reduce = ConvNorm(channels, channels // 4, 3, norms)
+        self.reduce = ConvNorm(Conv3x3(channels, channels // 4, bias=False), norms)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Conv2d(channels // 4, num_classes, 1)
 

@@ -12,13 +12,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cen_ext import max_pool_same
+from cen_ext import Conv3x3, max_pool_same
 from models.encoders import ExchangeResNet, Variant
 from models.segmentation.network import SegmentationNetwork
-
-
-def _conv3x3(in_channels: int, out_channels: int, bias: bool = False) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
 
 
 class ResidualUnit(nn.Module):
@@ -30,8 +26,8 @@ class ResidualUnit(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv1 = _conv3x3(channels, channels, bias=True)
-        self.conv2 = _conv3x3(channels, channels)
+        self.conv1 = Conv3x3(channels, channels)
+        self.conv2 = Conv3x3(channels, channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(x)
@@ -43,7 +39,7 @@ class ChainedPooling(nn.Module):
 
     def __init__(self, channels: int, length: int = 4) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(_conv3x3(channels, channels) for _ in range(length))
+        self.convs = nn.ModuleList(Conv3x3(channels, channels, bias=False) for _ in range(length))
 
     def forward(self, x: Tensor) -> Tensor:
         total = link = x
@@ -65,12 +61,12 @@ class Cascade(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, out_channels: int | None, joins: bool) -> None:
         super().__init__()
-        self.reduce = _conv3x3(in_channels, channels)
+        self.reduce = Conv3x3(in_channels, channels, bias=False)
         self.adapt = nn.Sequential(*(ResidualUnit(channels) for _ in range(2)))
-        self.join = _conv3x3(channels, channels) if joins else None
+        self.join = Conv3x3(channels, channels, bias=False) if joins else None
         self.pool = ChainedPooling(channels)
         self.refine = nn.Sequential(*(ResidualUnit(channels) for _ in range(3)))
-        self.project = None if out_channels is None else _conv3x3(channels, out_channels)
+        self.project = None if out_channels is None else Conv3x3(channels, out_channels, bias=False)
 
     def forward(self, feature: Tensor, coarser: Tensor | None) -> Tensor:
         x = self.adapt(self.reduce(feature))
@@ -105,7 +101,7 @@ class RefineNetDecoder(nn.Module):
             ]
         )
         self.dropout = nn.Dropout(dropout)
-        self.classifier = _conv3x3(width, num_classes, bias=True)
+        self.classifier = Conv3x3(width, num_classes)
         if init == "kaiming":
             for cascade in self.cascades:
                 for conv in (cascade.reduce, cascade.join, cascade.project):

@@ -1,18 +1,10 @@
-// The ops torch.ops.cen_ext.*, through LibTorch's stable ABI: one build serves every torch from 2.10 on.
-// The only file that sees tensors: it checks them, allocates results, picks the memory layout.
-// Public functions check arguments in the caller's words before (cen_ext/functional.py).
-
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <optional>
+// The ops torch.ops.cen_ext.norm_exchange*: what they check, allocate and run. Public functions check
+// arguments in the caller's words before (cen_ext/functional.py).
 #include <stdexcept>
 #include <string>
 #include <tuple>
-#include <vector>
 
-#include "cpu/kernels.h"
+#include "tensors.h"
 #if defined(CEN_CUDA)
 #include <torch/csrc/stable/accelerator.h>
 
@@ -26,10 +18,6 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stre
 
 namespace cen {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Sizes = std::vector<int64_t>;
 
 // Text argument of an op. (The header's conversion to std::string leaks one string a call in torch 2.13.)
 std::string take(StringHandle handle) {
@@ -98,30 +86,10 @@ void set_sizes(Problem& p, const Tensor& x, const Tensor& weight, const std::opt
   for (int64_t d = 2; d < x.dim(); ++d) p.spatial *= x.size(d);
 }
 
-// Whether a result as large as x is stored past the caches. What is brought back into another layout is read
-// again at once.
-bool is_streamed(const Tensor& x, bool native) {
-  return x.is_cpu() && native &&
-         x.numel() * static_cast<int64_t>(x.element_size()) > cpu::last_level_cache() / 8;
-}
-
 // What of the problem depends on how x lies in memory.
 void set_memory(Problem& p, const Tensor& x, bool channels_last, bool native) {
   p.channels_last = channels_last;
   p.stream = is_streamed(x, native);
-}
-
-Sizes sizes_of(const Tensor& tensor) { return {tensor.sizes().begin(), tensor.sizes().end()}; }
-
-void check_as(const char* name, const Tensor& tensor, ScalarType type, const Sizes& sizes, const Tensor& x) {
-  STD_TORCH_CHECK(tensor.is_cpu() == x.is_cpu() && tensor.get_device_index() == x.get_device_index() &&
-                      tensor.scalar_type() == type && sizes_of(tensor) == sizes,
-                  "cen_ext: ", name, " is not of the dtype, sizes and device that x and weight ask for");
-}
-
-bool is_floating(ScalarType type) {
-  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
-         type == ScalarType::BFloat16;
 }
 
 void check_inputs(const Problem& p, const Tensor& x, const Tensor& weight, const Tensor& bias,
@@ -137,149 +105,6 @@ void check_inputs(const Problem& p, const Tensor& x, const Tensor& weight, const
   if (mean) check_as("mean", *mean, real, statistics, x);
   if (var) check_as("var", *var, real, statistics, x);
   if (residual) check_as("residual", *residual, type, sizes_of(x), x);
-}
-
-// Whether the values lie in memory densely, dimensions nested in the given order.
-bool is_dense(const Tensor& t, bool channels_last) {
-  int64_t expected = 1;
-  const auto fits = [&](int64_t d) {
-    const bool fit = t.size(d) == 1 || t.stride(d) == expected;
-    expected *= t.size(d);
-    return fit;
-  };
-  if (channels_last && !fits(1)) return false;
-  for (int64_t d = t.dim() - 1; d >= 1; --d)
-    if (!(channels_last && d == 1) && !fits(d)) return false;
-  return fits(0);
-}
-
-Sizes strides_of(const Tensor& tensor) { return {tensor.strides().begin(), tensor.strides().end()}; }
-
-Sizes dense_strides(const Sizes& sizes, bool channels_last) {
-  Sizes strides(sizes.size());
-  int64_t next = 1;
-  const auto set = [&](size_t d) {
-    strides[d] = next;
-    next *= sizes[d] > 1 ? sizes[d] : 1;
-  };
-  if (channels_last) set(1);
-  for (size_t d = sizes.size() - 1; d >= 1; --d)
-    if (!(channels_last && d == 1)) set(d);
-  set(0);
-  return strides;
-}
-
-int32_t dtype_of(const Tensor& tensor) {
-  int32_t type = 0;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &type));
-  return type;
-}
-
-// Not initialised, of a dtype, on the device of `like`. Straight from the allocator: the stable operators of
-// the same purpose go through the dispatcher, and a call of ours made five of them.
-Tensor empty(const Sizes& sizes, const Sizes& strides, const Tensor& like, int32_t type) {
-  int32_t device = 0;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                  strides.data(), type, device, like.get_device_index(),
-                                                  &handle));
-  const Tensor tensor(handle);
-  if (like.is_cpu())
-    cpu::prefer_large_pages(tensor.mutable_data_ptr(),
-                            tensor.numel() * static_cast<int64_t>(tensor.element_size()));
-  return tensor;
-}
-Tensor empty_table(const Sizes& sizes, const Tensor& like) {
-  return empty(sizes, dense_strides(sizes, false), like, dtype_of(like));
-}
-
-Tensor packed(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-}
-std::optional<Tensor> packed(const std::optional<Tensor>& tensor) {
-  return tensor ? std::optional(packed(*tensor)) : std::nullopt;
-}
-
-// The memory layout that the kernels work in, channels first or channels last, and the way there and back.
-// What an op returns has the strides of an empty_like of x, as the fake kernels say.
-class Layout {
- public:
-  explicit Layout(const Tensor& x)
-      : like_(is_dense(x, false) || is_dense(x, true) ? x : torch::stable::empty_like(x)) {
-    const bool first = is_dense(like_, false), last = is_dense(like_, true);
-    const int64_t channels = x.size(1), spatial = x.numel() / (x.size(0) * channels);
-    // Where both hold, the longer axis is the one that vectors run along.
-    channels_last_ = last && (spatial == 1 || !first);
-    // Lines far shorter than a processor's vector cost more than to bring x into the other layout.
-    const bool short_lines = x.is_cpu() && spatial < 16 && channels >= 16;
-    native_ = channels_last_ || (first && !short_lines);
-    channels_last_ |= first && short_lines;
-  }
-
-  bool channels_last() const { return channels_last_; }
-  bool native() const { return native_; }
-
-  Tensor empty() const { return empty(dtype_of(like_)); }
-  Tensor empty(int32_t type) const {
-    const Sizes sizes = sizes_of(like_);
-    return cen::empty(sizes, native_ ? strides_of(like_) : dense_strides(sizes, channels_last_), like_, type);
-  }
-
-  Tensor bring(const Tensor& tensor) const {
-    if (is_dense(tensor, channels_last_)) return tensor;
-    Tensor dense = empty(dtype_of(tensor));
-    torch::stable::copy_(dense, tensor);
-    return dense;
-  }
-
-  std::optional<Tensor> bring(const std::optional<Tensor>& tensor) const {
-    return tensor ? std::optional(bring(*tensor)) : std::nullopt;
-  }
-
-  // What empty() made, once it is filled, in the strides that the op promises.
-  Tensor give(const Tensor& tensor) const {
-    if (native_) return tensor;
-    Tensor result = cen::empty(sizes_of(like_), strides_of(like_), like_, dtype_of(tensor));
-    torch::stable::copy_(result, tensor);
-    return result;
-  }
-
- private:
-  Tensor like_;
-  bool channels_last_, native_;
-};
-
-// How many threads: one for small tensors, where waking the others costs more than it saves.
-cpu::Parallel threads_for(const Tensor& x) {
-  constexpr int64_t kWorthSharing = 32768;
-  const int64_t threads = x.numel() <= kWorthSharing ? 1 : torch::stable::get_num_threads();
-  return {threads, [](int64_t tasks, void (*body)(void*, int64_t, int64_t), void* context) {
-            torch::stable::parallel_for(0, tasks, 1,
-                                        [&](int64_t begin, int64_t end) { body(context, begin, end); });
-          }};
-}
-
-// f(zero) with a zero of the type that x is of.
-template <class F>
-void with_type(ScalarType type, F f) {
-  if (type == ScalarType::Float) return f(float{});
-  if (type == ScalarType::Double) return f(double{});
-  if (type == ScalarType::Half) return f(Half{});
-  f(BFloat16{});
-}
-
-template <class T>
-const T* data(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-template <class T>
-const T* data(const std::optional<Tensor>& tensor) {
-  return tensor ? data<T>(*tensor) : nullptr;
-}
-template <class T>
-T* mutable_data(const Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
 // ---- where x is: what runs its kernels there ----
@@ -435,62 +260,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_exchange_backward(
   return {layout.give(dx), dweight, dbias, residual ? layout.give(dresidual) : none};
 }
 
-// ---- max pooling: on the CPU alone ----
-
-void check_pooling(const Tensor& x, int64_t size) {
-  STD_TORCH_CHECK(x.dim() == 4, "cen_ext: x must be [N, C, H, W]");
-  STD_TORCH_CHECK(size % 2 == 1 && 1 <= size && size <= 15, "cen_ext: size must be odd, 1 to 15");
-}
-
-cpu::Pooling pooling_of(const Tensor& x, int64_t size, const Layout& layout) {
-  const int64_t step = layout.channels_last() ? x.size(1) : 1;
-  return {layout.channels_last() ? x.size(0) : x.size(0) * x.size(1),
-          x.size(2),
-          x.size(3) * step,
-          step,
-          size,
-          is_streamed(x, layout.native())};
-}
-
-std::tuple<Tensor, Tensor> max_pool_same(Tensor x, int64_t size) {
-  check_pooling(x, size);
-  STD_TORCH_CHECK(is_floating(x.scalar_type()), "cen_ext: x must be float16, bfloat16, float32 or float64");
-  const int32_t byte = aoti_torch_dtype_uint8();
-  if (x.numel() == 0) {
-    const Sizes sizes = sizes_of(x), strides = dense_strides(sizes, false);
-    return {torch::stable::empty_like(x), empty(sizes, strides, x, byte)};
-  }
-  const Layout layout(x);
-  x = layout.bring(x);
-  const Tensor y = layout.empty(), winners = layout.empty(byte);
-  with_type(x.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    cpu::instruction_set().kernels->cpu::KernelsOf<T>::max_pool(
-        pooling_of(x, size, layout), data<T>(x), mutable_data<T>(y), mutable_data<uint8_t>(winners),
-        threads_for(x));
-  });
-  return {layout.give(y), layout.give(winners)};
-}
-
-Tensor max_pool_same_backward(Tensor dy, Tensor winners, int64_t size) {
-  check_pooling(winners, size);
-  STD_TORCH_CHECK(is_floating(dy.scalar_type()), "cen_ext: dy must be float16, bfloat16, float32 or float64");
-  STD_TORCH_CHECK(winners.scalar_type() == ScalarType::Byte, "cen_ext: winners must be uint8");
-  check_as("dy", dy, dy.scalar_type(), sizes_of(winners), winners);
-  if (dy.numel() == 0) return torch::stable::empty_like(dy);
-  const Layout layout(winners);
-  dy = layout.bring(dy);
-  winners = layout.bring(winners);
-  const Tensor dx = layout.empty(dtype_of(dy));
-  with_type(dy.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    cpu::instruction_set().kernels->cpu::KernelsOf<T>::max_pool_backward(
-        pooling_of(dy, size, layout), data<T>(dy), data<uint8_t>(winners), mutable_data<T>(dx),
-        threads_for(dy));
-  });
-  return layout.give(dx);
-}
-
 }  // namespace
 
 #define CEN_OPTIONS                                                                                         \
@@ -509,16 +278,12 @@ STABLE_TORCH_LIBRARY(cen_ext, m) {
       "norm_exchange_backward(Tensor dy, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor var, "
       "Tensor? residual, bool batch_statistics, "  //
       CEN_OPTIONS ") -> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual)");
-  m.def("max_pool_same(Tensor x, int size) -> (Tensor y, Tensor winners)");
-  m.def("max_pool_same_backward(Tensor dy, Tensor winners, int size) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cen_ext, CPU, m) {
   m.impl("norm_exchange", TORCH_BOX(&norm_exchange));
   m.impl("norm_exchange_updating", TORCH_BOX(&norm_exchange_updating));
   m.impl("norm_exchange_backward", TORCH_BOX(&norm_exchange_backward));
-  m.impl("max_pool_same", TORCH_BOX(&max_pool_same));
-  m.impl("max_pool_same_backward", TORCH_BOX(&max_pool_same_backward));
 }
 
 #if defined(CEN_CUDA)

@@ -1,0 +1,204 @@
+"""3x3 convolutions with 2.25 times fewer multiplications on CPUs: definition, dispatch, registration.
+
+The compiled CPU kernels (``csrc/cpu/winograd.h``: Winograd's minimal filtering F(2x2, 3x3), in float32 and
+channels last) are ops, each of them linear in either tensor, so that each one's gradients are calls of the
+other two:
+
+    conv3x3(x, weight, bias?, dilation) -> y
+    conv3x3_backward(dy, weight, dilation) -> dx
+    conv3x3_weight_gradient(dy, x, dilation) -> dweight
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cen_ext import backends
+
+_MULTIPLE = 32  # of channels, in the kernels
+_FEWEST_TILES = 64  # of 2x2 pixels; below, to transform the weights costs more than the products save
+
+
+def conv3x3(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1, *, backend: str | None = None
+) -> Tensor:
+    """3x3 convolution that keeps the size, as ``F.conv2d(x, weight, bias, 1, dilation, dilation)``.
+
+    Errors of the compiled kernels are those of float32 sums, no larger than PyTorch's. A value that is not
+    finite reaches up to three pixels further.
+
+    Args:
+        x: ``[N, C, H, W]``.
+        weight: ``[K, C, 3, 3]``.
+        bias: ``[K]`` or None.
+        dilation: pixels between the taps.
+        backend: ``"cpu"``, for float32 in channels_last with C and K multiples of 32 and no autocast;
+            ``"reference"``, PyTorch's own, for all else; None for the faster one.
+
+    Returns:
+        ``[N, K, H, W]``.
+
+    Raises:
+        TypeError: x or weight is not a tensor, or dilation not an integer.
+        ValueError: weight or bias is of another shape, or dilation not positive; no backend has that name.
+        RuntimeError: the backend asked for cannot run this call.
+    """
+    _check(x, weight, bias, dilation)
+    if backend is None and _tiles(x, dilation) < _FEWEST_TILES:
+        backend = "reference"
+    run: Any = backends.choose_among(_BACKENDS, backend, x, weight, bias).run
+    y: Tensor = run(x, weight, bias, dilation)
+    return y
+
+
+class Conv3x3(nn.Conv2d):
+    """``conv3x3`` as a module; parameters and their initial values are ``nn.Conv2d``'s.
+
+    Args:
+        in_channels: C.
+        out_channels: K.
+        dilation: pixels between the taps.
+        bias: whether there is one.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, dilation: int = 1, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=dilation, dilation=dilation, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv3x3(x, self.weight, self.bias, self.dilation[0])
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> None:
+    for name, tensor in (("x", x), ("weight", weight)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if not isinstance(dilation, int):
+        raise TypeError(f"dilation must be an integer, got {type(dilation).__name__}")
+    if dilation < 1:
+        raise ValueError(f"dilation must be at least 1, got {dilation}")
+    if x.dim() != 4:
+        raise ValueError(f"x must be [N, C, H, W], got shape {tuple(x.shape)}")
+    if weight.dim() != 4 or weight.shape[1:] != (x.shape[1], 3, 3):
+        raise ValueError(
+            f"weight must be [K, C, 3, 3] with x's C={x.shape[1]}, got shape {tuple(weight.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be [K] with weight's K={weight.shape[0]}, got {tuple(bias.shape)}")
+
+
+def _tiles(x: Tensor, dilation: int) -> int:
+    """Tiles of 2x2 pixels that x is cut into; each of the dilation^2 grids of pixels on its own."""
+    down, across = (-(-length // (2 * dilation)) for length in x.shape[-2:])
+    return x.shape[0] * dilation**2 * down * across
+
+
+def _why_not_cpu(
+    x: Tensor | None = None, weight: Tensor | None = None, bias: Tensor | None = None
+) -> str | None:
+    """Reason why the compiled kernels cannot run this call (or any call, without arguments)."""
+    reason = backends.why_not_cpu(x)
+    if reason is not None or x is None or weight is None:
+        return reason
+    if _INSTRUCTION_SET == "default":
+        return "it has not been tuned for this processor's vectors"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is on"
+    for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.dtype != torch.float32:
+            return f"{name} is {tensor.dtype}, needed is float32"
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        return "x is not channels_last"
+    if any(channels == 0 or channels % _MULTIPLE for channels in weight.shape[:2]):
+        return f"channels must be multiples of {_MULTIPLE}, got {weight.shape[1]} and {weight.shape[0]}"
+    return None
+
+
+def _run_compiled(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+    y: Tensor = torch.ops.cen_ext.conv3x3(x, weight, bias, dilation)
+    return y
+
+
+def _run_reference(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+    return F.conv2d(x, weight, bias, 1, dilation, dilation)
+
+
+def _why_not_reference(*_: Tensor | None) -> str | None:
+    """PyTorch's runs everywhere."""
+    return None
+
+
+_RUNS: dict[str, Any] = {"cpu": _run_compiled, "reference": _run_reference}
+_REASONS: dict[str, Any] = {"cpu": _why_not_cpu, "reference": _why_not_reference}
+_BACKENDS = {name: backends.Backend(_REASONS[name], run) for name, run in _RUNS.items()}  # best first
+
+
+def _empty(like: Tensor, *shape: int) -> Tensor:
+    return like.new_empty(shape).contiguous(memory_format=torch.channels_last)
+
+
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+    return _empty(x, x.shape[0], weight.shape[0], *x.shape[2:])
+
+
+def _fake_backward(dy: Tensor, weight: Tensor, dilation: int) -> Tensor:
+    return _empty(dy, dy.shape[0], weight.shape[1], *dy.shape[2:])
+
+
+def _fake_weight_gradient(dy: Tensor, x: Tensor, dilation: int) -> Tensor:
+    return _empty(x, dy.shape[1], x.shape[1], 3, 3)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+    ctx.dilation = inputs[-1]
+
+
+def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+    ops = torch.ops.cen_ext
+    return (
+        ops.conv3x3_backward(dy, weight, ctx.dilation) if needs_x else None,
+        ops.conv3x3_weight_gradient(dy, x, ctx.dilation) if needs_weight else None,
+        dy.sum((0, 2, 3)) if needs_bias else None,
+        None,
+    )
+
+
+def _gradients_of_backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:
+    dy, weight = ctx.saved_tensors
+    needs_dy, needs_weight, _ = ctx.needs_input_grad
+    ops = torch.ops.cen_ext
+    return (
+        ops.conv3x3(ddx, weight, None, ctx.dilation) if needs_dy else None,
+        ops.conv3x3_weight_gradient(dy, ddx, ctx.dilation) if needs_weight else None,
+        None,
+    )
+
+
+def _gradients_of_weight_gradient(ctx: Any, ddweight: Tensor) -> tuple[Tensor | None, ...]:
+    dy, x = ctx.saved_tensors
+    needs_dy, needs_x, _ = ctx.needs_input_grad
+    ops = torch.ops.cen_ext
+    return (
+        ops.conv3x3(x, ddweight, None, ctx.dilation) if needs_dy else None,
+        ops.conv3x3_backward(dy, ddweight, ctx.dilation) if needs_x else None,
+        None,
+    )
+
+
+_INSTRUCTION_SET = ""
+if backends.why_not_cpu() is None:
+    _INSTRUCTION_SET = importlib.import_module("cen_ext._C").build_info()["instruction_set"]
+    for _name, _fake_kernel, _gradient in (
+        ("conv3x3", _fake, _gradients),
+        ("conv3x3_backward", _fake_backward, _gradients_of_backward),
+        ("conv3x3_weight_gradient", _fake_weight_gradient, _gradients_of_weight_gradient),
+    ):
+        torch.library.register_fake(f"cen_ext::{_name}", _fake_kernel)
+        torch.library.register_autograd(f"cen_ext::{_name}", _gradient, setup_context=_keep)

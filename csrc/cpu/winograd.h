@@ -1,0 +1,404 @@
+// 3x3 convolutions of stride 1 that keep the size, and their gradients, in float32 and channels last, by
+// F(2x2, 3x3) of Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016.
+//
+// y = A'[(G g G') * (B'd B)]A for a tile of 2x2 places: d are the 4x4 places of x about it, g the kernel, *
+// the product of each of 16 points, ' a transposition. Over channels the points are 16 matrix products of a
+// row a tile, with 16 multiplications where nine times four were. The gradients are the same sums the other
+// way round: of x the convolution by the turned kernel, of the kernel G'[(B'd B) * (A dy A')]G, summed over
+// tiles. All factors of B and A are 0, 1 and -1: rounding errors are those of usual summation, about twice.
+//
+// A dilated convolution is one of its own on each of the dilation^2 grids of places that far apart.
+#pragma once
+
+#include "vec.h"
+
+namespace cen::cpu {
+namespace {
+
+constexpr int64_t kLane = kLanes<float>;
+constexpr int64_t kPanel = 2 * kLane;  // columns of a product that are computed at a time
+#if CEN_VECTOR_BYTES == 64
+constexpr int64_t kTall = 8;  // and rows: as many sums as registers hold
+#else
+constexpr int64_t kTall = 4;
+#endif
+constexpr int64_t kPoints = 16;
+
+constexpr int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
+
+// ---- the transformations, of one line; a square's are those of its columns, then of its rows ----
+
+template <int n>
+struct Line {
+  Vec<float> at[n];
+};
+template <int n>
+struct Square {
+  Line<n> row[n];
+};
+
+CEN_INLINE Line<4> of_input(const Line<4>& d) {  // B'
+  return {{d.at[0] - d.at[2], d.at[1] + d.at[2], d.at[2] - d.at[1], d.at[1] - d.at[3]}};
+}
+CEN_INLINE Line<2> to_output(const Line<4>& m) {  // A'
+  return {{m.at[0] + m.at[1] + m.at[2], m.at[1] - m.at[2] - m.at[3]}};
+}
+CEN_INLINE Line<4> of_output_gradient(const Line<2>& y) {  // A
+  return {{y.at[0], y.at[0] + y.at[1], y.at[0] - y.at[1], -y.at[1]}};
+}
+CEN_INLINE Line<4> of_kernel(const Line<3>& g) {  // G
+  const auto outer = g.at[0] + g.at[2];
+  return {{g.at[0], (outer + g.at[1]) * 0.5f, (outer - g.at[1]) * 0.5f, g.at[2]}};
+}
+CEN_INLINE Line<3> to_kernel_gradient(const Line<4>& u) {  // G'
+  const auto half = (u.at[1] + u.at[2]) * 0.5f;
+  return {{u.at[0] + half, (u.at[1] - u.at[2]) * 0.5f, half + u.at[3]}};
+}
+
+template <int kTo, int kFrom>
+CEN_INLINE Square<kTo> both_ways(Line<kTo> (*map)(const Line<kFrom>&), const Square<kFrom>& from) {
+  Line<kTo> columns[kFrom];
+  for (int j = 0; j < kFrom; ++j) {
+    Line<kFrom> column;
+    for (int i = 0; i < kFrom; ++i) column.at[i] = from.row[i].at[j];
+    columns[j] = map(column);
+  }
+  Square<kTo> to;
+  for (int i = 0; i < kTo; ++i) {
+    Line<kFrom> row;
+    for (int j = 0; j < kFrom; ++j) row.at[j] = columns[j].at[i];
+    to.row[i] = map(row);
+  }
+  return to;
+}
+
+// Squares whose places are pointers, `from` values on.
+template <int n, class Pointer>
+CEN_INLINE Square<n> load_square(Pointer at, int64_t from) {
+  Square<n> square;
+#pragma GCC unroll 16
+  for (int i = 0; i < n * n; ++i) square.row[i / n].at[i % n] = load_row(at(i) + from);
+  return square;
+}
+template <int n, class Pointer>
+CEN_INLINE void store_square(Pointer at, int64_t from, const Square<n>& square) {
+#pragma GCC unroll 16
+  for (int i = 0; i < n * n; ++i) store_row(at(i) + from, square.row[i / n].at[i % n]);
+}
+
+// ---- where things lie ----
+
+// The tiles of 2x2 places of all images, and their pixels.
+class Tiles {
+ public:
+  explicit Tiles(const Convolution& p)
+      : p_(p),
+        down_(divide_up(divide_up(p.rows, p.dilation), 2)),
+        across_(divide_up(divide_up(p.columns, p.dilation), 2)) {}
+
+  int64_t count() const { return p_.images * p_.dilation * p_.dilation * down_ * across_; }
+
+  // The n x n pixels about (n = 4) or of (n = 2) a tile in images of so many channels; outside for all that
+  // are in no image.
+  template <int n, class T>
+  void find(int64_t tile, T* images, int64_t channels, T* outside, T* (&pixels)[n * n]) const {
+    const int64_t d = p_.dilation;
+    const int64_t across = tile % across_, down = tile / across_ % down_;
+    const int64_t grid = tile / (across_ * down_) % (d * d), image = tile / (across_ * down_ * d * d);
+    const int64_t row = grid / d + d * (2 * down - (n == 4)), column = grid % d + d * (2 * across - (n == 4));
+    for (int i = 0; i < n; ++i)
+      for (int j = 0; j < n; ++j) {
+        const int64_t r = row + i * d, c = column + j * d;
+        const bool inside = 0 <= r && r < p_.rows && 0 <= c && c < p_.columns;
+        pixels[i * n + j] = inside ? images + ((image * p_.rows + r) * p_.columns + c) * channels : outside;
+      }
+  }
+
+ private:
+  const Convolution& p_;
+  const int64_t down_, across_;
+};
+
+class Zeros : public Buffer<float> {
+ public:
+  explicit Zeros(int64_t size) : Buffer<float>(size) {
+    for (int64_t i = 0; i < size; ++i) (*this)[i] = 0;
+  }
+};
+
+// ---- the products ----
+
+// c[kTall][kPanel] = (kAdd: +=) sum over r of a[., r] b[r, .]
+// Not inlined, where registers that are needed around it would be taken from the sums.
+template <bool kAdd>
+__attribute__((noinline)) void multiply(const float* a, int64_t a_row, int64_t a_step, const float* b,
+                                        int64_t terms, float* c, int64_t c_row) {
+  Vec<float> sum[kTall][2];
+#pragma GCC unroll 8
+  for (int64_t i = 0; i < kTall; ++i)
+    for (int64_t j = 0; j < 2; ++j) sum[i][j] = kAdd ? load_row(c + i * c_row + j * kLane) : Vec<float>{};
+  for (int64_t r = 0; r < terms; ++r) {
+    const auto left = load_row(b + r * kPanel), right = load_row(b + r * kPanel + kLane);
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < kTall; ++i) {
+      const auto factor = splat(a[i * a_row + r * a_step]);
+      sum[i][0] += factor * left;
+      sum[i][1] += factor * right;
+    }
+  }
+#pragma GCC unroll 8
+  for (int64_t i = 0; i < kTall; ++i)
+    for (int64_t j = 0; j < 2; ++j) store_row(c + i * c_row + j * kLane, sum[i][j]);
+}
+
+// Kernels [K, 3, 3, C] of a convolution at its points, [K / kPanel][points][C][kPanel].
+inline void transform_kernels(const Convolution& p, const float* weight, float* points,
+                              const Parallel& parallel) {
+  const int64_t vectors = p.inputs / kLane;
+  parallel_ranges(parallel, p.outputs / kPanel * vectors, [&](int64_t begin, int64_t end) {
+    const Buffer<float> turned(kPoints * kPanel * kLane);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t panel = i / vectors, c = i % vectors * kLane;
+      for (int64_t k = 0; k < kPanel; ++k) {
+        const float* kernel = weight + (panel * kPanel + k) * 9 * p.inputs;
+        const auto square = load_square<3>([&](int tap) { return kernel + tap * p.inputs; }, c);
+        store_square([&](int point) { return turned.get() + (point * kPanel + k) * kLane; }, 0,
+                     both_ways(of_kernel, square));
+      }
+      for (int64_t point = 0; point < kPoints; ++point) {
+        float* to = points + ((panel * kPoints + point) * p.inputs + c) * kPanel;
+        const float* from = turned.get() + point * kPanel * kLane;
+        for (int64_t lane = 0; lane < kLane; ++lane)
+          for (int64_t k = 0; k < kPanel; ++k) to[lane * kPanel + k] = from[k * kLane + lane];
+      }
+    }
+  });
+}
+
+// Those of the convolution that gives the gradient of x: turned by half, inputs and outputs exchanged:
+// [C / kPanel][points][K][kPanel].
+inline void transform_turned_kernels(const Convolution& p, const float* weight, float* points,
+                                     const Parallel& parallel) {
+  parallel_tasks(parallel, p.outputs, [&](int64_t k) {
+    const float* kernel = weight + k * 9 * p.inputs;
+    for (int64_t c = 0; c < p.inputs; c += kLane) {
+      const auto square = load_square<3>([&](int tap) { return kernel + (8 - tap) * p.inputs; }, c);
+      float* to = points + (c / kPanel * kPoints * p.outputs + k) * kPanel + c % kPanel;
+      store_square([&](int point) { return to + point * p.outputs * kPanel; }, 0,
+                   both_ways(of_kernel, square));
+    }
+  });
+}
+
+// What a thread has at hand of a block of tiles.
+class Block {
+ public:
+  // most: tiles of a block, a multiple of kTall.
+  Block(const Convolution& p, int64_t most)
+      : p_(p),
+        tiles_(p),
+        slice_(slice(p)),
+        chunk_(slice_ == p.inputs ? p.outputs : kChunk),
+        // Not multiples of a page: the places of 16 stores would share a set of the cache.
+        value_step_(most * slice_ + kLane),
+        product_step_(most * kPanel + kLane),
+        panels_(slice_ == p.inputs ? 1 : kChunk / kPanel),
+        zeros_(p.inputs),
+        values_(kPoints * value_step_),
+        products_(panels_ * kPoints * product_step_),
+        sink_(kPanel) {}
+
+  // Inputs that are multiplied at a time.
+  static int64_t slice(const Convolution& p) { return p.inputs <= 512 ? p.inputs : 256; }
+
+  // y of tiles [first, first + count).
+  void convolve(const float* x, const float* kernels, const float* bias, float* y, int64_t first,
+                int64_t count) const {
+    for (int64_t begin = 0; begin < p_.outputs; begin += chunk_)
+      for (int64_t c = 0; c < p_.inputs; c += slice_) {
+        const int64_t channels = smaller(slice_, p_.inputs - c);
+        take(x, first, count, c, channels);
+        for (int64_t k = begin; k < smaller(begin + chunk_, p_.outputs); k += kPanel) {
+          const float* factors = kernels + (k / kPanel * kPoints * p_.inputs + c) * kPanel;
+          if (c == 0)
+            multiply_all<false>(factors, channels, k, count);
+          else
+            multiply_all<true>(factors, channels, k, count);
+          if (c + channels == p_.inputs) give(y, bias, first, count, k);
+        }
+      }
+  }
+
+ private:
+  void take(const float* x, int64_t first, int64_t count, int64_t channel, int64_t channels) const {
+    for (int64_t t = 0; t < count; ++t) {
+      const float* pixels[16];
+      tiles_.find<4, const float>(first + t, x, p_.inputs, zeros_.get(), pixels);
+      for (int64_t c = 0; c < channels; c += kLane)
+        store_square([&](int point) { return values_.get() + point * value_step_ + t * slice_; }, c,
+                     both_ways(of_input, load_square<4>([&](int i) { return pixels[i]; }, channel + c)));
+    }
+  }
+
+  // Rows past the last tile, which are as they were made, are never given.
+  template <bool kAdd>
+  void multiply_all(const float* factors, int64_t channels, int64_t k, int64_t count) const {
+    for (int64_t point = 0; point < kPoints; ++point)
+      for (int64_t t = 0; t < count; t += kTall)
+        multiply<kAdd>(values_.get() + point * value_step_ + t * slice_, slice_, 1,
+                       factors + point * p_.inputs * kPanel, channels, product(point, t, k), kPanel);
+  }
+
+  void give(float* y, const float* bias, int64_t first, int64_t count, int64_t k) const {
+    for (int64_t t = 0; t < count; ++t) {
+      float* pixels[4];
+      tiles_.find<2, float>(first + t, y + k, p_.outputs, sink_.get(), pixels);
+      for (int64_t lane = 0; lane < kPanel; lane += kLane) {
+        auto square =
+            both_ways(to_output, load_square<4>([&](int point) { return product(point, t, k); }, lane));
+        if (bias)
+          for (auto& row : square.row)
+            for (auto& value : row.at) value += load_row(bias + k + lane);
+        store_square([&](int i) { return pixels[i]; }, lane, square);
+      }
+    }
+  }
+
+  float* product(int64_t point, int64_t t, int64_t k) const {
+    return products_.get() + (k / kPanel % panels_ * kPoints + point) * product_step_ + t * kPanel;
+  }
+
+  const Convolution& p_;
+  const Tiles tiles_;
+  static constexpr int64_t kChunk = 128;
+  const int64_t slice_, chunk_, value_step_, product_step_, panels_;
+  const Zeros zeros_;
+  const Buffer<float> values_;  // [points][tiles][slice]
+  const Buffer<float>
+      products_;  // [panels][points][tiles][kPanel]; of one panel where no sums wait for a slice
+  const Buffer<float> sink_;
+};
+
+// y of kernels at their points.
+inline void convolve_points(const Convolution& p, const float* x, const float* kernels, const float* bias,
+                            float* y, const Parallel& parallel) {
+  const int64_t tiles = Tiles(p).count();
+  // As many at a time as fit in half of the second-level cache.
+  constexpr int64_t kBytes = 1 << 19;
+  const int64_t most = larger(1, kBytes / (sizeof(float) * kPoints * Block::slice(p) * kTall));
+  parallel_ranges(parallel, divide_up(tiles, kTall), [&](int64_t begin, int64_t end) {
+    const int64_t step = kTall * divide_up(end - begin, divide_up(end - begin, most));
+    const Block block(p, step);
+    const int64_t last = smaller(end * kTall, tiles);
+    for (int64_t first = begin * kTall; first < last; first += step)
+      block.convolve(x, kernels, bias, y, first, smaller(step, last - first));
+  });
+}
+
+// x: [images, rows, columns, inputs]; weight: [outputs, 3, 3, inputs]; bias: [outputs] or null;
+// y: [images, rows, columns, outputs].
+inline void convolve(const Convolution& p, const float* x, const float* weight, const float* bias, float* y,
+                     const Parallel& parallel) {
+  const Buffer<float> kernels(kPoints * p.inputs * p.outputs);
+  transform_kernels(p, weight, kernels.get(), parallel);
+  convolve_points(p, x, kernels.get(), bias, y, parallel);
+}
+
+inline void convolve_backward(const Convolution& p, const float* dy, const float* weight, float* dx,
+                              const Parallel& parallel) {
+  const Buffer<float> kernels(kPoints * p.inputs * p.outputs);
+  transform_turned_kernels(p, weight, kernels.get(), parallel);
+  Convolution turned = p;
+  turned.inputs = p.outputs;
+  turned.outputs = p.inputs;
+  convolve_points(turned, dy, kernels.get(), nullptr, dx, parallel);
+}
+
+// A row of B' or A: what it makes of two rows of places.
+struct Mix {
+  int first, second;
+  float of_first, of_second;
+
+  template <int n>
+  CEN_INLINE Line<n> of(const float* const* pixels, int64_t channel) const {
+    Line<n> line;
+    for (int j = 0; j < n; ++j)
+      line.at[j] = load_row(pixels[first * n + j] + channel) * of_first +
+                   load_row(pixels[second * n + j] + channel) * of_second;
+    return line;
+  }
+};
+constexpr Mix kInputRows[4] = {{0, 2, 1, -1}, {1, 2, 1, 1}, {2, 1, 1, -1}, {1, 3, 1, -1}};
+constexpr Mix kGradientRows[4] = {{0, 1, 1, 0}, {0, 1, 1, 1}, {0, 1, 1, -1}, {0, 1, 0, -1}};
+
+// The sums over tiles of a row of four points and of inputs [begin, end): sums[4][K][C]. A row takes half of
+// the places about a tile, so threads that share the rows compute next to nothing twice, and none waits for
+// what another has in its cache.
+inline void sum_points(const Convolution& p, const float* dy, const float* x, int64_t row, int64_t begin,
+                       int64_t end, float* sums) {
+  const Tiles tiles(p);
+  const int64_t inputs = end - begin;
+  // So many tiles at a time that what is computed of them stays in the second-level cache.
+  constexpr int64_t kBytes = 1 << 20;
+  const int64_t fitting = kBytes / (4 * sizeof(float) * (inputs + p.outputs));
+  const int64_t block = smaller(tiles.count(), smaller(larger(fitting, 64), 256));
+  // [4][inputs / kPanel][block][kPanel] and [4][K / kLane][block][kLane]; steps as in convolve_points.
+  const int64_t value_step = block * inputs + kLane, gradient_step = block * p.outputs + kLane;
+  const Buffer<float> values(4 * value_step), gradients(4 * gradient_step);
+  const Zeros zeros(larger(p.inputs, p.outputs));
+  for (int64_t first = 0; first < tiles.count(); first += block) {
+    const int64_t count = smaller(block, tiles.count() - first);
+    for (int64_t t = 0; t < count; ++t) {
+      const float* about[16];
+      tiles.find<4, const float>(first + t, x, p.inputs, zeros.get(), about);
+      for (int64_t c = 0; c < inputs; c += kLane) {
+        const auto line = of_input(kInputRows[row].of<4>(about, begin + c));
+        float* to = values.get() + (c / kPanel * block + t) * kPanel + c % kPanel;
+        for (int i = 0; i < 4; ++i) store_row(to + i * value_step, line.at[i]);
+      }
+      const float* own[4];
+      tiles.find<2, const float>(first + t, dy, p.outputs, zeros.get(), own);
+      for (int64_t k = 0; k < p.outputs; k += kLane) {
+        const auto line = of_output_gradient(kGradientRows[row].of<2>(own, k));
+        float* to = gradients.get() + (k / kLane * block + t) * kLane;
+        for (int i = 0; i < 4; ++i) store_row(to + i * gradient_step, line.at[i]);
+      }
+    }
+    for (int64_t i = 0; i < 4; ++i)
+      for (int64_t c = 0; c < inputs; c += kPanel)
+        for (int64_t k = 0; k < p.outputs; k += kTall) {
+          const float* a = gradients.get() + i * gradient_step + k / kLane * block * kLane + k % kLane;
+          const float* b = values.get() + i * value_step + c * block;
+          float* sum = sums + (i * p.outputs + k) * p.inputs + begin + c;
+          if (first == 0)
+            multiply<false>(a, 1, kLane, b, count, sum, p.inputs);
+          else
+            multiply<true>(a, 1, kLane, b, count, sum, p.inputs);
+        }
+  }
+}
+
+inline void convolve_weight_gradient(const Convolution& p, const float* dy, const float* x, float* dweight,
+                                     const Parallel& parallel) {
+  const Buffer<float> sums(kPoints * p.outputs * p.inputs);
+  constexpr int64_t kInputs = 512;  // of a part
+  const int64_t parts =
+      smaller(larger(divide_up(parallel.threads, 4), divide_up(p.inputs, kInputs)), p.inputs / kPanel);
+  parallel_tasks(parallel, 4 * parts, [&](int64_t i) {
+    const int64_t row = i / parts, part = i % parts, panels = p.inputs / kPanel;
+    sum_points(p, dy, x, row, part * panels / parts * kPanel, (part + 1) * panels / parts * kPanel,
+               sums.get() + 4 * row * p.outputs * p.inputs);
+  });
+  parallel_tasks(parallel, p.outputs, [&](int64_t k) {
+    for (int64_t c = 0; c < p.inputs; c += kLane) {
+      const float* from = sums.get() + k * p.inputs;
+      store_square(
+          [&](int tap) { return dweight + (k * 9 + tap) * p.inputs; }, c,
+          both_ways(to_kernel_gradient,
+                    load_square<4>([&](int point) { return from + point * p.outputs * p.inputs; }, c)));
+    }
+  });
+}
+
+}  // namespace
+}  // namespace cen::cpu
