@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from alone import check_instruction_set, run_alone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_contract import layouts
@@ -22,7 +19,6 @@ from cen_ext import backends, max_pool_same, pooling
 from cen_ext.functional import DTYPES
 from cen_ext.reference import memory_format
 
-ROOT = Path(__file__).parents[1]
 BACKENDS = [name for name, backend in pooling._BACKENDS.items() if backend.why_not() is None]
 INTERPRETED = backends._INTERPRETED
 DEVICE = "cuda" if "triton" in BACKENDS and not INTERPRETED else "cpu"
@@ -238,28 +234,14 @@ def test_backends_by_name():
 def test_every_instruction_set(instruction_set):
     if cen_ext.available_backends()["cpu"] != "ok":
         pytest.skip("the compiled part is missing")
-    result = run_these("cpu and (values or large)", CEN_EXT_CPU_CAPABILITY=instruction_set)
-    if "this processor runs" in result.stdout + result.stderr:
-        pytest.skip(f"this processor does not run {instruction_set}")
-    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
+    check_instruction_set("test_pooling", "cpu and (values or large)", instruction_set)
 
 
 @not_interpreted
 def test_through_the_interpreter():
     pytest.importorskip("triton", reason="Triton is not installed")
-    result = run_these("triton and (values or large)", "-p", "interpreted_triton", TRITON_INTERPRET="1")
+    result = run_alone(
+        ["test_pooling"], "triton and (values or large)", "-p", "interpreted_triton", TRITON_INTERPRET="1"
+    )
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
     assert int(re.search(r"(\d+) passed", result.stdout)[1]) == 12
-
-
-def run_these(selected: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Tests of this file in a process of their own: what is in its environment is read once."""
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *options, "-k", selected]
-    return subprocess.run(
-        [*command, "tests/test_pooling.py"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": paths, **environment},
-        capture_output=True,
-        text=True,
-    )

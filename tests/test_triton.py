@@ -7,15 +7,14 @@ import os
 import random
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from alone import run_alone
 from cases import SMALL, Shape, make_inputs
 from covered import NORMS, every_kind
 from hypothesis import given, settings
@@ -38,7 +37,6 @@ from cen_ext.triton_ops import Geometry, Plan, pass_plan, whole_plan  # noqa: E4
 from cen_ext.triton_tile import INTERPRETED  # noqa: E402
 
 THRESHOLD = 2.0**-6
-ROOT = Path(__file__).parents[1]
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in processes of test_through_the_interpreter")
 not_interpreted = pytest.mark.skipif(INTERPRETED, reason="kernels are interpreted")
 STATE = "kernels are interpreted" if INTERPRETED else cen_ext.available_backends()["triton"]
@@ -67,20 +65,9 @@ SELECTED = {
 
 
 def run_selected(mode: str) -> subprocess.CompletedProcess[str]:
-    options = ["-p", "interpreted_triton", "-p", "no:cacheprovider"]
-    files = [f"tests/test_{name}.py" for name in ("triton", "contract", "numerics", "compile")]
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-k", SELECTED[mode], *options, *files],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "TRITON_INTERPRET": "1",
-            mode: "1",
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-        },
-        capture_output=True,
-        text=True,
-    )
+    files = [f"test_{name}" for name in ("triton", "contract", "numerics", "compile")]
+    environment = {"TRITON_INTERPRET": "1", mode: "1"}
+    return run_alone(files, SELECTED[mode], "-p", "interpreted_triton", **environment)
 
 
 @pytest.fixture(scope="module")
