@@ -1,5 +1,6 @@
 // The ops torch.ops.cen_ext.* of layers beside the exchange, on the CPU alone. Public functions check
 // arguments in the caller's words before (cen_ext/pooling.py, cen_ext/convolution.py).
+#include <algorithm>
 #include <tuple>
 
 #include "tensors.h"
@@ -39,7 +40,7 @@ std::tuple<Tensor, Tensor> max_pool_same(Tensor x, int64_t size) {
     using T = decltype(zero);
     cpu::instruction_set().kernels->cpu::KernelsOf<T>::max_pool(
         pooling_of(x, size, layout), data<T>(x), mutable_data<T>(y), mutable_data<uint8_t>(winners),
-        threads_for(x));
+        threads_for(x.numel()));
   });
   return {layout.give(y), layout.give(winners)};
 }
@@ -58,7 +59,7 @@ Tensor max_pool_same_backward(Tensor dy, Tensor winners, int64_t size) {
     using T = decltype(zero);
     cpu::instruction_set().kernels->cpu::KernelsOf<T>::max_pool_backward(
         pooling_of(dy, size, layout), data<T>(dy), data<uint8_t>(winners), mutable_data<T>(dx),
-        threads_for(dy));
+        threads_for(dy.numel()));
   });
   return layout.give(dx);
 }
@@ -69,9 +70,12 @@ Tensor max_pool_same_backward(Tensor dy, Tensor winners, int64_t size) {
 cpu::Convolution convolution_of(const Tensor& x, const Sizes& weight, int64_t dilation) {
   STD_TORCH_CHECK(x.dim() == 4 && weight.size() == 4 && weight[2] == 3 && weight[3] == 3,
                   "cen_ext: x must be [N, C, H, W], weight [K, C, 3, 3]");
-  STD_TORCH_CHECK(weight[0] % 32 == 0 && weight[1] % 32 == 0, "cen_ext: channels must be multiples of 32");
+  for (const int64_t channels : {weight[0], weight[1]})
+    STD_TORCH_CHECK(channels > 0 && channels % 32 == 0, "cen_ext: channels must be multiples of 32");
   STD_TORCH_CHECK(dilation >= 1, "cen_ext: dilation must be positive");
-  return {x.size(0), x.size(2), x.size(3), weight[1], weight[0], dilation};
+  // From the images' longer side on, none but the middle tap lies inside.
+  const int64_t furthest = std::max({x.size(2), x.size(3), int64_t{1}});
+  return {x.size(0), x.size(2), x.size(3), weight[1], weight[0], std::min(dilation, furthest)};
 }
 
 Tensor empty_channels_last(const Sizes& sizes, const Tensor& like) {
@@ -86,6 +90,11 @@ Tensor channels_last(const Tensor& tensor) {
   return dense;
 }
 
+// As if for a tensor that takes an operator without products as long.
+cpu::Parallel threads_of(const cpu::Convolution& p) {
+  return threads_for(p.images * p.rows * p.columns * p.inputs * p.outputs / 32);
+}
+
 Tensor conv3x3(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t dilation) {
   const cpu::Convolution p = convolution_of(x, sizes_of(weight), dilation);
   check_as("x", x, ScalarType::Float, {p.images, p.inputs, p.rows, p.columns}, x);
@@ -97,7 +106,7 @@ Tensor conv3x3(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t dila
   weight = channels_last(weight);
   bias = packed(bias);
   cpu::instruction_set().kernels->convolve(p, data<float>(x), data<float>(weight), data<float>(bias),
-                                           mutable_data<float>(y), threads_for(x));
+                                           mutable_data<float>(y), threads_of(p));
   return y;
 }
 
@@ -110,7 +119,7 @@ Tensor conv3x3_backward(Tensor dy, Tensor weight, int64_t dilation) {
   dy = channels_last(dy);
   weight = channels_last(weight);
   cpu::instruction_set().kernels->convolve_backward(p, data<float>(dy), data<float>(weight),
-                                                    mutable_data<float>(dx), threads_for(dy));
+                                                    mutable_data<float>(dx), threads_of(p));
   return dx;
 }
 
@@ -120,12 +129,12 @@ Tensor conv3x3_weight_gradient(Tensor dy, Tensor x, int64_t dilation) {
   const cpu::Convolution p = convolution_of(x, weight, dilation);
   check_as("x", x, ScalarType::Float, sizes_of(x), x);
   check_as("dy", dy, ScalarType::Float, {p.images, p.outputs, p.rows, p.columns}, x);
-  if (x.numel() == 0) return torch::stable::new_zeros(x, weight);
-  const Tensor dweight = empty_channels_last(weight, x);
+  Tensor dweight = empty_channels_last(weight, x);
+  if (x.numel() == 0) return torch::stable::zero_(dweight);
   dy = channels_last(dy);
   x = channels_last(x);
   cpu::instruction_set().kernels->convolve_weight_gradient(p, data<float>(dy), data<float>(x),
-                                                           mutable_data<float>(dweight), threads_for(x));
+                                                           mutable_data<float>(dweight), threads_of(p));
   return dweight;
 }
 

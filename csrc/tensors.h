@@ -149,10 +149,10 @@ class Layout {
   bool channels_last_, native_;
 };
 
-// How many threads: one for small tensors, where waking the others costs more than it saves.
-inline cpu::Parallel threads_for(const Tensor& x) {
+// How many threads for a tensor of so many values: one where waking the others costs more than it saves.
+inline cpu::Parallel threads_for(int64_t values) {
   constexpr int64_t kWorthSharing = 32768;
-  const int64_t threads = x.numel() <= kWorthSharing ? 1 : torch::stable::get_num_threads();
+  const int64_t threads = values <= kWorthSharing ? 1 : torch::stable::get_num_threads();
   return {threads, [](int64_t tasks, void (*body)(void*, int64_t, int64_t), void* context) {
             torch::stable::parallel_for(0, tasks, 1,
                                         [&](int64_t begin, int64_t end) { body(context, begin, end); });

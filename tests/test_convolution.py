@@ -131,7 +131,7 @@ def test_values(data):
 
 
 # More than one block of tiles, part of channels and chunk of outputs; the last of each not whole.
-LARGE = [(2, 64, 96, 61, 45, 1), (1, 544, 160, 17, 14, 1), (1, 32, 576, 40, 33, 3), (1, 1056, 32, 3, 2, 1)]
+LARGE = [(2, 64, 96, 61, 45, 1), (1, 544, 160, 17, 14, 1), (1, 32, 576, 40, 33, 3), (1, 1056, 288, 3, 2, 1)]
 
 
 @pytest.mark.parametrize("case", LARGE, ids=str)
@@ -146,13 +146,15 @@ def test_every_instruction_set(instruction_set):
     check_instruction_set("test_convolution", "test_values", instruction_set)
 
 
-def test_same_bits_for_any_number_of_threads():
-    x, dy = (torch.randn(2, c, 37, 29).to(memory_format=torch.channels_last) for c in (640, 96))
-    weight = torch.randn(96, 640, 3, 3).to(memory_format=torch.channels_last)
+@pytest.mark.parametrize("channels", [96, 640])
+def test_same_bits_for_any_number_of_threads(channels):
+    """Few enough channels for one part with up to four threads, more with more; several slices."""
+    x, dy = (torch.randn(2, c, 37, 29).to(memory_format=torch.channels_last) for c in (channels, 96))
+    weight = torch.randn(96, channels, 3, 3).to(memory_format=torch.channels_last)
     threads = torch.get_num_threads()
     results = []
     try:
-        for count in (1, 2, 3, 7):
+        for count in (1, 2, 3, 7, 16):
             torch.set_num_threads(count)
             y, dx = OPS.conv3x3(x, weight, None, 1), OPS.conv3x3_backward(dy, weight, 1)
             results.append((y, dx, OPS.conv3x3_weight_gradient(dy, x, 1)))
@@ -236,10 +238,34 @@ def test_the_kernels_are_chosen_where_they_can_run_and_pay():
         assert torch.equal(conv3x3(other, weight, bias), F.conv2d(other, weight, bias, padding=1))
     double = [t.double() for t in (x, weight, bias)]
     assert torch.equal(conv3x3(*double), F.conv2d(*double, padding=1))
+    far = F.conv2d(x, weight, bias, 1, 17, 17)  # 5 of 6 places that tiles cover are outside
+    assert torch.equal(conv3x3(x, weight, bias, 17), far)
     few = (x[:, :20].contiguous(memory_format=torch.channels_last), weight[:, :20])
     assert torch.equal(conv3x3(*few), F.conv2d(*few, padding=1))
     with torch.autocast("cpu", torch.bfloat16):
         assert conv3x3(x, weight, bias).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dilation", [17, 18, 19, 10**5, 2**32])
+def test_taps_outside_the_image(dilation):
+    x, weight, bias = (t.detach() for t in inputs())
+    dy = torch.randn(2, 64, 18, 15)
+    check(x, weight, bias, dy, min(dilation, 18))
+    assert torch.equal(
+        OPS.conv3x3(x, weight, None, dilation), OPS.conv3x3(x, weight, None, min(dilation, 18))
+    )
+
+
+def test_values_that_are_not_finite_reach_no_further():
+    """y of a single infinity: not finite where a tap touches it, exact elsewhere."""
+    x, weight, _ = (t.detach() for t in inputs())
+    y = OPS.conv3x3(x, weight, None, 1)
+    x[0, 3, 8, 7] = torch.inf
+    changed = OPS.conv3x3(x, weight, None, 1)
+    touched = torch.zeros(2, 1, 18, 15, dtype=torch.bool)
+    touched[0, :, 7:10, 6:9] = True
+    assert torch.equal(changed.isfinite(), (~touched).expand_as(changed))
+    assert torch.equal(changed.masked_fill(touched, 0), y.masked_fill(touched, 0))
 
 
 @tuned
@@ -296,6 +322,13 @@ def test_nothing_in_nothing_out(shape):
     assert y.shape == (shape[0], 64, *shape[2:])
     assert dx.shape == x.shape
     assert torch.equal(dweight, torch.zeros_like(weight))
+    assert dweight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_no_channels_are_refused():
+    for x, weight in (((1, 0, 4, 4), (32, 0, 3, 3)), ((1, 32, 4, 4), (0, 32, 3, 3))):
+        with pytest.raises(RuntimeError, match="multiples of 32"):
+            OPS.conv3x3(torch.randn(x), torch.randn(weight), None, 1)
 
 
 def test_the_module_is_a_conv2d():

@@ -88,8 +88,8 @@ thread_local Pool pool;
 
 // So that a block serves calls of about the same size: up by an eighth at most.
 int64_t rounded(int64_t bytes) {
-  int64_t step = 512;
-  while (8 * step < bytes) step *= 2;
+  int64_t step = 256;
+  while (16 * step < bytes) step *= 2;
   return (bytes + step - 1) / step * step;
 }
 
@@ -112,6 +112,7 @@ void* take_scratch(int64_t bytes) {
 void give_scratch(void* memory, int64_t bytes) {
   constexpr int64_t kMost = 32 << 20;
   const int64_t size = rounded(bytes);
+  if (size > kMost) return ::operator delete(memory, kAlignment);
   pool.free.push_back({memory, size});
   pool.bytes += size;
   while (pool.bytes > kMost) {  // the oldest first: its size may never be asked for again

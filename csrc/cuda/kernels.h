@@ -1,4 +1,4 @@
-// The CUDA kernels as the binding sees them.
+// The CUDA kernels as the ops see them.
 #pragma once
 
 #include <functional>
