@@ -28,12 +28,13 @@ lint: $(VENV)/installed-lint
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
 	$(BIN)/mypy
 
-# All figures, the operator's and a training step's; QUICK=1 for a minute's look at the operator.
+# All figures: the operator's, the convolutions', a training step's; QUICK=1 for a minute's look at the operator.
 bench: build
 ifdef QUICK
 	$(BIN)/python -m bench.operator --quick
 else
 	$(BIN)/python -m bench.operator
+	$(BIN)/python -m bench.convolution
 	for network in refinenet pspnet unet; do $(BIN)/python -m bench.training --network $$network || exit; done
 endif
 

@@ -199,3 +199,9 @@ def test_tables_forget_rows_after_the_step_resumed_from(tmp_path: Path) -> None:
     again = Table(path, 5)
     again.append({"step": 6, "loss": 1.0})
     assert path.read_text().splitlines() == [*kept, "6,1.0"]
+
+
+def test_a_table_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    table = Table(tmp_path / "run" / "losses.csv", 0)
+    with pytest.raises(UsageError, match=r"losses\.csv: cannot be written \(No such file"):
+        table.append({"step": 1})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,9 +19,11 @@ from translation_runs import DOMAINS, batches_of, prepare_views, tiny_recipe, ti
 
 from bench.straightforward import split_state, stacked_state
 from bench.straightforward_translation import StraightforwardPatchGAN, StraightforwardUNet
+from models.data import DataError
 from models.training import distributed
 from models.training.errors import UsageError
 from models.translation import fid
+from models.translation.build import open_split
 from models.translation.fid import FidSettings
 from models.translation.inference import translate, translate_views, translating
 from models.translation.task import TranslationTask
@@ -486,3 +489,16 @@ def test_fid_is_asked_for_as_set(views: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_mistakes_are_named(views: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         TranslationTask(tiny_recipe(views, *overrides))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_pictures_are_looked_at_before_work_starts(views: Path, tmp_path: Path, split: str) -> None:
+    recipe = tiny_recipe(shutil.copytree(views, tmp_path / "views"))
+    dataset = open_split(recipe.data, split)
+    target = dataset._views[0].path(dataset.root, recipe.data.target)
+    kept = target.read_bytes()
+    target.write_bytes(b"no picture")
+    with pytest.raises(DataError, match=target.name):
+        TranslationTask(recipe)
+    target.write_bytes(kept)
+    TranslationTask(recipe)

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from models.training.errors import UsageError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -52,9 +54,16 @@ class Table:
                 self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= last_step]
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add a row; the first row names the columns."""
+        """Add a row; the first row names the columns.
+
+        Raises:
+            UsageError: the file cannot be written; the one before it is as it was.
+        """
         self.rows.append(row)
-        with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(self.rows[0]))
-            writer.writeheader()
-            writer.writerows(self.rows)
+        try:
+            with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
+                writer = csv.DictWriter(file, fieldnames=list(self.rows[0]))
+                writer.writeheader()
+                writer.writerows(self.rows)
+        except OSError as error:
+            raise UsageError(f"{self.path}: cannot be written ({error.strerror})") from None

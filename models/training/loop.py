@@ -177,7 +177,7 @@ class Loop:
 
         Raises:
             Diverged: the loss was not finite; ``last.pt`` is from before that.
-            UsageError: a checkpoint cannot be written.
+            UsageError: a checkpoint or table cannot be written.
             DataError: an image is broken. ``last.pt`` has every step before it; of several processes, if it
                 is an image of the evaluation.
         """

@@ -51,7 +51,7 @@ class RunSettings:
     )
     recompute: bool = setting(
         True,
-        "outputs of batch norms are computed again in the backward pass: less memory, hardly more time",
+        "segmentation: outputs of norms are computed again in the backward pass, less memory at no time",
         free=True,
     )
     compile: bool = setting(False, "torch.compile of network and loss", free=True)

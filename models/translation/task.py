@@ -53,6 +53,9 @@ class TranslationTask:
         self.steps_per_epoch = self.loader.steps_per_epoch
         self.images_per_step = recipe.data.batch_size
         self.validation = open_split(recipe.data, "val")
+        for views in (open_split(recipe.data, "train"), self.validation):
+            if len(views):
+                views[0]  # what its domain does not store, or is of another size, is said before work starts
         self.views = chosen_views(self.validation, recipe)
         check_scores(recipe, len(self.views))
         generator, discriminator = build_generator(recipe), build_discriminator(recipe)
