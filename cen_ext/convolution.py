@@ -1,6 +1,6 @@
 """3x3 convolutions with 2.25 times fewer multiplications on CPUs: definition, dispatch, registration.
 
-The compiled CPU kernels (``csrc/cpu/winograd.h``: Winograd's minimal filtering F(2x2, 3x3), in float32 and
+The compiled CPU kernels (``csrc/cpu/convolution.h``: Winograd's minimal filtering F(2x2, 3x3), in float32 and
 channels last) are ops, each of them linear in either tensor, so that each one's gradients are calls of the
 other two:
 

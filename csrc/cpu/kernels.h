@@ -24,8 +24,8 @@ struct Pooling {
   constexpr int64_t halo() const { return radius() * step; }  // values on either side that windows reach
 };
 
-// A 3x3 convolution of stride 1 that keeps the images' size (winograd.h). Images are [images, rows, columns,
-// channels], kernels [outputs, 3, 3, inputs], both kinds of channels multiples of 32.
+// A 3x3 convolution of stride 1 that keeps the images' size (convolution.h). Images are [images, rows,
+// columns, channels], kernels [outputs, 3, 3, inputs], both kinds of channels multiples of 32.
 struct Convolution {
   int64_t images, rows, columns;
   int64_t inputs, outputs;

@@ -3,8 +3,8 @@
 #pragma once
 
 #include "backward.h"
+#include "convolution.h"
 #include "pooling.h"
-#include "winograd.h"
 
 namespace cen::cpu {
 

@@ -1,0 +1,304 @@
+// 3x3 convolutions of stride 1 that keep the size, and their gradients, in float32 and channels last: the
+// products of winograd.h.
+#pragma once
+
+#include "winograd.h"
+
+namespace cen::cpu {
+namespace {
+
+constexpr int64_t kPanel = 2 * kLane;  // columns of a product that are computed at a time
+#if CEN_VECTOR_BYTES == 64
+constexpr int64_t kTall = 8;  // and rows: as many sums as registers hold
+#else
+constexpr int64_t kTall = 4;
+#endif
+
+constexpr int64_t kChannels = 128;     // of which kernels are at their points at a time, at least
+constexpr int64_t kNumbers = 1 << 22;  // these kernels' values, if they are more channels
+
+struct Range {
+  int64_t begin, end;
+  constexpr int64_t size() const { return end - begin; }
+};
+
+// f(range) for ranges that cover [0, channels).
+template <class F>
+void for_chunks(int64_t channels, int64_t most, F f) {
+  for (int64_t begin = 0; begin < channels; begin += most) f(Range{begin, smaller(begin + most, channels)});
+}
+// So many channels that their kernels with so many others, or the sums of their gradients, stay in the last
+// level of the cache, and scratch memory within bounds.
+constexpr int64_t chunk_beside(int64_t others) {
+  return larger(1, kNumbers / (kPoints * others * kChannels)) * kChannels;
+}
+
+class Zeros : public Buffer<float> {
+ public:
+  explicit Zeros(int64_t size) : Buffer<float>(size) {
+    for (int64_t i = 0; i < size; ++i) (*this)[i] = 0;
+  }
+};
+
+// c[kTall][kPanel] = (kAdd: +=) sum over r of a[., r] b[r, .]
+// Not inlined, where registers that are needed around it would be taken from the sums.
+template <bool kAdd>
+__attribute__((noinline)) void multiply(const float* a, int64_t a_row, int64_t a_step, const float* b,
+                                        int64_t terms, float* c, int64_t c_row) {
+  Vec<float> sum[kTall][2];
+#pragma GCC unroll 8
+  for (int64_t i = 0; i < kTall; ++i)
+    for (int64_t j = 0; j < 2; ++j) sum[i][j] = kAdd ? load_row(c + i * c_row + j * kLane) : Vec<float>{};
+  for (int64_t r = 0; r < terms; ++r) {
+    const auto left = load_row(b + r * kPanel), right = load_row(b + r * kPanel + kLane);
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < kTall; ++i) {
+      const auto factor = splat(a[i * a_row + r * a_step]);
+      sum[i][0] += factor * left;
+      sum[i][1] += factor * right;
+    }
+  }
+#pragma GCC unroll 8
+  for (int64_t i = 0; i < kTall; ++i)
+    for (int64_t j = 0; j < 2; ++j) store_row(c + i * c_row + j * kLane, sum[i][j]);
+}
+
+// Kernels [K, 3, 3, C] of some outputs at their points, [outputs / kPanel][points][C][kPanel].
+inline void transform_kernels(const Convolution& p, Range outputs, const float* weight, float* points,
+                              const Parallel& parallel) {
+  const int64_t vectors = p.inputs / kLane;
+  parallel_ranges(parallel, outputs.size() / kPanel * vectors, [&](int64_t begin, int64_t end) {
+    const Buffer<float> turned(kPoints * kPanel * kLane);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t panel = i / vectors, c = i % vectors * kLane;
+      for (int64_t k = 0; k < kPanel; ++k) {
+        const float* kernel = weight + (outputs.begin + panel * kPanel + k) * 9 * p.inputs;
+        const auto square = load_square<3>([&](int tap) { return kernel + tap * p.inputs; }, c);
+        store_square([&](int point) { return turned.get() + (point * kPanel + k) * kLane; }, 0,
+                     both_ways(of_kernel, square));
+      }
+      for (int64_t point = 0; point < kPoints; ++point) {
+        float* to = points + ((panel * kPoints + point) * p.inputs + c) * kPanel;
+        const float* from = turned.get() + point * kPanel * kLane;
+        for (int64_t lane = 0; lane < kLane; ++lane)
+          for (int64_t k = 0; k < kPanel; ++k) to[lane * kPanel + k] = from[k * kLane + lane];
+      }
+    }
+  });
+}
+
+// Those of the convolution that gives the gradient of some inputs: turned by half, inputs and outputs
+// exchanged: [inputs / kPanel][points][K][kPanel].
+inline void transform_turned_kernels(const Convolution& p, Range inputs, const float* weight, float* points,
+                                     const Parallel& parallel) {
+  parallel_tasks(parallel, p.outputs, [&](int64_t k) {
+    const float* kernel = weight + k * 9 * p.inputs + inputs.begin;
+    for (int64_t c = 0; c < inputs.size(); c += kLane) {
+      const auto square = load_square<3>([&](int tap) { return kernel + (8 - tap) * p.inputs; }, c);
+      float* to = points + (c / kPanel * kPoints * p.outputs + k) * kPanel + c % kPanel;
+      store_square([&](int point) { return to + point * p.outputs * kPanel; }, 0,
+                   both_ways(of_kernel, square));
+    }
+  });
+}
+
+// What a thread has at hand of a block of tiles.
+class Block {
+ public:
+  // most: tiles of a block, a multiple of kTall.
+  Block(const Convolution& p, int64_t most)
+      : p_(p),
+        tiles_(p),
+        slice_(slice(p)),
+        // Not multiples of a page: the places of 16 stores would share a set of the cache.
+        value_step_(most * slice_ + kLane),
+        product_step_(most * kPanel + kLane),
+        panels_(slice_ == p.inputs ? 1 : kChannels / kPanel),
+        zeros_(p.inputs),
+        values_(kPoints * value_step_),
+        products_(panels_ * kPoints * product_step_),
+        sink_(kPanel) {}
+
+  // Inputs that are multiplied at a time.
+  static int64_t slice(const Convolution& p) { return p.inputs <= 512 ? p.inputs : 256; }
+  // Outputs that are computed at a time: where their sums wait for further slices, few.
+  static int64_t chunk(const Convolution& p) {
+    return slice(p) == p.inputs ? smaller(p.outputs, chunk_beside(p.inputs)) : kChannels;
+  }
+
+  // Some outputs of tiles [first, first + count).
+  void convolve(Range outputs, const float* x, const float* kernels, const float* bias, float* y,
+                int64_t first, int64_t count) const {
+    for (int64_t c = 0; c < p_.inputs; c += slice_) {
+      const int64_t channels = smaller(slice_, p_.inputs - c);
+      take(x, first, count, c, channels);
+      for (int64_t k = 0; k < outputs.size(); k += kPanel) {
+        const float* factors = kernels + (k / kPanel * kPoints * p_.inputs + c) * kPanel;
+        float* products = products_.get() + k / kPanel % panels_ * kPoints * product_step_;
+        if (c == 0)
+          multiply_all<false>(factors, channels, products, count);
+        else
+          multiply_all<true>(factors, channels, products, count);
+        if (c + channels == p_.inputs) give(products, bias, y, outputs.begin + k, first, count);
+      }
+    }
+  }
+
+ private:
+  void take(const float* x, int64_t first, int64_t count, int64_t channel, int64_t channels) const {
+    for (int64_t t = 0; t < count; ++t) {
+      const float* pixels[16];
+      tiles_.find<4, const float>(first + t, x, p_.inputs, zeros_.get(), pixels);
+      for (int64_t c = 0; c < channels; c += kLane)
+        store_square([&](int point) { return values_.get() + point * value_step_ + t * slice_; }, c,
+                     both_ways(of_input, load_square<4>([&](int i) { return pixels[i]; }, channel + c)));
+    }
+  }
+
+  // Rows past the last tile, which are as they were made, are never given.
+  template <bool kAdd>
+  void multiply_all(const float* factors, int64_t channels, float* products, int64_t count) const {
+    for (int64_t point = 0; point < kPoints; ++point)
+      for (int64_t t = 0; t < count; t += kTall)
+        multiply<kAdd>(values_.get() + point * value_step_ + t * slice_, slice_, 1,
+                       factors + point * p_.inputs * kPanel, channels,
+                       products + point * product_step_ + t * kPanel, kPanel);
+  }
+
+  void give(const float* products, const float* bias, float* y, int64_t k, int64_t first,
+            int64_t count) const {
+    for (int64_t t = 0; t < count; ++t) {
+      float* pixels[4];
+      tiles_.find<2, float>(first + t, y + k, p_.outputs, sink_.get(), pixels);
+      for (int64_t lane = 0; lane < kPanel; lane += kLane) {
+        auto square = both_ways(
+            to_output,
+            load_square<4>([&](int point) { return products + point * product_step_ + t * kPanel; }, lane));
+        if (bias)
+          for (auto& row : square.row)
+            for (auto& value : row.at) value += load_row(bias + k + lane);
+        store_square([&](int i) { return pixels[i]; }, lane, square);
+      }
+    }
+  }
+
+  const Convolution& p_;
+  const Tiles tiles_;
+  const int64_t slice_, value_step_, product_step_, panels_;
+  const Zeros zeros_;
+  const Buffer<float> values_;    // [points][tiles][slice]
+  const Buffer<float> products_;  // [panels][points][tiles][kPanel]; one panel where no sums wait
+  const Buffer<float> sink_;
+};
+
+// y of kernels that transform(outputs, points) brings to their points.
+template <class F>
+void convolve_by(const Convolution& p, const float* x, const float* bias, float* y, const Parallel& parallel,
+                 F transform) {
+  const int64_t tiles = Tiles(p).count(), chunk = Block::chunk(p);
+  // As many at a time as fit in half of the second-level cache.
+  constexpr int64_t kBytes = 1 << 19;
+  const int64_t most = larger(1, kBytes / (sizeof(float) * kPoints * Block::slice(p) * kTall));
+  const Buffer<float> kernels(kPoints * p.inputs * chunk);
+  for_chunks(p.outputs, chunk, [&](Range outputs) {
+    transform(outputs, kernels.get());
+    parallel_ranges(parallel, divide_up(tiles, kTall), [&](int64_t begin, int64_t end) {
+      const int64_t step = kTall * divide_up(end - begin, divide_up(end - begin, most));
+      const Block block(p, step);
+      const int64_t last = smaller(end * kTall, tiles);
+      for (int64_t first = begin * kTall; first < last; first += step)
+        block.convolve(outputs, x, kernels.get(), bias, y, first, smaller(step, last - first));
+    });
+  });
+}
+
+// x: [images, rows, columns, inputs]; weight: [outputs, 3, 3, inputs]; bias: [outputs] or null;
+// y: [images, rows, columns, outputs].
+inline void convolve(const Convolution& p, const float* x, const float* weight, const float* bias, float* y,
+                     const Parallel& parallel) {
+  convolve_by(p, x, bias, y, parallel,
+              [&](Range outputs, float* points) { transform_kernels(p, outputs, weight, points, parallel); });
+}
+
+inline void convolve_backward(const Convolution& p, const float* dy, const float* weight, float* dx,
+                              const Parallel& parallel) {
+  Convolution turned = p;
+  turned.inputs = p.outputs;
+  turned.outputs = p.inputs;
+  convolve_by(turned, dy, nullptr, dx, parallel, [&](Range inputs, float* points) {
+    transform_turned_kernels(p, inputs, weight, points, parallel);
+  });
+}
+
+// The sums over tiles of a row of four points and of some inputs: [4][K][inputs], `width` from one output to
+// the next. A row takes half of the places about a tile, so threads that share the rows compute next to
+// nothing twice, and none waits for what another has in its cache.
+inline void sum_points(const Convolution& p, const float* dy, const float* x, int64_t row, Range inputs,
+                       float* sums, int64_t width) {
+  const Tiles tiles(p);
+  // So many tiles at a time that what is computed of them stays in the second-level cache.
+  constexpr int64_t kBytes = 1 << 20;
+  const int64_t fitting = kBytes / (4 * sizeof(float) * (inputs.size() + p.outputs));
+  const int64_t block = smaller(tiles.count(), smaller(larger(fitting, 64), 256));
+  // [4][inputs / kPanel][block][kPanel] and [4][K / kLane][block][kLane]; steps as in convolve_points.
+  const int64_t value_step = block * inputs.size() + kLane, gradient_step = block * p.outputs + kLane;
+  const Buffer<float> values(4 * value_step), gradients(4 * gradient_step);
+  const Zeros zeros(larger(p.inputs, p.outputs));
+  for (int64_t first = 0; first < tiles.count(); first += block) {
+    const int64_t count = smaller(block, tiles.count() - first);
+    for (int64_t t = 0; t < count; ++t) {
+      const float* about[16];
+      tiles.find<4, const float>(first + t, x, p.inputs, zeros.get(), about);
+      for (int64_t c = 0; c < inputs.size(); c += kLane) {
+        const auto line = of_input(kInputRows[row].of<4>(about, inputs.begin + c));
+        float* to = values.get() + (c / kPanel * block + t) * kPanel + c % kPanel;
+        for (int i = 0; i < 4; ++i) store_row(to + i * value_step, line.at[i]);
+      }
+      const float* own[4];
+      tiles.find<2, const float>(first + t, dy, p.outputs, zeros.get(), own);
+      for (int64_t k = 0; k < p.outputs; k += kLane) {
+        const auto line = of_output_gradient(kGradientRows[row].of<2>(own, k));
+        float* to = gradients.get() + (k / kLane * block + t) * kLane;
+        for (int i = 0; i < 4; ++i) store_row(to + i * gradient_step, line.at[i]);
+      }
+    }
+    for (int64_t i = 0; i < 4; ++i)
+      for (int64_t c = 0; c < inputs.size(); c += kPanel)
+        for (int64_t k = 0; k < p.outputs; k += kTall) {
+          const float* a = gradients.get() + i * gradient_step + k / kLane * block * kLane + k % kLane;
+          const float* b = values.get() + i * value_step + c * block;
+          float* sum = sums + (i * p.outputs + k) * width + c;
+          if (first == 0)
+            multiply<false>(a, 1, kLane, b, count, sum, width);
+          else
+            multiply<true>(a, 1, kLane, b, count, sum, width);
+        }
+  }
+}
+
+inline void convolve_weight_gradient(const Convolution& p, const float* dy, const float* x, float* dweight,
+                                     const Parallel& parallel) {
+  const int64_t chunk = smaller(p.inputs, smaller(chunk_beside(p.outputs), 512));
+  const Buffer<float> sums(kPoints * p.outputs * chunk);
+  for_chunks(p.inputs, chunk, [&](Range inputs) {
+    const int64_t width = inputs.size(), panels = width / kPanel;
+    const int64_t parts = smaller(divide_up(parallel.threads, 4), panels);
+    parallel_tasks(parallel, 4 * parts, [&](int64_t i) {
+      const int64_t row = i / parts, part = i % parts;
+      const int64_t begin = part * panels / parts * kPanel, end = (part + 1) * panels / parts * kPanel;
+      sum_points(p, dy, x, row, {inputs.begin + begin, inputs.begin + end},
+                 sums.get() + 4 * row * p.outputs * width + begin, width);
+    });
+    parallel_tasks(parallel, p.outputs, [&](int64_t k) {
+      const float* from = sums.get() + k * width;
+      float* to = dweight + k * 9 * p.inputs + inputs.begin;
+      for (int64_t c = 0; c < width; c += kLane)
+        store_square([&](int tap) { return to + tap * p.inputs; }, c,
+                     both_ways(to_kernel_gradient,
+                               load_square<4>([&](int i) { return from + i * p.outputs * width; }, c)));
+    });
+  });
+}
+
+}  // namespace
+}  // namespace cen::cpu
