@@ -23,6 +23,8 @@ from torch import Tensor
 
 from bench.files import RESULTS, write
 from bench.machine import machine
+from bench.report import geometric_mean, lines_of
+from cen_ext import available_backends
 
 # N, C, K, H and W, dilation
 SHAPES = [
@@ -90,8 +92,8 @@ def measure(shape: Sequence[int], repetitions: int) -> list[dict[str, Any]]:
     return rows
 
 
-def report(rows: Sequence[dict[str, Any]]) -> str:
-    """The table."""
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows of ``measure`` as Markdown, with the geometric means of each pass."""
     lines = [
         "| N×C→K, side, dilation | pass | cen_ext, ms | torch, ms | times as fast | error, cen_ext | torch |",
         "|---|---|---|---|---|---|---|",
@@ -103,7 +105,7 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
         lines.append(f"| {shape} | {row['pass']} | {own:.2f} | {other:.2f} | {other / own:.2f} | {errors} |")
     for name in dict.fromkeys(row["pass"] for row in rows):
         ratios = [row["torch"] / row["cen_ext"] for row in rows if row["pass"] == name]
-        lines.append(f"| geometric mean | {name} | | | {statistics.geometric_mean(ratios):.2f} | | |")
+        lines.append(f"| geometric mean | {name} | | | {geometric_mean(ratios):.2f} | | |")
     return "\n".join(lines) + "\n"
 
 
@@ -112,14 +114,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repetitions", type=int, default=15, help="timed calls of each")
     parser.add_argument("--out", type=Path, default=RESULTS / "convolution", help="without suffix")
     args = parser.parse_args(argv)
+    if args.repetitions < 1:
+        parser.error(f"--repetitions must be at least 1, got {args.repetitions}")
+    if (state := available_backends()["cpu"]) != "ok":
+        parser.error(f"there is nothing to measure: {state}")
     rows = []
     for shape in SHAPES:
         rows += measure(shape, args.repetitions)
         print(f"{shape}: done", file=sys.stderr)
     settings = machine()
-    text = report(rows)
+    text = table(rows)
     print(text)
-    write(args.out.with_suffix(".md"), "\n".join(f"{k}: {v}" for k, v in settings.items()) + "\n\n" + text)
+    write(args.out.with_suffix(".md"), f"{' · '.join(lines_of(settings))}\n\n{text}")
     write(args.out.with_suffix(".json"), json.dumps({"machine": settings, "rows": rows}, indent=1) + "\n")
     return 0
 

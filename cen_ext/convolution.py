@@ -32,14 +32,15 @@ def conv3x3(
 
     The compiled kernels err as float32 sums do: y and x's gradient mostly less than PyTorch's, the weights'
     gradient up to seven times as much (at worst 4e-6 of the largest value, of any of them). Where PyTorch
-    gives an infinity, it may be NaN. Scratch memory is 17 MiB at most, with more than 2048 channels 8 KiB for
-    each. Gradients can be differentiated again, in reverse mode.
+    gives an infinity, it may be NaN. Scratch memory is 16 MiB at most, with more than 2048 channels 8 KiB for
+    each, and a few MiB a thread. Gradients can be differentiated again, in reverse mode. The algorithm: Lavin
+    and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016.
 
     Args:
         x: ``[N, C, H, W]``.
         weight: ``[K, C, 3, 3]``.
         bias: ``[K]`` or None.
-        dilation: pixels between the taps.
+        dilation: from one tap to the next, in pixels.
         backend: ``"cpu"``, for float32 in channels_last with C and K multiples of 32, without autocast, on
             processors with AVX2; ``"reference"``, PyTorch's own, for all else; None for the faster one.
 
@@ -60,12 +61,14 @@ def conv3x3(
 
 
 class Conv3x3(nn.Conv2d):
-    """``conv3x3`` as a module; parameters and their initial values are ``nn.Conv2d``'s.
+    """``conv3x3`` as a module, ``[N, C, H, W]`` to ``[N, K, H, W]``; it raises as that does.
+
+    Parameters and their initial values are ``nn.Conv2d``'s.
 
     Args:
         in_channels: C.
         out_channels: K.
-        dilation: pixels between the taps.
+        dilation: from one tap to the next, in pixels.
         bias: whether there is one.
     """
 

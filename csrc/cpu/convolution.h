@@ -240,7 +240,7 @@ inline void sum_points(const Convolution& p, const float* dy, const float* x, in
   constexpr int64_t kBytes = 1 << 20;
   const int64_t fitting = kBytes / (4 * sizeof(float) * (inputs.size() + p.outputs));
   const int64_t block = smaller(tiles.count(), smaller(larger(fitting, 64), 256));
-  // [4][inputs / kPanel][block][kPanel] and [4][K / kLane][block][kLane]; steps as in convolve_points.
+  // [4][inputs / kPanel][block][kPanel] and [4][K / kLane][block][kLane]; steps as in Block.
   const int64_t value_step = block * inputs.size() + kLane, gradient_step = block * p.outputs + kLane;
   const Buffer<float> values(4 * value_step), gradients(4 * gradient_step);
   const Zeros zeros(larger(p.inputs, p.outputs));
