@@ -117,7 +117,7 @@ class Ours:
 
     def step(self, batch: Batch) -> Tensor:
         """Train on a batch; the loss."""
-        loss, _ = self.gradients(batch.images.contiguous(memory_format=self.way.layout), batch.target)
+        loss, *_ = self.gradients(batch.images.contiguous(memory_format=self.way.layout), batch.target)
         self.optimisation.step(self.steps)
         self.steps += 1
         return loss

@@ -71,7 +71,8 @@ def measure(run: Path, images: int | None) -> dict[str, Any]:
         name: float(layer.replaced().float().mean()) for name, layer in exchanging_layers(trained.net).items()
     }
     with (run / "losses.csv").open(newline="") as file:
-        losses = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        # Of a run that was resumed, rows of an older version lack losses of today's.
+        losses = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
     alpha = trained.net.branch_weights()
     result = {"metrics": metrics, "alpha": alpha, "exchanged": shares, "losses": losses}
     write_json(kept, result)

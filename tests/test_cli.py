@@ -106,7 +106,12 @@ def test_run_folder(trained: Path) -> None:
     config = json.loads((trained / "config.json").read_text())
     assert (config["recipe"], config["config"]["data"]["batch_size"]) == ("synthetic_demo", 4)
     assert json.loads((trained / "environment.json").read_text())["torch"] == torch.__version__
-    assert "step 12, epoch 4.00: score" in (trained / "log.txt").read_text()
+    log = (trained / "log.txt").read_text()
+    assert f"step 12, epoch 4.00: ensemble/mean_iou {metrics['ensemblemean_iou'][-1]:.4f}" in log
+    shown = ", ".join(
+        f"{name} {losses['loss' + name][0]:.4g}" for name in ("loss", "cross_entropy", "penalty")
+    )
+    assert f"step 5: {shown}, images/s" in log
 
 
 def test_tensorboard(trained: Path) -> None:
@@ -116,6 +121,8 @@ def test_tensorboard(trained: Path) -> None:
     scalars = set(board.Tags()["scalars"])
     assert {
         "loss/loss",
+        "loss/cross_entropy",
+        "loss/penalty",
         "loss/rgb",
         "loss/depth",
         "loss/ensemble",

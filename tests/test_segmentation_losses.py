@@ -82,13 +82,15 @@ def test_loss_is_their_sum_and_the_penalty(
     output: SegmentationOutput, target: Tensor, per_output: bool, times: int
 ) -> None:
     net = Layers()
-    loss, entropies = segmentation_loss(
+    loss, entropies, found, auxiliary = segmentation_loss(
         net, output, target, sparsity=0.25, per_output=per_output, ignore_index=255
     )
     scales = net.exchanging.weight.detach().abs()
     penalty = scales[0, 0] + scales[0, 1] + scales[1, 2] + scales[1, 3]
     torch.testing.assert_close(entropies, expected_entropies(output, target))
+    torch.testing.assert_close(found, 0.25 * times * penalty)
     torch.testing.assert_close(loss, expected_entropies(output, target).sum() + 0.25 * times * penalty)
+    assert auxiliary == 0
     loss.backward()
     signs = net.exchanging.weight.detach().sign()
     own = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1]])
@@ -101,15 +103,17 @@ def test_auxiliary_logits_are_added_with_their_weight(
     output: SegmentationOutput, target: Tensor, weight: float
 ) -> None:
     net, options = Layers(), {"sparsity": 0.25, "per_output": False, "ignore_index": 255}
-    plain, _ = segmentation_loss(net, output, target, **options)
+    plain = segmentation_loss(net, output, target, **options)
     logits = torch.randn(M, N, K, 3, 2, dtype=torch.float64, requires_grad=True)
     with_auxiliary = AuxiliaryOutput(*output, logits)
-    loss, entropies = segmentation_loss(net, with_auxiliary, target, auxiliary=weight, **options)
+    loss = segmentation_loss(net, with_auxiliary, target, auxiliary=weight, **options)
     each = [cross_entropy(torch.stack([bilinear(x, SIZE) for x in branch]), target) for branch in logits]
-    torch.testing.assert_close(loss, plain + weight * sum(each))
-    torch.testing.assert_close(entropies, expected_entropies(output, target))
-    by_default, _ = segmentation_loss(net, with_auxiliary, target, **options)
-    torch.testing.assert_close(by_default, plain + 0.4 * sum(each))
+    torch.testing.assert_close(loss.auxiliary, weight * sum(each))
+    torch.testing.assert_close(loss.total, plain.total + weight * sum(each))
+    torch.testing.assert_close(loss.entropies, expected_entropies(output, target))
+    torch.testing.assert_close(loss.penalty, plain.penalty)
+    by_default = segmentation_loss(net, with_auxiliary, target, **options)
+    torch.testing.assert_close(by_default.total, plain.total + 0.4 * sum(each))
 
 
 def test_the_ensembles_loss_trains_alpha_alone(target: Tensor) -> None:

@@ -201,6 +201,21 @@ def test_tables_forget_rows_after_the_step_resumed_from(tmp_path: Path) -> None:
     assert path.read_text().splitlines() == [*kept, "6,1.0"]
 
 
+def test_a_table_keeps_rows_with_other_columns(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("step,loss,gone\n2,0.5,1\n4,0.25,2\n6,0.1,3\n")
+    table = Table(path, 5)
+    table.append({"step": 6, "loss": 0.125, "penalty": 3.0})
+    assert path.read_text().splitlines() == [
+        "step,loss,gone,penalty",
+        "2,0.5,1,",
+        "4,0.25,2,",
+        "6,0.125,,3.0",
+    ]
+    Table(path, 6).append({"step": 8})
+    assert path.read_text().splitlines()[-2:] == ["6,0.125,,3.0", "8,,,"]
+
+
 def test_a_table_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     table = Table(tmp_path / "run" / "losses.csv", 0)
     with pytest.raises(UsageError, match=r"losses\.csv: cannot be written \(No such file"):

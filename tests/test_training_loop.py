@@ -1,5 +1,7 @@
 """The loop with a toy task: order of events, exact resumption, interruption, divergence."""
 
+import csv
+import logging
 import math
 import signal
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ import pytest
 import torch
 from same import assert_same
 from torch import Tensor
+from training_runs import column
 
 from models.data import DataError
 from models.training import checkpoint
@@ -36,6 +39,8 @@ class Toy:
     diverge_at: int | None = None
     broken_at: int | None = None  # the image that cannot be read
     broken_evaluation: bool = False
+    shown: tuple[str, ...] = ("loss", "half")
+    best_metric: str = "norm"
     events: list[Any] = field(default_factory=list)
     value: Tensor = field(default_factory=lambda: torch.zeros(3, requires_grad=True))
 
@@ -103,6 +108,11 @@ def run(folder: Path, task: Toy, settings: RunSettings = RUN, *, resume: bool = 
             loop.restore(checkpoint.load(folder)[1])
         loop.run()
     return loop
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def everything(folder: Path) -> tuple[Any, ...]:
@@ -192,6 +202,38 @@ def test_losses_are_means_since_the_last_look(tmp_path: Path) -> None:
     assert means["step"].tolist() == [7, 14]
     np.testing.assert_allclose(means["lossloss"], [rows[:7, 1].mean(), rows[7:, 1].mean()], rtol=1e-6)
     np.testing.assert_allclose(means["losshalf"], means["lossloss"] / 2, rtol=1e-6)
+
+
+def test_what_is_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "models"):
+        run(tmp_path, Toy(), RunSettings(log_steps=7, evaluate_epochs=100))
+    losses = column(tmp_path, "losses.csv", "loss/loss")
+    shown = [f"loss {loss:.4g}, half {loss / 2:.4g}, images/s " for loss in losses]
+    (norm,) = column(tmp_path, "metrics.csv", "norm")
+    first, second, evaluation = (record.getMessage() for record in caplog.records)
+    assert first.startswith(f"step 7: {shown[0]}")
+    assert second.startswith(f"step 14: {shown[1]}")
+    assert second.endswith(", share 50.00%")
+    assert evaluation == f"step 14, epoch 3.50: norm {norm:.4f} (best)"  # its own value, not what is compared
+
+
+def test_a_run_begun_with_other_losses_is_resumed(tmp_path: Path) -> None:
+    """Those of another version: rows stay as they are, and means are of steps that had every loss."""
+
+    class Older(Toy):
+        def step(self, batch: int, step: int) -> dict[str, Tensor]:
+            return {"loss": super().step(batch, step)["loss"], "gone": torch.ones(())}
+
+    rarely = RunSettings(log_steps=3, checkpoint_steps=100, evaluate_epochs=100)
+    run(tmp_path, Older(shown=("loss",), stop_at=4), rarely)  # two steps after a look
+    (before,) = rows_of(tmp_path / "losses.csv")
+    assert list(before) == ["step", "loss/loss", "loss/gone", "share"]
+    run(tmp_path, Toy(), rarely, resume=True)
+    first, second, *rest = rows_of(tmp_path / "losses.csv")
+    assert first == {**before, "loss/half": ""}
+    assert (second["step"], second["loss/gone"]) == ("6", "")
+    for row in (second, *rest):
+        assert float(row["loss/half"]) == pytest.approx(float(row["loss/loss"]) / 2)
 
 
 def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from training_runs import STEPS, assert_same_runs, column, command, prepare_rooms, tiny_task, together
 
 import models
-from cen_ext import synchronise_statistics
+from cen_ext import exchanging_layers, synchronise_statistics
 from models.__main__ import main
 from models.data import Batch
+from models.encoders import ExchangePoint
 from models.segmentation.objective import Objective
 from models.segmentation.released import released_names
 from models.segmentation.settings import LossSettings, SegmentationRecipe
@@ -59,7 +60,7 @@ def assert_golden(mode: str, parts: int) -> None:
     pixels = (target != 255).sum().double() / (parts * distributed.world_size())
     images = torch.cat(xs).double().to(memory_format=torch.channels_last)
     share = Batch(images, target, ["", ""]).split(distributed.world_size())[distributed.rank()]
-    loss, _ = optimisation.gradients(
+    loss, *_ = optimisation.gradients(
         distributed.parallel(objective, CPU),
         [(part.images, part.target, pixels) for part in share.split(parts)],
     )
@@ -76,6 +77,39 @@ def test_golden_in_channels_last_and_in_parts() -> None:
 
 def test_golden_in_two_processes() -> None:
     assert together(assert_golden, "batch", 1) == [0, 0]
+
+
+# ---- the parts of the loss
+
+
+@pytest.mark.parametrize(
+    ("overrides", "times"),
+    [
+        (["optim.accumulate=2"], 1),
+        (["loss.per_output=true"], 3),
+        (["model.network=pspnet", "variant.penalty=all"], 1),
+        (["variant.penalty=none"], 0),
+    ],
+)
+def test_a_step_tells_the_parts_of_its_loss(rooms: Path, overrides: list[str], times: int) -> None:
+    task = tiny_task(rooms, "loss.sparsity=0.03", *overrides)
+    if "variant.penalty=all" in overrides:
+        scales = [point.weight for point in task.net.modules() if isinstance(point, ExchangePoint)]
+    else:  # the first half of the channels is rgb's share, the second one depth's
+        layers = exchanging_layers(task.net).values()
+        scales = [layer.weight.chunk(2, dim=1)[m][m] for layer in layers for m in range(2)]
+    expected = 0.03 * times * sum(weight.abs().sum().item() for weight in scales)
+    losses = task.step(next(iter(task.batches(0, 0))), 0)
+    found = {name: value.item() for name, value in losses.items()}
+    outputs = ["rgb", "depth", "ensemble"]
+    auxiliary = ["auxiliary"] * ("model.network=pspnet" in overrides)
+    assert list(found) == ["loss", "cross_entropy", "penalty", *auxiliary, *outputs]
+    assert set(task.shown) <= found.keys()
+    assert found["penalty"] == pytest.approx(expected, rel=1e-5)
+    assert found["cross_entropy"] == pytest.approx(sum(found[name] for name in outputs), rel=1e-6)
+    rest = found["penalty"] + found.get("auxiliary", 0)
+    assert found["loss"] == pytest.approx(found["cross_entropy"] + rest, rel=1e-6)
+    assert all(found[name] > 0 for name in auxiliary)
 
 
 # ---- compilation

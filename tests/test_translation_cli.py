@@ -65,12 +65,16 @@ def test_run_folder(trained: Path) -> None:
     for row in losses:
         parts = sum(float(row[f"loss/l1/{name}"]) for name in OUTPUTS) * 100
         parts += sum(float(row[f"loss/adversarial/{name}"]) for name in DOMAINS)
-        assert float(row["loss/loss"]) == pytest.approx(parts, rel=0.01)  # and the penalty
+        assert float(row["loss/penalty"]) > 0
+        assert float(row["loss/loss"]) == pytest.approx(parts + float(row["loss/penalty"]), rel=1e-5)
         judged = sum(float(row[f"loss/{kind}/{name}"]) for kind in ("real", "fake") for name in DOMAINS)
         assert float(row["loss/discriminator"]) == pytest.approx(judged / 2, rel=1e-5)
     assert metrics["step"] == str(STEPS)
     best = checkpoint.load(trained / "best.pt")[1]["loop"]["best"]
     assert best == -float(metrics["ensemble/l1"])
+    log = (trained / "log.txt").read_text()
+    assert f"step 3: loss {float(losses[0]['loss/loss']):.4g}, penalty " in log
+    assert f"epoch 2.33: ensemble/l1 {-best:.4f} (best)" in log
     sheet = cv2.imread(str(trained / "pictures" / f"{STEPS:08d}.png"))
     assert sheet.shape == (2 * (20 + CELL) + 4, 6 * CELL + 5 * 4, 3)  # 2 inputs, 3 outputs, target
 

@@ -71,6 +71,7 @@ def test_generator(output: TranslationOutput, target: Tensor, name: str, per_out
     assert loss.adversarial.tolist() == pytest.approx(fooled, rel=1e-12)
     assert loss.l1.tolist() == pytest.approx(distances(output, target), rel=1e-12)
     times = M + 1 if per_output else 1
+    assert loss.penalty.item() == pytest.approx(0.5 * times * 7, rel=1e-12)
     expected = sum(fooled) + 10 * sum(distances(output, target)) + 0.5 * times * 7
     assert loss.total.item() == pytest.approx(expected, rel=1e-12)
 

@@ -169,7 +169,7 @@ def test_what_is_reported(views: Path) -> None:
     task = tiny_task(views, "loss.sparsity=0")
     losses = task.step(next(iter(task.batches(0, 0))), 0)
     each = [f"{kind}/{name}" for kind in ("adversarial", "real", "fake") for name in DOMAINS]
-    assert set(losses) == {"loss", "discriminator", *each, *(f"l1/{n}" for n in (*DOMAINS, "ensemble"))}
+    assert set(losses) == {*task.shown, *each, *(f"l1/{n}" for n in (*DOMAINS, "ensemble"))}
     values = {name: value.item() for name, value in losses.items()}
     sums = {
         kind: sum(v for n, v in values.items() if n.startswith(kind))
@@ -396,8 +396,9 @@ def test_a_batch_is_split_only_where_dropout_acts(task: TranslationTask) -> None
 
 def test_the_best_is_chosen_by_the_score_that_is_set(views: Path) -> None:
     metrics = {"ensemble/l1": 0.3, "ensemble/psnr": 15.0}
-    assert tiny_task(views).score(metrics) == -0.3
-    assert tiny_task(views, "eval.best=psnr").score(metrics) == 15.0
+    nearest, clearest = tiny_task(views), tiny_task(views, "eval.best=psnr")
+    assert (nearest.score(metrics), nearest.best_metric) == (-0.3, "ensemble/l1")
+    assert (clearest.score(metrics), clearest.best_metric) == (15.0, "ensemble/psnr")
 
 
 def test_depth_is_scored_as_its_logarithm(views: Path) -> None:

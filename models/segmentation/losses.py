@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,22 @@ from cen_ext import replaced_channels, sparsity_penalty
 from models.encoders import ExchangePoint
 from models.segmentation.cross_entropy import resized_cross_entropies
 from models.segmentation.output import AuxiliaryOutput, SegmentationOutput
+
+
+class SegmentationLoss(NamedTuple):
+    """The loss and what it consists of, as it was added up.
+
+    Attributes:
+        total: 0-d, to be minimized: the sum of all the others.
+        entropies: ``[M+1]`` cross-entropies of the branches, then of the ensemble.
+        penalty: 0-d, that on the scales, with its weights.
+        auxiliary: 0-d, the auxiliary logits' cross-entropies with their weight; 0 where there are none.
+    """
+
+    total: Tensor
+    entropies: Tensor
+    penalty: Tensor
+    auxiliary: Tensor
 
 
 def outputs(output: SegmentationOutput | AuxiliaryOutput) -> Tensor:
@@ -72,7 +90,7 @@ def segmentation_loss(
     penalty: str = "auto",
     auxiliary: float = 0.4,
     pixels: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> SegmentationLoss:
     """The sum of ``cross_entropies``, of the auxiliary logits' and of the penalty on net's scales.
 
     Args:
@@ -85,16 +103,18 @@ def segmentation_loss(
         auxiliary: weight of the auxiliary logits' cross-entropies, where there are any (Zhao et al.: 0.4).
         pixels: as in ``cross_entropies``; for a part of a batch, the mean over the parts, so that the mean of
             the parts' losses is the loss of the batch.
-
-    Returns:
-        The 0-d loss and the ``[M+1]`` cross-entropies in it.
     """
     entropies = cross_entropies(output, target, ignore_index, pixels)
     times = len(entropies) if per_output else 1
-    loss = entropies.sum() + sparsity * times * scale_penalty(net, penalty)
+    zero = entropies.new_zeros(())
+    # Added to a zero on the device: where no scale is penalized, the penalty is one on the CPU.
+    penalized = zero + sparsity * times * scale_penalty(net, penalty)
+    total = entropies.sum() + penalized
+    beside = zero
     if output.auxiliary is not None:
-        loss = loss + auxiliary * _cross_entropies(output.auxiliary, target, ignore_index, pixels).sum()
-    return loss, entropies
+        beside = auxiliary * _cross_entropies(output.auxiliary, target, ignore_index, pixels).sum()
+        total = total + beside
+    return SegmentationLoss(total, entropies, penalized, beside)
 
 
 def _cross_entropies(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cen_ext import recompute_outputs
-from models.segmentation.losses import segmentation_loss
+from models.segmentation.losses import SegmentationLoss, segmentation_loss
 from models.segmentation.network import SegmentationNetwork
 from models.segmentation.settings import SegmentationRecipe
 from models.training.precision import at_least_float32, autocast
@@ -29,7 +29,7 @@ class Objective(nn.Module):
         self.recipe = recipe
         self.device = device
 
-    def forward(self, images: Tensor, target: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor, target: Tensor, pixels: Tensor) -> SegmentationLoss:
         """What ``segmentation_loss`` returns.
 
         Args:

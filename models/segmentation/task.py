@@ -48,6 +48,9 @@ class SegmentationTask:
         DataError: the data set is not whole, or cannot give what the settings want.
     """
 
+    shown = ("loss", "cross_entropy", "penalty")
+    best_metric = "ensemble/mean_iou"
+
     def __init__(self, recipe: SegmentationRecipe) -> None:
         check_batch_size(recipe)
         self.recipe = recipe
@@ -103,12 +106,19 @@ class SegmentationTask:
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         images = batch.images.contiguous(memory_format=self.layout)
-        loss, entropies = self.gradients(images, batch.target)
+        total, entropies, penalty, auxiliary = self.gradients(images, batch.target)
         self.optimisation.step(step)
-        return {"loss": loss, **dict(zip(self.names, entropies, strict=True))}
+        losses = {"loss": total, "cross_entropy": entropies.sum(), "penalty": penalty}
+        if self.net.auxiliary is not None:
+            losses["auxiliary"] = auxiliary
+        return losses | dict(zip(self.names, entropies, strict=True))
 
     def _gradients(self, images: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-        """Set the gradients of the whole batch's loss, of which this process has its share of the images."""
+        """Set the gradients of the whole batch's loss, of which this process has its share of the images.
+
+        Returns:
+            A ``SegmentationLoss``'s members, detached.
+        """
         accumulate = self.recipe.optim.accumulate
         parts = Batch(images, target, [""] * len(target)).split(accumulate)
         pixels = distributed.total(counted_pixels(target, self.recipe.data.ignore_index)).clamp(min=1)
@@ -140,7 +150,7 @@ class SegmentationTask:
         return self.net if self.ema is None else self.ema.net
 
     def score(self, metrics: dict[str, float]) -> float:
-        return metrics["ensemble/mean_iou"]
+        return metrics[self.best_metric]
 
     def record(self, board: SummaryWriter, folder: Path, step: int) -> None:
         record_exchange(self.net, self.recipe.data.modalities, board, step)

@@ -41,6 +41,9 @@ def write_json(path: Path, value: Any) -> None:
 class Table:
     """A CSV file whose first column is the step; it grows by rows and is rewritten whole.
 
+    One version of this project may write other columns than another: each row has its own, and its cells of
+    the others are empty.
+
     Args:
         path: the file; rows of it up to ``last_step`` are kept, later ones are those of a run that did not
             get to save them and comes by there again.
@@ -52,17 +55,19 @@ class Table:
         if path.exists():
             with path.open(newline="") as file:
                 self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= last_step]
+        self.columns = dict.fromkeys(self.rows[0] if self.rows else ())
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add a row; the first row names the columns.
+        """Add a row; columns that are new come last.
 
         Raises:
             UsageError: the file cannot be written; the one before it is as it was.
         """
         self.rows.append(row)
+        self.columns |= dict.fromkeys(row)
         try:
             with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
-                writer = csv.DictWriter(file, fieldnames=list(self.rows[0]))
+                writer = csv.DictWriter(file, fieldnames=list(self.columns))
                 writer.writeheader()
                 writer.writerows(self.rows)
         except OSError as error:

@@ -35,11 +35,22 @@ log = logging.getLogger(__name__)
 
 
 class Task(Protocol):
-    """What is trained: networks, data, optimisers, metrics."""
+    """What is trained: networks, data, optimisers, metrics.
+
+    Attributes:
+        shown: the losses that a terminal has room for.
+        best_metric: the name of the metric that ``score`` looks at.
+    """
 
     steps_per_epoch: int
     images_per_step: int
     stages: Sequence[Stage]
+
+    @property
+    def shown(self) -> Sequence[str]: ...
+
+    @property
+    def best_metric(self) -> str: ...
 
     def initialise(self) -> list[str]:
         """Load the weights to start from; what is to be noted about them. Not called when resuming."""
@@ -74,7 +85,7 @@ class Task(Protocol):
         """
 
     def score(self, metrics: dict[str, float]) -> float:
-        """What the best checkpoint is chosen by: higher is better."""
+        """What the best checkpoint is chosen by, of ``best_metric``: higher is better."""
 
     def record(self, board: SummaryWriter, folder: Path, step: int) -> None:
         """Write pictures and histograms to TensorBoard and the run's folder; in the first process only."""
@@ -240,9 +251,13 @@ class Loop:
     def _accumulate(self, losses: dict[str, Tensor]) -> None:
         """Count the step and its losses, without waiting for the device."""
         progress = self.progress
+        if self.sums.keys() != losses.keys():
+            # After a look there are none; a checkpoint of another version may lack some, and a mean of fewer
+            # steps than were counted would be wrong.
+            progress.count, self.sums = 0, {name: torch.zeros_like(value) for name, value in losses.items()}
         progress.step += 1
         progress.count += 1
-        self.sums = {name: value + self.sums.get(name, 0) for name, value in losses.items()}
+        self.sums = {name: value + self.sums[name] for name, value in losses.items()}
         total = losses["loss"]
         if self.not_finite is None:
             self.not_finite = torch.full_like(total, -1, dtype=torch.long)
@@ -252,24 +267,25 @@ class Loop:
     def _look(self) -> None:
         """Read the mean losses since the last look: the one place where training waits for the device."""
         self._check_finite()
-        progress = self.progress
+        progress, task = self.progress, self.task
         means = distributed.mean(torch.stack(list(self.sums.values()))) / progress.count
         scalars = {f"loss/{name}": value for name, value in zip(self.sums, means, strict=True)}
         progress.count, self.sums = 0, {}
         if not self.first:
             return
-        scalars |= self.task.status()
+        scalars |= task.status()
         values = dict(
             zip(scalars, torch.stack([v.float().cpu() for v in scalars.values()]).tolist(), strict=True)
         )
         self.folder.losses.append({"step": progress.step, **values})
-        images = (progress.step - self.clock_step) * self.task.images_per_step
+        images = (progress.step - self.clock_step) * task.images_per_step
         values["images_per_second"] = images / max(time.perf_counter() - self.clock, 1e-9)
-        values |= {f"learning_rate/{name}": rate for name, rate in self.task.learning_rates().items()}
+        values |= {f"learning_rate/{name}": rate for name, rate in task.learning_rates().items()}
         for name, value in values.items():
             self.board.add_scalar(name, value, progress.step)
-        shown = {"loss": f"{values['loss/loss']:.4f}", "images/s": f"{values['images_per_second']:.1f}"}
-        shown |= {name: f"{values[name]:.2%}" for name in self.task.status()}
+        shown = {name: f"{values[f'loss/{name}']:.4g}" for name in task.shown}
+        shown["images/s"] = f"{values['images_per_second']:.1f}"
+        shown |= {name: f"{values[name]:.2%}" for name in task.status()}
         self.bar.set_postfix(shown)
         text = ", ".join(f"{name} {value}" for name, value in shown.items())
         log.log(logging.INFO if self.bar.disable else logging.DEBUG, "step %d: %s", progress.step, text)
@@ -302,8 +318,9 @@ class Loop:
         progress.evaluated = progress.step
         if best:  # not max(), which may prefer a score that is not a number
             progress.best = score
-        epoch = progress.step / self.task.steps_per_epoch
-        log.info("step %d, epoch %.2f: score %.4f%s", progress.step, epoch, score, " (best)" if best else "")
+        epoch, name = progress.step / self.task.steps_per_epoch, self.task.best_metric
+        text = f"{name} {metrics[name]:.4f}{' (best)' if best else ''}"
+        log.info("step %d, epoch %.2f: %s", progress.step, epoch, text)
         if best:
             self._save(checkpoint.BEST)
         self._save()

@@ -49,17 +49,20 @@ ADVERSARIAL = {
 
 
 class GeneratorLoss(NamedTuple):
-    """The generator's loss and what it consists of, without their weights.
+    """The generator's loss and what it consists of.
 
     Attributes:
         total: 0-d, to be minimised.
         adversarial: ``[M]`` of every branch.
-        l1: ``[M+1]`` mean absolute difference from the target: the branches', then the ensemble's.
+        l1: ``[M+1]`` mean absolute difference from the target, without its weight: the branches', then the
+            ensemble's.
+        penalty: 0-d, that on the scales, with its weights.
     """
 
     total: Tensor
     adversarial: Tensor
     l1: Tensor
+    penalty: Tensor
 
 
 class DiscriminatorLoss(NamedTuple):
@@ -114,8 +117,10 @@ def generator_loss(
         [_mean((_single(branches) - target).abs()), _mean((_single(ensemble) - target).abs()[None])]
     )
     times = len(distances) if per_output else 1
-    total = fooled.sum() + l1 * distances.sum() + sparsity * times * penalty
-    return GeneratorLoss(total, fooled, distances)
+    # Added to a zero on the device: where no scale is penalized, the penalty is one on the CPU.
+    penalized = distances.new_zeros(()) + sparsity * times * penalty
+    total = fooled.sum() + l1 * distances.sum() + penalized
+    return GeneratorLoss(total, fooled, distances, penalized)
 
 
 def discriminator_loss(real: Tensor, fake: Tensor, *, adversarial: str = "bce") -> DiscriminatorLoss:

@@ -44,6 +44,8 @@ class TranslationTask:
         DataError: the data set is not whole.
     """
 
+    shown = ("loss", "penalty", "discriminator")
+
     def __init__(self, recipe: TranslationRecipe) -> None:
         self.recipe = recipe
         self.device = device_of(recipe.run.device)
@@ -79,7 +81,7 @@ class TranslationTask:
 
     def step(self, batch: TranslationBatch, step: int) -> dict[str, Tensor]:
         losses = self.nets.step(batch.images, batch.target, step)
-        scalars = {name: losses.pop(name) for name in ("loss", "discriminator")}
+        scalars = {kind: losses.pop(kind) for kind in ("loss", "penalty", "discriminator")}
         for kind, values in losses.items():
             names = self.names[: len(values)]
             scalars |= {f"{kind}/{name}": value for name, value in zip(names, values, strict=True)}
@@ -106,10 +108,13 @@ class TranslationTask:
         """The generator that is evaluated: the average where there is one."""
         return self.nets.generator if self.nets.ema is None else self.nets.ema.net
 
+    @property
+    def best_metric(self) -> str:
+        return f"ensemble/{self.recipe.eval.best}"
+
     def score(self, metrics: dict[str, float]) -> float:
-        best = self.recipe.eval.best
-        value = metrics[f"ensemble/{best}"]
-        return value if best in _HIGHER_IS_BETTER else -value
+        value = metrics[self.best_metric]
+        return value if self.recipe.eval.best in _HIGHER_IS_BETTER else -value
 
     def record(self, board: SummaryWriter, folder: Path, step: int) -> None:
         domains, generator = self.recipe.data.domains, self.nets.generator

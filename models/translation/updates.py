@@ -99,19 +99,19 @@ class Adversaries:
             step: for the schedule and the average.
 
         Returns:
-            Detached: ``loss`` and ``discriminator``, 0-d totals; ``adversarial``, ``real`` and ``fake``,
-            ``[M]``; ``l1``, ``[M+1]``.
+            Detached: ``loss`` and ``discriminator``, 0-d totals; ``penalty``, 0-d, the part of ``loss`` that
+            the scales make; ``adversarial``, ``real`` and ``fake``, ``[M]``; ``l1``, ``[M+1]``.
         """
         discriminator_gradients, generator_gradients = self.parts
         images, target = (x.contiguous(memory_format=self.layout) for x in (images, target))
         judged, real, fake = discriminator_gradients(images, target)
         self.optimisations["discriminator"].step(step)
-        total, adversarial, l1 = generator_gradients()
+        total, adversarial, l1, penalty = generator_gradients()
         # Instance norms need no other process in the pass; their running statistics are to be the whole
         # batch's, before the average follows them.
         distributed.average_buffers(self.generator, self.discriminator)
         self.optimisations["generator"].step(step)
-        totals = {"loss": total, "discriminator": judged}
+        totals = {"loss": total, "penalty": penalty, "discriminator": judged}
         return {**totals, "adversarial": adversarial, "l1": l1, "real": real, "fake": fake}
 
     def _discriminator_gradients(self, images: Tensor, target: Tensor) -> tuple[Tensor, ...]:
