@@ -194,7 +194,7 @@ def test_export_holds_the_average_and_says_what_it_is(run: Path, rooms: Path, tm
         assert all(torch.equal(file.get_tensor(name), value) for name, value in averages.items())
     assert (header["format"], header["recipe"]) == (checkpoint.FORMAT, "synthetic_demo")
     kept = contents["config"]
-    paths = {"data": {**kept["data"], "root": None}, "run": {**kept["run"], "output": None}}
+    paths = {"data": {**kept["data"], "root": None}, "run": {**kept["run"], "output": None, "device": "auto"}}
     assert header["config"] == {**kept, **paths}  # those of this machine are left out
     assert header["classes"] == list(SYNTHETIC_CLASSES)
     assert header["layout"]["depth_scale"] == 5000

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import models.segmentation.recipes  # noqa: F401 - fills the registry
+from models.data import Layout
 from models.training import config, registry
 from models.training.config import setting
 from models.training.errors import UsageError, existing, writable
@@ -128,6 +129,19 @@ def test_differing_leaves_free_fields_out() -> None:
     new = config.override(Outer(), ["inner.steps=9", "items.1.rate=3", "flag=true"])
     assert config.differing(Outer(), new) == ["flag: false -> true", "items.1.rate: 0.25 -> 3.0"]
     assert config.differing(Outer(), Outer(items=(Inner(),))) == ["items.1.rate: 0.25 -> none"]
+
+
+def test_changes_hold_free_fields_and_those_of_mappings() -> None:
+    new = config.override(Outer(), ["inner.steps=9", "flag=true"])
+    changes = {"flag": "flag: false -> true", "inner.steps": "inner.steps: none -> 9"}
+    assert config.changes(Outer(), new) == changes
+    old = Layout("a", {"rgb": "rgb/{name}.png"})
+    new = Layout("a", {"rgb": "{name}.png"}, label_shift={"val": 3})
+    assert list(config.changes(old, new, "layout").values()) == [
+        "layout.files.rgb: rgb/{name}.png -> {name}.png",
+        "layout.label_shift.val: none -> 3",
+    ]
+    assert config.changes(old, old) == {}
 
 
 def test_every_recipe_describes_itself_in_assignments_that_work() -> None:

@@ -22,7 +22,9 @@ def add(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     output = checkpoint.network_file(arguments.output)
     path, contents = checkpoint.load(arguments.checkpoint, checkpoint.BEST)
-    known = config.to_plain(config.without_paths(checkpoint.settings(contents)))
+    # Where the training found its data, and on what it ran, are matters of that machine.
+    recipe, _ = checkpoint.settings_here(contents, ())
+    known = config.to_plain(config.without_paths(recipe))
     checkpoint.save_network(output, {**contents, "config": known})
     which = "average of the weights" if contents["task"].get("ema") else "weights"
     print(f"{output}: the {which} of {path}")

@@ -95,6 +95,8 @@ def example_pictures(
 def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | None) -> dict[str, float]:
     """The evaluate command: print the metrics of every output, and its IoU by class, and write them.
 
+    Settings and fields of the layout that were others in training are printed and written as well.
+
     Written are ``evaluation_<checkpoint>.json``, all of it and how it was found; ``.csv``, a row a class; and
     ``.png``, the contact sheet: the inputs, the target and the outputs of ``eval.sheet`` images.
 
@@ -118,14 +120,17 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | Non
     count = min(recipe.eval.limit or len(dataset), len(dataset))
     alpha = dict(zip(recipe.data.modalities, net.branch_weights(), strict=False))
     how = {name: getattr(recipe.eval, name) for name in _HOW} | {"precision": recipe.run.precision}
+    changed = trained.changes(dataset)
     found = {"images": count, "inference": how, "alpha": alpha, "metrics": metrics, "classes": classes}
-    write_json(file, {"checkpoint": str(path), **found})
+    write_json(file, {"checkpoint": str(path), "changed": changed, **found})
     write_class_csv(file.with_suffix(".csv"), classes)
     if recipe.eval.sheet:
         seen = Subset(dataset, range(count))
         sheet = contact_sheet(example_pictures(net, seen, recipe, recipe.eval.sheet), dataset.class_names)
         write_picture(file.with_suffix(".png"), sheet)
     print(f"{path}, {count} images, {', '.join(f'{name} {show(value)}' for name, value in how.items())}")
+    for change in changed:
+        print(f"other than in training: {change}")
     print(f"in per cent\n{table(metrics)}\n\n{class_table(classes)}\n")
     if alpha:
         print("ensemble of " + ", ".join(f"{weight:.2f} {name}" for name, weight in alpha.items()))

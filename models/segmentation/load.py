@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models.data import (
     InputSpec,
+    Layout,
     Reader,
     SegmentationSet,
     broaden,
@@ -39,16 +40,20 @@ class TrainedNetwork:
     Attributes:
         net: in evaluation mode, on the device of ``recipe.run.device``.
         recipe: the settings of its training, changed by those given to ``load``.
+        changed: what in ``recipe`` differs from the settings of the training, as ``path: old -> new``.
         path: the file.
         inputs: what it was fed, by modality in their order.
+        layout: of the files of the training.
         reader: makes the images that it takes of a scene's files, as in training.
         class_names: of its outputs' channels.
     """
 
     net: SegmentationNetwork
     recipe: SegmentationRecipe
+    changed: tuple[str, ...]
     path: Path
     inputs: tuple[InputSpec, ...]
+    layout: Layout
     reader: Reader
     class_names: tuple[str, ...]
 
@@ -82,6 +87,11 @@ class TrainedNetwork:
                 f"{differing_names(self.class_names, names)}"
             )
 
+    def changes(self, dataset: SegmentationSet) -> list[str]:
+        """In what settings and layout of a data set are others than in training, as ``path: old -> new``."""
+        layout = config.changes(self.layout, dataset.reader.layout, "layout")
+        return [*self.changed, *layout.values()]
+
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainedNetwork:
     """A trained network: of a run's best checkpoint, of the checkpoint given, or of an exported file.
@@ -97,7 +107,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainedNetwork:
     """
     path, contents = checkpoint.load(Path(path), checkpoint.BEST)
     trained = checkpoint.settings(contents)
-    recipe = config.override(trained, overrides)
+    recipe, changed = checkpoint.settings_here(contents, overrides)
     if recipe.data.modalities != trained.data.modalities:
         names = ",".join(trained.data.modalities)
         raise UsageError(
@@ -106,12 +116,14 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainedNetwork:
         )
     inputs = tuple(map(input_from_plain, contents["inputs"]))
     told = any(getattr(recipe.data, name) != getattr(trained.data, name) for name in ("root", "layout"))
-    reader = build_reader(recipe.data, None if told else layout_from_plain(contents["layout"]))
+    layout = layout_from_plain(contents["layout"])
+    reader = build_reader(recipe.data, None if told else layout)
     _check(path, inputs, reader)
     net = build_network(recipe)
     checkpoint.fill(net, path, contents)
     net = net.to(device_of(recipe.run.device)).eval()
-    return TrainedNetwork(net, recipe, path, inputs, reader, tuple(contents["classes"]))
+    classes = tuple(contents["classes"])
+    return TrainedNetwork(net, recipe, tuple(changed), path, inputs, layout, reader, classes)
 
 
 def differing_names(before: Sequence[str], now: Sequence[str]) -> str:

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,27 @@ def check_inputs(path: Path, contents: dict[str, Any], now: dict[str, Any]) -> N
 def settings(contents: dict[str, Any]) -> Any:
     """The recipe's settings as the checkpoint's run had them."""
     return config.from_plain(registry.find(contents["recipe"]), contents["config"])
+
+
+def settings_here(contents: dict[str, Any], overrides: Sequence[str]) -> tuple[Any, list[str]]:
+    """The settings to use a checkpoint's network with, and in what they differ from those of its training.
+
+    The device of the training is one of another machine, or taken: without ``run.device=...`` it is ``auto``.
+
+    Args:
+        contents: of the checkpoint.
+        overrides: ``field=value`` assignments.
+
+    Returns:
+        The settings; and, as ``path: old -> new``, those that differ, but for where it runs and writes.
+
+    Raises:
+        UsageError: as ``config.override``.
+    """
+    trained = settings(contents)
+    recipe = config.override(replace(trained, run=replace(trained.run, device="auto")), overrides)
+    changes = config.changes(trained, recipe)
+    return recipe, [change for path, change in changes.items() if path not in ("run.device", "run.output")]
 
 
 def system(path: Path) -> registry.System:

@@ -44,11 +44,13 @@ def override(config: C, assignments: Sequence[str]) -> C:
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Every value by its dotted path."""
+    """Every value by its dotted path; of other dataclasses, mappings are groups as well."""
     if dataclasses.is_dataclass(config):
         children = [(field.name, getattr(config, field.name)) for field in dataclasses.fields(config)]
     elif _is_group(config):
         children = [(str(index), item) for index, item in enumerate(config)]
+    elif isinstance(config, Mapping):
+        children = list(config.items())
     else:
         return {prefix: config}
     dotted = f"{prefix}." if prefix else ""
@@ -103,14 +105,23 @@ def from_plain(default: C, plain: Mapping[str, Any]) -> C:
     )
 
 
-def differing(old: Any, new: Any) -> list[str]:
-    """The fields that differ and are not ``free``, as ``path: old -> new``."""
-    before, after = flatten(old), flatten(new)
-    return [
-        f"{path}: {show(before.get(path))} -> {show(after.get(path))}"
+def changes(old: Any, new: Any, prefix: str = "") -> dict[str, str]:
+    """By their paths the values that differ, as ``path: old -> new``; of settings or other dataclasses."""
+    before, after = flatten(old, prefix), flatten(new, prefix)
+    return {
+        path: f"{path}: {show(before.get(path))} -> {show(after.get(path))}"
         for path in before | after
         if before.get(path) != after.get(path)
-        and not _field(new if path in after else old, path).metadata.get("free")
+    }
+
+
+def differing(old: Any, new: Any) -> list[str]:
+    """The fields that differ and are not ``free``, as ``path: old -> new``."""
+    known = flatten(new)
+    return [
+        change
+        for path, change in changes(old, new).items()
+        if not _field(new if path in known else old, path).metadata.get("free")
     ]
 
 

@@ -30,7 +30,10 @@ def device_of(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"run.device={name}: not a device of this machine ({first_line(error)})") from None
+        raise UsageError(
+            f"run.device={name}: not a device of this machine ({first_line(error)}); "
+            "give run.device=auto, or run.device=cpu"
+        ) from None
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"run.device={name}: expected auto, cpu, cuda, or cuda:1 and so on")
     if device.type == "cuda" and device.index is not None:

@@ -148,7 +148,8 @@ def example_pictures(
 def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | None) -> dict[str, float]:
     """The evaluate command: write the scores of every output and of the training targets' mean; print them.
 
-    The mean is left out, and that is said, where there is no training split to be read.
+    The mean is left out, and that is said, where there is no training split to be read. Settings that
+    were others in training are printed and written as well.
 
     Written are ``evaluation_<checkpoint>.json``, all of it and how it was found; ``.csv``, a row an output;
     and ``.png``, the contact sheet of ``eval.sheet`` views.
@@ -184,13 +185,15 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | Non
         MEAN_IMAGE: baseline,
     }
     found = {"views": len(views), "inference": how, "alpha": alpha, "metrics": metrics}
-    write_json(file, {"checkpoint": str(path), **found})
+    write_json(file, {"checkpoint": str(path), "changed": trained.changed, **found})
     _write_csv(file.with_suffix(".csv"), metrics)
     if recipe.eval.sheet:
         examples = example_pictures(net, seen, recipe, recipe.eval.sheet)
         write_picture(file.with_suffix(".png"), contact_sheet(examples))
     # Only now: whoever reads along may stop, as head does.
     print(f"{path}, {len(views)} views, {' + '.join(recipe.data.domains)} to {recipe.data.target}")
+    for change in trained.changed:
+        print(f"other than in training: {change}")
     print(f"{table(metrics)}\n\n{MEAN_IMAGE}: {baseline}")
     print("ensemble of " + ", ".join(f"{weight:.2f} {name}" for name, weight in alpha.items()))
     print(f"written: {file.with_suffix('')}.json, .csv" + ", .png" * (recipe.eval.sheet > 0))

@@ -41,6 +41,7 @@ class TrainedGenerator:
         net: in evaluation mode, on the device of ``recipe.run.device``; ``translate`` runs it as the paper
             evaluates it, which that mode does not.
         recipe: the settings of its training, changed by those given to ``load``.
+        changed: what in ``recipe`` differs from the settings of the training, as ``path: old -> new``.
         path: the file.
         inputs: what it was fed, by domain in their order.
         domains: of the inputs.
@@ -49,6 +50,7 @@ class TrainedGenerator:
 
     net: UNet
     recipe: TranslationRecipe
+    changed: tuple[str, ...]
     path: Path
     inputs: tuple[InputSpec, ...]
     domains: tuple[Domain, ...]
@@ -102,7 +104,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainedGenerator:
     """
     path, contents = checkpoint.load(Path(path), checkpoint.BEST)
     trained = checkpoint.settings(contents)
-    recipe = config.override(trained, overrides)
+    recipe, changed = checkpoint.settings_here(contents, overrides)
     for field in ("domains", "target"):
         before, now = getattr(trained.data, field), getattr(recipe.data, field)
         if before != now:
@@ -119,7 +121,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainedGenerator:
     if recipe.run.channels_last:  # dropout draws in the order of memory: as in the training's evaluations
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     domains = tuple(map(find_domain, recipe.data.domains))
-    return TrainedGenerator(net, recipe, path, inputs, domains, find_domain(recipe.data.target))
+    target = find_domain(recipe.data.target)
+    return TrainedGenerator(net, recipe, tuple(changed), path, inputs, domains, target)
 
 
 def describe(settings: DataSettings) -> dict[str, Any]:
