@@ -12,12 +12,13 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Any:
 
     Args:
         path: run folder (its best checkpoint), or file.
-        overrides: ``field=value`` assignments, such as ``run.device=cpu``.
+        overrides: ``field=value`` assignments, such as ``run.device=cpu``; without that one it is ``auto``,
+            wherever the network was trained.
 
     Returns:
         A ``models.segmentation.load.TrainedNetwork`` or ``models.translation.load.TrainedGenerator``: ``net``
-        in evaluation mode, ``recipe``, ``inputs``, and ``read``, which makes the network's input of image
-        files.
+        in evaluation mode, ``recipe``, ``inputs``; ``predict``, label maps or pictures of image files or
+        arrays; and ``read``, which makes the network's input of them.
 
     Raises:
         UsageError: no such file, or a wrong override.

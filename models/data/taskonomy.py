@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.data.files import read_lines
-from models.data.images import DataError, kind_of, read_stored
+from models.data.images import DataError, Frame, kind_of, read_stored
 from models.data.layouts import SPLITS
 from models.messages import suggest
 
@@ -63,15 +63,20 @@ class Domain:
     logarithmic: bool = False
     mixed: bool = True
 
-    def read(self, path: Path) -> NDArray[np.float32]:
+    def read(self, path: Path | Frame) -> NDArray[np.float32]:
         """A file as networks see it, ``[H, W, 3]`` or ``[H, W, 1]`` float32 from -1 to 1.
+
+        Depth in floating point is in metres; what is not finite, 0 or negative is missing.
 
         Raises:
             DataError: unreadable, broken or truncated file; other bits or channels.
         """
         stored = read_stored(path)
+        if self.logarithmic and stored.dtype.kind == "f":
+            stored = _stored_depth(stored)
         channels = 1 if stored.ndim == 2 else stored.shape[2]
-        if 8 * stored.itemsize != self.bits or channels not in ((1,) if self.bits == 16 else (1, 3)):
+        unsigned = stored.dtype.kind == "u" and 8 * stored.itemsize == self.bits
+        if not unsigned or channels not in ((1,) if self.bits == 16 else (1, 3)):
             expected = "16 bits and 1 channel" if self.bits == 16 else "8 bits and 1 or 3 channels"
             raise DataError(f"{path}: expected {self.name} of {expected}, found {kind_of(stored)}")
         return self.encode(stored.reshape(*stored.shape[:2], channels))
@@ -98,6 +103,12 @@ class Domain:
         if self.name == "normal":
             image[:, :, 0] *= -1
         return image
+
+
+def _stored_depth(metres: NDArray[Any]) -> NDArray[np.uint16]:
+    """Metres as files store them."""
+    units = np.minimum(metres.astype(np.float64) * DEPTH_UNITS, MISSING_DEPTH).round()
+    return np.where(units > 0, units, MISSING_DEPTH).astype(np.uint16)
 
 
 DOMAINS = {

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from models.arrays import Given, as_sources
 from models.data import (
     InputSpec,
     Layout,
@@ -24,7 +26,9 @@ from models.data import (
     to_plain,
 )
 from models.data.images import Frame
-from models.segmentation.build import build_network, build_reader
+from models.data.layouts import CAMERA
+from models.segmentation.build import build_network, build_reader, output_names
+from models.segmentation.inference import predict_labels
 from models.segmentation.network import SegmentationNetwork
 from models.segmentation.settings import SegmentationRecipe
 from models.sources import check_complete
@@ -57,19 +61,36 @@ class TrainedNetwork:
     reader: Reader
     class_names: tuple[str, ...]
 
-    def read(self, **files: str | Path | Frame) -> Tensor:
+    def read(self, **files: Given) -> Tensor:
         """The network's input for one scene, ``[M, 3, H, W]``, of its files: ``read(rgb=..., depth=...)``.
 
+        Args:
+            files: by what they hold, paths or ``models.arrays.as_sources``'s arrays.
+
         Raises:
-            UsageError: a modality's file is missing, or is of none of them.
-            DataError: a broken image, or images of different size.
+            UsageError: a modality's file is missing, or is of none of them; an array for a camera's file.
+            DataError: a broken image, one that is not what the layout says, or images of different size.
         """
         check_complete(files, self.reader.kinds())
-        images = self.reader.read(
-            {kind: Path(file) if isinstance(file, str) else file for kind, file in files.items()}
-        )
-        stacked = np.stack([image.transpose(2, 0, 1) for image in broaden(images, 3)])
+        sources = as_sources(files)
+        if isinstance(sources.get(CAMERA), Frame):
+            raise UsageError(f"{CAMERA}: expected the path of a camera's file, got an array")
+        stacked = np.stack([image.transpose(2, 0, 1) for image in broaden(self.reader.read(sources), 3)])
         return torch.from_numpy(stacked).to(next(self.net.parameters()).device)
+
+    def label(self, images: Tensor) -> dict[str, Tensor]:
+        """What every branch, by its modality, and the ``ensemble`` take ``read``'s return for.
+
+        Returns:
+            Classes ``[H, W]`` uint8, on the network's device.
+        """
+        found = predict_labels(self.net, images, images.shape[-2:], self.recipe)
+        names = output_names(self.recipe)
+        return {name: each[0].to(torch.uint8) for name, each in zip(names, found, strict=True)}
+
+    def predict(self, **files: Given) -> dict[str, NDArray[np.uint8]]:
+        """The label maps ``[H, W]`` of one scene, by output as in ``label``; takes and raises as ``read``."""
+        return {name: labels.cpu().numpy() for name, labels in self.label(self.read(**files)).items()}
 
     def check(self, dataset: SegmentationSet) -> None:
         """Refuse a data set that would feed the network otherwise than its training did, or in whose labels
@@ -98,8 +119,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainedNetwork:
 
     Args:
         path: run folder, checkpoint, or what ``export`` and ``import`` wrote.
-        overrides: ``field=value`` assignments, such as ``run.device=cpu``, or ``data.layout`` and
-            ``data.depth_scale`` for files that are stored otherwise than those of the training.
+        overrides: ``field=value`` assignments, such as ``run.device=cpu`` (without: ``auto``, wherever it was
+            trained), or ``data.layout`` and ``data.depth_scale`` for files that are stored otherwise than
+            those of the training.
 
     Raises:
         UsageError: no such file there; an override is wrong, does not fit the weights, or would feed the

@@ -15,7 +15,6 @@ from models.data.images import Frame
 from models.messages import suggest
 from models.pictures import Picture, thumbnail, write_picture
 from models.segmentation.build import output_names
-from models.segmentation.inference import predict_labels
 from models.segmentation.load import TrainedNetwork, load
 from models.segmentation.pictures import colour, contact_sheet, overlay, scene_pictures, show_input
 from models.segmentation.settings import SegmentationRecipe
@@ -79,7 +78,7 @@ class Prediction:
     Attributes:
         recipe: the network's.
         images: ``[M, 3, H, W]`` its inputs, on the CPU.
-        labels: by output ``[H, W]`` classes.
+        labels: by output ``[H, W]`` classes, uint8.
     """
 
     recipe: SegmentationRecipe
@@ -88,7 +87,7 @@ class Prediction:
 
     def classes(self, which: str) -> NDArray[np.uint8]:
         """An output's label map."""
-        return self.labels[which].cpu().numpy().astype(np.uint8)
+        return self.labels[which].cpu().numpy()
 
     def overlay(self, which: str) -> Picture:
         """An output's coloured label map laid over the colour picture, or the first input without one."""
@@ -117,10 +116,8 @@ def predict(trained: TrainedNetwork, files: Mapping[str, Path | Frame]) -> Predi
     Raises:
         DataError: as ``TrainedNetwork.read``.
     """
-    recipe, images = trained.recipe, trained.read(**files)
-    found = predict_labels(trained.net, images, images.shape[-2:], recipe)
-    labels = {name: each[0] for name, each in zip(output_names(recipe), found, strict=True)}
-    return Prediction(recipe, images.cpu(), labels)
+    images = trained.read(**files)
+    return Prediction(trained.recipe, images.cpu(), trained.label(images))
 
 
 def check_depth_unit(trained: TrainedNetwork, depth: Frames | None, scaled: bool) -> None:

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from models.arrays import Given, as_sources
 from models.data import (
     DataError,
     Domain,
@@ -29,6 +32,7 @@ from models.training.devices import device_of
 from models.training.errors import UsageError
 from models.translation.build import build_generator, output_names
 from models.translation.inference import translate, translating
+from models.translation.pictures import stored
 from models.translation.settings import DataSettings, TranslationRecipe
 from models.translation.unet import UNet
 
@@ -56,24 +60,27 @@ class TrainedGenerator:
     domains: tuple[Domain, ...]
     target: Domain
 
-    def read(self, **files: str | Path) -> Tensor:
+    def read(self, **files: Given) -> Tensor:
         """The generator's input for one view, ``[M, 3, H, W]``, of its files: ``read(normal=..., ...)``.
 
         The shorter side becomes ``data.crop`` pixels, and the square in the middle is kept, as in evaluation.
+
+        Args:
+            files: by domain, paths or ``models.arrays.as_sources``'s arrays.
 
         Raises:
             UsageError: a domain's file is missing, or is of none of them.
             DataError: a broken picture, not what its domain stores, or pictures of different size.
         """
-        names = [domain.name for domain in self.domains]
-        check_complete(files, names)
-        paths = [Path(files[name]) for name in names]
-        images = tuple(domain.read(path) for domain, path in zip(self.domains, paths, strict=True))
-        for image, path in zip(images, paths, strict=True):
+        check_complete(files, [domain.name for domain in self.domains])
+        found = as_sources(files)
+        sources = [found[domain.name] for domain in self.domains]
+        images = tuple(domain.read(source) for domain, source in zip(self.domains, sources, strict=True))
+        for image, source in zip(images, sources, strict=True):
             if image.shape[:2] != images[0].shape[:2]:
-                raise DataError(f"{path} is {size_of(image)}, but {paths[0]} is {size_of(images[0])}")
+                raise DataError(f"{source} is {size_of(image)}, but {sources[0]} is {size_of(images[0])}")
         # The first picture stands in for a target.
-        sample = TranslationSample(images, images[0], paths[0].stem, (*self.domains, self.domains[0]))
+        sample = TranslationSample(images, images[0], str(sources[0]), (*self.domains, self.domains[0]))
         batch = collate_translation([Square(self.recipe.data.crop)(sample)])
         return batch.images.to(next(self.net.parameters()).device)
 
@@ -91,13 +98,23 @@ class TrainedGenerator:
             outputs = translate(self.net, images, name, self.recipe)
         return {name: each[0] for name, each in zip(output_names(self.recipe), outputs, strict=True)}
 
+    def predict(self, **files: Given) -> dict[str, NDArray[np.uint8] | NDArray[np.uint16]]:
+        """What ``translate`` makes of one view, as the target's files store it; takes and raises as ``read``.
+
+        Returns:
+            By output ``[H, W, 3]`` of 8 bits, red first, or ``[H, W]`` of 16.
+        """
+        pictures = self.translate(self.read(**files))
+        return {name: stored(picture, self.target) for name, picture in pictures.items()}
+
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainedGenerator:
     """A trained generator: of a run's best checkpoint, of the checkpoint given, or of an exported file.
 
     Args:
         path: run folder, checkpoint, or what ``export`` and ``import`` wrote.
-        overrides: ``field=value`` assignments, such as ``run.device=cpu`` or ``eval.dropout=false``.
+        overrides: ``field=value`` assignments, such as ``eval.dropout=false`` or ``run.device=cpu`` (without:
+            ``auto``, wherever it was trained).
 
     Raises:
         UsageError: no such file there; an override is wrong, or does not fit the weights.
