@@ -228,8 +228,9 @@ def test_input_smaller_than_its_labels(root: Path, size: tuple[int, int]) -> Non
 
 
 def test_inputs_of_different_size(root: Path) -> None:
+    """A copy of more pixels is not to be cropped; without labels nothing says which size is meant."""
     write(root / "depth/1.png", np.zeros((24, 32), np.uint16))
-    with pytest.raises(DataError, match=r"depth/1\.png is 32x24, but .*rgb/1\.png is 16x12"):
+    with pytest.raises(DataError, match=r"masks/1\.png is 16x12, but .*depth/1\.png is 32x24: a copy"):
         data(root)[0]
 
 

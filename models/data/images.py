@@ -1,100 +1,148 @@
-"""Reading of single image files; whatever is wrong with one becomes a DataError that names it."""
+"""Image files to the numbers that networks are fed; what is wrong becomes a DataError that names the file."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from models.data.stored import DataError, Frame, kind_of, read_label_values, read_stored, size_of
+
+__all__ = [
+    "DataError",
+    "Frame",
+    "kind_of",
+    "read_label_values",
+    "read_stored",
+    "size_of",
+]  # of ``stored``, for those who read here
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+FILE_SUFFIXES = IMAGE_SUFFIXES | {".npy"}  # what a scene's files may end in
 
-# What each 8-bit value of each colour becomes, [1, 256, 3]: one look-up normalises a picture, four times as
+# In place of a depth scale: nobody has said what a stored unit is.
+UNKNOWN_SCALE = "unknown"
+DepthScale = float | str | None
+
+Source = Path | Frame
+Image = NDArray[np.float32]  # [H, W, C]
+
+# What each 8-bit value of each color becomes, [1, 256, 3]: one look-up normalizes an image, four times as
 # fast as the arithmetic on float32 (0.4 against 1.9 ms for 640x480) and rounded once only.
-_NORMALISED = ((np.arange(256.0)[:, None] / 255 - IMAGENET_MEAN) / IMAGENET_STD).astype(np.float32)[None]
+_NORMALIZED = ((np.arange(256.0)[:, None] / 255 - IMAGENET_MEAN) / IMAGENET_STD).astype(np.float32)[None]
+# Mean difference between two channels, of 255, that JPEG leaves in a gray image saved as color.
+_GRAY_WITHIN = 2.0
+_UNLABELED = -1  # in arrays of signed integers
 
 
-class DataError(ValueError):
-    """A data set's file is missing, broken or not what its layout promises; the message names the file."""
-
-
-class Frame(NamedTuple):
-    """A decoded picture without a file of its own, of a video for example; read as if it were a file."""
-
-    name: str  # what messages call it
-    pixels: NDArray[Any]  # as OpenCV decodes it, colours blue first
-
-    def __str__(self) -> str:
-        return self.name
-
-
-def size_of(image: NDArray[Any]) -> str:
-    """``640x480``: width and height, as messages give them."""
-    return f"{image.shape[1]}x{image.shape[0]}"
-
-
-def read_rgb(path: Path | Frame) -> NDArray[np.float32]:
-    """Read an 8-bit colour picture (any suffix OpenCV knows) for a network with ImageNet weights.
+def read_rgb(path: Source) -> Image:
+    """Read an 8-bit color image (any suffix OpenCV knows) for a network with ImageNet weights.
 
     Returns:
-        ``[H, W, 3]`` float32, red first, normalised by the mean and standard deviation of ImageNet.
+        ``[H, W, 3]`` float32, red first, normalized by the mean and standard deviation of ImageNet.
 
     Raises:
         DataError: unreadable, broken or truncated file; not 8-bit with three channels.
     """
-    return _normalise(path, _decode(path))
+    return color_image(path, read_stored(path))
 
 
-def read_depth(path: Path | Frame, depth_scale: float | None, bit_shift: int = 0) -> NDArray[np.float32]:
+def color_image(path: Source, stored: NDArray[Any], gray: bool = False) -> Image:
+    """``read_rgb`` of what was read; with ``gray``, one channel stands for three equal ones."""
+    if gray and stored.ndim == 2:
+        stored = np.repeat(stored[:, :, None], 3, axis=2)
+    if stored.dtype != np.uint8 or stored.ndim != 3 or stored.shape[2] != 3:
+        raise DataError(
+            f"{path}: expected a color image of 8 bits and 3 channels, found {kind_of(stored)}{_pick(stored)}"
+        )
+    return np.asarray(cv2.LUT(stored, _NORMALIZED), np.float32)
+
+
+def read_depth(path: Source, depth_scale: DepthScale, bit_shift: int = 0) -> Image:
     """Read a depth map; 0 stands for a missing value.
 
     Args:
-        path: a picture of 16 bits and one channel; of 8 or 16 bits where there is no scale, and of frames,
-            whose bits are video's.
-        depth_scale: stored units in one metre; None: a brightness, whose largest possible value becomes 1.
-        bit_shift: by how many bits the stored values are rotated to the right first (SUN RGB-D: 3).
+        path: one channel. Floating point holds metres, whatever ``depth_scale`` says. Integers have 16 bits
+            or more; 8 as well where there is no scale, and in frames of video.
+        depth_scale: stored units per metre; None: brightness of 8 or 16 bits, whose largest value becomes 1.
+        bit_shift: by how many bits stored values of 16 bits are rotated to the right first (SUN RGB-D: 3).
 
     Returns:
-        ``[H, W, 1]`` float32 in metres, not normalised (as in the authors' released code).
+        ``[H, W, 1]`` float32 in metres, not normalized (as in the authors' released code). What is negative,
+        not finite, 0 or, of more than 8 bits, the largest integer is missing.
 
     Raises:
-        DataError: unreadable, broken or truncated file; other bits or channels.
+        DataError: unreadable, broken or truncated file; other bits or channels; integers of unknown scale.
     """
-    image = _decode(path)
-    if depth_scale is None and image.ndim == 3:  # grey saved as colour
-        image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-    metric_file = depth_scale is not None and isinstance(path, Path)
-    allowed = (np.uint16,) if metric_file else (np.uint8, np.uint16)
-    if image.dtype not in allowed or image.ndim != 2:
-        bits = " or ".join(f"{8 * np.dtype(kind).itemsize}" for kind in allowed)
-        raise DataError(f"{path}: expected depth of {bits} bits and 1 channel, found {kind_of(image)}")
-    if bit_shift and image.dtype == np.uint16:
-        image = image >> bit_shift | image << (16 - bit_shift)
-    unit = np.iinfo(image.dtype).max if depth_scale is None else depth_scale
-    return np.asarray(image / np.float32(unit), np.float32)[:, :, None]
+    return depth_image(path, read_stored(path), depth_scale, bit_shift)
 
 
-def read_stored(path: Path) -> NDArray[Any]:
-    """Read what a picture's file holds, as it is.
+def depth_image(
+    path: Source,
+    stored: NDArray[Any],
+    depth_scale: DepthScale,
+    bit_shift: int = 0,
+    missing: Sequence[float] = (),
+) -> Image:
+    """``read_depth`` of what was read; further stored values may be ``missing``."""
+    if depth_scale is None and stored.ndim == 3:  # gray saved as color
+        stored = _one_channel(path, stored, "depth")
+    if depth_scale == UNKNOWN_SCALE and stored.dtype.kind != "f":
+        raise DataError(
+            f"{path}: depth_scale is not known: how many stored units is a metre? Give it in layout.json or"
+            ' as data.depth_scale ("depth_scale": 1000 for millimetres, null for brightness without a scale)'
+        )
+    if not _is_depth(path, stored, depth_scale):
+        allowed = "16 bits" if depth_scale is not None else "8 or 16 bits"
+        raise DataError(
+            f"{path}: expected depth of {allowed} and 1 channel, found {kind_of(stored)}{_pick(stored)}"
+        )
+    absent = _absent(stored, missing)
+    values, unit = stored, 1.0
+    if stored.dtype.kind != "f":
+        unit = np.iinfo(stored.dtype).max if depth_scale is None else float(depth_scale)
+    if bit_shift and stored.dtype == np.uint16:
+        values = stored >> bit_shift | stored << (16 - bit_shift)
+    with np.errstate(over="ignore"):
+        image = np.asarray(values / np.float32(unit), np.float32)
+    image[absent] = 0
+    return image[:, :, None]
 
-    Returns:
-        ``[H, W]``, or ``[H, W, C]`` with red first, of the file's own type.
 
-    Raises:
-        DataError: unreadable, broken or truncated file.
-    """
-    image = _decode(path)
-    if image.ndim == 2:
-        return image
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
+def is_metric(stored: NDArray[Any], depth_scale: DepthScale) -> bool:
+    """Whether depth stored so comes out in metres."""
+    return depth_scale is not None or stored.dtype.kind == "f"
 
 
-def read_disparity(path: Path | Frame) -> NDArray[np.float32]:
+def _is_depth(path: Source, stored: NDArray[Any], depth_scale: DepthScale) -> bool:
+    """Whether the type can hold depth: 8 bits are too coarse for metres, but all that video has."""
+    if stored.ndim != 2:
+        return False
+    if depth_scale is None and stored.dtype.kind != "f":
+        return stored.dtype in (np.uint8, np.uint16)
+    return stored.dtype.kind == "f" or stored.itemsize > 1 or (isinstance(path, Frame) and path.is_video)
+
+
+def _absent(stored: NDArray[Any], missing: Sequence[float]) -> NDArray[np.bool_]:
+    """Where depth was not measured: sensors write 0, some the largest value, floating point NaN or less."""
+    if stored.dtype.kind == "f":
+        absent = ~(np.isfinite(stored) & (stored > 0))
+    else:
+        absent = stored <= 0
+        if stored.itemsize > 1:
+            absent |= stored == np.iinfo(stored.dtype).max
+    for value in missing:
+        absent |= stored == value
+    return absent
+
+
+def read_disparity(path: Source) -> Image:
     """Read a disparity map of Cityscapes: (stored - 1) / 256 pixels, 0 where it is missing.
 
     Returns:
@@ -103,35 +151,60 @@ def read_disparity(path: Path | Frame) -> NDArray[np.float32]:
     Raises:
         DataError: unreadable, broken or truncated file; not 16-bit with one channel.
     """
-    image = _decode(path)
-    if image.dtype != np.uint16 or image.ndim != 2:
-        raise DataError(f"{path}: expected disparity of 16 bits and 1 channel, found {kind_of(image)}")
-    return np.maximum((image.astype(np.float32) - 1) / 256, 0)[:, :, None]
+    return disparity_image(path, read_stored(path))
 
 
-def read_picture(path: Path | Frame, limits: Sequence[float] | None = None) -> NDArray[np.float32]:
-    """Read a picture of any modality: colour as ``read_rgb``, one channel scaled to 0 ... 1.
+def disparity_image(path: Source, stored: NDArray[Any]) -> Image:
+    """``read_disparity`` of what was read."""
+    if stored.dtype != np.uint16 or stored.ndim != 2:
+        raise DataError(f"{path}: expected disparity of 16 bits and 1 channel, found {kind_of(stored)}")
+    return np.maximum((stored.astype(np.float32) - 1) / 256, 0)[:, :, None]
+
+
+def intensity_image(
+    path: Source,
+    stored: NDArray[Any],
+    limits: Sequence[float] | None = None,
+    missing: Sequence[float] = (),
+) -> Image:
+    """One channel of any sensor, scaled so that ``limits`` become 0 and 1.
 
     Args:
-        path: 8 bits and 3 channels, or 8 or 16 bits and 1.
-        limits: the stored values of a single channel that become 0 and 1; None: 0 and the largest possible.
+        path: what messages name.
+        stored: ``[H, W]``, or three equal channels.
+        limits: None: 0 and the largest value that the type can hold.
+        missing: stored values that become 0. Beside them are NaN and infinity, and where ``limits`` are given
+            0 and the type's largest value if they lie outside: no sensor measures those.
 
     Returns:
-        ``[H, W, 3]`` or ``[H, W, 1]`` float32.
+        ``[H, W, 1]`` float32.
 
     Raises:
-        DataError: unreadable, broken or truncated file; other bits or channels.
+        DataError: channels that differ; floating point or signed integers without limits.
     """
-    image = _decode(path)
-    if image.ndim == 3:
-        return _normalise(path, image)
-    if image.dtype not in (np.uint8, np.uint16):
-        raise DataError(f"{path}: expected one channel of 8 or 16 bits, found {kind_of(image)}")
-    low, high = limits or (0, np.iinfo(image.dtype).max)
-    return ((image.astype(np.float32) - np.float32(low)) / np.float32(high - low))[:, :, None]
+    if stored.ndim == 3:
+        stored = _one_channel(path, stored, "intensity")
+    absent = np.isin(stored, list(missing)) if missing else np.zeros(stored.shape, bool)
+    if stored.dtype.kind == "f":
+        absent |= ~np.isfinite(stored)
+    if limits is None:
+        if stored.dtype not in (np.uint8, np.uint16):
+            raise DataError(
+                f"{path}: expected one channel of 8 or 16 bits, found {kind_of(stored)}; give its range in"
+                " layout.json"
+            )
+        limits = (0, np.iinfo(stored.dtype).max)
+    elif stored.dtype.kind != "f":
+        for extreme in (0, np.iinfo(stored.dtype).max):
+            if not min(limits) <= extreme <= max(limits):
+                absent |= stored == extreme
+    low, high = limits
+    image = (stored.astype(np.float32) - np.float32(low)) / np.float32(high - low)
+    image[absent] = 0
+    return np.asarray(image, np.float32)[:, :, None]
 
 
-def read_normals(path: Path | Frame) -> NDArray[np.float32]:
+def read_normals(path: Source) -> Image:
     """Read surface normals, stored as 127.5 + 127.5 times the component; black is missing and becomes 0.
 
     Returns:
@@ -140,11 +213,15 @@ def read_normals(path: Path | Frame) -> NDArray[np.float32]:
     Raises:
         DataError: unreadable, broken or truncated file; not 8-bit with three channels.
     """
-    image = _decode(path)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise DataError(f"{path}: expected normals of 8 bits and 3 channels, found {kind_of(image)}")
-    known = image.any(axis=-1, keepdims=True)
-    return (image[:, :, ::-1] / np.float32(127.5) - 1) * known
+    return normals_image(path, read_stored(path))
+
+
+def normals_image(path: Source, stored: NDArray[Any]) -> Image:
+    """``read_normals`` of what was read."""
+    if stored.dtype != np.uint8 or stored.ndim != 3 or stored.shape[2] != 3:
+        raise DataError(f"{path}: expected normals of 8 bits and 3 channels, found {kind_of(stored)}")
+    known = stored.any(axis=-1, keepdims=True)
+    return np.asarray((stored / np.float32(127.5) - 1) * known, np.float32)
 
 
 def read_labels(
@@ -158,8 +235,8 @@ def read_labels(
     """Read a label map and check every value of it.
 
     Args:
-        path: a picture of 8 or 16 bits and one channel, or an array of integers in a ``.npy`` file:
-            class + ``label_offset``, or void.
+        path: an image of one channel or of palette indices, or an array of integers in a ``.npy`` file:
+            class + ``label_offset``, or void, for which arrays may have -1.
         num_classes: classes are ``0 .. num_classes-1``.
         label_offset: what the file adds to the class; stored values below it are void.
         ignore_index: the value of void pixels in the result, and in the file as well.
@@ -170,70 +247,84 @@ def read_labels(
         ``[H, W]`` uint8 of classes and ``ignore_index``.
 
     Raises:
-        DataError: unreadable, broken or truncated file; more than one channel; a value that is no class.
+        DataError: unreadable, broken or truncated file; as ``read_label_values``; a value that is no class.
     """
-    stored = _load(path) if path.suffix == ".npy" else _decode(path)
-    if stored.dtype not in (np.uint8, np.uint16) or stored.ndim != 2:
-        raise DataError(
-            f"{path}: expected labels of 8 or 16 bits and 1 channel, found {kind_of(stored)}"
-            " (a palette picture is to be saved as grey values)"
-        )
+    stored = read_label_values(path).values
+    return classes_of(path, stored, num_classes, label_offset, ignore_index, label_map, void)
+
+
+def classes_of(
+    path: Path,
+    stored: NDArray[Any],
+    num_classes: int,
+    label_offset: int = 0,
+    ignore_index: int = 255,
+    label_map: Sequence[int] = (),
+    void: int | None = None,
+) -> NDArray[np.uint8]:
+    """``read_labels`` of what was read."""
     known = len(label_map) or num_classes
     voids = dict.fromkeys((ignore_index, ignore_index if void is None else void))
-    outside = (stored >= known + label_offset) & ~np.isin(stored, list(voids))
+    is_void = np.isin(stored, list(voids))
+    if stored.dtype.kind == "i":
+        is_void |= stored == _UNLABELED
+    outside = (stored >= known + label_offset) & ~is_void
+    if stored.dtype.kind == "i":
+        outside |= (stored < 0) & ~is_void
     if outside.any():
-        row, column = np.argwhere(outside)[0]
-        raise DataError(
-            f"{path}: label {stored[row, column]} at row {row}, column {column} is out of range: expected"
-            f" {label_offset} to {known + label_offset - 1}, or {' or '.join(map(str, voids))} for void"
-            f" ({np.count_nonzero(outside)} such pixels)"
-        )
-    if label_offset == 0 and not label_map and len(voids) == 1:
-        return stored.astype(np.uint8, copy=False)
+        raise DataError(_out_of_range(path, stored, outside, known, label_offset, list(voids)))
+    if stored.dtype == np.uint8 and label_offset == 0 and not label_map and len(voids) == 1:
+        return stored
     # What every stored value that has passed becomes; a value that is class and void at once is void.
     becomes = np.full(max(known + label_offset, *voids) + 1, ignore_index, np.uint8)
     classes = np.asarray(label_map or range(known))
     becomes[label_offset : label_offset + known] = np.where(classes < 0, ignore_index, classes)
     becomes[list(voids)] = ignore_index
-    return becomes[stored]
+    return becomes[np.where(stored < 0, ignore_index, stored) if stored.dtype.kind == "i" else stored]
 
 
-def _load(path: Path) -> NDArray[Any]:
-    """An array of small integers."""
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: broken or truncated array ({error})") from error
-    if array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() < 2**16:
-        return np.asarray(array, np.uint16)
-    return array
+def _out_of_range(
+    path: Path,
+    stored: NDArray[Any],
+    outside: NDArray[np.bool_],
+    known: int,
+    label_offset: int,
+    voids: Sequence[int],
+) -> str:
+    row, column = np.argwhere(outside)[0]
+    signed = f", {_UNLABELED}" if stored.dtype.kind == "i" else ""
+    message = (
+        f"{path}: label {stored[row, column]} at row {row}, column {column} is out of range: expected"
+        f" {label_offset} to {known + label_offset - 1}, or {' or '.join(map(str, voids))}{signed} for void"
+        f" ({np.count_nonzero(outside)} such pixels)"
+    )
+    if label_offset == 0 and (stored[outside] == known).all():
+        message += "; do the labels count from 1, with 0 for void? Then give label_offset=1"
+    return message
 
 
-def _normalise(path: Path | Frame, image: NDArray[Any]) -> NDArray[np.float32]:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise DataError(f"{path}: expected a colour picture of 8 bits and 3 channels, found {kind_of(image)}")
-    return np.asarray(cv2.LUT(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), _NORMALISED), np.float32)
+def _one_channel(path: Source, stored: NDArray[Any], kind: str) -> NDArray[Any]:
+    """The gray image that was stored as three equal channels, or nearly equal ones where JPEG was at work."""
+    if stored.shape[2] != 3:
+        raise DataError(f"{path}: expected 1 channel of {kind}, found {kind_of(stored)}{_pick(stored)}")
+    if not is_gray(stored):
+        raise DataError(
+            f"{path}: expected gray, as its kind is {kind}, found colors; give another kind in"
+            " layout.json, or the file without a color map"
+        )
+    return np.asarray(stored[:, :, 1])
 
 
-def _decode(path: Path | Frame) -> NDArray[Any]:
-    """The stored values, colours blue first; a turn noted in a photograph's EXIF data is not carried out."""
-    if isinstance(path, Frame):
-        return path.pixels
-    try:
-        data = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    # imread fills the rest of a truncated JPEG with grey and says nothing; imdecode refuses it.
-    try:
-        image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
-    except cv2.error as error:
-        raise DataError(f"{path}: cannot be decoded ({error.err})") from error
-    if image is None:
-        raise DataError(f"{path}: broken or truncated image, or none at all ({data.size} bytes)")
-    return image
+def is_gray(stored: NDArray[Any]) -> bool:
+    """Whether three channels of 8 or 16 bits hold one gray image."""
+    values = stored.astype(np.float32)
+    apart = max(np.abs(values[..., a] - values[..., b]).mean() for a, b in ((0, 1), (1, 2)))
+    whole = np.iinfo(stored.dtype).max if stored.dtype.kind in "iu" else 1.0
+    return bool(apart <= _GRAY_WITHIN / 255 * whole)
 
 
-def kind_of(image: NDArray[Any]) -> str:
-    """``8 bits and 3 channels``, as messages give what a file holds."""
-    channels = 1 if image.ndim == 2 else image.shape[2]
-    return f"{8 * image.itemsize} bits and {channels} channel{'s' * (channels > 1)}"
+def _pick(stored: NDArray[Any]) -> str:
+    """The remedy where a file has channels of several modalities."""
+    if stored.ndim == 2 or stored.shape[2] in (1, 3):
+        return ""
+    return "; name those to read by channels in layout.json (of a modality, counted from 0)"

@@ -64,7 +64,13 @@ class Video:
                 found, pixels = capture.read()
                 if not found:
                     raise DataError(f"{name}: cannot be read")
-                yield Frame(name, _grey(name, pixels) if self.depth and self.bits == 8 else pixels)
+                yield Frame(name, self._channels(name, pixels), is_video=True)
+
+    def _channels(self, name: str, pixels: NDArray[Any]) -> NDArray[Any]:
+        """What OpenCV decoded, colors red first."""
+        if pixels.ndim == 2:
+            return pixels
+        return _grey(name, pixels) if self.depth else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
     @contextmanager
     def _opened(self) -> Iterator[cv2.VideoCapture]:
