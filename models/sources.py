@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from models.data import IMAGE_SUFFIXES
+from models.data.files import composed, visible
+from models.data.images import FILE_SUFFIXES
 from models.messages import suggest
 from models.training.errors import UsageError, existing
 
@@ -82,12 +83,12 @@ def match_files(paths: Mapping[str, Path], ending: str = "") -> dict[str, dict[s
 def images_of(folder: Path, ending: str = "") -> dict[str, Path]:
     """The images of a folder by their names without suffix and ``ending``."""
     files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        name = path.stem.removesuffix(ending)
-        if path.suffix.lower() in IMAGE_SUFFIXES and (twin := files.setdefault(name, path)) != path:
+    for path in sorted(folder / name for name in visible(path.name for path in folder.iterdir())):
+        name = composed(path.stem).removesuffix(ending)
+        if path.suffix.lower() in FILE_SUFFIXES and (twin := files.setdefault(name, path)) != path:
             raise UsageError(
                 f"{twin} and {path} differ in the suffix only: which one is the scene's? Move the other away"
             )
     if not files:
-        raise UsageError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise UsageError(f"{folder} holds no image ({', '.join(sorted(FILE_SUFFIXES))})")
     return files

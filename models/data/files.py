@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from models.data.classes import NAMES_FILE
-from models.data.images import IMAGE_SUFFIXES, DataError
+from models.data.images import FILE_SUFFIXES, DataError
 from models.data.layouts import CAMERA, LABELS, Layout
 from models.messages import suggest
 
 Entry = dict[str, Path]  # by kind of file: modalities, labels, camera
 
 _ANY = ".*"  # at the end of a path: whatever suffix the file has
+_SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
 
 
 def find_samples(
@@ -42,14 +45,14 @@ def find_samples(
         what, listed = path.name, iter(_read_list(layout, root, split, path, needed))
     else:
         what, listed = split, iter(_names_in_folder(layout, root, split))
-    folders = _Folders()
+    folders = Folders()
     entries = []
     for item in listed:
         entry = item if isinstance(item, dict) else {}
         name = item if isinstance(item, str) else next(iter(entry.values())).stem
         for kind in sorted(needed, key=lambda kind: "{rgb}" in layout.files[kind]):
-            if kind not in entry:
-                entry[kind] = folders.find(_fill(layout, root, split, kind, name, entry))
+            path = entry[kind] if kind in entry else _fill(layout, root, split, kind, name, entry)
+            entry[kind] = folders.find(path)
         entries.append({kind: entry[kind] for kind in kinds})
     _check(entries, what)
     return entries
@@ -70,26 +73,67 @@ def _fill(layout: Layout, root: Path, split: str, kind: str, name: str, entry: E
     return root / template.format(**values)
 
 
-class _Folders:
-    """Files by their names without suffix, of folders that are read once."""
+class Folders:
+    """Finds files by names that may be spelled otherwise on disk; every folder is read once."""
 
     def __init__(self) -> None:
-        self._found: dict[Path, dict[str, list[str]]] = {}
+        self._spelled: dict[Path, dict[str, Path]] = {}
+        self._by_stem: dict[Path, dict[str, list[Path]]] = {}
 
     def find(self, path: Path) -> Path:
-        """The path itself, or, where it ends in ``.*`` and there is one, the image."""
+        """The file of a path: the image of any suffix where it ends in ``.*``, and else the path as the disk
+        has it, where an accent may be part of its letter or a sign of its own; the path itself without one.
+
+        Raises:
+            DataError: several images differ in the suffix only.
+        """
         if not path.name.endswith(_ANY):
-            return path
-        if path.parent not in self._found:
-            names = self._found[path.parent] = defaultdict(list)
-            for file in path.parent.iterdir() if path.parent.is_dir() else ():
-                if file.suffix.lower() in IMAGE_SUFFIXES:
-                    names[file.stem].append(file.name)
-        stem = path.name.removesuffix(_ANY)
-        found = self._found[path.parent].get(stem, [path.name])
+            return path if path.is_file() else self._as_spelled(path)
+        folder = path.parent if path.parent.is_dir() else self._as_spelled(path.parent)
+        if folder not in self._by_stem:
+            names = self._by_stem[folder] = defaultdict(list)
+            for name in visible(_names(folder)):
+                if Path(name).suffix.lower() in FILE_SUFFIXES:
+                    names[composed(Path(name).stem)].append(folder / name)
+        found = self._by_stem[folder].get(composed(path.name.removesuffix(_ANY)), [path])
         if len(found) > 1:
-            raise DataError(f"{path.parent}: {' and '.join(sorted(found))} differ in the suffix only")
-        return path.with_name(found[0])
+            names = sorted(file.name for file in found)
+            raise DataError(f"{folder}: {' and '.join(names)} differ in the suffix only")
+        return found[0]
+
+    def _as_spelled(self, path: Path) -> Path:
+        """The path with each of its parts as the folder above has it."""
+        if path.exists() or path.parent == path:
+            return path
+        folder = self._as_spelled(path.parent)
+        if folder not in self._spelled:
+            self._spelled[folder] = {composed(name): folder / name for name in _names(folder)}
+        return self._spelled[folder].get(composed(path.name), path)
+
+
+def _names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+
+
+def visible(names: Iterable[str]) -> list[str]:
+    """Names without those that systems leave beside people's files: ``._*``, ``.DS_Store``, ``Thumbs.db``."""
+    return [name for name in names if not name.startswith(".") and name.lower() not in _SYSTEM_FILES]
+
+
+def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """As ``os.walk``, in order of names, without hidden folders and files; linked folders are followed, but
+    none into itself."""
+    for found, folders, files in os.walk(folder, followlinks=True):
+        above = {parent.resolve() for parent in (Path(found), *Path(found).parents)}
+        folders[:] = [
+            name for name in sorted(visible(folders)) if (Path(found) / name).resolve() not in above
+        ]
+        yield Path(found), folders, sorted(visible(files))
+
+
+def composed(name: str) -> str:
+    """A name with every accent in its letter: macOS stores them apart."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _list_path(layout: Layout, root: Path, split: str, list_file: str) -> Path:
@@ -102,16 +146,17 @@ def _list_path(layout: Layout, root: Path, split: str, list_file: str) -> Path:
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
-    """The lines that are not empty, numbered from 1.
+    """The lines that are not empty, numbered from 1; Windows' separators of folders become /.
 
     Raises:
         DataError: there is none, or no such file.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Notepad's byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as a list ({error})") from error
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    stripped = ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1))
+    lines = [(number, line.replace("\\", "/")) for number, line in stripped if line]
     if not lines:
         raise DataError(f"{path}: the list is empty")
     return lines
@@ -130,7 +175,7 @@ def _read_list(
             continue
         name = columns[0] if layout.lines == "name" else Path(columns[0]).name
         suffix = Path(name).suffix
-        yield name.removesuffix(suffix) if suffix.lower() in IMAGE_SUFFIXES else name
+        yield name.removesuffix(suffix) if suffix.lower() in FILE_SUFFIXES else name
 
 
 def _by_folder(
@@ -179,10 +224,12 @@ def _names_in_folder(layout: Layout, root: Path, split: str) -> list[str]:
     pattern = pattern.replace(place, "(?P<name>.+)", 1).replace(place, "(?P=name)")
     pattern = re.sub(r"\\\{number(:\w+)?\\\}", r"(?P<name>\\d+)", pattern)
     if pattern.endswith(re.escape(_ANY)):
-        suffixes = "|".join(map(re.escape, sorted(IMAGE_SUFFIXES)))
+        suffixes = "|".join(map(re.escape, sorted(FILE_SUFFIXES)))
         pattern = pattern.removesuffix(re.escape(_ANY)) + f"(?i:{suffixes})"
-    found = (re.fullmatch(pattern, path.relative_to(root).as_posix()) for path in folder.rglob("*"))
-    names = sorted(match["name"] for match in found if match)
+    files = (
+        (place / name).relative_to(root).as_posix() for place, _, those in walk(folder) for name in those
+    )
+    names = sorted(match["name"] for match in (re.fullmatch(pattern, file) for file in files) if match)
     if not names:
         raise DataError(f"{folder}: no file there is named like {layout.files[kind]}")
     return names

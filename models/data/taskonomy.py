@@ -18,7 +18,6 @@ What networks see is the encoded value / 127.5 - 1; a single channel is tiled to
 
 from __future__ import annotations
 
-import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -31,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.data.files import read_lines
+from models.data.files import read_lines, walk
 from models.data.images import DataError, Frame, kind_of, read_stored
 from models.data.layouts import SPLITS
 from models.messages import suggest
@@ -222,9 +221,9 @@ def _scan(root: Path, domain: str) -> Iterator[ViewFiles]:
     """All views below the root that have a file of the domain."""
     pattern = re.compile(rf"(point_\d+_view_\d+_domain_){domain}(\.png)")
     others = DOMAINS.keys() - {domain}
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in walk(root):
         folders[:] = [name for name in folders if name not in others]
-        parts = Path(folder).relative_to(root).parts
+        parts = folder.relative_to(root).parts
         place = Path(*(PLACEHOLDER if part == domain else part for part in parts))
         for match in filter(None, map(pattern.fullmatch, files)):
             yield ViewFiles((place / f"{match[1]}{PLACEHOLDER}{match[2]}").as_posix())
