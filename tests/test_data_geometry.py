@@ -113,7 +113,7 @@ def test_room(pose: str, measured: type) -> None:
     assert np.abs(height - true.height).max() < 0.03
     assert np.median(np.abs(height - true.height)) < 0.005
     encoded = hha(depth, CAMERA)
-    angle = degrees(true.normals, true.down) + 38
+    angle = degrees(-true.normals, true.down) + 38
     assert (np.abs(encoded[:, :, 2] - angle) < 1).mean() > 0.97
     np.testing.assert_allclose(encoded[:, :, 0], (310 / np.maximum(depth, 1)).clip(0, 255), rtol=1e-6)
     np.testing.assert_allclose(encoded[:, :, 1], 100 * height.clip(0, 2.55), atol=1e-3)

@@ -51,6 +51,10 @@ class Camera(NamedTuple):
         centre = ((self.cx + 0.5) * x - 0.5, (self.cy + 0.5) * y - 0.5)
         return Camera(self.fx * x, self.fy * y, *centre, (width, height), self.baseline)
 
+    def cropped(self, top: int, left: int, height: int, width: int) -> Camera:
+        """The camera of a part of its images."""
+        return self._replace(cx=self.cx - left, cy=self.cy - top, size=(width, height))
+
     def directions(self, height: int, width: int) -> tuple[Array, Array]:
         """x/z of the columns ``[1, W]`` and y/z of the rows ``[H, 1]``."""
         x = (np.arange(width, dtype=np.float32) - np.float32(self.cx)) / np.float32(self.fx)
@@ -232,13 +236,14 @@ def _ground(heights: Array) -> float:
 def hha(depth: Array, camera: Camera) -> Array:
     """Horizontal disparity, height above ground, angle with gravity, ``[H, W, 3]`` on the scale 0 to 255.
 
-    Gupta et al.'s encoding, not rounded: 310 / metres (from 1 m on), centimetres, degrees + 38 (a wall 128,
-    a floor 218). 0 where depth is missing.
+    Gupta et al.'s encoding (``saveHHA`` of their rgbdutils), not rounded: 310 / metres (from 1 m on);
+    centimetres; the angle between gravity and the normal that points away from the camera, in degrees, + 38:
+    a floor is 38, a wall 128, a ceiling 218. 0 where depth is missing.
     """
     normals = surface_normals(depth, camera)
     down = gravity(normals)
     height = height_above_ground(depth, camera, normals, down)
-    angle = np.degrees(np.arccos((normals @ down).clip(-1, 1)))
+    angle = np.degrees(np.arccos((-normals @ down).clip(-1, 1)))
     encoded = np.stack([310 / np.maximum(depth, 1), 100 * height, angle + 38], axis=-1)
     encoded[~normals.any(axis=-1)] = 0
     return encoded.clip(0, 255)
