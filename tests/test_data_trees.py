@@ -20,7 +20,7 @@ from models.data import (
     SegmentationSet,
     find_layout,
 )
-from models.data.layouts import looks_like
+from models.data.layout_file import looks_like
 
 
 @pytest.fixture(scope="module", params=TREES)

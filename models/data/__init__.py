@@ -20,7 +20,8 @@ from models.data.inputs import (
     layout_from_plain,
     to_plain,
 )
-from models.data.layouts import LAYOUTS, Layout, find_layout
+from models.data.layout_file import find_layout
+from models.data.layouts import LAYOUTS, Layout
 from models.data.loading import Batch, Loader, collate, eval_loader, train_loader
 from models.data.modalities import MODALITIES, Reader, configured
 from models.data.nyudv2 import prepare_nyudv2

@@ -4,33 +4,43 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.data.classes import MERGES, class_names
 from models.data.files import find_samples
-from models.data.images import DataError, read_labels, size_of
-from models.data.layouts import LABELS, SPLITS, find_layout
-from models.data.modalities import Reader, configured
+from models.data.images import DepthScale, classes_of, read_label_values
+from models.data.layout_file import find_layout
+from models.data.layouts import LABELS, SPLITS
+from models.data.modalities import Reader, configured, with_kinds
+from models.data.survey import first_look
+
+_PALETTE_SUFFIXES = frozenset({".png", ".bmp", ".tif", ".tiff"})
 
 
 class Sample(NamedTuple):
-    """One scene: a picture a modality, all of one size, and its labels."""
+    """One scene: an image per modality, all of one size, and its labels."""
 
     images: tuple[NDArray[np.float32], ...]  # M times [H, W, C]; C differs between modalities
     target: NDArray[np.uint8]  # [H, W], classes and ignore_index
     name: str  # path of the label file below its kind's folder, without suffix: unique in a split
     modalities: tuple[str, ...]  # the names of the images
+    kinds: tuple[
+        str | None, ...
+    ] = ()  # of the images, as ``models.data.kinds`` has them; empty: by their names
 
 
 class SegmentationSet:
     """The samples of a split.
 
-    Every file is looked for (not opened) when the set is made, so that a missing one stops a training before
-    it starts. Inputs larger than the labels are cropped around the centre, as the paper's archive wants it.
+    Every file is looked for when the set is made, so that a missing one stops a training before it starts;
+    only some of modalities whose kind nobody has told are opened. Inputs are of their labels' size; the
+    paper's archive alone has larger ones, each of which is cropped to its middle. With the first sample a few
+    scenes are looked at as a whole: what contradicts the layout becomes a warning.
 
     Args:
         root: folder of the data set.
@@ -39,7 +49,7 @@ class SegmentationSet:
         num_classes: labels are ``0 .. num_classes-1``.
         layout: a name in ``LAYOUTS``; None: what the folder's ``layout.json`` says, or what it looks like.
         lists: paths of the training and the validation list, in place of the layout's.
-        depth_scale, bit_shift, camera, label_offset: in place of the layout's, where given.
+        depth_scale, bit_shift, camera, label_offset, hha_floor: in place of the layout's, where given.
         ignore_index: value of void pixels in ``Sample.target``; in the files it stands for them as well.
         merge: a name in ``MERGES``: classes of the files that become one.
 
@@ -48,6 +58,14 @@ class SegmentationSet:
             not ``num_classes``; from ``dataset[i]``: a file is broken, has the wrong size, bit depth or
             channel count, or holds a label out of range.
         ValueError: an argument is out of range, a modality or layout unknown.
+
+    Attributes:
+        layout: with what was given, and the kinds of all modalities.
+        reader: makes the images.
+        scenes: by what they hold the files of each.
+        source: the list, or the folder, that the scenes were found in.
+        guessed_kinds: the modalities whose kind the files told, as nothing else did.
+        class_names: of the ``num_classes`` classes.
     """
 
     def __init__(
@@ -59,10 +77,11 @@ class SegmentationSet:
         num_classes: int = 40,
         layout: str | None = None,
         lists: Sequence[str] = (),
-        depth_scale: float | None = None,
+        depth_scale: DepthScale = None,
         bit_shift: int | None = None,
         camera: Sequence[float] = (),
         label_offset: int | None = None,
+        hha_floor: int | None = None,
         ignore_index: int = 255,
         merge: str | None = None,
     ) -> None:
@@ -72,47 +91,74 @@ class SegmentationSet:
             raise ValueError(f"num_classes must be 1 to 255, got {num_classes}")
         if lists and len(lists) != len(SPLITS):
             raise ValueError(f"lists must be two paths, for training and validation, got {','.join(lists)}")
-        self.layout = configured(
+        known = configured(
             find_layout(self.root, layout),
             depth_scale=depth_scale,
             bit_shift=bit_shift,
             camera=camera,
             label_offset=label_offset,
+            hha_floor=hha_floor,
         )
         if not 0 <= ignore_index <= 255:
             raise ValueError(f"ignore_index must be 0 to 255, got {ignore_index}")
         self.ignore_index = ignore_index
-        self.reader = Reader(self.layout, self.modalities)
+        self.layout = known
         self.label_map = self._label_map(merge)
-        self.class_names = class_names(self.root, num_classes, () if merge else self.layout.classes)
+        self.class_names = class_names(self.root, num_classes, () if merge else known.classes)
         list_file = dict(zip(SPLITS, lists, strict=False)).get(split, "")
-        kinds = (*self.reader.kinds(), LABELS)
-        self._entries = find_samples(self.layout, self.root, split, kinds, list_file)
+        files = (*Reader(known, self.modalities).files(), LABELS)
+        self.scenes = find_samples(known, self.root, split, files, list_file)
+        self.layout = with_kinds(known, self.scenes, self.modalities)
+        self.reader = Reader(self.layout, self.modalities)
+        self.guessed_kinds = tuple(
+            name for name in known.files if name in self.modalities and known.modality(name).kind is None
+        )
+        self.source = list_file or known.list_file(split) or known.folder(next(iter(known.files)), split)
+        self.surveyed = False
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.scenes)
 
     def __getitem__(self, index: int) -> Sample:
-        paths = dict(self._entries[index])
-        label_path = paths.pop(LABELS)
-        layout = self.layout
-        target = read_labels(
-            label_path,
+        if not self.surveyed:
+            self.surveyed = True
+            first_look(self)
+        return self.sample(index)
+
+    def sample(self, index: int) -> Sample:
+        """A sample, without a look at others."""
+        paths = self.scenes[index]
+        target = self.classes_of(paths[LABELS], read_label_values(paths[LABELS]).values)
+        images = self.reader.read(paths, target.shape)
+        return Sample(images, target, self._name(paths[LABELS]), self.modalities, self.reader.kinds())
+
+    def classes_of(self, path: Path, values: NDArray[Any]) -> NDArray[np.uint8]:
+        """The target that stored label values stand for.
+
+        Raises:
+            DataError: a value is no class.
+        """
+        return classes_of(
+            path,
+            values,
             self.num_classes,
-            layout.label_offset,
+            self.layout.label_offset,
             self.ignore_index,
             self.label_map,
-            layout.ignore_index,
+            self.layout.ignore_index,
         )
-        images = self.reader.read(paths)
-        size = images[0].shape
-        if size[0] < target.shape[0] or size[1] < target.shape[1]:
-            raise DataError(
-                f"{next(iter(paths.values()))} is {size_of(images[0])}, smaller than its labels {label_path}"
-                f" of {size_of(target)}"
-            )
-        cropped = tuple(_centre(image, target.shape) for image in images)
-        return Sample(cropped, target, self._name(label_path), self.modalities)
+
+    @cached_property
+    def palette(self) -> NDArray[np.uint8] | None:
+        """The classes' colors, ``[num_classes, 3]`` uint8, red first, where the first label map is a palette
+        image that has one for each; None otherwise."""
+        path, offset = self.scenes[0][LABELS], self.layout.label_offset
+        if path.suffix.lower() not in _PALETTE_SUFFIXES or self.label_map:
+            return None
+        colors = read_label_values(path).palette
+        if colors is None or len(colors) < self.num_classes + offset or (np.ptp(colors, axis=1) == 0).all():
+            return None  # gray ramps are how some programs store gray
+        return colors[offset : offset + self.num_classes]
 
     def _name(self, label_path: Path) -> str:
         # Of the file alone scenes of several folders share it, as all of SUN RGB-D's label/label.npy do.
@@ -134,9 +180,3 @@ class SegmentationSet:
             )
         # SUN RGB-D's 37 classes are the first of NYUDv2's 40.
         return merged[: len(self.layout.classes) or None]
-
-
-def _centre(image: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.float32]:
-    """The middle ``[height, width]`` of an image."""
-    top, left = ((have - want) // 2 for have, want in zip(image.shape, size, strict=False))
-    return image[top : top + size[0], left : left + size[1]]

@@ -24,10 +24,12 @@ from models.data.archives import prepare, write_image
 from models.data.files import Entry, find_samples
 from models.data.geometry import Array, Camera, plane_normals, surface_planes, without_steps
 from models.data.images import DataError, kind_of, read_stored, size_of
-from models.data.layouts import CAMERA, SPLITS, find_layout
-from models.data.modalities import Reader, configured
+from models.data.layout_file import find_layout
+from models.data.layouts import CAMERA, SPLITS, Layout
+from models.data.modalities import Reader, configured, middle
 from models.data.scenes import camera as room_camera
 from models.data.scenes import view
+from models.data.survey import SCENES, Overview, Survey, add_files, contradictions, shared_scenes, spread
 from models.data.synthetic import check_parameters
 from models.data.taskonomy import DEPTH_UNITS, MISSING_DEPTH, PLACEHOLDER, file_of
 
@@ -37,7 +39,7 @@ DERIVED = (
 )
 
 # To be raised with every change of what the same pictures, or the same rooms, give.
-_OF_PICTURES, _OF_ROOMS = 2, 1
+_OF_PICTURES, _OF_ROOMS = 3, 1
 _SOURCES = "sources.txt"
 _HALF_LIFE = 8.0  # metres from the lamp at which its light has halved, Taskonomy's
 _SIGMA = 3.0  # of the blur before texture edges are looked for, in pixels of Taskonomy's 512
@@ -93,11 +95,12 @@ def prepare_domains(
         raise DataError(
             f"{source}: the layout {known.name} does not tell the camera; give camera=fx,fy,cx,cy"
         )
-    kinds = dict.fromkeys(("rgb", *reader.kinds(), *((CAMERA,) if beside else ())))
+    files = dict.fromkeys(("rgb", *reader.files(), *((CAMERA,) if beside else ())))
     scenes = {
-        split: [(_below(source, entry["rgb"]), entry) for entry in find_samples(known, source, split, kinds)]
+        split: [(_below(source, entry["rgb"]), entry) for entry in find_samples(known, source, split, files)]
         for split in SPLITS
     }
+    _overview(known, {split: [entry for _, entry in those] for split, those in scenes.items()}).show()
     return _prepare(
         out,
         {
@@ -283,6 +286,21 @@ def _root_depth(planes: Array, rays: Array) -> Array:
     return 1 / np.sqrt(np.maximum(_FARTHEST * _inverse_depth(planes, rays), 1))
 
 
+def _overview(layout: Layout, scenes: Mapping[str, Sequence[Entry]]) -> Overview:
+    """What the source holds; its labels are not looked at."""
+    reader = Reader(layout, ("rgb", "depth"))
+    lines: list[str] = []
+    warnings: list[str] = []
+    for split, entries in scenes.items():
+        found = Survey(split, layout.list_file(split) or layout.folder("rgb", split), len(entries))
+        add_files(found, reader, entries, spread(len(entries), SCENES))
+        lines += found.lines()
+        warnings += contradictions(found, layout)
+    return Overview(
+        lines, warnings + shared_scenes(*([each["rgb"] for each in those] for those in scenes.values()))
+    )
+
+
 def _below(folder: Path, path: Path) -> str:
     return Path(os.path.relpath(path, folder)).as_posix()
 
@@ -290,12 +308,18 @@ def _below(folder: Path, path: Path) -> str:
 def _derive_entry(reader: Reader, paths: Entry) -> dict[str, NDArray[Any]]:
     rgb = read_stored(paths["rgb"])
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
-        raise DataError(f"{paths['rgb']}: expected a colour picture of 8 bits, found {kind_of(rgb)}")
-    (depth,) = reader.read({kind: path for kind, path in paths.items() if kind != "rgb"})
-    if rgb.shape[:2] != depth.shape[:2]:
+        raise DataError(f"{paths['rgb']}: expected a color image of 8 bits, found {kind_of(rgb)}")
+    (image,) = reader.read({name: path for name, path in paths.items() if name != "rgb"})
+    depth = image[:, :, 0]
+    # The RGB of the paper's archive lacks the frame's white border, its depth does not.
+    (height, width), whole = rgb.shape[:2], depth.shape
+    larger = reader.layout.crop_to_labels and whole[0] >= height and whole[1] >= width
+    if whole != (height, width) and not larger:
         raise DataError(f"{paths['rgb']} is {size_of(rgb)}, but its depth is {size_of(depth)}")
-    depth = depth[:, :, 0]
     camera = reader.camera(paths, depth.shape)
+    if larger:
+        camera = camera.cropped((whole[0] - height) // 2, (whole[1] - width) // 2, height, width)
+        depth = middle(depth, height, width)
     return derive(rgb, depth, surface_planes(without_steps(depth), camera), camera)
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from models.data.geometry import Camera
 from models.data.images import IMAGENET_MEAN, IMAGENET_STD
+from models.data.kinds import Modality
 from models.data.layouts import Layout
-from models.data.modalities import Reader
+from models.data.modalities import FLOORS, Reader
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,12 @@ class InputSpec:
     std: tuple[float, ...] = ()
 
 
+_HHA, _UPSIDE_DOWN = "255 of HHA's encoding", "255 of HHA's encoding, upside down with 218 for floors"
+_EITHER = (
+    "full brightness, or "  # color or one channel, as the file was: of modalities whose kind nobody told
+)
+
+
 def input_specs(reader: Reader) -> tuple[InputSpec, ...]:
     """What a reader makes of files, by modality in their order."""
     return tuple(_spec(reader, modality) for modality in reader.modalities)
@@ -40,20 +47,28 @@ def input_specs(reader: Reader) -> tuple[InputSpec, ...]:
 
 def _spec(reader: Reader, modality: str) -> InputSpec:
     layout = reader.layout
-    colour: dict[str, Any] = {"order": "rgb", "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-    if modality == "rgb":
-        return InputSpec("rgb", "full brightness", 3, **colour)
-    if modality == "hha":
-        return InputSpec("hha", "255 of HHA's encoding", 3, **colour)
-    if modality == "normals":
-        return InputSpec("normals", "length of the normal", 3)
-    if modality == "disparity":
-        return InputSpec("disparity", "64 pixels" if "disparity" in layout.files else "1/metre")
-    if modality in ("depth", "depth_raw"):
-        metric = modality not in layout.files or layout.depth_scale is not None
+    color: dict[str, Any] = {"order": "rgb", "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    told = layout.modality(modality)
+    is_file = modality in layout.files
+    if modality == "rgb" and told.kind == "color":
+        return InputSpec("rgb", "full brightness", 3, **color)
+    if told.kind == "hha":
+        upside_down = not is_file and layout.hha_floor == FLOORS[1]
+        return InputSpec("hha", _UPSIDE_DOWN if upside_down else _HHA, 3, **color)
+    if told.kind == "normals":
+        return InputSpec(modality, "length of the normal", 3)
+    if told.kind == "disparity":
+        return InputSpec(modality, "64 pixels" if is_file else "1/metre")
+    if told.kind == "depth":
+        metric = not is_file or layout.depth_scale is not None
         return InputSpec(modality, "metre" if metric else "largest stored value")
-    low, high = layout.ranges.get(modality, (0, "the largest"))
-    return InputSpec(modality, f"full brightness, or one channel from {low} to {high}", None, **colour)
+    low, high = told.range or (0, "the largest")
+    one_channel = f"one channel from {low} to {high}"
+    if told.kind is None:
+        return InputSpec(modality, f"{_EITHER}{one_channel}", None, **color)
+    if told.kind == "color":
+        return InputSpec(modality, "full brightness", 3, **color)
+    return InputSpec(modality, one_channel)
 
 
 def differing_inputs(trained: Sequence[InputSpec], here: Sequence[InputSpec]) -> list[str]:
@@ -64,9 +79,17 @@ def differing_inputs(trained: Sequence[InputSpec], here: Sequence[InputSpec]) ->
     return [
         f"{old.name}: {field.name} {before!r} in training, {now!r} here"
         for old, new in zip(trained, here, strict=True)
+        if not _told_since(old, new)
         for field in fields(InputSpec)
         if (before := getattr(old, field.name)) != (now := getattr(new, field.name))
     ]
+
+
+def _told_since(old: InputSpec, new: InputSpec) -> bool:
+    """Whether a modality's kind was merely not told in training, and is what its files were read as."""
+    return old.unit == f"{_EITHER}{new.unit}" or (
+        old.unit.startswith(_EITHER) and new.unit == "full brightness"
+    )
 
 
 def to_plain(record: InputSpec | Layout) -> dict[str, Any]:
@@ -80,6 +103,24 @@ def input_from_plain(plain: Mapping[str, Any]) -> InputSpec:
     return InputSpec(**_with_tuples(plain))
 
 
+def upgrade(contents: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's contents as this version writes them.
+
+    Early runs had settings go before ``layout.json`` in any case, and computed HHA with its third channel
+    upside down, which networks that were trained on it need to this day.
+    """
+    data = contents.get("config", {}).get("data", {})
+    if "layout" not in contents or "hha_floor" in data:
+        return contents
+    data = {**data, "given": [name for name in data if data[name]], "hha_floor": FLOORS[0]}
+    layout, inputs = contents["layout"], contents["inputs"]
+    if "hha" in data["modalities"] and "hha" not in layout["files"]:
+        data["hha_floor"] = FLOORS[1]
+        layout = {**layout, "hha_floor": FLOORS[1]}
+        inputs = [{**spec, "unit": _UPSIDE_DOWN} if spec["name"] == "hha" else spec for spec in inputs]
+    return {**contents, "config": {**contents["config"], "data": data}, "layout": layout, "inputs": inputs}
+
+
 def layout_from_plain(plain: Mapping[str, Any]) -> Layout:
     """A layout of what ``to_plain`` returned."""
     found = _with_tuples(plain)
@@ -87,6 +128,8 @@ def layout_from_plain(plain: Mapping[str, Any]) -> Layout:
         camera = Camera(*found["camera"])
         found["camera"] = camera._replace(size=camera.size and tuple(camera.size))
     found["ranges"] = _with_tuples(found["ranges"])
+    modalities = found.get("modalities", {})
+    found["modalities"] = {name: Modality(**_with_tuples(told)) for name, told in modalities.items()}
     return Layout(**found)
 
 

@@ -40,6 +40,7 @@ class Batch:
     images: Tensor  # [M*N, C, H, W] float32, channels_last
     target: Tensor  # [N, H, W] int64
     names: list[str]  # N
+    kinds: tuple[str | None, ...] = ()  # M, as ``Sample.kinds``
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         images, target = (
@@ -67,6 +68,7 @@ class Batch:
                 torch.cat([images[start : start + size] for images in modalities]),
                 self.target[start : start + size],
                 self.names[start : start + size],
+                self.kinds,
             )
             for start in range(0, len(self.target), size)
         ]
@@ -94,7 +96,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         for m, image in enumerate(row):
             images[m * len(samples) + n] = torch.from_numpy(image).permute(2, 0, 1)
     target = torch.from_numpy(np.stack([sample.target for sample in samples]).astype(np.int64))
-    return Batch(images, target, [sample.name for sample in samples])
+    return Batch(images, target, [sample.name for sample in samples], first.kinds)
 
 
 class Loader:

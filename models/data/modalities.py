@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,38 +17,52 @@ from models.data.images import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     DataError,
+    DepthScale,
     Frame,
-    read_depth,
-    read_disparity,
-    read_normals,
-    read_picture,
-    read_rgb,
+    Image,
+    color_image,
+    depth_image,
+    disparity_image,
+    intensity_image,
+    is_gray,
+    is_metric,
+    normals_image,
+    read_label_values,
+    read_stored,
     size_of,
 )
+from models.data.kinds import SPARSE, is_mixed, kind_by_name
 from models.data.layouts import CAMERA, LABELS, Layout
 from models.messages import suggest
 
 MODALITIES = ("rgb", "depth", "disparity", "hha", "normals")
 FROM_DEPTH = ("depth", "disparity", "hha", "normals")
-# Nothing lies between an object and the wall behind it, and 0 (missing) is no distance: never mixed.
-UNMIXED = frozenset({*FROM_DEPTH, "depth_raw"})
+FLOORS = (38, 218)  # what HHA's third channel may be on floors: Gupta et al.'s, and that of older versions
 
 # Disparity in pixels that counts as 1 where a stereo camera measured it, so that inputs are of that order.
 _PIXELS = 64.0
+_SCENES_FOR_KIND = 4
 
-Image = NDArray[np.float32]  # [H, W, C]
+
+class File(NamedTuple):
+    """What one file gave: the stored values of the modality, and what a network is fed of them."""
+
+    stored: NDArray[Any]
+    image: Image
+    metric: bool = True  # of depth: whether it is in metres
 
 
 @dataclass(frozen=True)
 class Reader:
     """Makes the images of ``modalities`` from a scene's files.
 
-    - ``rgb``: normalised by ImageNet's mean and standard deviation; 3 channels
+    - ``rgb``: normalized by ImageNet's mean and standard deviation; 3 channels
     - ``depth``: metres, or 0 ... 1 where the layout knows no scale; 1 channel
     - ``disparity``: 1 / metres, or pixels / 64 where a file holds disparity; 1 channel
-    - ``hha``: ``geometry.hha``, or a file of it, normalised as RGB is; 3 channels
+    - ``hha``: ``geometry.hha``, or a file of it, normalized as RGB is; 3 channels
     - ``normals``: ``geometry.surface_normals``; 3 channels
-    - any other name: a file of the layout, colour as RGB, one channel scaled by the layout's ``ranges``
+    - any other name: a file of the layout, read by its kind (``Layout.modality``); without one, three
+      channels are color and one is intensity
 
     Missing values are 0 in all of them. Of a file of its own a modality is read, else computed.
 
@@ -79,53 +94,101 @@ class Reader:
         computed = FROM_DEPTH if {"depth", "disparity"} & set(files) else ()
         return [*files, *(name for name in computed if name not in files)]
 
-    def kinds(self) -> tuple[str, ...]:
-        """The kinds of files that are read."""
-        kinds = dict.fromkeys(self._source(modality) for modality in self.modalities)
+    def files(self) -> tuple[str, ...]:
+        """The files that are read, by what they hold: modalities, and ``camera``."""
+        files = dict.fromkeys(self._source(modality) for modality in self.modalities)
         computed = [modality for modality in self.modalities if self._source(modality) != modality]
         beside = CAMERA in self.layout.files and self.layout.camera is None
-        return (*kinds, CAMERA) if beside and set(computed) - {"disparity"} else tuple(kinds)
+        return (*files, CAMERA) if beside and set(computed) - {"disparity"} else tuple(files)
+
+    def kinds(self) -> tuple[str | None, ...]:
+        """How every modality is resized and mirrored, as ``models.data.kinds`` has it; None where only files
+        tell."""
+        return tuple(
+            kind_by_name(name) if self._computed(name) else self._kind(name) for name in self.modalities
+        )
+
+    def _kind(self, name: str) -> str | None:
+        modality = self.layout.modality(name)
+        has_holes = bool(modality.missing) or modality.range is not None
+        return SPARSE if is_mixed(modality.kind) and has_holes else modality.kind
+
+    def _computed(self, modality: str) -> bool:
+        return self._source(modality) != modality
 
     def _source(self, modality: str) -> str:
         files = self.layout.files
         return modality if modality in files else "depth" if "depth" in files else "disparity"
 
-    def read(self, paths: Mapping[str, Path | Frame]) -> tuple[Image, ...]:
+    def read(self, paths: Mapping[str, Path | Frame], size: Sequence[int] | None = None) -> tuple[Image, ...]:
         """The images, all of one size.
 
         Args:
-            paths: by kind of file, as ``kinds`` names them.
+            paths: by what they hold, as ``files`` names them; that of ``labels`` for messages.
+            size: height and width of the scene's labels; None: there are none. Only a layout that says so has
+                images cropped to them, or without labels to the smallest of the images.
 
         Raises:
-            DataError: a file is broken, not what the layout says, or of another size than the first; what is
-                to be computed needs a camera or a scale that is not known.
+            DataError: a file is broken, not what the layout says, or of another size; what is to be computed
+                needs a camera or a scale that is not known.
         """
-        files = {kind: self._read(kind, path) for kind, path in paths.items() if kind != CAMERA}
-        (first, image), *others = files.items()
-        for kind, other in others:
-            if other.shape[:2] != image.shape[:2]:
-                raise DataError(f"{paths[kind]} is {size_of(other)}, but {paths[first]} is {size_of(image)}")
-        return tuple(
-            files[modality] if modality in files else self._compute(modality, files, paths)
+        files = {
+            name: self.read_file(name, path) for name, path in paths.items() if name not in (CAMERA, LABELS)
+        }
+        images = [
+            files[modality].image if modality in files else self._compute(modality, files, paths)
             for modality in self.modalities
-        )
+        ]
+        sources = [paths[self._source(modality)] for modality in self.modalities]
+        reference: object = paths.get(LABELS, sources[0])
+        height, width = size or images[0].shape[:2]
+        if self.layout.crop_to_labels:
+            if size is None:
+                smallest = min(
+                    range(len(images)), key=lambda index: images[index].size // images[index].shape[2]
+                )
+                reference, (height, width) = sources[smallest], images[smallest].shape[:2]
+            images = [
+                _middle(image, (height, width), path, reference, size is not None)
+                for image, path in zip(images, sources, strict=True)
+            ]
+        for image, path in zip(images, sources, strict=True):
+            if image.shape[:2] != (height, width):
+                whose = f"its labels {reference} are" if size else f"{reference} is"
+                raise DataError(f"{path} is {size_of(image)}, but {whose} {width}x{height}")
+        return tuple(images)
 
-    def _read(self, kind: str, path: Path | Frame) -> Image:
-        layout = self.layout
-        if kind in ("rgb", "hha"):
-            return read_rgb(path)
-        if kind in ("depth", "depth_raw"):
-            return read_depth(path, layout.depth_scale, layout.bit_shift)
-        if kind == "disparity":
-            return read_disparity(path) / np.float32(_PIXELS)
-        if kind == "normals":
-            return read_normals(path)
-        return read_picture(path, layout.ranges.get(kind))
+    def read_file(self, name: str, path: Path | Frame) -> File:
+        """The file of one modality.
 
-    def _compute(self, modality: str, files: Mapping[str, Image], paths: Mapping[str, Path | Frame]) -> Image:
+        Raises:
+            DataError: it is broken, or not what the layout says.
+        """
+        layout, modality = self.layout, self.layout.modality(name)
+        if modality.kind == "categorical":
+            stored = read_label_values(path).values
+            return File(stored, intensity_image(path, stored, modality.range, modality.missing))
+        stored = _picked(path, read_stored(path), modality.channels)
+        if modality.kind == "disparity":
+            return File(stored, disparity_image(path, stored) / np.float32(_PIXELS))
+        if modality.kind == "depth":
+            image = depth_image(path, stored, layout.depth_scale, layout.bit_shift, modality.missing)
+            return File(stored, image, is_metric(stored, layout.depth_scale))
+        if modality.kind == "intensity" or (modality.kind is None and stored.ndim == 2):
+            return File(stored, intensity_image(path, stored, modality.range, modality.missing))
+        if modality.kind == "normals":
+            image = normals_image(path, stored)
+        else:
+            image = color_image(path, stored, gray=kind_by_name(name) is None)
+        if modality.missing:
+            image[np.isin(stored, modality.missing).reshape(*stored.shape[:2], -1).all(axis=-1)] = 0
+        return File(stored, image)
+
+    def _compute(self, modality: str, files: Mapping[str, File], paths: Mapping[str, Path | Frame]) -> Image:
         source = self._source(modality)
-        depth, path = files[source][:, :, 0], paths[source]
-        if source == "depth" and self.layout.depth_scale is None:
+        (_, image, metric), path = files[source], paths[source]
+        depth = image[:, :, 0]
+        if source == "depth" and not metric:
             raise DataError(
                 f"{path}: {modality} needs depth in metres, and the layout {self.layout.name} has no scale;"
                 " give one with data.depth_scale"
@@ -137,10 +200,12 @@ class Reader:
             depth = _from_disparity(depth * np.float32(_PIXELS), camera, path)
         if modality == "depth":
             return depth[:, :, None]
-        return surface_normals(depth, camera) if modality == "normals" else _as_picture(hha(depth, camera))
+        if modality == "normals":
+            return surface_normals(depth, camera)
+        return _as_color(hha(depth, camera), upside_down=self.layout.hha_floor == FLOORS[1])
 
     def camera(self, paths: Mapping[str, Path | Frame], size: Sequence[int]) -> Camera:
-        """The camera of a scene's pictures of ``size``, height and width.
+        """The camera of a scene's images of ``size``, height and width.
 
         Raises:
             DataError: it is not known, or that of another format.
@@ -160,20 +225,47 @@ class Reader:
             raise DataError(f"{path}: {error}; give camera=fx,fy,cx,cy in pixels") from None
 
 
+def with_kinds(layout: Layout, scenes: Sequence[Mapping[str, Path]], modalities: Sequence[str]) -> Layout:
+    """A layout whose modalities all have a kind: where none is given, the files of some scenes tell it.
+
+    A modality without one is color if any of them is, and intensity else: gray means the same, in one channel
+    as in three.
+
+    Args:
+        layout: of the scenes.
+        scenes: by what they hold the files of each.
+        modalities: that are to have a kind.
+
+    Raises:
+        DataError: a file is broken.
+    """
+    told = dict(layout.modalities)
+    for name in modalities:
+        modality = layout.modality(name)
+        if name in layout.files and modality.kind is None and scenes:
+            step = max(1, len(scenes) // _SCENES_FOR_KIND)
+            files = [scene[name] for scene in scenes[::step][:_SCENES_FOR_KIND]]
+            stored = [_picked(path, read_stored(path), modality.channels) for path in files]
+            colored = any(image.ndim == 3 and not is_gray(image) for image in stored)
+            told[name] = replace(modality, kind="color" if colored else "intensity")
+    return replace(layout, modalities=told)
+
+
 def configured(
     layout: Layout,
     *,
-    depth_scale: float | None = None,
+    depth_scale: DepthScale = None,
     bit_shift: int | None = None,
     camera: Sequence[float] = (),
     label_offset: int | None = None,
+    hha_floor: int | None = None,
 ) -> Layout:
     """A layout with what the caller knows better; None and empty leave it as it is.
 
     Raises:
         ValueError: a value is out of range.
     """
-    if depth_scale is not None and not 0 < depth_scale < math.inf:
+    if depth_scale is not None and not (isinstance(depth_scale, int | float) and 0 < depth_scale < math.inf):
         raise ValueError(f"depth_scale must be positive and finite, got {depth_scale}")
     if bit_shift is not None and not 0 <= bit_shift < 16:
         raise ValueError(f"bit_shift must be 0 to 15, got {bit_shift}")
@@ -181,11 +273,14 @@ def configured(
         raise ValueError(f"label_offset must not be negative, got {label_offset}")
     if camera and (len(camera) != 4 or not all(map(math.isfinite, camera)) or min(camera[:2]) <= 0):
         raise ValueError(f"camera must be fx,fy,cx,cy in pixels, got {','.join(map(str, camera))}")
+    if hha_floor is not None and hha_floor not in FLOORS:
+        raise ValueError(f"hha_floor must be {FLOORS[0]} or {FLOORS[1]}, got {hha_floor}")
     known = {
         "depth_scale": depth_scale,
         "bit_shift": bit_shift,
         "camera": Camera(*camera) if camera else None,
         "label_offset": label_offset,
+        "hha_floor": hha_floor,
     }
     return replace(layout, **{name: value for name, value in known.items() if value is not None})
 
@@ -197,7 +292,7 @@ def read_camera(path: Path) -> Camera:
         DataError: there is no such file, or it is neither.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".json":
             found = json.loads(text)
             inner = found["intrinsic"]
@@ -225,7 +320,49 @@ def _inverse(image: Image) -> Image:
     return np.divide(1, image, out=np.zeros_like(image), where=image > 0)
 
 
-def _as_picture(encoded: Image) -> Image:
-    """Values from 0 to 255 normalised as those of a colour picture; missing ones, all 0, become 0."""
+def _as_color(encoded: Image, upside_down: bool) -> Image:
+    """HHA from 0 to 255 normalized as colors are; missing values, all 0, become 0."""
     known = encoded.any(axis=-1, keepdims=True)
+    if upside_down:
+        encoded[:, :, 2] = sum(FLOORS) - encoded[:, :, 2]
     return ((encoded / 255 - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD) * known).astype(np.float32)
+
+
+def _picked(path: Path | Frame, stored: NDArray[Any], channels: Sequence[int]) -> NDArray[Any]:
+    """Some channels of what a file holds; a single one as ``[H, W]``."""
+    if not channels:
+        return stored
+    count = 1 if stored.ndim == 2 else stored.shape[2]
+    if max(channels) >= count:
+        raise DataError(
+            f"{path}: layout.json reads its channels {', '.join(map(str, channels))}, counted from"
+            f" 0, but it has {count}"
+        )
+    picked = stored.reshape(*stored.shape[:2], count)[:, :, list(channels)]
+    return np.ascontiguousarray(picked[:, :, 0] if len(channels) == 1 else picked)
+
+
+def _middle(
+    image: Image, size: tuple[int, int], path: Path | Frame, reference: object, is_labels: bool
+) -> Image:
+    """The middle of an image, height and width ``size``, which ``reference`` has."""
+    height, width = image.shape[:2]
+    if (height, width) == size:
+        return image
+    if height < size[0] or width < size[1]:
+        labels = "its labels " if is_labels else ""
+        raise DataError(
+            f"{path} is {size_of(image)}, smaller than {labels}{reference} of {size[1]}x{size[0]}"
+        )
+    if height % size[0] == 0 and width % size[1] == 0:
+        raise DataError(
+            f"{reference} is {size[1]}x{size[0]}, but {path} is {size_of(image)}: a copy of fewer pixels,"
+            " and not its middle; resize one of them"
+        )
+    return middle(image, *size)
+
+
+def middle(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """The middle ``height`` rows and ``width`` columns of an image ``[H, W, ...]``."""
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return image[top : top + height, left : left + width]

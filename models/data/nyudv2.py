@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.data.archives import existing_file, load_mat, open_hdf5, prepare, write_image
 from models.data.classes import NYU40
-from models.data.images import DataError
+from models.data.images import DataError, Frame, depth_image
+from models.data.layouts import LAYOUTS
+from models.data.modalities import File
+from models.data.survey import SCENES, Overview, Survey, contradictions, spread
 
 _SCALE = 5000  # stored units a metre, the layout's
 _VOID = 255
@@ -63,7 +68,7 @@ def prepare_nyudv2(
             if not chosen or not 1 <= min(chosen) <= max(chosen) <= count:
                 raise DataError(f"{splits}: the {name} indices are not among the {count} images of {archive}")
 
-        def write(number: int) -> None:
+        def read(number: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
             try:
                 rgb, depth, label = (found[number - 1] for found in (images, depths, labels))
             except OSError as error:
@@ -72,9 +77,15 @@ def prepare_nyudv2(
                 raise DataError(
                     f"{archive}: image {number} has label {label.max()}, above {len(becomes) - 1}"
                 )
-            write_image(out / _path("rgb", number), rgb.transpose(2, 1, 0))
-            write_image(out / _path("masks", number), becomes[label.T])
-            write_image(out / _path("depth", number), _stored(depth.T))
+            return rgb.transpose(2, 1, 0), depth.T, label.T
+
+        def write(number: int) -> None:
+            rgb, depth, label = read(number)
+            write_image(out / _path("rgb", number), rgb)
+            write_image(out / _path("masks", number), becomes[label])
+            write_image(out / _path("depth", number), _stored(depth))
+
+        _overview(numbers, read, becomes).show()
 
         lists = {
             f"{name}.txt": "".join("\t".join(_path(f, n) for f in _FOLDERS) + "\n" for n in chosen)
@@ -91,6 +102,30 @@ def prepare_nyudv2(
         )
 
 
+def _overview(
+    numbers: Mapping[str, Sequence[int]],
+    read: Callable[[int], tuple[NDArray[Any], NDArray[Any], NDArray[Any]]],
+    becomes: NDArray[np.uint8],
+) -> Overview:
+    """What the archive holds, of some images of each split."""
+    lines: list[str] = []
+    warnings: list[str] = []
+    for split, chosen in numbers.items():
+        looked = spread(len(chosen), SCENES)
+        found = Survey(split, "the archive", len(chosen), NYU40, looked=len(looked))
+        for index in looked:
+            rgb, depth, label = read(chosen[index])
+            metres = depth_image(Frame(f"image {chosen[index]}", depth), depth, _SCALE)
+            found.add_file("rgb", File(rgb, rgb.astype(np.float32)), is_depth=False)
+            found.add_file("depth", File(depth, metres), is_depth=True)
+            found.add_labels(label, becomes[label], _VOID)
+        lines += found.lines()
+        warnings += contradictions(found, LAYOUTS["nyu_cen"])
+    if both := set(numbers["train"]) & set(numbers["val"]):
+        warnings.append(f"{len(both)} images are in both splits, such as {min(both)}")
+    return Overview(lines, warnings)
+
+
 def _mapping(path: Path) -> NDArray[np.uint8]:
     """What each of the labels 0 ... 894 is stored as."""
     (mapped,) = load_mat(path, "mapClass")
@@ -103,9 +138,12 @@ def _mapping(path: Path) -> NDArray[np.uint8]:
 
 
 def _stored(depth: NDArray[np.floating]) -> NDArray[np.uint16]:
-    """Metres as they are stored; what is no distance, or beyond the 13 m that can be stored, is missing."""
+    """Metres as they are stored; what is no distance, or beyond the 13 m that can be stored, is missing.
+
+    The largest value is never written: it is read as missing.
+    """
     units = np.rint(np.nan_to_num(depth.astype(np.float64), posinf=0.0) * _SCALE)
-    return np.where((units > 0) & (units < 2**16), units, 0).astype(np.uint16)
+    return np.where((units > 0) & (units < 2**16 - 1), units, 0).astype(np.uint16)
 
 
 def _path(folder: str, number: int) -> str:

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.data.archives import existing_file, load_mat, open_hdf5, prepare, write_bytes, write_image
 from models.data.classes import SUN37
-from models.data.images import DataError
-from models.data.layouts import LAYOUT_FILE, LAYOUTS
+from models.data.images import DataError, depth_image
+from models.data.layout_file import LAYOUT_FILE
+from models.data.layouts import LAYOUTS
+from models.data.modalities import File
+from models.data.stored import decode
+from models.data.survey import SCENES, Overview, Survey, contradictions, spread
 
 _LAYOUT = LAYOUTS["sun_handa"]
+_SCALE, _BIT_SHIFT = 1000.0, 3  # of the release's depth
+_VOID = 255
 _INTRINSICS = "intrinsics/{split}/{number:06d}.txt"
 
 
@@ -56,11 +65,15 @@ def prepare_sunrgbd(out: Path | str, archive: Path | str, toolbox: Path | str) -
     with _Release(archive) as release, open_hdf5(segmentations) as file:
         labels = _labels(file, segmentations, len(scenes))
 
-        def write(scene: _Scene) -> None:
-            picture, depth, camera, label = (out / name for name in _files(scene))
+        def label_map(scene: _Scene) -> NDArray[Any]:
             found = np.asarray(file[labels[scene.place]]).T
             if found.max() > len(SUN37):
                 raise DataError(f"{segmentations}: image {scene.place + 1} has label {found.max()}, above 37")
+            return found
+
+        def write(scene: _Scene) -> None:
+            picture, depth, camera, label = (out / name for name in _files(scene))
+            found = label_map(scene)
             write_bytes(picture, release.read(scene.picture))
             write_bytes(depth, release.read(scene.depth))
             write_bytes(camera, release.read(scene.camera))
@@ -70,9 +83,10 @@ def prepare_sunrgbd(out: Path | str, archive: Path | str, toolbox: Path | str) -
             "base": _LAYOUT.name,
             "files": {**_LAYOUT.files, "camera": _INTRINSICS},
             "label_shift": {"train": sum(scene.split == "test" for scene in scenes)},
-            "depth_scale": 1000.0,
-            "bit_shift": 3,
+            "depth_scale": _SCALE,
+            "bit_shift": _BIT_SHIFT,
         }
+        _overview(scenes, release, label_map).show()
         return prepare(
             out,
             {"dataset": "sunrgbd", "images": len(scenes), "classes": len(SUN37)},
@@ -82,6 +96,31 @@ def prepare_sunrgbd(out: Path | str, archive: Path | str, toolbox: Path | str) -
             write,
             {LAYOUT_FILE: json.dumps(layout, indent=2) + "\n"},
         )
+
+
+def _overview(
+    scenes: Sequence[_Scene], release: _Release, label_map: Callable[[_Scene], NDArray[Any]]
+) -> Overview:
+    """What the release holds, of some images of each split."""
+    lines: list[str] = []
+    warnings: list[str] = []
+    for split in ("train", "test"):
+        chosen = [scene for scene in scenes if scene.split == split]
+        looked = spread(len(chosen), SCENES)
+        found = Survey(split, "the release", len(chosen), SUN37, looked=len(looked))
+        for scene in (chosen[index] for index in looked):
+            rgb, stored = (decode(Path(name), release.read(name)) for name in (scene.picture, scene.depth))
+            depth = depth_image(Path(scene.depth), stored, _SCALE, _BIT_SHIFT)
+            found.add_file(
+                "rgb", File(rgb, rgb.astype(np.float32).reshape(*rgb.shape[:2], -1)), is_depth=False
+            )
+            found.add_file("depth", File(stored, depth), is_depth=True)
+            labels = label_map(scene).astype(np.uint8)
+            found.add_labels(labels, np.where(labels == 0, _VOID, labels - 1).astype(np.uint8), _VOID)
+        lines += found.lines()
+        layout = replace(_LAYOUT, depth_scale=_SCALE, bit_shift=_BIT_SHIFT)
+        warnings += contradictions(found, layout)
+    return Overview(lines, warnings)
 
 
 def _files(scene: _Scene) -> tuple[str, str, str, str]:

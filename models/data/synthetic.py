@@ -17,7 +17,7 @@ from tqdm import tqdm
 from models.data.archives import write_bytes
 from models.data.classes import NAMES_FILE
 from models.data.images import DataError
-from models.data.layouts import LAYOUT_FILE
+from models.data.layout_file import LAYOUT_FILE
 from models.data.scenes import CLASSES, DEPTH_SCALE, camera, render
 from models.data.workers import start_worker
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.data.dataset import Sample
-from models.data.modalities import UNMIXED
+from models.data.kinds import kind_by_name, mirrored, resized
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class TrainTransform:
     The shorter side becomes ``shorter_side`` times a factor uniform in ``scales``; with ``scale_of="image"``
     the sample's own size is scaled by the factor, which is raised where the shorter side would be less than
     ``shorter_side``, as the released code does. Half of the samples are mirrored; a square of ``crop`` pixels
-    is cut out. What is smaller than the square is padded on both sides: RGB with the mean colour (0 once
-    normalised), depth and what comes of it with 0 (missing), labels with ``ignore_index``. Normals of a
-    mirrored sample are mirrored themselves.
+    is cut out. What is smaller than the square is padded on both sides: RGB with the mean color (0 once
+    normalized), depth and what comes of it with 0 (missing), labels with ``ignore_index``. A modality's kind
+    decides how it is resized and mirrored (``models.data.kinds``).
 
     Pictures come normalised as float32: OpenCV resizes those at least as fast as 8-bit ones (0.20 against
     0.32 ms for 640x480), so that nothing would be gained by normalising the crop instead.
@@ -58,22 +58,21 @@ class TrainTransform:
         rows, columns = (self._window(length, rng) for length in size)
         mirror = rng.random() < 0.5
 
-        def cut(image: NDArray[Any], interpolation: int, fill: int) -> NDArray[Any]:
-            resized = cv2.resize(image, size[::-1], interpolation=interpolation).reshape(
-                *size, *image.shape[2:]
-            )
+        def cut(image: NDArray[Any], fill: int) -> NDArray[Any]:
             out = np.full((self.crop, self.crop, *image.shape[2:]), fill, image.dtype)
-            out[rows.inside, columns.inside] = resized[rows.source, columns.source]
-            return np.ascontiguousarray(out[:, ::-1]) if mirror else out
+            out[rows.inside, columns.inside] = image[rows.source, columns.source]
+            return out
 
-        images = tuple(
-            cut(image, cv2.INTER_NEAREST_EXACT if modality in UNMIXED else cv2.INTER_LINEAR, 0)
-            for image, modality in zip(sample.images, sample.modalities, strict=True)
-        )
-        if mirror and "normals" in sample.modalities:
-            images[sample.modalities.index("normals")][:, :, 0] *= -1
-        target = cut(sample.target, cv2.INTER_NEAREST_EXACT, self.ignore_index)
-        return sample._replace(images=images, target=target)
+        kinds = sample.kinds or tuple(map(kind_by_name, sample.modalities))
+        images = [
+            cut(resized(image, size, kind), 0) for image, kind in zip(sample.images, kinds, strict=True)
+        ]
+        target = cv2.resize(sample.target, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        target = cut(target.reshape(size), self.ignore_index)
+        if mirror:
+            images = [mirrored(image, kind) for image, kind in zip(images, kinds, strict=True)]
+            target = np.ascontiguousarray(target[:, ::-1])
+        return sample._replace(images=tuple(images), target=target)
 
     def _window(self, length: int, rng: np.random.Generator) -> _Window:
         if length > self.crop:

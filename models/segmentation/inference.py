@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.data.modalities import UNMIXED
+from models.data.kinds import SPARSE, is_mixed, kind_by_name
 from models.segmentation.losses import outputs
 from models.segmentation.settings import SegmentationRecipe
 from models.training.precision import at_least_float32, autocast
@@ -28,10 +28,14 @@ Place = tuple[slice, slice]  # rows and columns
 
 
 def predict_labels(
-    net: nn.Module, images: Tensor, size: Sequence[int], recipe: SegmentationRecipe
+    net: nn.Module,
+    images: Tensor,
+    size: Sequence[int],
+    recipe: SegmentationRecipe,
+    kinds: Sequence[str | None] = (),
 ) -> list[Tensor]:
     """Labels ``[N, H, W]`` of every branch and of the ensemble; arguments as for ``scores``."""
-    return [score.argmax(1) for score in scores(net, images, size, recipe)]
+    return [score.argmax(1) for score in scores(net, images, size, recipe, kinds)]
 
 
 @torch.no_grad()
@@ -40,6 +44,7 @@ def scores(
     images: Tensor,  # [M*N, C, h, w]
     size: Sequence[int],
     recipe: SegmentationRecipe,
+    kinds: Sequence[str | None] = (),
 ) -> Iterator[Tensor]:
     """The mean logits ``[N, K, H, W]`` of each branch in turn and, last, of the ensemble.
 
@@ -47,12 +52,15 @@ def scores(
         net: in evaluation mode; takes images of any size.
         images: stacked modality-major, on the network's device.
         size: H and W, that of the labels; logits are resized to it.
-        recipe: ``data.modalities`` tells how each of the M is resized and mirrored, ``eval`` how to look, and
-            ``run.precision`` what the network computes in; logits are averaged in float32 at least.
+        recipe: ``eval`` tells how to look, and ``run.precision`` what the network computes in; logits are
+            averaged in float32 at least.
+        kinds: of the M modalities, which decide how each is resized and mirrored; empty: those that
+            ``data.modalities`` has by name.
     """
-    modalities, interpolation = recipe.data.modalities, recipe.eval.interpolation
-    images = images.unflatten(0, (len(modalities), -1))
-    looks = [_look(net, resized(images, scale, modalities), recipe) for scale in recipe.eval.scales]
+    kinds = kinds or [kind_by_name(name) for name in recipe.data.modalities]
+    interpolation = recipe.eval.interpolation
+    images = images.unflatten(0, (len(kinds), -1))
+    looks = [_look(net, resized(images, scale, kinds), recipe, kinds) for scale in recipe.eval.scales]
     for output in range(len(looks[0].logits)):
         total = looks[0].score(output, size, interpolation)
         for look in looks[1:]:
@@ -60,26 +68,38 @@ def scores(
         yield total.div_(len(looks))
 
 
-def resized(images: Tensor, scale: float, modalities: Sequence[str]) -> Tensor:
+def resized(images: Tensor, scale: float, kinds: Sequence[str | None]) -> Tensor:
     """``[M, N, C, h, w]`` images with sides of ``scale`` times the length, made as in training.
 
-    Pictures are resized bilinearly. Depth and what comes of it takes the nearest value: nothing lies between
-    an object and the wall behind it, and 0 (missing) is no distance. Distances stay what they are.
+    Kinds that may be averaged are resized bilinearly. Depth and what comes of it takes the nearest value:
+    nothing lies between an object and the wall behind it, and 0 (missing) is no distance. Distances stay what
+    they are.
     """
     if scale == 1:
         return images
     size = [max(1, round(side * scale)) for side in images.shape[-2:]]
-    modes = ["nearest-exact" if modality in UNMIXED else "bilinear" for modality in modalities]
-    return torch.stack(
-        [F.interpolate(image, size, mode=mode) for image, mode in zip(images, modes, strict=True)]
-    )
+    return torch.stack([_resized(image, size, kind) for image, kind in zip(images, kinds, strict=True)])
 
 
-def mirrored(images: Tensor, modalities: Sequence[str]) -> Tensor:
+def _resized(image: Tensor, size: Sequence[int], kind: str | None) -> Tensor:
+    """As ``models.data.kinds.resized``, of ``[N, C, h, w]``."""
+    if not is_mixed(kind):
+        return F.interpolate(image, size, mode="nearest-exact")
+    linear = F.interpolate(image, size, mode="bilinear")
+    if kind != SPARSE:
+        return linear
+    known = (image != 0).any(1, keepdim=True).to(image.dtype)
+    share = F.interpolate(known, size, mode="bilinear")
+    there = F.interpolate(known, size, mode="nearest-exact") > 0
+    return torch.where(there, linear / share, 0)
+
+
+def mirrored(images: Tensor, kinds: Sequence[str | None]) -> Tensor:
     """``[M, N, C, h, w]`` images of the mirrored scene; its normals point the other way along x."""
     flipped = images.flip(-1)
-    if "normals" in modalities:
-        flipped[modalities.index("normals"), :, 0].neg_()
+    for index, kind in enumerate(kinds):
+        if kind == "normals":
+            flipped[index, :, 0].neg_()
     return flipped
 
 
@@ -135,7 +155,7 @@ class _Look(NamedTuple):
         return enlarged(canvas.div_(count), size)
 
 
-def _look(net: nn.Module, images: Tensor, recipe: SegmentationRecipe) -> _Look:
+def _look(net: nn.Module, images: Tensor, recipe: SegmentationRecipe, kinds: Sequence[str | None]) -> _Look:
     size = images.shape[-2:]
     found = places(size, recipe.eval.window, recipe.eval.overlap)
     at_once = max(1, recipe.eval.batch_size // images.shape[1])
@@ -143,11 +163,13 @@ def _look(net: nn.Module, images: Tensor, recipe: SegmentationRecipe) -> _Look:
     for first in range(0, len(found), at_once):
         some = found[first : first + at_once]
         windows = torch.cat([images[..., rows, columns] for rows, columns in some], 1)
-        logits.append(_logits(net, windows, recipe).unflatten(1, (len(some), -1)))
+        logits.append(_logits(net, windows, recipe, kinds).unflatten(1, (len(some), -1)))
     return _Look(size, found, torch.cat(logits, 1))
 
 
-def _logits(net: nn.Module, images: Tensor, recipe: SegmentationRecipe) -> Tensor:
+def _logits(
+    net: nn.Module, images: Tensor, recipe: SegmentationRecipe, kinds: Sequence[str | None]
+) -> Tensor:
     """``[M+1, N, K, h', w']`` of ``[M, N, C, h, w]``; with ``flip`` the mean with the mirrored images'."""
 
     def run(images: Tensor) -> Tensor:
@@ -159,5 +181,5 @@ def _logits(net: nn.Module, images: Tensor, recipe: SegmentationRecipe) -> Tenso
 
     logits = run(images)
     if recipe.eval.flip:
-        logits.add_(run(mirrored(images, recipe.data.modalities)).flip(-1)).div_(2)
+        logits.add_(run(mirrored(images, kinds)).flip(-1)).div_(2)
     return logits

@@ -1,0 +1,90 @@
+"""Kinds of modalities: what the numbers of one mean decides how it is read, resized, mirrored and filled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+
+# What a modality of layout.json can be; disparity and HHA are further ones that are known by their names.
+KINDS = ("color", "intensity", "depth", "normals", "categorical")
+SPELLINGS: Mapping[str, str] = MappingProxyType({"colour": "color"})
+# What a modality is resized as that may be averaged, but has missing pixels that must be left out.
+SPARSE = "sparse"
+
+_BY_NAME: Mapping[str, str] = MappingProxyType(
+    {
+        "rgb": "color",
+        "depth": "depth",
+        "depth_raw": "depth",
+        "disparity": "disparity",
+        "hha": "hha",
+        "normals": "normals",
+        "normal": "normals",  # Taskonomy's word
+    }
+)
+# Nothing lies between an object and the wall behind it, nor between two classes, and 0 (missing) is no
+# distance: neighbors are never averaged. What HHA and normals are computed from has the same edges.
+_UNMIXED = frozenset({"depth", "disparity", "hha", "normals", "categorical"})
+
+
+@dataclass(frozen=True)
+class Modality:
+    """What ``layout.json`` says of a modality beside where its files are.
+
+    Attributes:
+        kind: one of ``KINDS``; None: told by the name, or by the files.
+        missing: stored values that stand for no measurement, beside those that its kind has anyway.
+        range: the two stored values that become 0 and 1, of intensity and categorical ones.
+        channels: which of the file's to read, counted from 0; empty: all.
+    """
+
+    kind: str | None = None
+    missing: tuple[float, ...] = ()
+    range: tuple[float, float] | None = None
+    channels: tuple[int, ...] = ()
+
+
+def kind_by_name(name: str) -> str | None:
+    """The kind of a modality whose name is known; None of any other."""
+    return _BY_NAME.get(name)
+
+
+def is_mixed(kind: str | None) -> bool:
+    """Whether neighboring pixels may be averaged when an image of the kind is resized."""
+    return kind not in _UNMIXED
+
+
+def resized(image: Array, size: Sequence[int], kind: str | None) -> Array:
+    """An ``[H, W, C]`` image of another size, height and width.
+
+    Kinds that are never averaged take the nearest pixel. Of ``SPARSE`` ones, whose missing pixels are 0, only
+    those that are known are averaged, and what was missing stays so.
+    """
+    width_height = (size[1], size[0])
+    shape = (size[0], size[1], image.shape[2])
+    if not is_mixed(kind):
+        return cv2.resize(image, width_height, interpolation=cv2.INTER_NEAREST_EXACT).reshape(shape)
+    linear = cv2.resize(image, width_height, interpolation=cv2.INTER_LINEAR).reshape(shape)
+    if kind != SPARSE:
+        return np.asarray(linear)
+    known = image.any(axis=-1)
+    share = cv2.resize(known.astype(np.float32), width_height, interpolation=cv2.INTER_LINEAR)[:, :, None]
+    there = cv2.resize(known.astype(np.uint8), width_height, interpolation=cv2.INTER_NEAREST_EXACT)[
+        :, :, None
+    ]
+    return np.divide(linear, share, out=np.zeros_like(linear), where=(there > 0) & (share > 0))
+
+
+def mirrored(image: Array, kind: str | None) -> Array:
+    """An ``[H, W, C]`` image of the mirrored scene, whose normals point the other way along x."""
+    turned = np.ascontiguousarray(image[:, ::-1])
+    if kind == "normals":
+        turned[:, :, 0] *= -1
+    return turned

@@ -1,0 +1,260 @@
+"""Which layout a folder has: the one named, that of its ``layout.json``, or the one it looks like."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from models.data.geometry import Camera
+from models.data.images import DataError
+from models.data.kinds import KINDS, SPELLINGS, Modality
+from models.data.layouts import CAMERA, LABELS, LAYOUTS, SPLITS, Layout
+from models.messages import suggest
+
+LAYOUT_FILE = "layout.json"
+
+_LARGEST = 2**16 - 1  # of stored values
+
+
+def find_layout(root: Path, name: str | None = None) -> Layout:
+    """The layout of a folder: the one named, else that of its ``layout.json``, else the one it looks like.
+
+    Raises:
+        ValueError: there is no such layout.
+        DataError: there is no such folder, ``layout.json`` is wrong, or the folder looks like no layout or
+            like several.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; expected a data set's root")
+    if name is not None:
+        if name not in LAYOUTS:
+            raise ValueError(
+                f"unknown layout {name!r}: expected {', '.join(LAYOUTS)}{suggest(name, LAYOUTS)}"
+            )
+        return LAYOUTS[name]
+    if (root / LAYOUT_FILE).is_file():
+        return read_layout(root / LAYOUT_FILE)
+    found = [layout for layout in LAYOUTS.values() if looks_like(root, layout)]
+    if len(found) != 1:
+        what = ", ".join(layout.name for layout in found) or "none"
+        raise DataError(
+            f"{root}: which layout is it? It looks like {what} of {_expectations()};"
+            f" name one with data.layout, or describe the folder in {LAYOUT_FILE}"
+        )
+    return found[0]
+
+
+def looks_like(root: Path, layout: Layout) -> bool:
+    """Whether either split has its folders of images and labels and, if a list at all, one of the kind."""
+    return any(_has_split(root, layout, split) for split in SPLITS)
+
+
+def _has_split(root: Path, layout: Layout, split: str) -> bool:
+    if not all((root / layout.folder(kind, split)).is_dir() for kind in ("rgb", LABELS)):
+        return False
+    path = root / layout.list_file(split)
+    if not layout.lists or "{file}" in layout.lists or not path.is_file():
+        return True
+    with path.open(encoding="utf-8", errors="replace") as file:
+        first = next((line.strip("\ufeff \n") for line in file if line.strip("\ufeff \n")), "")
+    return not first or ("/" in first or "\\" in first) == (layout.lines != "name")
+
+
+def _expectations() -> str:
+    """The layouts, each with the folders and the list that tell it."""
+    told = []
+    for layout in LAYOUTS.values():
+        wanted = [f"{layout.folder(kind, 'train')}/" for kind in ("rgb", LABELS)]
+        wanted += [layout.list_file("train")] if layout.lists else []
+        told.append(f"{layout.name} ({' '.join(dict.fromkeys(wanted))})")
+    return ", ".join(told)
+
+
+def read_layout(path: Path) -> Layout:
+    """The layout that a ``layout.json`` describes: fields of ``Layout``, those of ``base`` where absent.
+
+    Raises:
+        DataError: the file cannot be read, or a field is unknown, missing, of the wrong type or out of range;
+            a path cannot be filled in.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: expected an object of fields such as files and lists")
+    base_name = found.pop("base", None)
+    if base_name is not None and str(base_name) not in LAYOUTS:
+        raise DataError(
+            f"{path}: base is {base_name!r}; expected {', '.join(LAYOUTS)}{suggest(str(base_name), LAYOUTS)}"
+        )
+    for name in found:
+        if name not in _FIELDS:
+            expected = ", ".join(sorted(_FIELDS))
+            raise DataError(
+                f"{path}: unknown field {name!r}; expected {expected}, base{suggest(name, _FIELDS)}"
+            )
+    base = LAYOUTS[base_name] if base_name else Layout(path.parent.name, {})
+    values = {name: _checked(path, name, value) for name, value in found.items()}
+    layout = replace(base, **values, stated=tuple(values))
+    if LABELS not in layout.files or len(layout.files) < 2:
+        raise DataError(f"{path}: files must give the paths of labels and of every modality")
+    _check_template(path, "lists", layout.lists, ("split", "file"))
+    for kind, template in layout.files.items():
+        beside = ("rgb",) if kind != "rgb" and "rgb" in layout.files else ()
+        _check_template(path, f"files of {kind}", template, ("name", "number", "split", *beside))
+    first, template = next(iter(layout.files.items()))
+    if not layout.lists and "{name}" not in template and "{number" not in template:
+        raise DataError(
+            f"{path}: files of {first} is {template!r}; expected {{name}} in it, as there are no lists"
+        )
+    for name in ("ranges", "modalities"):
+        for kind in getattr(layout, name):
+            if kind not in layout.files or kind in (LABELS, CAMERA):
+                raise DataError(
+                    f"{path}: {name} of {kind!r}; expected those of {', '.join(layout.files)}"
+                    f"{suggest(kind, layout.files)}"
+                )
+    for name, told in layout.modalities.items():
+        kind = layout.modality(name).kind
+        if told.range is not None and kind not in (None, "intensity", "categorical"):
+            raise DataError(
+                f"{path}: range of {name} is for intensity and categorical ones, but its kind is {kind}"
+            )
+    return layout
+
+
+def _checked(path: Path, name: str, value: Any) -> Any:
+    """A field's value as ``Layout`` has it."""
+    valid, expected = _FIELDS[name]
+    if not valid(value):
+        raise DataError(f"{path}: {name} is {value!r}; expected {expected}")
+    if name == "camera":
+        return None if value is None else Camera(*map(float, value))
+    if name == "ranges":
+        return {kind: tuple(limits) for kind, limits in value.items()}
+    if name == "modalities":
+        return {modality: _modality(path, modality, told) for modality, told in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _modality(path: Path, name: str, told: Mapping[str, Any]) -> Modality:
+    """What ``layout.json`` says of one modality."""
+    for part, value in told.items():
+        if part not in _MODALITY_FIELDS:
+            raise DataError(
+                f"{path}: unknown field {part!r} of the modality {name}; expected"
+                f" {', '.join(_MODALITY_FIELDS)}{suggest(part, _MODALITY_FIELDS)}"
+            )
+        valid, expected = _MODALITY_FIELDS[part]
+        if not valid(value):
+            near = suggest(value, KINDS) if part == "kind" and isinstance(value, str) else ""
+            raise DataError(f"{path}: {part} of {name} is {value!r}; expected {expected}{near}")
+    limits, missing = told.get("range"), told.get("missing", [])
+    values = missing if isinstance(missing, list) else [missing]
+    return Modality(
+        kind=None if told.get("kind") is None else SPELLINGS.get(told["kind"], told["kind"]),
+        missing=tuple(value for value in values if _is_finite(value)),  # others are missing in any case
+        range=None if limits is None else (limits[0], limits[1]),
+        channels=tuple(told.get("channels", ())),
+    )
+
+
+def _check_template(path: Path, what: str, template: str, names: Sequence[str]) -> None:
+    """Raise unless ``{name}`` and the like are all that is to be filled in."""
+    try:
+        template.format(**{name: 0 if name == "number" else "0" for name in names})
+    except (LookupError, ValueError, AttributeError, TypeError) as error:
+        known = ", ".join(f"{{{name}}}" for name in names)
+        problem = f"{error} is unknown" if isinstance(error, KeyError) else error
+        raise DataError(f"{path}: {what} is {template!r} ({problem}); expected a path with {known}") from None
+
+
+def _is_int(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _list_of(valid: Callable[[Any], bool], length: int | None = None) -> Callable[[Any], bool]:
+    return lambda value: (
+        isinstance(value, list) and (length is None or len(value) == length) and all(map(valid, value))
+    )
+
+
+def _dict_of(valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(valid, value.values()))
+
+
+_is_pair = _list_of(_is_finite, 2)
+_is_four = _list_of(_is_finite, 4)
+
+
+def _is_missing(value: Any) -> bool:
+    """A stored value that is none: NaN and infinity are, whether JSON's or as text."""
+    not_finite = isinstance(value, float) or str(value).lower() in ("nan", "inf", "-inf")
+    return _is_finite(value) or not_finite
+
+
+# By field of a modality in layout.json, what its value must satisfy, and that in words.
+_MODALITY_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "kind": (
+        lambda value: value is None or (isinstance(value, str) and (value in KINDS or value in SPELLINGS)),
+        f"one of {', '.join(KINDS)}",
+    ),
+    "missing": (
+        lambda value: all(map(_is_missing, value)) if isinstance(value, list) else _is_missing(value),
+        "a stored value, NaN, or a list of them",
+    ),
+    "range": (
+        lambda value: value is None or (_is_pair(value) and value[0] != value[1]),
+        "two different numbers, the stored values that become 0 and 1",
+    ),
+    "channels": (
+        lambda value: (
+            isinstance(value, list) and len(value) > 0 and all(_is_int(each, 0, _LARGEST) for each in value)
+        ),
+        "a list of the file's channels, counted from 0",
+    ),
+}
+
+# By field of layout.json, what its value must satisfy, and that in words.
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "name": (_is_text, "a text"),
+    "files": (_dict_of(_is_text), "a path for every kind of file"),
+    "lists": (_is_text, "a path, or nothing"),
+    "lines": (lambda value: value in ("paths", "path", "name"), "paths, path or name"),
+    "splits": (_list_of(_is_text, 2), "two names, of the training and validation list"),
+    "label_offset": (lambda value: _is_int(value, 0, _LARGEST), f"an integer from 0 to {_LARGEST}"),
+    "ignore_index": (lambda value: _is_int(value, 0, _LARGEST), f"an integer from 0 to {_LARGEST}"),
+    "label_map": (_list_of(lambda value: _is_int(value, -1, 254)), "a list of classes, -1 for void"),
+    "label_shift": (_dict_of(_is_int), "an integer by split"),
+    "classes": (_list_of(_is_text), "a list of names"),
+    "depth_scale": (
+        lambda value: value is None or (_is_finite(value) and value > 0),
+        "stored units a metre, more than 0, or null",
+    ),
+    "bit_shift": (lambda value: _is_int(value, 0, 15), "an integer from 0 to 15"),
+    "modalities": (
+        _dict_of(lambda value: isinstance(value, dict)),
+        "an object of kind, missing, range and channels by modality",
+    ),
+    "ranges": (
+        _dict_of(lambda value: _is_pair(value) and value[0] != value[1]),
+        "two different numbers by modality",
+    ),
+    "camera": (
+        lambda value: value is None or (_is_four(value) and min(value[:2]) > 0),
+        "fx, fy, cx, cy in pixels, or null",
+    ),
+}
