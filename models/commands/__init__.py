@@ -12,11 +12,11 @@ import sys
 from collections.abc import Sequence
 
 import models.recipes  # noqa: F401 - fills the registry
-from models.commands import evaluate, export, importing, predict, prepare, recipes, train
+from models.commands import data, evaluate, export, importing, predict, prepare, recipes, train
 from models.data import DataError
 from models.training.errors import UsageError
 
-_COMMANDS = (train, evaluate, predict, export, importing, prepare, recipes)
+_COMMANDS = (data, train, evaluate, predict, export, importing, prepare, recipes)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

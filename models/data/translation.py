@@ -94,9 +94,12 @@ class TranslationSet:
     def __len__(self) -> int:
         return len(self._views)
 
+    def files(self, index: int) -> list[Path]:
+        """A view's files, in the order of ``domains``."""
+        return [self._views[index].path(self.root, domain.name) for domain in self.domains]
+
     def __getitem__(self, index: int) -> TranslationSample:
-        view = self._views[index]
-        paths = [view.path(self.root, domain.name) for domain in self.domains]
+        view, paths = self._views[index], self.files(index)
         images = [domain.read(path) for domain, path in zip(self.domains, paths, strict=True)]
         for image, path in zip(images, paths, strict=True):
             if image.shape[:2] != images[-1].shape[:2]:

@@ -22,8 +22,8 @@ from models.encoders import ExchangePoint
 from models.segmentation.network import SegmentationNetwork
 from models.segmentation.pspnet import pspnet
 from models.segmentation.refinenet import refinenet
-from models.segmentation.settings import DataSettings, SegmentationRecipe
-from models.training import distributed
+from models.segmentation.settings import OF_LAYOUT, DataSettings, SegmentationRecipe
+from models.training import config, distributed
 from models.training.errors import UsageError, data_root
 
 
@@ -84,6 +84,7 @@ def open_split(settings: DataSettings, split: str) -> SegmentationSet:
     """
     root = data_root(settings.root)
     try:
+        values, _ = precedence(settings, find_layout(root, settings.layout))
         return SegmentationSet(
             root,
             split,
@@ -91,12 +92,10 @@ def open_split(settings: DataSettings, split: str) -> SegmentationSet:
             num_classes=settings.num_classes,
             layout=settings.layout,
             lists=settings.lists,
-            depth_scale=settings.depth_scale,
-            bit_shift=settings.bit_shift,
-            camera=settings.camera,
-            label_offset=settings.label_offset,
             ignore_index=settings.ignore_index,
             merge=settings.merge,
+            hha_floor=settings.hha_floor,
+            **values,
         )
     except DataError:
         raise
@@ -104,11 +103,42 @@ def open_split(settings: DataSettings, split: str) -> SegmentationSet:
         raise UsageError(f"data: {error}") from None
 
 
+def precedence(settings: DataSettings, layout: Layout) -> tuple[dict[str, Any], list[str]]:
+    """What settings change in a layout: the command line goes before ``layout.json``, that before the recipe,
+    and the recipe before a known layout.
+
+    Returns:
+        By field the values that take the place of the layout's; and in words, which of two won.
+    """
+    values, notes = {}, []
+    for name in OF_LAYOUT:
+        value, theirs = getattr(settings, name), getattr(layout, name)
+        if value is None or value == ():
+            continue
+        given, stated = name in settings.given, name in layout.stated
+        if given or not stated:
+            values[name] = value
+        ours, others = (
+            config.show(value),
+            config.show(tuple(theirs[:4]) if name == "camera" and theirs else theirs),
+        )
+        if ours == others:
+            continue
+        if stated and not given:
+            notes.append(f"data.{name}: {others} of layout.json goes before the recipe's {ours}")
+        elif stated or not given:
+            mine, whose = (
+                ("the command line", "layout.json") if given else ("the recipe", f"the layout {layout.name}")
+            )
+            notes.append(f"data.{name}: {ours} of {mine} goes before {others} of {whose}")
+    return values, notes
+
+
 def build_reader(settings: DataSettings, layout: Layout | None = None) -> Reader:
     """What makes the network's inputs of a scene's files.
 
     Args:
-        settings: what they say of the files goes before ``layout``'s.
+        settings: what they say of the files, as ``precedence`` has it.
         layout: None: the one that ``data.layout`` names or ``data.root`` tells.
 
     Raises:
@@ -118,13 +148,9 @@ def build_reader(settings: DataSettings, layout: Layout | None = None) -> Reader
     try:
         if layout is None and settings.layout in LAYOUTS:
             layout = LAYOUTS[settings.layout]
-        known = configured(
-            layout or find_layout(data_root(settings.root), settings.layout),
-            depth_scale=settings.depth_scale,
-            bit_shift=settings.bit_shift,
-            camera=settings.camera,
-        )
-        return Reader(known, settings.modalities)
+        layout = layout or find_layout(data_root(settings.root), settings.layout)
+        values, _ = precedence(settings, layout)
+        return Reader(configured(layout, **values, hha_floor=settings.hha_floor), settings.modalities)
     except (DataError, UsageError):
         raise
     except ValueError as error:
@@ -142,6 +168,7 @@ def build_train_loader(recipe: SegmentationRecipe) -> Loader:
         settings.crop, settings.shorter_side, settings.scale, settings.ignore_index, settings.scale_of
     )
     dataset = open_split(settings, "train")
+    dataset.surveyed = True  # by the task, before training starts
     try:
         return train_loader(
             dataset,

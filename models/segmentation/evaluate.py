@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import Subset
 from tqdm import tqdm
@@ -19,6 +22,7 @@ from models.segmentation.inference import predict_labels
 from models.segmentation.load import load
 from models.segmentation.metrics import SegmentationMetrics, table
 from models.segmentation.network import SegmentationNetwork
+from models.segmentation.overview import overview
 from models.segmentation.pictures import contact_sheet, scene_pictures
 from models.segmentation.report import class_rows, class_table, write_class_csv
 from models.segmentation.settings import SegmentationRecipe
@@ -58,7 +62,8 @@ def evaluate(
         for batch in tqdm(loader, desc="evaluate", leave=False, disable=hidden):
             batch = batch.to(device, non_blocking=True)
             size = batch.target.shape[-2:]
-            metrics.update(predict_labels(net, batch.images, size, recipe), batch.target)
+            labels = predict_labels(net, batch.images, size, recipe, batch.kinds)
+            metrics.update(labels, batch.target)
             if stop():
                 return None
     return metrics
@@ -69,6 +74,7 @@ def example_pictures(
     dataset: SampleSet,
     recipe: SegmentationRecipe,
     count: int | None = None,
+    colors: NDArray[np.uint8] | None = None,
 ) -> dict[str, dict[str, Picture]]:
     """Of a few images: every ``input <modality>``, the ``target``, and what every output says.
 
@@ -77,6 +83,7 @@ def example_pictures(
         dataset: the images; those chosen are spread evenly.
         recipe: how to evaluate, and the outputs' names.
         count: how many; None: ``eval.pictures``.
+        colors: of the classes; None: ``models.data.palette``'s.
     """
     modalities, names = recipe.data.modalities, output_names(recipe)
     device = next(net.parameters()).device
@@ -86,9 +93,11 @@ def example_pictures(
     with evaluating(net):
         for batch in eval_loader(Subset(dataset, chosen)):
             size = batch.target.shape[-2:]
-            labels = predict_labels(net, batch.images.to(device), size, recipe)
+            labels = predict_labels(net, batch.images.to(device), size, recipe, batch.kinds)
             maps = {"target": batch.target[0], **dict(zip(names, (each[0] for each in labels), strict=True))}
-            pictures[batch.names[0]] = scene_pictures(batch.images, maps, modalities, recipe.data.num_classes)
+            pictures[batch.names[0]] = scene_pictures(
+                batch.images, maps, modalities, recipe.data.num_classes, colors
+            )
     return pictures
 
 
@@ -115,6 +124,8 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | Non
     if len(dataset) == 0:
         raise DataError(f"{recipe.data.root}: there are no validation images")
     file = writable((output or path.parent) / f"evaluation_{path.stem}.json", "--output")
+    # Not among the results: who reads those may stop, as head does, and everything is to be written by then.
+    overview(recipe.data, (dataset,)).show(sys.stderr)
     counts = evaluate(net, dataset, recipe)
     metrics, classes = counts.compute(), class_rows(counts, dataset.class_names)
     count = min(recipe.eval.limit or len(dataset), len(dataset))
@@ -126,7 +137,8 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | Non
     write_class_csv(file.with_suffix(".csv"), classes)
     if recipe.eval.sheet:
         seen = Subset(dataset, range(count))
-        sheet = contact_sheet(example_pictures(net, seen, recipe, recipe.eval.sheet), dataset.class_names)
+        examples = example_pictures(net, seen, recipe, recipe.eval.sheet, trained.palette)
+        sheet = contact_sheet(examples, dataset.class_names, trained.palette)
         write_picture(file.with_suffix(".png"), sheet)
     print(f"{path}, {count} images, {', '.join(f'{name} {show(value)}' for name, value in how.items())}")
     for change in changed:

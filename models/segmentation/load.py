@@ -50,6 +50,7 @@ class TrainedNetwork:
         layout: of the files of the training.
         reader: makes the images that it takes of a scene's files, as in training.
         class_names: of its outputs' channels.
+        palette: ``[K, 3]`` uint8, the classes' colors where the label maps of its training had a palette.
     """
 
     net: SegmentationNetwork
@@ -60,6 +61,7 @@ class TrainedNetwork:
     layout: Layout
     reader: Reader
     class_names: tuple[str, ...]
+    palette: NDArray[np.uint8] | None = None
 
     def read(self, **files: Given) -> Tensor:
         """The network's input for one scene, ``[M, 3, H, W]``, of its files: ``read(rgb=..., depth=...)``.
@@ -71,7 +73,7 @@ class TrainedNetwork:
             UsageError: a modality's file is missing, or is of none of them; an array for a camera's file.
             DataError: a broken image, one that is not what the layout says, or images of different size.
         """
-        check_complete(files, self.reader.kinds())
+        check_complete(files, self.reader.files())
         sources = as_sources(files)
         if isinstance(sources.get(CAMERA), Frame):
             raise UsageError(f"{CAMERA}: expected the path of a camera's file, got an array")
@@ -84,7 +86,8 @@ class TrainedNetwork:
         Returns:
             Classes ``[H, W]`` uint8, on the network's device.
         """
-        found = predict_labels(self.net, images, images.shape[-2:], self.recipe)
+        size = images.shape[-2:]
+        found = predict_labels(self.net, images, size, self.recipe, self.reader.kinds())
         names = output_names(self.recipe)
         return {name: each[0].to(torch.uint8) for name, each in zip(names, found, strict=True)}
 
@@ -145,7 +148,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainedNetwork:
     checkpoint.fill(net, path, contents)
     net = net.to(device_of(recipe.run.device)).eval()
     classes = tuple(contents["classes"])
-    return TrainedNetwork(net, recipe, tuple(changed), path, inputs, layout, reader, classes)
+    colors = contents.get("palette")
+    palette = None if colors is None else np.array(colors, np.uint8)
+    return TrainedNetwork(net, recipe, tuple(changed), path, inputs, layout, reader, classes, palette)
 
 
 def differing_names(before: Sequence[str], now: Sequence[str]) -> str:
@@ -154,12 +159,15 @@ def differing_names(before: Sequence[str], now: Sequence[str]) -> str:
     return f"class {label} was {before[label]}, here it is {now[label]}"
 
 
-def describe(reader: Reader, class_names: Sequence[str]) -> dict[str, Any]:
-    """What a checkpoint says of a network beside its settings: ``inputs``, ``layout`` and ``classes``."""
+def describe(
+    reader: Reader, class_names: Sequence[str], palette: NDArray[np.uint8] | None = None
+) -> dict[str, Any]:
+    """What a checkpoint says of a network beside its settings: inputs, layout, classes and their palette."""
     return {
         "inputs": [to_plain(spec) for spec in input_specs(reader)],
         "layout": to_plain(reader.layout),
         "classes": list(class_names),
+        "palette": None if palette is None else palette.tolist(),
     }
 
 

@@ -26,9 +26,11 @@ def show_input(image: NDArray[np.float32], modality: str) -> Picture:
     return (255 * pixels.clip(0, 1)).round().astype(np.uint8)
 
 
-def colour(labels: NDArray[np.integer], num_classes: int) -> Picture:
-    """A label map ``[H, W]`` in the classes' colours; whatever is no class is black."""
-    colours = np.concatenate([palette(num_classes), np.zeros((1, 3), np.uint8)])
+def colour(labels: NDArray[np.integer], num_classes: int, colors: NDArray[np.uint8] | None = None) -> Picture:
+    """A label map ``[H, W]`` in the classes' colours, ``models.data.palette``'s or others ``[K, 3]``; what is
+    no class is black."""
+    known = palette(num_classes) if colors is None else colors
+    colours = np.concatenate([known, np.zeros((1, 3), np.uint8)])
     return colours[np.where(labels < num_classes, labels, num_classes)]
 
 
@@ -38,7 +40,11 @@ def overlay(picture: Picture, coloured: Picture, strength: float = 0.5) -> Pictu
 
 
 def scene_pictures(
-    images: Tensor, maps: Mapping[str, Tensor], modalities: Sequence[str], num_classes: int
+    images: Tensor,
+    maps: Mapping[str, Tensor],
+    modalities: Sequence[str],
+    num_classes: int,
+    colors: NDArray[np.uint8] | None = None,
 ) -> dict[str, Picture]:
     """A scene's inputs, as ``input <modality>``, and its label maps in colour.
 
@@ -47,31 +53,38 @@ def scene_pictures(
         maps: by name ``[H, W]`` labels, on any device.
         modalities: the M inputs' names.
         num_classes: K.
+        colors: as for ``colour``.
     """
     inputs = zip(modalities, images.numpy(), strict=True)
     return {
         **{f"input {name}": show_input(image, name) for name, image in inputs},
-        **{name: colour(labels.cpu().numpy(), num_classes) for name, labels in maps.items()},
+        **{name: colour(labels.cpu().numpy(), num_classes, colors) for name, labels in maps.items()},
     }
 
 
-def contact_sheet(scenes: Mapping[str, Mapping[str, Picture]], class_names: Sequence[str] = ()) -> Picture:
+def contact_sheet(
+    scenes: Mapping[str, Mapping[str, Picture]],
+    class_names: Sequence[str] = (),
+    colors: NDArray[np.uint8] | None = None,
+) -> Picture:
     """``models.pictures.contact_sheet`` of the scenes, the classes' colours below.
 
     Args:
         scenes: by name, each with pictures of the same names, in that order.
         class_names: of all K classes; none: no colours below.
+        colors: as for ``colour``.
     """
     sheet = pictures.contact_sheet(scenes)
-    return below([sheet, legend(class_names, sheet.shape[1])] if class_names else [sheet])
+    return below([sheet, legend(class_names, sheet.shape[1], colors)] if class_names else [sheet])
 
 
-def legend(class_names: Sequence[str], width: int) -> Picture:
+def legend(class_names: Sequence[str], width: int, colors: NDArray[np.uint8] | None = None) -> Picture:
     """The classes' names beside their colours, in rows of ``width`` pixels."""
     line, column = 20, 160
     columns = max(1, width // column)
     picture = np.full((line * -(-len(class_names) // columns), width, 3), 255, np.uint8)
-    for index, (name, shade) in enumerate(zip(class_names, palette(len(class_names)).tolist(), strict=True)):
+    shades = palette(len(class_names)) if colors is None else colors
+    for index, (name, shade) in enumerate(zip(class_names, shades.tolist(), strict=True)):
         top, left = line * (index // columns), column * (index % columns)
         cv2.rectangle(picture, (left + 2, top + 4), (left + 14, top + 16), shade, cv2.FILLED)
         write_text(picture, name, (left + 20, top + 14))

@@ -58,7 +58,7 @@ def predict_files(
     which = which or "ensemble"
     if which not in names:
         raise UsageError(f"--which must be one of {', '.join(names)}, got {which!r}{suggest(which, names)}")
-    paths = check_inputs(inputs, trained.reader.kinds())
+    paths = check_inputs(inputs, trained.reader.files())
     if any(map(is_video, paths.values())):
         frames = match_frames(paths)
         scaled = any(assignment.startswith("data.depth_scale=") for assignment in overrides)
@@ -79,34 +79,39 @@ class Prediction:
         recipe: the network's.
         images: ``[M, 3, H, W]`` its inputs, on the CPU.
         labels: by output ``[H, W]`` classes, uint8.
+        palette: ``[K, 3]`` uint8, the classes' colors; None: ``models.data.palette``'s.
     """
 
     recipe: SegmentationRecipe
     images: Tensor
     labels: dict[str, Tensor]
+    palette: NDArray[np.uint8] | None = None
 
     def classes(self, which: str) -> NDArray[np.uint8]:
         """An output's label map."""
         return self.labels[which].cpu().numpy()
+
+    def colored(self, which: str) -> Picture:
+        """An output's label map in the classes' colors."""
+        return colour(self.classes(which), self.recipe.data.num_classes, self.palette)
 
     def overlay(self, which: str) -> Picture:
         """An output's coloured label map laid over the colour picture, or the first input without one."""
         modalities = self.recipe.data.modalities
         shown = modalities.index("rgb") if "rgb" in modalities else 0
         picture = show_input(self.images[shown].numpy(), modalities[shown])
-        return overlay(picture, colour(self.classes(which), self.recipe.data.num_classes))
+        return overlay(picture, self.colored(which))
 
     def thumbnails(self) -> dict[str, Picture]:
         """Small pictures of every ``input <modality>`` and of every output's coloured label map."""
         data = self.recipe.data
-        pictures = scene_pictures(self.images, self.labels, data.modalities, data.num_classes)
+        pictures = scene_pictures(self.images, self.labels, data.modalities, data.num_classes, self.palette)
         return {name: thumbnail(picture) for name, picture in pictures.items()}
 
     def write(self, folder: Path, name: str, which: str) -> None:
         """Write an output's label map, coloured map and overlay below ``FOLDERS``, as ``<name>.png``."""
-        classes = self.classes(which)
-        write_picture(folder / LABELS / f"{name}.png", classes)
-        write_picture(folder / COLOURED / f"{name}.png", colour(classes, self.recipe.data.num_classes))
+        write_picture(folder / LABELS / f"{name}.png", self.classes(which))
+        write_picture(folder / COLOURED / f"{name}.png", self.colored(which))
         write_picture(folder / OVERLAYS / f"{name}.png", self.overlay(which))
 
 
@@ -117,7 +122,7 @@ def predict(trained: TrainedNetwork, files: Mapping[str, Path | Frame]) -> Predi
         DataError: as ``TrainedNetwork.read``.
     """
     images = trained.read(**files)
-    return Prediction(trained.recipe, images.cpu(), trained.label(images))
+    return Prediction(trained.recipe, images.cpu(), trained.label(images), trained.palette)
 
 
 def check_depth_unit(trained: TrainedNetwork, depth: Frames | None, scaled: bool) -> None:
@@ -152,7 +157,7 @@ def _predict_scenes(
         if index in chosen:
             shown[name] = prediction.thumbnails()
     if shown:
-        write_picture(output / "sheet.png", contact_sheet(shown, trained.class_names))
+        write_picture(output / "sheet.png", contact_sheet(shown, trained.class_names, trained.palette))
 
 
 def _predict_video(trained: TrainedNetwork, sources: Mapping[str, Frames], output: Path, which: str) -> str:

@@ -7,9 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from models.data.modalities import FLOORS
 from models.encoders.variants import Variant
-from models.training.config import setting
+from models.training.config import recorded, setting
 from models.training.settings import RunSettings, Stage, UpdateSettings, require, require_at_least
+
+OF_LAYOUT = (
+    "depth_scale",
+    "bit_shift",
+    "camera",
+    "label_offset",
+)  # what settings say of files, as layouts do
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,8 @@ class DataSettings:
     camera: tuple[float, ...] = setting(
         (), "fx,fy,cx,cy of the depth images in pixels, for hha and normals; none: the layout's"
     )
+    hha_floor: int = setting(38, "what computed HHA has for floors: 38; 218 is upside down, as it once was")
+    given: tuple[str, ...] = recorded()
     batch_size: int = setting(6, "images a step, of all processes together")
     shorter_side: int = setting(350, "length in pixels that the shorter side gets before the random scale")
     scale_of: Literal["shorter_side", "image"] = setting(
@@ -46,6 +56,7 @@ class DataSettings:
     def __post_init__(self) -> None:
         require(len(self.modalities) > 0, "modalities must name at least one")
         require(len(set(self.modalities)) == len(self.modalities), "modalities must not repeat one")
+        require(self.hha_floor in FLOORS, f"hha_floor must be 38 or 218, got {self.hha_floor}")
         require_at_least(2, self, "num_classes")
         require_at_least(1, self, "batch_size", "shorter_side")
         require_at_least(32, self, "crop")

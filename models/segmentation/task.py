@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from cen_ext import synchronise_statistics
 from models.data import Batch
 from models.data.loading import on_device
-from models.pictures import beside
+from models.pictures import Picture, beside
 from models.segmentation.build import (
     build_network,
     build_train_loader,
@@ -27,6 +27,7 @@ from models.segmentation.load import describe
 from models.segmentation.losses import counted_pixels
 from models.segmentation.network import SegmentationNetwork
 from models.segmentation.objective import Objective
+from models.segmentation.overview import overview
 from models.segmentation.settings import OptimSettings, SegmentationRecipe, SegmentationStage
 from models.training import compilation, distributed
 from models.training.devices import device_of
@@ -62,9 +63,9 @@ class SegmentationTask:
         self.steps_per_epoch = self.loader.steps_per_epoch
         self.images_per_step = recipe.data.batch_size
         self.validation = open_split(recipe.data, "val")
-        for dataset in (open_split(recipe.data, "train"), self.validation):
-            if len(dataset):
-                dataset[0]  # a scale or camera that is missing or does not fit is said before work starts
+        train = open_split(recipe.data, "train")
+        self.overview = overview(recipe.data, (train, self.validation))
+        self.palette = train.palette
         self.net = build_network(recipe)
         self.net.to(self.device).train()
         channels_last = recipe.run.channels_last is not False
@@ -84,7 +85,7 @@ class SegmentationTask:
         return notes
 
     def describe(self) -> dict[str, Any]:
-        return describe(self.validation.reader, self.validation.class_names)
+        return describe(self.validation.reader, self.validation.class_names, self.palette)
 
     def start_stage(self, index: int, begin: int) -> None:
         stage, settings = self.stages[index], self.recipe.optim
@@ -156,8 +157,11 @@ class SegmentationTask:
         record_exchange(self.net, self.recipe.data.modalities, board, step)
         for name, weight in zip(self.recipe.data.modalities, self.net.branch_weights(), strict=False):
             board.add_scalar(f"alpha/{name}", weight, step)
-        for name, pictures in example_pictures(self.evaluated, self.validation, self.recipe).items():
+        for name, pictures in self._examples().items():
             board.add_image(f"examples/{name}", beside(list(pictures.values())), step, dataformats="HWC")
+
+    def _examples(self) -> dict[str, dict[str, Picture]]:
+        return example_pictures(self.evaluated, self.validation, self.recipe, colors=self.palette)
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"net": self.net.state_dict()}

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import cen_ext
-from models.data.inputs import differing_inputs, input_from_plain
+from models.data.inputs import differing_inputs, input_from_plain, upgrade
 from models.encoders.weights import misfits
 from models.messages import first_line
 from models.training import config, registry
@@ -134,7 +134,7 @@ def load(path: Path, prefer: str = LAST) -> tuple[Path, dict[str, Any]]:
         raise UsageError(
             f"checkpoint: {path} was not written by `python -m models train`, or by another version; {_HINT}"
         )
-    return path, contents
+    return path, upgrade(contents)
 
 
 def _is_of_run(folder: Path) -> bool:

@@ -26,6 +26,11 @@ def setting(default: Any, help: str, *, free: bool = False) -> Any:
     return dataclasses.field(default=default, metadata={"help": help, "free": free})
 
 
+def recorded() -> Any:
+    """A field for the names of the fields beside it that ``override`` has set; itself it cannot be set."""
+    return dataclasses.field(default=(), compare=False, metadata={"recorded": True})
+
+
 def override(config: C, assignments: Sequence[str]) -> C:
     """The settings with ``path.to.field=value`` assignments applied, left to right.
 
@@ -46,7 +51,11 @@ def override(config: C, assignments: Sequence[str]) -> C:
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Every value by its dotted path; of other dataclasses, mappings are groups as well."""
     if dataclasses.is_dataclass(config):
-        children = [(field.name, getattr(config, field.name)) for field in dataclasses.fields(config)]
+        children = [
+            (field.name, getattr(config, field.name))
+            for field in dataclasses.fields(config)
+            if not field.metadata.get("recorded")
+        ]
     elif _is_group(config):
         children = [(str(index), item) for index, item in enumerate(config)]
     elif isinstance(config, Mapping):
@@ -174,7 +183,8 @@ def _assign(config: Any, path: list[str], text: str, full: str, paths: list[str]
         if not 0 <= index < len(config) or not rest:
             raise _unknown(full, paths)
         return (*config[:index], _assign(config[index], rest, text, full, paths), *config[index + 1 :])
-    if name not in (field.name for field in dataclasses.fields(config)):
+    known = (field.name for field in dataclasses.fields(config) if not field.metadata.get("recorded"))
+    if name not in known:
         raise _unknown(full, paths)
     value = getattr(config, name)
     if (dataclasses.is_dataclass(value) or _is_group(value)) != bool(rest):
@@ -185,8 +195,12 @@ def _assign(config: Any, path: list[str], text: str, full: str, paths: list[str]
         new = parse(text, get_type_hints(type(config))[name])
     except ValueError as error:
         raise UsageError(f"{full}={text}: expected {error}") from None
+    changes = {name: new}
+    for field in dataclasses.fields(config):
+        if field.metadata.get("recorded"):
+            changes[field.name] = tuple(dict.fromkeys((*getattr(config, field.name), name)))
     try:
-        return dataclasses.replace(config, **{name: new})
+        return dataclasses.replace(config, **changes)
     except ValueError as error:  # the settings' own check, which begins with the field's name
         raise UsageError(f"{full.removesuffix(name)}{error}") from None
 

@@ -24,6 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from models.data.images import DataError
+from models.data.survey import Overview
 from models.training import checkpoint, distributed
 from models.training.errors import UsageError
 from models.training.interrupt import Interrupt
@@ -39,12 +40,14 @@ class Task(Protocol):
 
     Attributes:
         shown: the losses that a terminal has room for.
+        overview: what the data sets hold, and what of it looks wrong.
         best_metric: the name of the metric that ``score`` looks at.
     """
 
     steps_per_epoch: int
     images_per_step: int
     stages: Sequence[Stage]
+    overview: Overview
 
     @property
     def shown(self) -> Sequence[str]: ...

@@ -29,6 +29,9 @@ class System(Protocol):
     def import_released(self, released: Path, name: str, overrides: Sequence[str], output: Path) -> Any:
         """Make a network's file of one that the paper's authors released, by the recipe of that name."""
 
+    def show_data(self, recipe: Any, output: Path, /) -> Any:
+        """Print what the recipe's data sets hold, and write a contact sheet of augmented training samples."""
+
     def predict(
         self,
         checkpoint: Path,

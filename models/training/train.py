@@ -60,6 +60,10 @@ def _train(name: str, overrides: Sequence[str], resume: Path | bool) -> int:
     folder.make()  # only now: mistakes in the settings leave no folder behind
     with logging_to(output / "log.txt"), interrupt:
         log.info("%s in %s", name, output)
+        for line in task.overview.lines:
+            log.info(line)
+        for warning in task.overview.warnings:
+            log.warning("warning: %s", warning)
         for note in notes:
             log.warning(note)
         if resumed:

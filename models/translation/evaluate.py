@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from models.translation.fid import feature_scores
 from models.translation.inference import translate, translate_views, translating
 from models.translation.load import load
 from models.translation.metrics import TranslationMetrics, table
+from models.translation.overview import overview
 from models.translation.pictures import view_pictures
 from models.translation.settings import TranslationRecipe
 from models.translation.unet import UNet
@@ -168,6 +170,7 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | Non
     views = chosen_views(dataset := open_split(recipe.data, "val"), recipe)
     check_scores(recipe, len(views))
     file = writable((output or path.parent) / f"evaluation_{path.stem}.json", "--output")
+    overview({"val": dataset}).show(sys.stderr)
     seen = Subset(dataset, views)
     constant: Tensor | None = None
     baseline = "mean target of the training views"

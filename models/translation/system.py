@@ -3,9 +3,10 @@
 from models.translation.evaluate import evaluate_checkpoint as evaluate
 from models.translation.importing import import_released
 from models.translation.load import load
+from models.translation.overview import show_data
 from models.translation.predict import predict_files as predict
 from models.translation.task import TranslationTask
 
 task = TranslationTask
 
-__all__ = ["evaluate", "import_released", "load", "predict", "task"]
+__all__ = ["evaluate", "import_released", "load", "predict", "show_data", "task"]

@@ -25,6 +25,7 @@ from models.translation.build import (
 )
 from models.translation.evaluate import check_scores, chosen_views, evaluate, example_pictures
 from models.translation.load import describe
+from models.translation.overview import overview
 from models.translation.settings import TranslationRecipe, TranslationStage
 from models.translation.start import load_start
 from models.translation.unet import UNet
@@ -55,9 +56,7 @@ class TranslationTask:
         self.steps_per_epoch = self.loader.steps_per_epoch
         self.images_per_step = recipe.data.batch_size
         self.validation = open_split(recipe.data, "val")
-        for views in (open_split(recipe.data, "train"), self.validation):
-            if len(views):
-                views[0]  # what its domain does not store, or is of another size, is said before work starts
+        self.overview = overview({"train": open_split(recipe.data, "train"), "val": self.validation})
         self.views = chosen_views(self.validation, recipe)
         check_scores(recipe, len(self.views))
         generator, discriminator = build_generator(recipe), build_discriminator(recipe)

@@ -1,0 +1,105 @@
+"""What a recipe's data sets hold, for the start of a training or evaluation and for the data command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.data import Layout, SegmentationSet, find_layout
+from models.data.layouts import CAMERA
+from models.data.survey import Overview, check, shared_scenes, survey
+from models.pictures import Picture, write_picture
+from models.segmentation.build import build_train_loader, open_split, precedence
+from models.segmentation.pictures import contact_sheet, scene_pictures
+from models.segmentation.settings import DataSettings, SegmentationRecipe
+from models.training.config import show
+from models.training.errors import UsageError, data_root, writable
+
+_SHOWN = ("depth_scale", "bit_shift", "camera", "label_offset")
+
+
+def overview(settings: DataSettings, datasets: Sequence[SegmentationSet]) -> Overview:
+    """What the sets of a recipe hold, and what of it looks wrong.
+
+    Args:
+        settings: the recipe's.
+        datasets: one, or that of training and that of validation.
+
+    Raises:
+        DataError: a file is broken or not what the layout says; nothing is labeled.
+        UsageError: a modality whose kind nobody tells looks like another one in validation.
+    """
+    layout = datasets[0].layout
+    values = ", ".join(f"{name} {_text(layout, name)}" for name in _SHOWN)
+    _, notes = precedence(settings, find_layout(data_root(settings.root), settings.layout))
+    lines, warnings = [f"{datasets[0].root}: layout {layout.name}, {values}", *notes], []
+    for dataset in datasets:
+        found = survey(dataset)
+        lines += found.lines()
+        warnings += check(dataset, found)
+    if len(datasets) > 1:
+        _check_kinds(*datasets)
+        first = next(name for name in datasets[0].reader.files() if name != CAMERA)
+        warnings += shared_scenes(*([scene[first] for scene in dataset.scenes] for dataset in datasets))
+    return Overview(lines, warnings)
+
+
+def _check_kinds(train: SegmentationSet, val: SegmentationSet) -> None:
+    """Refuse a modality that files without a told kind show as one in training and another in validation.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for name in train.guessed_kinds:
+        kinds = [dataset.layout.modality(name).kind for dataset in (train, val)]
+        if kinds[0] != kinds[1]:
+            raise UsageError(
+                f"data.root: {name} looks like {kinds[0]} in training and {kinds[1]} in validation: give its"
+                " kind in layout.json"
+            )
+
+
+def show_data(recipe: SegmentationRecipe, output: Path) -> None:
+    """The data command: print what the sets hold; write a contact sheet of augmented training samples.
+
+    Args:
+        recipe: whose data it is; ``eval.sheet`` says how many samples.
+        output: the sheet, a PNG.
+
+    Raises:
+        UsageError, DataError: as ``open_split``; a file is broken; the sheet cannot be written.
+    """
+    train, val = (open_split(recipe.data, split) for split in ("train", "val"))
+    writable(output, "--output")
+    overview(recipe.data, (train, val)).show()
+    samples = augmented(recipe, recipe.eval.sheet, train.palette)
+    if samples:
+        write_picture(output, contact_sheet(samples, train.class_names, train.palette))
+        print(f"written: {output}, {len(samples)} augmented samples")
+
+
+def augmented(
+    recipe: SegmentationRecipe, count: int, palette: NDArray[np.uint8] | None
+) -> dict[str, dict[str, Picture]]:
+    """Samples as training sees them in its first steps: every ``input <modality>``, and the ``target``."""
+    data = recipe.data
+    pictures: dict[str, dict[str, Picture]] = {}
+    loader = build_train_loader(replace(recipe, run=replace(recipe.run, workers=0)))
+    for batch in loader:
+        inputs = batch.images.unflatten(0, (len(data.modalities), -1)).transpose(0, 1)
+        for name, images, target in zip(batch.names, inputs, batch.target, strict=True):
+            if len(pictures) == count:
+                return pictures
+            pictures[name] = scene_pictures(
+                images, {"target": target}, data.modalities, data.num_classes, palette
+            )
+    return pictures
+
+
+def _text(layout: Layout, name: str) -> str:
+    value = getattr(layout, name)
+    return show(tuple(value[:4]) if name == "camera" and value else value)
