@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.data.classes import MERGES, class_names
+from models.data.contradictions import first_look
 from models.data.files import find_samples
 from models.data.images import DepthScale, classes_of, read_label_values
 from models.data.layout_file import find_layout
 from models.data.layouts import LABELS, SPLITS
 from models.data.modalities import Reader, configured, with_kinds
-from models.data.survey import first_look
 
 _PALETTE_SUFFIXES = frozenset({".png", ".bmp", ".tif", ".tiff"})
 

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.data.archives import prepare, write_image
+from models.data.contradictions import contradictions, shared_scenes
 from models.data.files import Entry, find_samples
 from models.data.geometry import Array, Camera, plane_normals, surface_planes, without_steps
 from models.data.images import DataError, kind_of, read_stored, size_of
@@ -29,7 +30,7 @@ from models.data.layouts import CAMERA, SPLITS, Layout
 from models.data.modalities import Reader, configured, middle
 from models.data.scenes import camera as room_camera
 from models.data.scenes import view
-from models.data.survey import SCENES, Overview, Survey, add_files, contradictions, shared_scenes, spread
+from models.data.survey import SCENES, Overview, Survey, add_files, spread
 from models.data.synthetic import check_parameters
 from models.data.taskonomy import DEPTH_UNITS, MISSING_DEPTH, PLACEHOLDER, file_of
 

@@ -246,7 +246,7 @@ def with_kinds(layout: Layout, scenes: Sequence[Mapping[str, Path]], modalities:
             step = max(1, len(scenes) // _SCENES_FOR_KIND)
             files = [scene[name] for scene in scenes[::step][:_SCENES_FOR_KIND]]
             stored = [_picked(path, read_stored(path), modality.channels) for path in files]
-            colored = any(image.ndim == 3 and not is_gray(image) for image in stored)
+            colored = any(image.ndim == 3 and image.shape[2] == 3 and not is_gray(image) for image in stored)
             told[name] = replace(modality, kind="color" if colored else "intensity")
     return replace(layout, modalities=told)
 

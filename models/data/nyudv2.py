@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from models.data.archives import existing_file, load_mat, open_hdf5, prepare, write_image
 from models.data.classes import NYU40
+from models.data.contradictions import contradictions
 from models.data.images import DataError, Frame, depth_image
 from models.data.layouts import LAYOUTS
 from models.data.modalities import File
-from models.data.survey import SCENES, Overview, Survey, contradictions, spread
+from models.data.survey import SCENES, Overview, Survey, spread
 
 _SCALE = 5000  # stored units a metre, the layout's
 _VOID = 255

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from models.data.archives import existing_file, load_mat, open_hdf5, prepare, write_bytes, write_image
 from models.data.classes import SUN37
+from models.data.contradictions import contradictions
 from models.data.images import DataError, depth_image
 from models.data.layout_file import LAYOUT_FILE
 from models.data.layouts import LAYOUTS
 from models.data.modalities import File
 from models.data.stored import decode
-from models.data.survey import SCENES, Overview, Survey, contradictions, spread
+from models.data.survey import SCENES, Overview, Survey, spread
 
 _LAYOUT = LAYOUTS["sun_handa"]
 _SCALE, _BIT_SHIFT = 1000.0, 3  # of the release's depth

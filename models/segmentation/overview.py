@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.data import Layout, SegmentationSet, find_layout
+from models.data.contradictions import check, shared_scenes
 from models.data.layouts import CAMERA
-from models.data.survey import Overview, check, shared_scenes, survey
+from models.data.survey import Overview, survey
 from models.pictures import Picture, write_picture
 from models.segmentation.build import build_train_loader, open_split, precedence
 from models.segmentation.pictures import contact_sheet, scene_pictures

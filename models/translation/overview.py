@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from models.data import TranslationSet
+from models.data.contradictions import shared_scenes
 from models.data.images import read_stored
 from models.data.layouts import SPLITS
 from models.data.modalities import File
-from models.data.survey import SCENES, Overview, Survey, shared_scenes, spread
+from models.data.survey import SCENES, Overview, Survey, spread
 from models.data.taskonomy import MISSING_DEPTH
 from models.pictures import Picture, contact_sheet, write_picture
 from models.training.errors import writable
