@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.data import Layout, SegmentationSet, find_layout
+from models.data import DataError, Layout, SegmentationSet, find_layout
 from models.data.contradictions import check, shared_scenes
 from models.data.layouts import CAMERA
 from models.data.survey import Overview, survey
@@ -28,7 +28,7 @@ def overview(settings: DataSettings, datasets: Sequence[SegmentationSet]) -> Ove
 
     Args:
         settings: the recipe's.
-        datasets: one, or that of training and that of validation.
+        datasets: that of training and that of validation, or the latter alone.
 
     Raises:
         DataError: a file is broken or not what the layout says; nothing is labeled.
@@ -44,9 +44,19 @@ def overview(settings: DataSettings, datasets: Sequence[SegmentationSet]) -> Ove
         warnings += check(dataset, found)
     if len(datasets) > 1:
         _check_kinds(*datasets)
-        first = next(name for name in datasets[0].reader.files() if name != CAMERA)
-        warnings += shared_scenes(*([scene[first] for scene in dataset.scenes] for dataset in datasets))
+    train, val = datasets if len(datasets) > 1 else (_training_set(settings), datasets[0])
+    if train is not None:
+        first = next(name for name in val.reader.files() if name != CAMERA)
+        warnings += shared_scenes(*([scene[first] for scene in each.scenes] for each in (train, val)))
     return Overview(lines, warnings)
+
+
+def _training_set(settings: DataSettings) -> SegmentationSet | None:
+    """The training scenes, where they lie beside those to evaluate on."""
+    try:
+        return open_split(settings, "train")
+    except DataError:
+        return None
 
 
 def _check_kinds(train: SegmentationSet, val: SegmentationSet) -> None:
