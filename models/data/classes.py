@@ -94,9 +94,11 @@ def class_names(root: Path | None, num_classes: int, names: tuple[str, ...] = ()
     """
     path = None if root is None else root / NAMES_FILE
     if path is not None and path.is_file():
-        found = tuple(
-            line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()
-        )
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: cannot be read as a list of names ({error})") from error
+        found = tuple(line.strip() for line in lines if line.strip())
         if len(found) != num_classes:
             raise DataError(f"{path}: {len(found)} names for num_classes={num_classes}")
         return found

@@ -88,8 +88,8 @@ class Folders:
             DataError: several images differ in the suffix only.
         """
         if not path.name.endswith(_ANY):
-            return path if path.is_file() else self._as_spelled(path)
-        folder = path.parent if path.parent.is_dir() else self._as_spelled(path.parent)
+            return path if path.is_file() else self.spelled(path)
+        folder = path.parent if path.parent.is_dir() else self.spelled(path.parent)
         if folder not in self._by_stem:
             names = self._by_stem[folder] = defaultdict(list)
             for name in visible(_names(folder)):
@@ -101,11 +101,11 @@ class Folders:
             raise DataError(f"{folder}: {' and '.join(names)} differ in the suffix only")
         return found[0]
 
-    def _as_spelled(self, path: Path) -> Path:
+    def spelled(self, path: Path) -> Path:
         """The path with each of its parts as the folder above has it."""
         if path.exists() or path.parent == path:
             return path
-        folder = self._as_spelled(path.parent)
+        folder = self.spelled(path.parent)
         if folder not in self._spelled:
             self._spelled[folder] = {composed(name): folder / name for name in _names(folder)}
         return self._spelled[folder].get(composed(path.name), path)
@@ -218,7 +218,7 @@ def _parallel_lists(layout: Layout, root: Path, split: str, kinds: Sequence[str]
 def _names_in_folder(layout: Layout, root: Path, split: str) -> list[str]:
     """The names of the samples whose file of the first kind is there, in order."""
     kind = next(iter(layout.files))
-    folder = root / layout.folder(kind, split)
+    folder = Folders().spelled(root / layout.folder(kind, split))
     pattern = re.escape(layout.files[kind].replace("{split}", layout.split(split)))
     place = re.escape("{name}")
     pattern = pattern.replace(place, "(?P<name>.+)", 1).replace(place, "(?P=name)")
@@ -229,7 +229,8 @@ def _names_in_folder(layout: Layout, root: Path, split: str) -> list[str]:
     files = (
         (place / name).relative_to(root).as_posix() for place, _, those in walk(folder) for name in those
     )
-    names = sorted(match["name"] for match in (re.fullmatch(pattern, file) for file in files) if match)
+    matches = (re.fullmatch(composed(pattern), composed(file)) for file in files)
+    names = sorted(match["name"] for match in matches if match)
     if not names:
         raise DataError(f"{folder}: no file there is named like {layout.files[kind]}")
     return names

@@ -132,14 +132,21 @@ def _is_depth(path: Source, stored: NDArray[Any], depth_scale: DepthScale) -> bo
 def _absent(stored: NDArray[Any], missing: Sequence[float]) -> NDArray[np.bool_]:
     """Where depth was not measured: sensors write 0, some the largest value, floating point NaN or less."""
     if stored.dtype.kind == "f":
-        absent = ~(np.isfinite(stored) & (stored > 0))
+        with np.errstate(over="ignore"):
+            absent = ~(np.isfinite(stored.astype(np.float32)) & (stored > 0))
     else:
         absent = stored <= 0
         if stored.itemsize > 1:
             absent |= stored == np.iinfo(stored.dtype).max
-    for value in missing:
-        absent |= stored == value
-    return absent
+    return absent | is_any_of(stored, missing)
+
+
+def is_any_of(stored: NDArray[Any], values: Sequence[float]) -> NDArray[np.bool_]:
+    """Where stored values, of their own precision, are one of ``values``."""
+    found = np.zeros(stored.shape, bool)
+    for value in values:
+        found |= stored == value  # unlike np.isin, which compares 32 bits with 64
+    return found
 
 
 def read_disparity(path: Source) -> Image:
@@ -184,7 +191,7 @@ def intensity_image(
     """
     if stored.ndim == 3:
         stored = _one_channel(path, stored, "intensity")
-    absent = np.isin(stored, list(missing)) if missing else np.zeros(stored.shape, bool)
+    absent = is_any_of(stored, missing)
     if stored.dtype.kind == "f":
         absent |= ~np.isfinite(stored)
     if limits is None:

@@ -10,7 +10,7 @@ from typing import Any
 from models.data.geometry import Camera
 from models.data.images import IMAGENET_MEAN, IMAGENET_STD
 from models.data.kinds import Modality
-from models.data.layouts import Layout
+from models.data.layouts import LAYOUTS, Layout
 from models.data.modalities import FLOORS, Reader
 
 
@@ -106,14 +106,19 @@ def input_from_plain(plain: Mapping[str, Any]) -> InputSpec:
 def upgrade(contents: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint's contents as this version writes them.
 
-    Early runs had settings go before ``layout.json`` in any case, and computed HHA with its third channel
-    upside down, which networks that were trained on it need to this day.
+    Early runs had settings go before ``layout.json`` in any case, a depth scale that nobody gave, and
+    computed HHA with its third channel upside down, which networks trained on it need to this day.
     """
     data = contents.get("config", {}).get("data", {})
     if "layout" not in contents or "hha_floor" in data:
         return contents
-    data = {**data, "given": [name for name in data if data[name]], "hha_floor": FLOORS[0]}
+    given = [name for name, value in data.items() if value is not None and value != []]
+    data = {**data, "given": given, "hha_floor": FLOORS[0]}
     layout, inputs = contents["layout"], contents["inputs"]
+    if layout["name"] in LAYOUTS:
+        layout = {**layout, "crop_to_labels": LAYOUTS[layout["name"]].crop_to_labels}
+    elif data["depth_scale"] is None:  # own layouts had one by default
+        data["depth_scale"] = layout["depth_scale"]
     if "hha" in data["modalities"] and "hha" not in layout["files"]:
         data["hha_floor"] = FLOORS[1]
         layout = {**layout, "hha_floor": FLOORS[1]}

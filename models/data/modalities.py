@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from models.data.images import (
     depth_image,
     disparity_image,
     intensity_image,
+    is_any_of,
     is_gray,
     is_metric,
     normals_image,
@@ -42,6 +44,7 @@ FLOORS = (38, 218)  # what HHA's third channel may be on floors: Gupta et al.'s,
 # Disparity in pixels that counts as 1 where a stereo camera measured it, so that inputs are of that order.
 _PIXELS = 64.0
 _SCENES_FOR_KIND = 4
+_LIKE_A_CROP = 0.8  # of a side: the paper's archive keeps 0.875 and 0.885 of them
 
 
 class File(NamedTuple):
@@ -110,7 +113,9 @@ class Reader:
 
     def _kind(self, name: str) -> str | None:
         modality = self.layout.modality(name)
-        has_holes = bool(modality.missing) or modality.range is not None
+        # Without a range 0 is measured, unless it is said to be missing.
+        low, high = modality.range or (0, 0)
+        has_holes = bool(modality.missing) or not min(low, high) <= 0 <= max(low, high)
         return SPARSE if is_mixed(modality.kind) and has_holes else modality.kind
 
     def _computed(self, modality: str) -> bool:
@@ -166,7 +171,10 @@ class Reader:
         """
         layout, modality = self.layout, self.layout.modality(name)
         if modality.kind == "categorical":
-            stored = read_label_values(path).values
+            # Several channels have no palette whose indices could be lost.
+            several = bool(modality.channels)
+            stored = read_stored(path) if several else read_label_values(path).values
+            stored = _picked(path, stored, modality.channels)
             return File(stored, intensity_image(path, stored, modality.range, modality.missing))
         stored = _picked(path, read_stored(path), modality.channels)
         if modality.kind == "disparity":
@@ -181,7 +189,8 @@ class Reader:
         else:
             image = color_image(path, stored, gray=kind_by_name(name) is None)
         if modality.missing:
-            image[np.isin(stored, modality.missing).reshape(*stored.shape[:2], -1).all(axis=-1)] = 0
+            absent = is_any_of(stored, modality.missing)
+            image[absent.reshape(*stored.shape[:2], -1).all(axis=-1)] = 0
         return File(stored, image)
 
     def _compute(self, modality: str, files: Mapping[str, File], paths: Mapping[str, Path | Frame]) -> Image:
@@ -358,6 +367,13 @@ def _middle(
         raise DataError(
             f"{reference} is {size[1]}x{size[0]}, but {path} is {size_of(image)}: a copy of fewer pixels,"
             " and not its middle; resize one of them"
+        )
+    share = max(size[0] / height, size[1] / width)
+    if share < _LIKE_A_CROP:
+        warnings.warn(
+            f"label maps of {size[1]}x{size[0]} are taken for the middle of images of {size_of(image)}: where"
+            " they are smaller copies, resize one of them",
+            stacklevel=2,
         )
     return middle(image, *size)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import cv2
 import numpy as np
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 _ORIENTATION, _BITS_PER_SAMPLE = 0x0112, 0x0102  # tags of TIFF and EXIF
-_PNG, _JPEG, _TIFF = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", (b"II*\0", b"MM\0*")
+_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
 _PNG_GRAY, _PNG_PALETTE = 0, 3  # color types
 _EXIF_WITHIN = 1 << 18  # bytes; in JPEG it is one of the first segments, each of at most 2**16
 
@@ -95,7 +97,7 @@ def read_label_values(path: Path | Frame) -> LabelValues:
                 f"{path}: labels in {lossy}, which changes classes along edges; save them as PNG from the"
                 " source"
             )
-        found = _indices(data, decode(path, data))
+        found = _indices(path, data)
     values = found.values
     if values.dtype.kind == "b":
         found = found._replace(values=values.astype(np.uint8))
@@ -124,12 +126,7 @@ def decode(path: Path, data: bytes) -> NDArray[Any]:
         raise DataError(f"{path}: cannot be decoded ({error.err})") from error
     if image is None:
         raise DataError(f"{path}: broken or truncated image, or none at all ({len(data)} bytes)")
-    # To turn this file alone would part it from the depth and labels of its scene, which have no such note.
-    if (orientation := _orientation(data)) != 1:
-        raise DataError(
-            f"{path}: its EXIF data asks viewers to turn or mirror it (orientation {orientation}); turn the"
-            " pixels of all files of a scene alike and remove the tag"
-        )
+    _check_orientation(path, data)
     if image.ndim == 2:
         return image
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
@@ -137,10 +134,13 @@ def decode(path: Path, data: bytes) -> NDArray[Any]:
 
 def _load(path: Path) -> NDArray[Any]:
     try:
-        return np.asarray(np.load(path, allow_pickle=False))
+        array = np.load(path, allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("an archive of several")
+        return array
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, BadZipFile) as error:
         raise DataError(f"{path}: broken or truncated array ({error})") from error
 
 
@@ -153,7 +153,16 @@ def _as_image(path: Path | Frame, array: NDArray[Any]) -> NDArray[Any]:
             f"{path}: expected an array [height, width] or [height, width, channels] of numbers, found"
             f" {array.dtype} {list(array.shape)}"
         )
-    return array
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _check_orientation(path: Path, data: bytes) -> None:
+    """Refuse a file that is to be turned: doing so would part it from the others of its scene."""
+    if (orientation := _orientation(data)) != 1:
+        raise DataError(
+            f"{path}: its EXIF data asks viewers to turn or mirror it (orientation {orientation}); turn the"
+            " pixels of all files of a scene alike and remove the tag"
+        )
 
 
 def _orientation(data: bytes) -> int:
@@ -175,25 +184,33 @@ def _lossy_format(data: bytes) -> str:
         return "JPEG"
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP" and b"VP8L" not in data:
         return "lossy WebP"
+    if data.startswith(_TIFF):
+        try:
+            compression = Image.open(io.BytesIO(data)).info.get("compression")
+        except (OSError, SyntaxError, ValueError):  # what is no TIFF after all is said where it is decoded
+            return ""
+        return "JPEG within TIFF" if compression in ("jpeg", "tiff_jpeg") else ""
     return ""
 
 
-def _indices(data: bytes, decoded: NDArray[Any]) -> LabelValues:
-    """The stored numbers of a file that has been decoded: which it was whole for."""
-    if data.startswith(_PNG):
-        depth, color_type = data[24], data[25]
-        if color_type == _PNG_PALETTE:
-            return _with_palette(data)
-        return LabelValues(_unstretched(decoded, depth) if color_type == _PNG_GRAY else decoded)
+def _indices(path: Path, data: bytes) -> LabelValues:
     if data.startswith((b"BM", *_TIFF)):
         try:
-            return _with_palette(data)
+            found = _with_pillow(data)
         except (OSError, ValueError, SyntaxError):  # kinds that OpenCV knows and Pillow does not
-            pass
+            return LabelValues(decode(path, data))
+        _check_orientation(path, data)
+        return found
+    decoded = decode(path, data)  # for PNG as well: Pillow does not check all sums of what it reads
+    if data.startswith(_PNG):
+        bits, color_type = data[24], data[25]
+        if color_type == _PNG_PALETTE:
+            return _with_pillow(data)
+        return LabelValues(_unstretched(decoded, bits) if color_type == _PNG_GRAY else decoded)
     return LabelValues(decoded)
 
 
-def _with_palette(data: bytes) -> LabelValues:
+def _with_pillow(data: bytes) -> LabelValues:
     with Image.open(io.BytesIO(data)) as image:
         if image.mode == "P":
             colors = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)

@@ -71,7 +71,7 @@ class Values:
         if known.any():
             values = stored[known]
             self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
-            if is_depth:
+            if is_depth and stored.ndim == 2:
                 self.stored.update(_thinned(values).tolist())
             if is_depth and file.metric:
                 metres = image[known][:, 0]
