@@ -113,17 +113,16 @@ def precedence(settings: DataSettings, layout: Layout) -> tuple[dict[str, Any], 
     values, notes = {}, []
     for name in OF_LAYOUT:
         value, theirs = getattr(settings, name), getattr(layout, name)
+        if name == "camera" and theirs is not None:
+            theirs = tuple(theirs[:4])
         if value is None or value == ():
             continue
         given, stated = name in settings.given, name in layout.stated
         if given or not stated:
             values[name] = value
-        ours, others = (
-            config.show(value),
-            config.show(tuple(theirs[:4]) if name == "camera" and theirs else theirs),
-        )
-        if ours == others:
+        if value == theirs:
             continue
+        ours, others = config.show(value), config.show(theirs)
         if stated and not given:
             notes.append(f"data.{name}: {others} of layout.json goes before the recipe's {ours}")
         elif stated or not given:
