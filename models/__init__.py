@@ -1,7 +1,7 @@
 """Networks that exchange channels between modalities, their data and their training."""
 
-from models.encoders import Variant
-from models.released import load_released
+from models.networks.encoders import Variant
+from models.networks.released import load_released
 from models.segmentation import PSPNet, RefineNet, SegmentationOutput, pspnet, refinenet
 from models.trained import load
 from models.translation import PatchGAN, TranslationOutput, UNet, patchgan, unet

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from cen_ext import ExchangeBatchNorm2d, exchanging_layers
-from models.encoders import RESNETS, ExchangeResNet, load_imagenet
+from models.networks.encoders import RESNETS, ExchangeResNet, load_imagenet
 
 # Parameters of torchvision's networks without their classifier.
 TORCHVISION_PARAMETERS = {

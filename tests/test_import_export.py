@@ -20,12 +20,12 @@ from torch import Tensor
 import models
 from models.__main__ import main
 from models.data import NYU40, SYNTHETIC_CLASSES, prepare_synthetic
+from models.networks.released.segmentation import released_names
+from models.networks.segmentor import SegmentationNetwork
 from models.segmentation.build import build_network, open_split
 from models.segmentation.evaluate import evaluate
 from models.segmentation.importing import released_settings
 from models.segmentation.load import load
-from models.segmentation.network import SegmentationNetwork
-from models.segmentation.released import released_names
 from models.segmentation.settings import SegmentationRecipe
 from models.segmentation.task import SegmentationTask
 from models.training import checkpoint, config, registry
@@ -137,7 +137,7 @@ def test_imported_network_is_evaluated(
     assert found["metrics"] == expected.compute()
 
 
-@pytest.mark.parametrize("encoder", models.encoders.RESNETS)
+@pytest.mark.parametrize("encoder", models.networks.encoders.RESNETS)
 @pytest.mark.parametrize("modalities", [1, 3])
 def test_released_settings_are_read_off_the_tensors(encoder: str, modalities: int) -> None:
     with torch.device("meta"):

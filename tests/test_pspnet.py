@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import models
-from models.encoders import ExchangeResNet
-from models.segmentation.output import AuxiliaryOutput, SegmentationOutput
-from models.segmentation.pspnet import ConvNorm, PyramidHead
+from models.networks.decoders.pspnet import ConvNorm, PyramidHead
+from models.networks.encoders import ExchangeResNet
+from models.networks.outputs import AuxiliaryOutput, SegmentationOutput
 
 # Millions of parameters, 40 classes, with and without the auxiliary head: one modality and two.
 PARAMETERS = {

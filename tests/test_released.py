@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import models
-from models.segmentation.released import released_names
+from models.networks.released.segmentation import released_names
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "refinenet50.json").read_text())
 OUTPUTS = ("rgb", "depth", "ensemble")

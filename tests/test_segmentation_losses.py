@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from cen_ext import ExchangeBatchNorm2d
+from models.networks.outputs import AuxiliaryOutput, SegmentationOutput, with_ensemble
 from models.segmentation.cross_entropy import resized_cross_entropies
 from models.segmentation.losses import cross_entropies, segmentation_loss
-from models.segmentation.output import AuxiliaryOutput, SegmentationOutput, with_ensemble
 
 M, N, K = 2, 2, 3
 SIZE = (5, 7)

@@ -19,9 +19,9 @@ import models
 from cen_ext import exchanging_layers, synchronise_statistics
 from models.__main__ import main
 from models.data import Batch
-from models.encoders import ExchangePoint
+from models.networks.encoders import ExchangePoint
+from models.networks.released.segmentation import released_names
 from models.segmentation.objective import Objective
-from models.segmentation.released import released_names
 from models.segmentation.settings import LossSettings, SegmentationRecipe
 from models.training import checkpoint, compilation, distributed
 from models.training.errors import UsageError

@@ -21,12 +21,12 @@ from translation_runs import DOMAINS, SIZE, STEPS, command, prepare_views, tiny_
 
 import models
 from models.__main__ import main
+from models.networks.released.translation import released_names, unused_names
 from models.pictures import CELL
 from models.training import checkpoint
 from models.training.errors import UsageError
 from models.translation.build import build_generator
 from models.translation.evaluate import MEAN_IMAGE, evaluate_checkpoint
-from models.translation.released import released_names, unused_names
 from models.translation.start import load_start
 from models.translation.task import TranslationTask
 

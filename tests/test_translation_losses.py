@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.branches import weighted_ensemble
+from models.networks.branches import weighted_ensemble
 from models.translation import TranslationOutput, discriminator_loss, generator_loss
 from models.translation.losses import ADVERSARIAL
 

@@ -16,8 +16,8 @@ from networks import only_backend
 from torch import Tensor, nn
 
 import models
+from models.networks.released.translation import released_names, unused_names
 from models.translation import generator_loss, judge
-from models.translation.released import released_names, unused_names
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "unet.json").read_text())
 DOMAINS = ("shade", "texture")

@@ -16,13 +16,13 @@ import cen_ext
 import models
 from models.__main__ import main
 from models.data import prepare_synthetic
-from models.encoders import ExchangePoint, ExchangeResNet, PrivateConv2d, Variant, load_imagenet
-from models.encoders.ablations import Discard, FixedPortion, GatedSum, Sum
-from models.encoders.norms import MixingPoint
+from models.networks.encoders import ExchangePoint, ExchangeResNet, PrivateConv2d, Variant, load_imagenet
+from models.networks.encoders.ablations import Discard, FixedPortion, GatedSum, Sum
+from models.networks.encoders.norms import MixingPoint
+from models.networks.segmentor import SegmentationNetwork
 from models.segmentation.build import build_network
 from models.segmentation.load import load
 from models.segmentation.losses import scale_penalty
-from models.segmentation.network import SegmentationNetwork
 from models.segmentation.task import SegmentationTask
 from models.training import checkpoint, config, registry
 from models.training.errors import UsageError

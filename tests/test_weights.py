@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from models.data import IMAGENET_MEAN, IMAGENET_STD
-from models.encoders import ExchangeResNet, load_imagenet
-from models.encoders.weights import misfits, read_state_dict
+from models.networks.encoders import ExchangeResNet, load_imagenet
+from models.networks.encoders.weights import misfits, read_state_dict
 from models.segmentation import refinenet
 from models.segmentation.initial import load_weights
 from models.segmentation.settings import ModelSettings

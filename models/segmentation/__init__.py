@@ -1,9 +1,9 @@
 """Segmentation networks."""
 
-from models.segmentation.network import SegmentationNetwork
-from models.segmentation.output import AuxiliaryOutput, SegmentationOutput
-from models.segmentation.pspnet import PSPNet, pspnet
-from models.segmentation.refinenet import RefineNet, refinenet
+from models.networks.decoders.pspnet import PSPNet, pspnet
+from models.networks.decoders.refinenet import RefineNet, refinenet
+from models.networks.outputs import AuxiliaryOutput, SegmentationOutput
+from models.networks.segmentor import SegmentationNetwork
 
 __all__ = [
     "AuxiliaryOutput",

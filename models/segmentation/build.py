@@ -18,10 +18,10 @@ from models.data import (
     find_layout,
     train_loader,
 )
-from models.encoders import ExchangePoint
-from models.segmentation.network import SegmentationNetwork
-from models.segmentation.pspnet import pspnet
-from models.segmentation.refinenet import refinenet
+from models.networks.decoders.pspnet import pspnet
+from models.networks.decoders.refinenet import refinenet
+from models.networks.encoders import ExchangePoint
+from models.networks.segmentor import SegmentationNetwork
 from models.segmentation.settings import OF_LAYOUT, DataSettings, SegmentationRecipe
 from models.training import config, distributed
 from models.training.errors import UsageError, data_root

@@ -16,12 +16,12 @@ from tqdm import tqdm
 
 from models.data import DataError, Loader, eval_loader
 from models.data.loading import SampleSet
+from models.networks.segmentor import SegmentationNetwork
 from models.pictures import Picture, write_picture
 from models.segmentation.build import open_split, output_names
 from models.segmentation.inference import predict_labels
 from models.segmentation.load import load
 from models.segmentation.metrics import SegmentationMetrics, table
-from models.segmentation.network import SegmentationNetwork
 from models.segmentation.overview import overview
 from models.segmentation.pictures import contact_sheet, scene_pictures
 from models.segmentation.report import class_rows, class_table, write_class_csv

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from models.data import LAYOUTS
 from models.data.classes import class_names
-from models.encoders.resnet import RESNETS, Bottleneck
-from models.encoders.weights import read_state_dict
-from models.released import load_released
+from models.networks.encoders.resnet import RESNETS, Bottleneck
+from models.networks.encoders.weights import read_state_dict
+from models.networks.released import load_released
 from models.segmentation.build import build_network, build_reader
 from models.segmentation.load import describe
 from models.training import checkpoint, config, registry

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from models.data import IMAGENET_STD, differing_inputs, input_from_plain
-from models.encoders import load_imagenet
-from models.encoders.weights import misfits, some
+from models.networks.encoders import load_imagenet
+from models.networks.encoders.weights import misfits, some
+from models.networks.segmentor import SegmentationNetwork
 from models.segmentation.load import differing_names
-from models.segmentation.network import SegmentationNetwork
 from models.segmentation.settings import ModelSettings
 from models.training import checkpoint
 from models.training.errors import UsageError, existing

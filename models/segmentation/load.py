@@ -27,9 +27,9 @@ from models.data import (
 )
 from models.data.images import Frame
 from models.data.layouts import CAMERA
+from models.networks.segmentor import SegmentationNetwork
 from models.segmentation.build import build_network, build_reader, output_names
 from models.segmentation.inference import predict_labels
-from models.segmentation.network import SegmentationNetwork
 from models.segmentation.settings import SegmentationRecipe
 from models.sources import check_complete
 from models.training import checkpoint, config

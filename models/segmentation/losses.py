@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from cen_ext import replaced_channels, sparsity_penalty
-from models.encoders import ExchangePoint
+from models.networks.encoders import ExchangePoint
+from models.networks.outputs import AuxiliaryOutput, SegmentationOutput
 from models.segmentation.cross_entropy import resized_cross_entropies
-from models.segmentation.output import AuxiliaryOutput, SegmentationOutput
 
 
 class SegmentationLoss(NamedTuple):

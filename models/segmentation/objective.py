@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from cen_ext import recompute_outputs
+from models.networks.segmentor import SegmentationNetwork
 from models.segmentation.losses import SegmentationLoss, segmentation_loss
-from models.segmentation.network import SegmentationNetwork
 from models.segmentation.settings import SegmentationRecipe
 from models.training.precision import at_least_float32, autocast
 

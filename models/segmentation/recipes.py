@@ -1,7 +1,7 @@
 """The segmentation recipes.
 
 The rows of the paper's Table 1 and the ablations of its section 4.1 are overrides of any of them,
-``variant.<field>=value``: ``models.encoders.variants`` lists them.
+``variant.<field>=value``: ``models.networks.encoders.variants`` lists them.
 """
 
 from __future__ import annotations

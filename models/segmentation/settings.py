@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from models.data.modalities import FLOORS
-from models.encoders.variants import Variant
+from models.networks.encoders.variants import Variant
 from models.training.config import recorded, setting
 from models.training.settings import RunSettings, Stage, UpdateSettings, require, require_at_least
 

@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from cen_ext import synchronise_statistics
 from models.data import Batch
 from models.data.loading import on_device
+from models.networks.segmentor import SegmentationNetwork
 from models.pictures import Picture, beside
 from models.segmentation.build import (
     build_network,
@@ -25,7 +26,6 @@ from models.segmentation.evaluate import evaluate, example_pictures
 from models.segmentation.initial import load_weights
 from models.segmentation.load import describe
 from models.segmentation.losses import counted_pixels
-from models.segmentation.network import SegmentationNetwork
 from models.segmentation.objective import Objective
 from models.segmentation.overview import overview
 from models.segmentation.settings import OptimSettings, SegmentationRecipe, SegmentationStage

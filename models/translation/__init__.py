@@ -1,9 +1,9 @@
 """Image translation: several image domains in, one out."""
 
+from models.networks.systems.output import TranslationOutput
+from models.networks.systems.patchgan import PatchGAN, judge, patchgan
+from models.networks.systems.unet import UNet, unet
 from models.translation.losses import discriminator_loss, generator_loss
-from models.translation.output import TranslationOutput
-from models.translation.patchgan import PatchGAN, judge, patchgan
-from models.translation.unet import UNet, unet
 
 __all__ = [
     "PatchGAN",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from cen_ext import ExchangeInstanceNorm2d
 from models.data import DataError, Jitter, Loader, Square, TranslationSet, collate_translation
 from models.data.loading import SampleSet, eval_loader, train_loader
+from models.networks.systems.patchgan import LEAST, PatchGAN, patchgan
+from models.networks.systems.unet import UNet, unet
 from models.training import distributed
 from models.training.errors import UsageError, data_root
-from models.translation.patchgan import LEAST, PatchGAN, patchgan
 from models.translation.settings import DataSettings, TranslationRecipe
-from models.translation.unet import UNet, unet
 
 _CHANNELS = 3  # of every domain: single ones are tiled
 

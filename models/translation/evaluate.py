@@ -15,6 +15,7 @@ from tqdm import tqdm
 from models.data import DOMAINS, DataError, Square, collate_translation
 from models.data.loading import SampleSet
 from models.messages import first_line
+from models.networks.systems.unet import UNet
 from models.pictures import Picture, contact_sheet, write_picture
 from models.training.errors import UsageError, writable
 from models.training.files import replacing, write_json
@@ -26,7 +27,6 @@ from models.translation.metrics import TranslationMetrics, table
 from models.translation.overview import overview
 from models.translation.pictures import view_pictures
 from models.translation.settings import TranslationRecipe
-from models.translation.unet import UNet
 
 MEAN_IMAGE = "mean image"
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from models.encoders.weights import read_state_dict
-from models.released import load_released
+from models.networks.encoders.weights import read_state_dict
+from models.networks.released import load_released
 from models.training import checkpoint, config, registry
 from models.training.errors import UsageError, existing
 from models.training.importing import check_settings

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.encoders.weights import read_state_dict, some
+from models.networks.encoders.weights import read_state_dict, some
 from models.training.errors import UsageError
 
 WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"  # under which the converted TensorFlow weights go round

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from cen_ext import ExchangeInstanceNorm2d
+from models.networks.systems.unet import UNet
 from models.training.precision import at_least_float32, autocast
 from models.training.rng import preserved_rng
 from models.translation.settings import TranslationRecipe
-from models.translation.unet import UNet
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from models.data import (
 )
 from models.data.images import size_of
 from models.data.taskonomy import find_domain
+from models.networks.systems.unet import UNet
 from models.sources import check_complete
 from models.training import checkpoint, config
 from models.training.devices import device_of
@@ -34,7 +35,6 @@ from models.translation.build import build_generator, output_names
 from models.translation.inference import translate, translating
 from models.translation.pictures import stored
 from models.translation.settings import DataSettings, TranslationRecipe
-from models.translation.unet import UNet
 
 
 @dataclass(frozen=True)

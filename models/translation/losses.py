@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.messages import suggest
-from models.translation.output import TranslationOutput
+from models.networks.systems.output import TranslationOutput
 
 
 class Adversarial(NamedTuple):

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from cen_ext import sparsity_penalty
+from models.networks.systems.output import TranslationOutput
+from models.networks.systems.patchgan import PatchGAN, judge
+from models.networks.systems.unet import UNet
 from models.training.precision import at_least_float32, autocast
 from models.translation.losses import discriminator_loss, generator_loss
-from models.translation.output import TranslationOutput
-from models.translation.patchgan import PatchGAN, judge
 from models.translation.settings import TranslationRecipe
-from models.translation.unet import UNet
 
 
 class Generation(nn.Module):

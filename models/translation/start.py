@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from models.data import differing_inputs, input_from_plain
-from models.encoders.weights import misfits
+from models.networks.encoders.weights import misfits
 from models.training import checkpoint
 from models.training.errors import UsageError, existing
 from models.translation.updates import Adversaries

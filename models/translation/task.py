@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from models.data import TranslationBatch
 from models.data.loading import on_device
+from models.networks.systems.unet import UNet
 from models.pictures import beside, contact_sheet, write_picture
 from models.training import distributed
 from models.training.devices import device_of
@@ -28,7 +29,6 @@ from models.translation.load import describe
 from models.translation.overview import overview
 from models.translation.settings import TranslationRecipe, TranslationStage
 from models.translation.start import load_start
-from models.translation.unet import UNet
 from models.translation.updates import Adversaries
 
 _HIGHER_IS_BETTER = ("psnr", "ssim")

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.networks.systems.patchgan import PatchGAN
+from models.networks.systems.unet import UNet
 from models.training import compilation, distributed
 from models.training.ema import Ema
 from models.training.optimisation import Optimisation, fused
 from models.training.precision import loss_scaler
 from models.translation.objective import DiscriminatorObjective, Generation, GeneratorObjective
-from models.translation.patchgan import PatchGAN
 from models.translation.settings import TranslationRecipe, TranslationStage
-from models.translation.unet import UNet
 
 
 class Adversaries:

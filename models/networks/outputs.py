@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from models.branches import split_branches, weighted_ensemble
+from models.networks.branches import split_branches, weighted_ensemble
 
 
 class SegmentationOutput(NamedTuple):

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import re
 
-from models.segmentation.network import SegmentationNetwork
-from models.segmentation.refinenet import RefineNet
+from models.networks.decoders.refinenet import RefineNet
+from models.networks.segmentor import SegmentationNetwork
 
 _DECODER = {
     "reduce": "p_ims1d2_outl{level}_dimred",

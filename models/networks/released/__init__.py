@@ -1,6 +1,6 @@
 """Import of the checkpoints that the paper's authors released.
 
-``models.segmentation.released`` and ``models.translation.released`` have the names of their entries.
+``segmentation`` and ``translation`` beside this file have the names of their entries.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from models.encoders.weights import misfits, read_state_dict
-from models.segmentation import SegmentationNetwork
-from models.segmentation import released as segmentation
-from models.translation import PatchGAN, UNet
-from models.translation import released as translation
+from models.networks.encoders.weights import misfits, read_state_dict
+from models.networks.released import segmentation, translation
+from models.networks.segmentor import SegmentationNetwork
+from models.networks.systems.patchgan import PatchGAN
+from models.networks.systems.unet import UNet
 
 Network = TypeVar("Network", bound=nn.Module)
 

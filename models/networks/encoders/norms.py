@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cen_ext import ExchangeBatchNorm2d, replaced_channels
-from models.encoders.ablations import Discard, FixedPortion, GatedSum, Mix, Sum
-from models.encoders.variants import MIXES, Variant
+from models.networks.encoders.ablations import Discard, FixedPortion, GatedSum, Mix, Sum
+from models.networks.encoders.variants import MIXES, Variant
 
 
 class ExchangePoint(ExchangeBatchNorm2d):

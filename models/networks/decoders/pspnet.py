@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cen_ext import Conv3x3
-from models.encoders import ExchangeResNet, Norms, Variant
-from models.segmentation.network import SegmentationNetwork
+from models.networks.encoders import ExchangeResNet, Norms, Variant
+from models.networks.segmentor import SegmentationNetwork
 
 BINS = (1, 2, 3, 6)
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.branches import split_branches
-from models.encoders import ExchangeResNet, Variant, make_convolutions_private
-from models.segmentation.output import AuxiliaryOutput, SegmentationOutput, with_ensemble
+from models.networks.branches import split_branches
+from models.networks.encoders import ExchangeResNet, Variant, make_convolutions_private
+from models.networks.outputs import AuxiliaryOutput, SegmentationOutput, with_ensemble
 
 
 class ConcatFusion(nn.Module):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from models.translation.blocks import Down, initialise, instance_norm
+from models.networks.systems.blocks import Down, initialise, instance_norm
 
 LEAST = 24  # smaller images leave no patch
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cen_ext import Conv3x3, max_pool_same
-from models.encoders import ExchangeResNet, Variant
-from models.segmentation.network import SegmentationNetwork
+from models.networks.encoders import ExchangeResNet, Variant
+from models.networks.segmentor import SegmentationNetwork
 
 
 class ResidualUnit(nn.Module):

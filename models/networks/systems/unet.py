@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.branches import split_branches, stacked_input, weighted_ensemble
-from models.translation.blocks import Down, initialise, instance_norm
-from models.translation.output import TranslationOutput
+from models.networks.branches import split_branches, stacked_input, weighted_ensemble
+from models.networks.systems.blocks import Down, initialise, instance_norm
+from models.networks.systems.output import TranslationOutput
 
 DROPOUT_LEVELS = 3  # of the decoder, from the coarsest
 

@@ -25,8 +25,8 @@ from __future__ import annotations
 
 import re
 
-from models.translation.patchgan import PatchGAN
-from models.translation.unet import UNet
+from models.networks.systems.patchgan import PatchGAN
+from models.networks.systems.unet import UNet
 
 _LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")  # of a norm
 

@@ -35,7 +35,7 @@ _FIXED = ("portion", "smallest", "random")  # replace a fixed number of channels
 
 @dataclass(frozen=True)
 class Variant:
-    """What a network does otherwise than the paper's; ``models.encoders.ablations`` has the formulas.
+    """What a network does otherwise than the paper's; ``ablations`` beside this has the formulas.
 
     Raises:
         ValueError: an unknown value, or a portion outside (0, 1]; the message begins with the field's name.

@@ -1,0 +1,1 @@
+"""The networks: encoders, decoders, whole systems, and the checkpoints that the authors released."""

@@ -1,0 +1,1 @@
+"""Whole networks that are not an encoder with a decoder."""
