@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 import models.recipes  # noqa: F401 - fills the registry
-from models.commands import data, evaluate, export, importing, predict, prepare, recipes, train
+from models.cli import data, evaluate, export, importing, predict, prepare, recipes, train
 from models.data import DataError
 from models.training.errors import UsageError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from models.commands.arguments import Commands, add_command, add_overrides
+from models.cli.arguments import Commands, add_command, add_overrides
 from models.training import config, registry
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from models.commands.arguments import Commands, add_command, add_overrides
+from models.cli.arguments import Commands, add_command, add_overrides
 
 
 def add(commands: Commands) -> None:
