@@ -1,0 +1,465 @@
+"""The paper's Table 1 and ablations: each against a formula or a network written another way."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import cen_ext
+import models
+from models.__main__ import main
+from models.data import prepare_synthetic
+from models.networks.encoders import ExchangePoint, ExchangeResNet, PrivateConv2d, Variant, load_imagenet
+from models.networks.encoders.ablations import Discard, FixedPortion, GatedSum, Sum
+from models.networks.encoders.norms import MixingPoint
+from models.networks.segmentor import SegmentationNetwork
+from models.segmentation.build import build_network
+from models.segmentation.load import load
+from models.segmentation.losses import scale_penalty
+from models.segmentation.task import SegmentationTask
+from models.training import checkpoint, config, registry
+from models.training.errors import UsageError
+from tests.helpers.networks import randomise_norms
+
+NETWORKS: dict[str, Callable[..., SegmentationNetwork]] = {
+    "refinenet": models.refinenet,
+    "pspnet": models.pspnet,
+}
+both_networks = pytest.mark.parametrize("network", NETWORKS)
+
+
+def small_net(network: str = "refinenet", num_modalities: int = 2, **variant: object) -> SegmentationNetwork:
+    options = {"width": 8, "dropout": 0.0, "frozen_statistics": False}
+    net = NETWORKS[network]("resnet18", 5, num_modalities, variant=Variant(**variant), **options)
+    net.double()
+    randomise_norms(net)
+    return net
+
+
+def images(num_modalities: int = 2, num_images: int = 2) -> Tensor:
+    return torch.randn(num_modalities * num_images, 3, 33, 49, dtype=torch.float64)
+
+
+def outputs(net: SegmentationNetwork, x: Tensor) -> list[Tensor]:
+    out = net(x)
+    return [out.branches] + ([] if out.auxiliary is None else [out.auxiliary])
+
+
+# Table 1
+
+
+@both_networks
+def test_unshared_is_a_network_a_modality(network: str) -> None:
+    """Table 1, row 1: outputs, losses and gradients of M single networks, trained with batch statistics."""
+    net = small_net(network, convolutions="private", exchange="none")
+    with torch.no_grad():  # each set of filters starts as the others do
+        for p in net.parameters():
+            p.add_(0.02 * torch.randn_like(p))
+    x = images()
+    found = outputs(net.train(), x)
+    sum(each.square().sum() for each in found).backward()
+    for m in range(2):
+        single = small_net(network, 1)
+        state = {
+            key: value.chunk(2)[m] if value.dim() > 0 else value for key, value in net.state_dict().items()
+        }
+        single.load_state_dict(state)
+        expected = outputs(single.train(), x.chunk(2)[m])
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one[m], other[0])
+        sum(each.square().sum() for each in expected).backward()
+        gradients = {name: p.grad.chunk(2)[m] for name, p in net.named_parameters() if name != "alpha"}
+        for name, p in single.named_parameters():
+            if name != "alpha":
+                torch.testing.assert_close(gradients[name], p.grad, rtol=1e-6, atol=1e-9)
+
+
+@both_networks
+def test_unshared_starts_as_shared(network: str) -> None:
+    shared, private = small_net(network), small_net(network, convolutions="private")
+    before = {key: value.clone() for key, value in private.state_dict().items()}
+    private.load_state_dict(shared.state_dict())  # a shared set of filters goes to every modality
+    assert sum(not torch.equal(before[key], value) for key, value in private.state_dict().items()) > 20
+    x = images()
+    for one, other in zip(outputs(private.eval(), x), outputs(shared.eval(), x), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_unshared_convolutions_still_exchange() -> None:
+    """With every scale of modality 0 at zero in one norm, that norm gives it modality 1's values."""
+    net = small_net(convolutions="private").eval()
+    x = images()
+    with torch.no_grad():
+        before = net(x).branches
+        net.encoder.layer2[0].bn1.weight[0].zero_()
+        seen = []
+        net.encoder.layer2[0].bn1.register_forward_hook(lambda module, args, output: seen.append(output))
+        after = net(x).branches
+    first, second = seen[0].unflatten(0, (2, 2))
+    assert torch.equal(first[:, :64], second[:, :64])  # its own share
+    assert not torch.equal(first[:, 64:], second[:, 64:])
+    assert not torch.equal(before[0], after[0])
+
+
+@both_networks
+def test_shared_norms_are_one_network_on_the_whole_stack(network: str) -> None:
+    """Table 1, row 2."""
+    net = small_net(network, norms="shared", exchange="none").train()
+    single = small_net(network, 1).train()
+    single.load_state_dict({**net.state_dict(), "alpha": single.alpha})
+    x = images()
+    for one, other in zip(outputs(net, x), outputs(single, x), strict=True):
+        torch.testing.assert_close(one.flatten(0, 1), other[0])
+
+
+def scales_after_3x3(encoder: ExchangeResNet) -> list[Tensor]:
+    convolutions = (key for key, m in encoder.named_modules() if getattr(m, "kernel_size", None) == (3, 3))
+    named = (encoder.get_submodule(key.replace("conv", "bn")) for key in convolutions if "conv" in key)
+    return [norm.weight.detach() for norm in named]
+
+
+@pytest.mark.parametrize("exchange", ["none", "threshold"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_penalties(network: str, exchange: str) -> None:
+    """Table 1, rows 3 to 6: no penalty, that of each modality's share, or of all."""
+    net = small_net(network, exchange=exchange)
+    scales = scales_after_3x3(net.encoder)
+    assert len(scales) == 16
+    own = sum(w[0, : w.shape[1] // 2].abs().sum() + w[1, w.shape[1] // 2 :].abs().sum() for w in scales)
+    everything = sum(w.abs().sum() for w in scales)
+    auto = own if exchange == "threshold" else torch.zeros(())
+    for penalty, expected in {"none": 0.0, "own": own, "all": everything, "auto": auto}.items():
+        found = scale_penalty(net, penalty)
+        assert found.item() == pytest.approx(float(expected), rel=1e-12)
+    scale_penalty(net, "own").backward()
+    weight = net.encoder.layer1[0].bn1.weight
+    expected = weight.detach().sign()
+    expected[0, 32:] = expected[1, :32] = 0
+    assert torch.equal(weight.grad, expected)
+
+
+TABLE = {  # overrides: private convolutions, private norms, penalty, what exchanges
+    ("variant.convolutions=private", "variant.exchange=none"): (True, True, "auto", None),
+    ("variant.norms=shared", "variant.exchange=none"): (False, False, "auto", None),
+    ("variant.exchange=none",): (False, True, "auto", None),
+    ("variant.exchange=none", "variant.penalty=own"): (False, True, "own", None),
+    (): (False, True, "auto", "own"),
+    ("model.region=all", "variant.penalty=all"): (False, True, "all", "all"),
+    ("variant.exchange=random", "variant.fusion=concat"): (False, True, "none", None),
+    ("variant.exchange=portion", "variant.penalty=own"): (False, True, "own", None),
+}
+
+
+@pytest.mark.parametrize("overrides", TABLE)
+@pytest.mark.parametrize("name", ["nyudv2_cen_refinenet101", "nyudv2_cen_pspnet101"])
+def test_rows_are_overrides_of_a_recipe(name: str, overrides: tuple[str, ...]) -> None:
+    private_convolutions, private_norms, penalty, region = TABLE[overrides]
+    recipe = config.override(registry.find(name), [*overrides, "model.encoder=resnet18", "model.width=8"])
+    net = build_network(recipe)
+    assert type(net) is (models.PSPNet if "pspnet" in name else models.RefineNet)
+    parts = (net.encoder, net.decoder) if net.auxiliary is None else (net.encoder, net.decoder, net.auxiliary)
+    convolutions = [m for part in parts for m in part.modules() if isinstance(m, nn.Conv2d)]
+    assert {isinstance(m, PrivateConv2d) for m in convolutions} == {private_convolutions}
+    norms = [m for m in net.modules() if isinstance(m, cen_ext.ExchangeBatchNorm2d)]
+    assert {len(m.weight) for m in norms} == {2 if private_norms else 1}
+    assert recipe.variant.penalised == penalty
+    regions = {m.region for m in norms if m.threshold > 0}
+    assert regions == ({region} if region else set())
+
+
+def test_pspnet_recipes() -> None:
+    recipe = registry.find("nyudv2_cen_pspnet152")
+    assert [stage.epochs for stage in recipe.optim.stages] == [150] * 3
+    assert (recipe.model.network, recipe.model.encoder) == ("pspnet", "resnet152")
+    assert (recipe.model.width, recipe.model.dropout, recipe.loss.auxiliary) == (512, 0.1, 0.4)
+    assert registry.find("nyudv2_cen_pspnet101").model.encoder == "resnet101"
+    small = ["model.encoder=resnet18", "loss.auxiliary=0"]
+    assert build_network(config.override(recipe, small)).auxiliary is None
+    with pytest.raises(UsageError, match=r"^model\.decoder_init must be torch with model\.network=pspnet"):
+        build_network(config.override(recipe, ["model.decoder_init=kaiming"]))
+    with pytest.raises(UsageError, match=r"^data\.batch_size / optim\.accumulate must be at least 2 with "):
+        SegmentationTask(config.override(recipe, ["data.batch_size=1"]))
+
+
+# Ablations
+
+
+def private_norm(layer: cen_ext.ExchangeBatchNorm2d, x: Tensor) -> list[Tensor]:
+    """Eq. 5 with batch statistics: M tensors ``[N, C, H, W]``."""
+    z = []
+    for m, rows in enumerate(x.chunk(layer.num_modalities)):
+        mean, var = rows.mean((0, 2, 3), keepdim=True), rows.var((0, 2, 3), keepdim=True, correction=0)
+        xhat = (rows - mean) / (var + layer.eps).sqrt()
+        z.append(layer.weight[m, :, None, None] * xhat + layer.bias[m, :, None, None])
+    return z
+
+
+def by_hand(kind: str, layer: MixingPoint, z: list[Tensor], chosen: Tensor, gate: Tensor | None) -> Tensor:
+    """What every channel of every modality becomes, one by one."""
+    num_modalities, channels = layer.weight.shape
+    rows = []
+    for m in range(num_modalities):
+        columns = []
+        for c in range(channels):
+            others = [z[k][:, c] for k in range(num_modalities) if k != m]
+            if kind == "sum":
+                column = sum(z[k][:, c] for k in range(num_modalities))
+            elif kind == "gated_sum":
+                column = sum(z[k][:, c] / (1 + torch.exp(-gate[k, c])) for k in range(num_modalities))
+            elif not chosen[m, c]:
+                column = z[m][:, c]
+            else:
+                column = 0 * others[0].detach() if kind == "discard" else sum(others) / len(others)
+            columns.append(column)
+        rows.append(torch.stack(columns, 1))
+    return torch.cat(rows)
+
+
+C = 12
+MIXES = {
+    "portion": lambda m: FixedPortion("portion", m, C, 0.25, "own"),
+    "portion, all": lambda m: FixedPortion("portion", m, C, 0.75, "all"),
+    "smallest": lambda m: FixedPortion("smallest", m, C, 0.25, "own"),
+    "random": lambda m: FixedPortion("random", m, C, 0.25, "own"),
+    "discard": lambda m: Discard(0.3, "own", "abs"),
+    "discard, signed": lambda m: Discard(0.3, "all", "signed"),
+    "sum": lambda m: Sum(),
+    "gated_sum": lambda m: GatedSum(m, C),
+}
+
+
+def own_share(m: int, num_modalities: int) -> range:
+    return range(m * C // num_modalities, (m + 1) * C // num_modalities)
+
+
+def chosen_by_hand(name: str, layer: MixingPoint) -> Tensor:
+    num_modalities = layer.num_modalities
+    chosen = torch.zeros(num_modalities, C, dtype=torch.bool)
+    for m in range(num_modalities):
+        share, scales = own_share(m, num_modalities), layer.weight[m].tolist()
+        picked = {
+            "portion": list(share)[:3],
+            "portion, all": list(range(9)),
+            "smallest": sorted(share, key=lambda c: abs(scales[c]))[:3],
+            "discard": [c for c in share if abs(scales[c]) < 0.3],
+            "discard, signed": [c for c in range(C) if scales[c] <= 0.3],
+        }
+        if name == "random":
+            picked["random"] = sorted(share, key=lambda c: layer.mix.scores[m, c].item())[:3]
+        chosen[m, picked.get(name, [])] = True
+    return chosen
+
+
+@pytest.mark.parametrize("name", MIXES)
+@pytest.mark.parametrize("num_modalities", [2, 3])
+def test_mixes_against_their_formulas(name: str, num_modalities: int) -> None:
+    layer = MixingPoint(C, num_modalities, MIXES[name](num_modalities), "relu").double()
+    gate = getattr(layer.mix, "gate", None)
+    for p in layer.parameters():
+        nn.init.normal_(p)
+    x = torch.randn(2 * num_modalities, C, 3, 4, dtype=torch.float64, requires_grad=True)
+    residual = torch.randn_like(x, requires_grad=True)
+    chosen = chosen_by_hand(name, layer)
+    assert torch.equal(layer.replaced(), chosen)
+    assert layer.exchanges is (name not in ("sum", "gated_sum"))
+
+    mixed = by_hand(name.partition(",")[0], layer, private_norm(layer, x), chosen, gate)
+    expected = (mixed + residual).clamp(min=0)
+    found = layer(x, residual)
+    torch.testing.assert_close(found, expected)
+    dy = torch.randn_like(found)
+    leaves = [x, residual, *layer.parameters()]
+    for one, other in zip(
+        torch.autograd.grad(found, leaves, dy), torch.autograd.grad(expected, leaves, dy), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+    layer.rectifies = False
+    torch.testing.assert_close(layer(x), mixed)
+
+
+def test_a_mix_of_the_channels_below_the_threshold_is_the_operators_exchange() -> None:
+    exchange = ExchangePoint(C, 3, threshold=0.5, activation="relu", dtype=torch.float64)
+    nn.init.normal_(exchange.weight)
+    with torch.no_grad():  # two in each share are below the threshold
+        for m in range(3):
+            exchange.weight[m] = exchange.weight[m].sign() * (exchange.weight[m].abs() + 0.5)
+            exchange.weight[m, list(own_share(m, 3))[1:3]] = torch.tensor([0.1, -0.2], dtype=torch.float64)
+    mix = MixingPoint(C, 3, FixedPortion("smallest", 3, C, 2 / C, "own"), "relu").double()
+    discard = MixingPoint(C, 3, Discard(0.5, "own", "abs"), "relu").double()
+    x = torch.randn(6, C, 3, 4, dtype=torch.float64)
+    y = exchange(x)
+    (dx,) = torch.autograd.grad(y.square().sum(), [exchange.weight])
+    for layer in (mix, discard):
+        layer.load_state_dict(exchange.state_dict(), strict=False)
+        assert torch.equal(layer.replaced(), exchange.replaced())
+    torch.testing.assert_close(mix(x), y)
+    (found,) = torch.autograd.grad(mix(x).square().sum(), [mix.weight])
+    torch.testing.assert_close(found, dx)
+    kept = ~exchange.replaced()[:, None, :, None, None]
+    torch.testing.assert_close(discard(x), (y.unflatten(0, (3, 2)) * kept).flatten(0, 1))
+
+
+def test_random_channels_are_drawn_once_and_kept_with_the_weights() -> None:
+    first, second = small_net(exchange="random"), small_net(exchange="random")
+    point = "layer3.0.bn1"
+    drawn = first.encoder.get_submodule(point).replaced()
+    assert drawn.sum(1).tolist() == [round(0.3 * 256)] * 2
+    assert not drawn[0, 128:].any()
+    assert not drawn[1, :128].any()
+    assert torch.equal(first.encoder.get_submodule(point).replaced(), drawn)
+    assert not torch.equal(second.encoder.get_submodule(point).replaced(), drawn)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(second.encoder.get_submodule(point).replaced(), drawn)
+    x = images()
+    with torch.no_grad():
+        assert torch.equal(first.eval()(x).branches, second.eval()(x).branches)
+
+
+@pytest.mark.parametrize(("name", "dilated"), [("resnet18", False), ("resnet50", True)])
+@pytest.mark.parametrize("exchange", ["threshold", "portion"])
+def test_exchange_at_down_sampling_only(name: str, dilated: bool, exchange: str) -> None:
+    variant = Variant(exchange=exchange, exchange_at="downsampling")
+    with torch.device("meta"):
+        encoder = ExchangeResNet(name, 2, dilated=dilated, variant=variant)
+    norms = ("bn1", "bn2") if name == "resnet18" else ("bn2",)
+    expected = {f"layer{stage}.0.{norm}" for stage in (2, 3, 4) for norm in norms}
+    assert set(cen_ext.exchanging_layers(encoder)) == expected
+    assert {key for key, m in encoder.named_modules() if isinstance(m, ExchangePoint)} == expected
+
+
+@both_networks
+def test_concat_fusion(network: str) -> None:
+    net = small_net(network, fusion="concat").train()
+    x = images()
+    out = net(x)
+    assert out.alpha is None
+    assert net.branch_weights() == []
+    assert "alpha" not in net.state_dict()
+    torch.testing.assert_close(out.ensemble, out.branches.mean(0))  # where the ensemble starts, too
+    out.ensemble.square().sum().backward()
+    trained = {key for key, p in net.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    assert trained == {"concat.conv.weight", "concat.conv.bias"}
+    with torch.no_grad():
+        net.concat.conv.weight.normal_()
+        net.concat.conv.bias.normal_()
+        out = net(x)
+    weight = net.concat.conv.weight[:, :, 0, 0].unflatten(1, (2, 5))  # [K, M, K]
+    expected = torch.einsum("kmj,mnjhw->nkhw", weight, out.branches) + net.concat.conv.bias[:, None, None]
+    torch.testing.assert_close(out.ensemble, expected.detach())
+
+
+# What makes no sense, and what is around the networks
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["norms=shared"], "exchange must be none with norms=shared, got threshold"),
+        (["norms=shared", "exchange=sum"], "exchange must be none with norms=shared, got sum"),
+        (["norms=shared", "exchange=none", "penalty=own"], "penalty must be none or all with norms=shared"),
+        (["norms=shared", "exchange=none", "convolutions=private"], "norms must be private with conv"),
+        (["exchange=portion", "portion=0.6"], "portion must be at most 1/2 with 2 modalities and region=own"),
+    ],
+)
+def test_contradictions_name_the_field(overrides: list[str], message: str) -> None:
+    recipe = config.override(registry.find("synthetic_demo"), [f"variant.{each}" for each in overrides])
+    with pytest.raises(UsageError, match=rf"^variant\.{re.escape(message)}"):
+        build_network(recipe)
+    for build in NETWORKS.values():
+        with pytest.raises(ValueError, match=rf"^{re.escape(message)}"):
+            build("resnet18", variant=recipe.variant)
+
+
+def test_unknown_values_and_one_modality_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"^exchange must be one of .*, got 'rando'; did you mean 'random'\?"
+    ):
+        Variant(exchange="rando")
+    for portion in (0.0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=r"^portion must be above 0 and at most 1, got"):
+            Variant(portion=portion)
+    for kind in ("exchange=random", "fusion=concat"):
+        name, value = kind.split("=")
+        with pytest.raises(ValueError, match=rf"^{kind} needs at least two modalities"):
+            models.refinenet("resnet18", 5, 1, variant=Variant(**{name: value}))
+    models.refinenet("resnet18", 5, 1, width=8, variant=Variant(exchange="none", convolutions="private"))
+    models.refinenet("resnet18", 5, 2, width=8, region="all", variant=Variant(exchange="random", portion=1.0))
+
+
+@pytest.mark.parametrize("variant", [{"convolutions": "private"}, {"norms": "shared", "exchange": "none"}])
+def test_released_checkpoints_fit_the_papers_network_only(variant: dict[str, str]) -> None:
+    with pytest.raises(
+        ValueError, match="net must be as the released networks are, a RefineNet of shared convolutions"
+    ):
+        models.load_released(small_net(**variant), {})
+
+
+def test_imagenet_weights_start_every_modalitys_filters_alike(tmp_path: Path) -> None:
+    original = ExchangeResNet("resnet18", 1)
+    randomise_norms(original)
+    state = {k: (v[0] if v.dim() == 2 else v).clone() for k, v in original.state_dict().items()}
+    torch.save(state, tmp_path / "resnet18.pth")
+    net = models.refinenet("resnet18", 5, 3, width=8, variant=Variant(convolutions="private"))
+    assert load_imagenet(net.encoder, tmp_path / "resnet18.pth") == ([], [])
+    for m in range(3):
+        assert torch.equal(net.encoder.layer2[0].conv1.weight.chunk(3)[m], state["layer2.0.conv1.weight"])
+        assert torch.equal(net.encoder.layer2[0].bn1.weight[m], state["layer2.0.bn1.weight"])
+    state["layer2.0.conv1.weight"] = torch.zeros(64, 64, 3, 3)
+    torch.save(state, tmp_path / "wrong.pth")
+    with pytest.raises(ValueError, match=r"layer2\.0\.conv1\.weight is \(64, 64, 3, 3\) in the file"):
+        load_imagenet(net.encoder, tmp_path / "wrong.pth")
+
+
+def test_private_convolutions_with_bias_in_channels_last() -> None:
+    convs = [nn.Conv2d(3, 4, 3, 2, padding=2, dilation=2, dtype=torch.float64) for _ in range(3)]
+    private = PrivateConv2d(convs[0], 3)
+    with torch.no_grad():
+        private.weight.copy_(torch.cat([conv.weight for conv in convs]))
+        private.bias.copy_(torch.cat([conv.bias for conv in convs]))
+    x = torch.randn(6, 3, 9, 8, dtype=torch.float64)
+    expected = torch.cat([conv(rows) for conv, rows in zip(convs, x.chunk(3), strict=True)])
+    assert torch.equal(private(x), expected)
+    private.to(memory_format=torch.channels_last)
+    found = private(x.to(memory_format=torch.channels_last))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found, expected)
+
+
+def test_settings_of_runs_from_before_the_variants() -> None:
+    recipe = registry.find("nyudv2_cen_refinenet101")
+    plain = config.to_plain(recipe)
+    del plain["variant"], plain["model"]["network"], plain["loss"]["auxiliary"]
+    assert config.from_plain(recipe, plain) == recipe
+
+
+def test_a_variant_trains_resumes_and_is_evaluated(tmp_path: Path) -> None:
+    """``python -m models train ... variant.<field>=value``, with state of its own in the checkpoints."""
+    rooms = prepare_synthetic(tmp_path / "rooms", train=4, val=2, size=(48, 64), seed=0)
+    run = tmp_path / "run"
+    command = ["train", "synthetic_demo", f"data.root={rooms}", f"run.output={run}", "run.workers=0"]
+    command += ["data.batch_size=2", "data.crop=48", "data.shorter_side=48", "eval.pictures=1"]
+    command += ["model.network=pspnet", "model.width=8", "variant.convolutions=private"]
+    command += ["variant.exchange=random", "variant.fusion=concat", "optim.stages.0.steps=2"]
+    assert main([*command, "run.steps=1"]) == 0
+    drawn = checkpoint.load(run / checkpoint.LAST)[1]["task"]["net"]
+    assert main([*command, "run.steps=2", "--resume"]) == 0
+    trained = load(run / checkpoint.LAST)
+    variant, net = trained.recipe.variant, trained.net
+    state = checkpoint.load(trained.path)[1]["task"]["net"]
+    assert (variant.convolutions, variant.exchange) == ("private", "random")
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+    scores = [key for key in state if key.endswith("mix.scores")]
+    assert len(scores) == 16
+    assert all(torch.equal(state[key], drawn[key]) for key in scores)
+    assert not torch.equal(state["concat.conv.weight"], drawn["concat.conv.weight"])
+    assert not torch.equal(state["auxiliary.classifier.weight"], drawn["auxiliary.classifier.weight"])
+    assert main(["evaluate", str(run), "--output", str(tmp_path / "found")]) == 0
+    found = json.loads((tmp_path / "found" / "evaluation_best.json").read_text())
+    assert found["alpha"] == {}
+    assert {"rgb/mean_iou", "depth/mean_iou", "ensemble/mean_iou"} <= set(found["metrics"])

@@ -1,0 +1,71 @@
+"""What the build made, and the package without it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import cen_ext
+from tests.helpers.paths import ROOT
+
+
+def python(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_build_info():
+    if cen_ext.available_backends()["cpu"] != "ok":
+        pytest.skip(cen_ext.available_backends()["cpu"])
+    from cen_ext import _C
+
+    info = _C.build_info()
+    assert info.keys() == {"compiler", "torch", "cuda_architectures", "instruction_sets", "instruction_set"}
+    assert info["compiler"].split()[0] in ("gcc", "clang")
+    assert [int(part) for part in info["torch"].split(".")[:2]] >= [2, 10]
+    assert isinstance(info["cuda_architectures"], list)
+    assert info["instruction_sets"][0] == "default"
+    assert info["instruction_set"] in info["instruction_sets"]
+    assert torch.ops.cen_ext.norm_exchange.default._schema.name == "cen_ext::norm_exchange"
+
+
+def test_unknown_instruction_set_is_refused():
+    if cen_ext.available_backends()["cpu"] != "ok":
+        pytest.skip(cen_ext.available_backends()["cpu"])
+    result = python(
+        "import cen_ext; print(cen_ext.available_backends()['cpu'])", CEN_EXT_CPU_CAPABILITY="mmx"
+    )
+    assert "cannot be loaded (CEN_EXT_CPU_CAPABILITY is 'mmx'; this processor runs" in result.stdout
+    assert "missing" not in result.stdout + result.stderr
+
+
+def test_runs_without_the_compiled_part_and_says_so_once():
+    result = python(
+        """
+import sys
+sys.modules["cen_ext._C"] = None  # what a missing module does to an import
+from tests.helpers.paths import ROOT
+import torch, cen_ext, cen_ext.functional, cen_ext.modules
+print(cen_ext.available_backends())
+x, weight, bias = torch.randn(4, 3), torch.ones(2, 3), torch.zeros(2, 3)
+print(cen_ext.norm_exchange(x, weight, bias, training=True).shape)
+try:
+    cen_ext.norm_exchange(x, weight, bias, training=True, backend="cpu")
+except RuntimeError as error:
+    print(error)
+"""
+    )
+    assert result.returncode == 0, result.stderr
+    assert "'reference': 'ok'" in result.stdout
+    assert "torch.Size([4, 3])" in result.stdout
+    assert "backend 'cpu' cannot run this call: the compiled part is missing" in result.stdout
+    assert result.stderr.count("python setup.py build_ext --inplace") == 1

@@ -1,0 +1,353 @@
+"""The CUDA kernels, compiled for the host and run on a simulated device, against the definition.
+
+Every plan, on devices so small that the plans' corners show; see ``host_cuda/simulator.cpp``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from cen_ext.reference import Options, statistics_dtype
+from tests.helpers import host_device
+from tests.helpers.cases import SMALL, Shape, make_inputs
+from tests.helpers.covered import NORMS
+from tests.helpers.tolerance import (
+    Call,
+    Results,
+    assert_within,
+    bounds,
+    rounding_unit,
+    run_definition,
+    without_kinks,
+)
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # run.cpp's kTypes
+KINDS = ("automatic", "stream", "cluster", "grid")
+REGIONS, CRITERIA, ACTIVATIONS = ("own", "all"), ("abs", "signed"), ("identity", "relu", "leaky_relu")
+THRESHOLD = 2.0**-6
+MOMENTUM = 0.3
+
+
+class Device(NamedTuple):
+    """What plans are made from, ``Device`` of ``csrc/cuda/kernels.h``."""
+
+    multiprocessors: int = 4
+    capability: int = 90
+    shared_bytes: int = 227 << 10
+    threads: int = 16
+    refuses: bool = False  # blocks that have to run at once
+
+
+DEVICE = Device()
+
+
+class Case(NamedTuple):
+    """A call with the gradient of its result, and how it is to be run."""
+
+    call: Call
+    dy: Tensor
+    kind: str = "automatic"
+    device: Device = DEVICE
+    channels_last: bool = False
+    running: tuple[Tensor, Tensor] | None = None  # mean and variance [M, C]
+    moved: int = 0  # bits: which tensors of x's size begin one value after an aligned address
+
+    def __str__(self) -> str:
+        x, given = self.call.x, self.call.mean is not None
+        return (
+            f"{tuple(x.shape)} {x.dtype} channels_last={self.channels_last} M={len(self.call.weight)} "
+            f"{given=} residual={self.call.residual is not None} running={self.running is not None} "
+            f"{self.call.options} {self.kind} {self.device} moved={self.moved:06b}"
+        )
+
+
+class Found(NamedTuple):
+    """What came of a case; whether forward and backward refused the plan and were run as streams."""
+
+    results: Results
+    running: tuple[Tensor, Tensor] | None
+    refused: tuple[bool, bool]
+
+
+# --- running cases ---
+
+TYPES = ("float", "double", "half", "bfloat16")
+PARTS = [("run.cpp",), *((f"../../csrc/cuda/kernels_{name}.cu", "-x", "c++") for name in TYPES)]
+
+
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory) -> Path:
+    """Under the address and undefined-behaviour sanitizers."""
+    return host_device.build(tmp_path_factory.mktemp("checked"), PARTS)
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory) -> Path:
+    """Watched for races."""
+    return host_device.build(tmp_path_factory.mktemp("watched"), PARTS, races=True)
+
+
+def run_cases(program: Path, folder: Path, cases: Sequence[Case], seed: int = 0) -> list[Found]:
+    given, results = folder / "cases", folder / "results"
+    given.write_bytes(b"".join(map(packed, cases)))
+    done = host_device.run(program, str(given), str(results), seed=seed)
+    data = Unpacked(results.read_bytes())
+    found: list[Found] = []
+    for case in cases:
+        if not data.has_more():
+            raise AssertionError(f"{done.stderr}\n{case}")
+        found.append(data.found(case))
+    assert done.returncode == 0, done.stderr
+    return found
+
+
+def packed(case: Case) -> bytes:
+    """As ``run_case`` of run.cpp reads it."""
+    call, o = case.call, case.call.options
+    m, c = call.weight.shape
+    n = call.x.shape[0] // m
+    groups, samples = (1, n) if o.norm == "batch" else (n, 1)
+    whole = (
+        *(DTYPES.index(call.x.dtype), KINDS.index(case.kind), *case.device, case.moved),
+        *(call.residual is not None, case.running is not None),
+        *(m, groups, samples, c, math.prod(call.x.shape[2:]), case.channels_last, call.mean is None),
+        *(REGIONS.index(o.region), CRITERIA.index(o.criterion), ACTIVATIONS.index(o.activation)),
+    )
+    real = (o.threshold, o.eps, o.negative_slope, MOMENTUM)
+    large = [t for t in (call.x, case.dy, call.residual) if t is not None]
+    # Kernels are given one row of statistics a unit.
+    statistics = [t.repeat_interleave(groups, 0) for t in (call.mean, call.var) if t is not None]
+    small = [call.weight, call.bias, *statistics, *(case.running or ())]
+    return b"".join(
+        [
+            struct.pack(f"={len(whole)}q{len(real)}d", *whole, *real),
+            *(raw(t.movedim(1, -1) if case.channels_last else t) for t in large),
+            *map(raw, small),
+        ]
+    )
+
+
+def raw(t: Tensor) -> bytes:
+    return t.clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8).numpy().tobytes()
+
+
+class Unpacked:
+    """Takes results apart, in the order in which ``run_case`` writes them."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = memoryview(bytearray(data))
+        self.at = 0
+
+    def has_more(self) -> bool:
+        return self.at < len(self.data)
+
+    def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        count = math.prod(shape)
+        t = torch.frombuffer(self.data, dtype=dtype, count=count, offset=self.at)
+        self.at += count * dtype.itemsize
+        return t.view(tuple(shape))
+
+    def found(self, case: Case) -> Found:
+        call = case.call
+        dtype, table = statistics_dtype(call.x.dtype), call.weight.shape
+        rows = (table[0] if call.options.norm == "batch" else call.x.shape[0], table[1])
+
+        def as_x() -> Tensor:
+            if not case.channels_last:
+                return self.take(call.x.shape, call.x.dtype)
+            return self.take(call.x.movedim(1, -1).shape, call.x.dtype).movedim(-1, 1)
+
+        forward_refused = self.take((), torch.int64)
+        y = as_x()
+        mean, var = call.mean, call.var
+        if mean is None:
+            mean, var = (self.take(rows, dtype) for _ in range(2))
+        running = None
+        if case.running is not None:
+            running = (self.take(table, dtype), self.take(table, dtype))
+        backward_refused = self.take((), torch.int64)
+        dx = as_x()
+        dweight, dbias = (self.take(table, dtype) for _ in range(2))
+        dresidual = None
+        if call.residual is not None:
+            dresidual = case.dy if call.options.activation == "identity" else as_x()
+        results = Results(y, mean, var, dx, dweight, dbias, dresidual)
+        return Found(results, running, (bool(forward_refused), bool(backward_refused)))
+
+
+# --- judging them ---
+
+
+def assert_right(case: Case, found: Found) -> None:
+    call, dy = case.call, case.dy
+    try:
+        allowed = bounds(call, dy)
+        assert_within(found.results, run_definition(call, dy), allowed)
+        if case.running is not None:
+            assert_running(case, found, allowed)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{case}") from error
+
+
+def assert_running(case: Case, found: Found, allowed: Results) -> None:
+    """``torch.nn.BatchNorm2d``'s update, ``torch.nn.InstanceNorm2d``'s with the average over the rows."""
+    m, c = case.call.weight.shape
+    x = case.call.x.double().reshape(m, -1, c, math.prod(case.call.x.shape[2:]))
+    over = (1, 3) if case.call.options.norm == "batch" else (3,)
+    wanted = (x.mean(over, keepdim=True), x.var(over, keepdim=True))
+    unit = rounding_unit(case.call.weight.dtype)
+    for name, before, after, now, error in zip(
+        ("mean", "var"), case.running, found.running, wanted, (allowed.mean, allowed.var), strict=True
+    ):
+        now = now.mean((1, 3))
+        expected = (1 - MOMENTUM) * before.double() + MOMENTUM * now
+        # An unbiased variance, of two values or more, is at most twice the biased one.
+        bound = MOMENTUM * 2 * error.view(m, -1, c).mean(1) + 8 * unit * (before.abs() + now.abs())
+        worst = ((after - expected).abs() / bound).nan_to_num(nan=math.inf).max().item()
+        assert worst <= 1, f"running {name} is off by {worst:.3g} times what is allowed"
+
+
+# --- the cases ---
+
+# Without the largest; some whose lines, or rows of channels, are of whole packs.
+SHAPES = [
+    *SMALL[:-1],
+    *(Shape(2, 2, 12, (17, 19)), Shape(2, 2, 8, (4, 4)), Shape(2, 1, 32, (8, 8))),
+    *(Shape(3, 4, 24, (2, 2)), Shape(2, 5, 16, (3,))),
+]
+FORCED = [kind for kind in KINDS if kind != "automatic"]
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+both_layouts = pytest.mark.parametrize("channels_last", [False, True])
+
+
+def make_case(
+    rng: random.Random, shape: Shape, dtype: torch.dtype, channels_last: bool, given: bool, norm: str
+) -> Case:
+    """What is not asked for is drawn."""
+    i = make_inputs(shape, dtype)
+    drawn = (rng.choice(values) for values in (REGIONS, CRITERIA, ACTIVATIONS, [1e-5, 0.5]))
+    region, criterion, activation, eps = drawn
+    options = Options(THRESHOLD, region, criterion, norm, eps, activation, negative_slope=0.2)
+    residual = i.residual if rng.random() < 0.6 else None
+    call = Call(i.x, i.weight, i.bias, *((i.mean, i.var) if given else (None, None)), residual, options)
+    values = math.prod(shape.spatial) * (shape.batch if norm == "batch" else 1)
+    updates = not given and values > 1 and rng.random() < 0.5
+    return Case(
+        call,
+        without_kinks(call, i.dy),
+        channels_last=channels_last,
+        running=(i.mean, i.var) if updates else None,
+        moved=rng.choice([0, 0, 0, 63, 1 << rng.randrange(6)]),
+    )
+
+
+def sweep(dtype: torch.dtype, channels_last: bool) -> Iterator[Case]:
+    """Every shape, norm and plan, each on a device that is drawn."""
+    rng = random.Random(0)
+    plans = [("automatic", True), *((kind, False) for kind in KINDS)]
+    for norm, (kind, given), shape in itertools.product(NORMS, plans, SHAPES):
+        device = Device(
+            multiprocessors=rng.choice([1, 3, 8, 24]),
+            capability=rng.choice([80, 90, 90]),
+            shared_bytes=rng.choice([3000, 9000, 227 << 10]),
+            threads=rng.choice([8, 16, 32, 64]),
+            refuses=rng.random() < 0.1,
+        )
+        yield make_case(rng, shape, dtype, channels_last, given, norm)._replace(kind=kind, device=device)
+
+
+@every_dtype
+@both_layouts
+def test_every_plan(checked, watched, tmp_path, dtype, channels_last):
+    """Right values without a wrong access, and the same bits without a race in another order of threads."""
+    cases = list(sweep(dtype, channels_last))
+    found = run_cases(checked, tmp_path, cases, seed=1)
+    for case, of_case in zip(cases, found, strict=True):
+        assert_right(case, of_case)
+    for case, one, other in zip(cases, found, run_cases(watched, tmp_path, cases, seed=2), strict=True):
+        assert raw_results(one) == raw_results(other), f"depends on the order of threads: {case}"
+
+
+def raw_results(found: Found) -> list[bytes]:
+    return [raw(t) for t in (*found.results, *(found.running or ())) if t is not None]
+
+
+def plain_cases(kinds: Iterable[str] = FORCED, device: Device = DEVICE) -> Iterator[Case]:
+    """Calls with the statistics of x, 60 values a line, for every layout, norm and kind of plan."""
+    for channels_last, norm, kind in itertools.product([False, True], NORMS, kinds):
+        torch.manual_seed(0)
+        i = make_inputs(Shape(3, 3, 20, (6, 10)), torch.float32, small_scales=0.0)
+        call = Call(i.x, i.weight.abs(), i.bias, options=Options(THRESHOLD, norm=norm))
+        yield Case(call, i.dy, kind, device, channels_last)
+
+
+LARGE = Device(multiprocessors=64)
+
+
+@pytest.mark.parametrize(
+    ("device", "runs", "refuses"),
+    [
+        (LARGE, FORCED, []),
+        (LARGE._replace(capability=80), FORCED, []),  # clusters of one block
+        (LARGE._replace(refuses=True), ["stream"], ["grid"]),
+        (LARGE._replace(shared_bytes=2000), ["stream"], ["cluster", "grid"]),
+    ],
+    ids=["9.0", "8.0", "busy", "little memory"],
+)
+def test_plans_that_are_asked_for_run_or_are_refused(checked, tmp_path, device, runs, refuses):
+    cases = list(plain_cases([*runs, *refuses], device))
+    for case, found in zip(cases, run_cases(checked, tmp_path, cases), strict=True):
+        assert found.refused == (case.kind in refuses,) * 2, str(case)
+        assert_right(case, found)
+
+
+def changed(cases: Iterable[Case], x: Callable[[Tensor], Tensor]) -> list[Case]:
+    return [case._replace(call=case.call._replace(x=x(case.call.x))) for case in cases]
+
+
+HARD = {
+    "large mean": lambda x: 1e3 + 0.05 * x,
+    "squares overflow": lambda x: 4e18 * x,
+    "constant": lambda x: torch.full_like(x, -1e3),
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_hard_numbers(checked, tmp_path, name):
+    cases = changed(plain_cases(), HARD[name])
+    for case, found in zip(cases, run_cases(checked, tmp_path, cases), strict=True):
+        assert_right(case, found)
+
+
+def test_nan_stays_in_its_channel_and_out_of_what_nobody_reads(checked, tmp_path):
+    """Channel 2 of modality 0 is replaced by the others' mean; channel 3 of modality 1 is everybody's own."""
+
+    def with_replaced(cases: Iterable[Case]) -> Iterator[Case]:
+        for case in cases:
+            case.call.weight[0, 2] = 0.5 * THRESHOLD
+            yield case
+
+    def poisoned(x: Tensor) -> Tensor:
+        x = x.clone()
+        x[0, 2], x[4, 3, 1] = math.nan, math.nan
+        return x
+
+    clean = list(with_replaced(plain_cases()))
+    cases = changed(clean, poisoned)
+    before, after = (run_cases(checked, tmp_path, these) for these in (clean, cases))
+    other = torch.arange(20) != 3
+    for case, one, two in zip(cases, before, after, strict=True):
+        for name in ("y", "dx", "dweight", "dbias"):
+            a, b = (getattr(found.results, name) for found in (one, two))
+            assert torch.equal(a[:, other], b[:, other]), f"{name}: {case}"
+        assert two.results.y[4, 3].isnan().all(), case

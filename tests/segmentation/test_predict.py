@@ -1,0 +1,244 @@
+"""predict on video: what is read, what is written, and what is refused; which files belong together."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import models.segmentation.recipes  # noqa: F401 - fills the registry
+from models.data import LAYOUTS, DataError, Reader, palette, prepare_synthetic
+from models.data.images import Frame, read_depth
+from models.segmentation.build import build_network
+from models.segmentation.evaluate import evaluate_checkpoint
+from models.segmentation.load import describe, load
+from models.segmentation.predict import predict, predict_files
+from models.segmentation.sources import match_frames
+from models.segmentation.video import Video, writing_video
+from models.training import checkpoint, config, registry
+from models.training.errors import UsageError
+from tests.helpers.networks import randomise_norms
+
+SIZE = (48, 64)
+FRAMES = 5
+
+
+def rgb_frames() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    soft = [rng.integers(0, 256, (3, 4, 3), np.uint8) for _ in range(FRAMES)]
+    return [cv2.resize(frame, SIZE[::-1], interpolation=cv2.INTER_LINEAR) for frame in soft]
+
+
+def depth_frames() -> list[np.ndarray]:
+    """Of 16 bits, 5000 units a metre."""
+    rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
+    return [(5000 + 100 * rows + 50 * columns + 400 * index).astype(np.uint16) for index in range(FRAMES)]
+
+
+def write_clip(path: Path, frames: list[np.ndarray], codec: str = "mp4v") -> Path:
+    """A video; of frames [H, W], a grey one of their bits."""
+    grey, wide = frames[0].ndim == 2, frames[0].dtype == np.uint16
+    options = [cv2.VIDEOWRITER_PROP_IS_COLOR, int(not grey)]
+    options += [cv2.VIDEOWRITER_PROP_DEPTH, cv2.CV_16U if wide else cv2.CV_8U]
+    writer = cv2.VideoWriter(
+        str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*codec), 12.5, frames[0].shape[1::-1], options
+    )
+    assert writer.isOpened()
+    for frame in frames:
+        writer.write(frame if grey else frame[:, :, ::-1])
+    writer.release()
+    return path
+
+
+def write_folder(path: Path, frames: list[np.ndarray], name: str = "{}") -> Path:
+    path.mkdir()
+    for index, frame in enumerate(frames):
+        stored = frame if frame.ndim == 2 else frame[:, :, ::-1]
+        cv2.imwrite(str(path / f"{name.format(index)}.png"), stored)
+    return path
+
+
+def read_back(path: Path) -> tuple[list[np.ndarray], float]:
+    capture = cv2.VideoCapture(str(path))
+    frames = []
+    while (found := capture.read())[0]:
+        frames.append(found[1][:, :, ::-1])
+    return frames, capture.get(cv2.CAP_PROP_FPS)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a narrow network of random weights."""
+    torch.manual_seed(0)
+    recipe = config.override(registry.find("synthetic_demo"), ["model.width=8", "data.layout=nyu_cen"])
+    net = build_network(recipe)
+    randomise_norms(net)
+    reader = Reader(LAYOUTS["nyu_cen"], recipe.data.modalities)
+    contents = {
+        "recipe": "synthetic_demo",
+        "config": config.to_plain(recipe),
+        "task": {"net": net.state_dict()},
+        **describe(reader, [f"class {label}" for label in range(recipe.data.num_classes)]),
+    }
+    path = tmp_path_factory.mktemp("network") / "net.pt"
+    checkpoint.save_network(path, contents)
+    return path
+
+
+def test_a_clip_read_back(tmp_path: Path) -> None:
+    frames = rgb_frames()
+    video = Video(write_clip(tmp_path / "clip.avi", frames, "FFV1"))
+    assert (len(video), video.fps, video.bits) == (FRAMES, 12.5, 8)
+    for _ in range(2):  # as often as one likes
+        for index, (frame, expected) in enumerate(zip(video, frames, strict=True)):
+            assert str(frame) == f"{tmp_path}/clip.avi, frame {index}"
+            np.testing.assert_array_equal(frame.pixels, expected)
+
+
+def test_depth_of_16_bits_is_read_whole(tmp_path: Path) -> None:
+    frames = depth_frames()
+    video = Video(write_clip(tmp_path / "depth.mkv", frames, "FFV1"), depth=True)
+    assert video.bits == 16
+    for frame, expected in zip(video, frames, strict=True):
+        np.testing.assert_array_equal(frame.pixels, expected)
+        np.testing.assert_allclose(read_depth(frame, 5000.0)[:, :, 0], expected / 5000, rtol=1e-6)
+
+
+def test_depth_of_8_bits_has_the_scale_that_is_given(tmp_path: Path) -> None:
+    frames = [(frame >> 6).astype(np.uint8) for frame in depth_frames()]
+    video = Video(write_clip(tmp_path / "depth.mp4", frames), depth=True)
+    assert video.bits == 8
+    for frame, expected in zip(video, frames, strict=True):
+        assert frame.pixels.dtype == np.uint8
+        metres = read_depth(frame, 25.5, bit_shift=3)[:, :, 0]  # which is of 16 bits only
+        assert np.abs(metres - expected / 25.5).mean() < 1 / 25.5  # compressed
+        brightness = read_depth(frame, None)[:, :, 0]
+        np.testing.assert_allclose(brightness, frame.pixels / 255.0, rtol=1e-6)
+
+
+def test_written_video(tmp_path: Path) -> None:
+    frames = rgb_frames()
+    with writing_video(tmp_path / "clip.mp4", 12.5) as write:
+        for frame in frames:
+            write(frame)
+        assert not (tmp_path / "clip.mp4").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
+    found, fps = read_back(tmp_path / "clip.mp4")
+    assert fps == 12.5
+    for frame, expected in zip(found, frames, strict=True):
+        assert np.abs(frame.astype(int) - expected).mean() < 8
+
+
+def test_a_video_that_fails_halfway_leaves_nothing(tmp_path: Path) -> None:
+    def work() -> None:
+        with writing_video(tmp_path / "clip.mp4", 12.5) as write:
+            write(rgb_frames()[0])
+            raise DataError("broken")
+
+    with pytest.raises(DataError, match="broken"):
+        work()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("depth", ["folder", "video of 16 bits", "video of 8 bits"])
+def test_predict_video(trained: Path, tmp_path: Path, depth: str) -> None:
+    rgb, stored = rgb_frames(), depth_frames()
+    clip = write_clip(tmp_path / "clip.avi", rgb, "FFV1")
+    overrides = ["eval.frames=true"]
+    if depth == "folder":
+        source = write_folder(tmp_path / "depth", stored)
+    elif depth == "video of 16 bits":
+        source = write_clip(tmp_path / "depth.mkv", stored, "FFV1")
+    else:
+        stored = [np.rint(frame / 5000 * 25.5).astype(np.uint8) for frame in stored]
+        source = write_clip(tmp_path / "depth.avi", stored, "FFV1")
+        overrides.append("data.depth_scale=25.5")
+    output = tmp_path / "out"
+    assert predict_files(trained, {"rgb": clip, "depth": source}, output, "depth", overrides) == ["clip"]
+    network = load(trained, overrides)
+    seen = set()
+    overlays, fps = read_back(output / "overlays/clip.mp4")
+    assert fps == 12.5
+    for index, shown in enumerate(overlays):
+        files = {"rgb": Frame("rgb", rgb[index]), "depth": Frame("depth", stored[index], is_video=True)}
+        expected = predict(network, files).classes("depth")
+        seen.update(np.unique(expected))
+        name = f"clip_{index:06d}.png"
+        found = cv2.imread(str(output / "labels" / name), cv2.IMREAD_UNCHANGED)
+        np.testing.assert_array_equal(found, expected)
+        coloured = palette(11)[expected]
+        written = cv2.imread(str(output / "coloured" / name))[:, :, ::-1]
+        np.testing.assert_array_equal(written, coloured)
+        still = cv2.imread(str(output / "overlays" / name))[:, :, ::-1].astype(int)
+        assert np.abs(still - (rgb[index] / 2 + coloured / 2)).max() <= 1.5
+        assert np.abs(shown - still).mean() < 12  # compressed
+    assert len(overlays) == FRAMES
+    assert len(seen) > 2  # or the pictures would tell little
+
+
+def test_of_a_video_only_the_overlays_are_written(trained: Path, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", rgb_frames())
+    inputs = {"rgb": clip, "depth": write_folder(tmp_path / "depth", depth_frames())}
+    predict_files(trained, inputs, tmp_path / "out", "ensemble", [])
+    assert [path.name for path in (tmp_path / "out").rglob("*.*")] == ["clip.mp4"]
+
+
+def test_a_folders_frames_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for name in ("frame 10", "frame 9", "frame 2", "frame 010b", "start"):
+        cv2.imwrite(str(folder / f"{name}.png"), np.zeros((2, 2), np.uint8))
+    found = match_frames({"rgb": folder})["rgb"]
+    assert [path.stem for path in found] == ["frame 2", "frame 9", "frame 10", "frame 010b", "start"]
+
+
+def refused(trained: Path, tmp_path: Path, *overrides: str, **inputs: Path) -> str:
+    with pytest.raises((UsageError, DataError)) as caught:
+        predict_files(trained, inputs, tmp_path / "out", "ensemble", overrides)
+    return str(caught.value)
+
+
+def test_what_is_refused(trained: Path, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", rgb_frames())
+    folder = write_folder(tmp_path / "depth", depth_frames())
+    short = write_folder(tmp_path / "short", depth_frames()[1:])
+    small = write_folder(tmp_path / "small", [frame[::2, ::2] for frame in depth_frames()])
+    grey = write_clip(tmp_path / "grey.mp4", [(frame >> 6).astype(np.uint8) for frame in depth_frames()])
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(clip.read_bytes()[:600])
+
+    def error(*overrides: str, **inputs: Path) -> str:
+        return refused(trained, tmp_path, *overrides, **inputs)
+
+    assert "short holds 4 frames, but" in error(rgb=clip, depth=short)
+    assert "data.depth_scale" in error(rgb=clip, depth=grey)
+    assert "found colours" in error("data.depth_scale=25.5", rgb=clip, depth=clip)
+    assert "broken.mp4: cannot be read as video" in error(rgb=broken, depth=folder)
+    assert "neither a video nor a folder" in error(rgb=clip, depth=folder / "0.png")
+    assert "0.png is 32x24, but" in error(rgb=clip, depth=small)
+    assert not list((tmp_path / "out").rglob("*.*"))
+    with pytest.raises(UsageError, match=r"^--input hha: only rgb and depth are read from video"):
+        match_frames({"rgb": folder, "hha": clip})
+
+
+@pytest.mark.parametrize("files", [{}, {"rgb": "x"}, {"rgb": "x", "depth": "y", "thermal": "z"}])
+def test_a_scene_is_read_of_its_files(trained: Path, files: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match=r"^expected a file of each of rgb, depth, got "):
+        load(trained).read(**files)
+
+
+def test_classes_in_another_order_are_refused(trained: Path, tmp_path: Path) -> None:
+    rooms = prepare_synthetic(tmp_path / "rooms", train=1, val=1, size=SIZE, seed=0)
+    names = [f"class {label}" for label in range(11)]
+    command = trained, [f"data.root={rooms}", "eval.sheet=0"], tmp_path / "found"
+
+    def named(names: list[str]) -> None:
+        (rooms / "classes.txt").write_text("\n".join(names))
+
+    named([*names[:3], names[4], names[3], *names[5:]])
+    with pytest.raises(UsageError, match="in another order: class 3 was class 3, here it is class 4"):
+        evaluate_checkpoint(*command)
+    for harmless in (names, ["void", *names[1:]]):
+        named(harmless)
+        evaluate_checkpoint(*command)
