@@ -16,8 +16,9 @@ SOURCES := $(wildcard csrc/*.* csrc/*/*.* tests/host_cuda/*.*)
 demo: build
 	$(BIN)/python -m bench.demo
 
+# Side by side, a file on one core at a time: those of a file share trained networks.
 test: build
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 build: $(VENV)/installed
 	$(BIN)/python setup.py --quiet build_ext --inplace

@@ -1,7 +1,14 @@
 """Fixtures that several test files share."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+
+# Read once, when torch's thread pool is loaded. Threads that spin for work make every small parallel region
+# wait for a core that another process holds; and of tests side by side each has a thread of its own.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
