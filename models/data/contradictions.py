@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from models.data.images import DataError
-from models.data.layouts import Layout
+from models.data.layouts import LABELS, Layout
 from models.data.survey import Survey, Values, survey
 
 if TYPE_CHECKING:
@@ -49,7 +49,11 @@ def check(dataset: SegmentationSet, found: Survey) -> list[str]:
             f"{dataset.root}: everything is void in the {found.label_maps} label maps of {dataset.split} that"
             f" were looked at (stored {_numbers(found.voids)}); check label_offset and ignore_index"
         )
-    return contradictions(found, dataset.layout, dataset.guessed_kinds)
+    messages = contradictions(found, dataset.layout, dataset.guessed_kinds)
+    labels = [scene[LABELS] for scene in dataset.scenes]
+    if twice := len(labels) - len(set(labels)):
+        messages.append(f"{dataset.split}: {twice} of the {len(labels)} scenes are listed more than once")
+    return messages
 
 
 def contradictions(
@@ -63,7 +67,7 @@ def contradictions(
         guessed_kinds: modalities whose kind only the files have told.
         thorough: whether enough was looked at for any class that has not appeared to be worth a word.
     """
-    messages = [*_of_labels(found, layout.label_offset, thorough)]
+    messages = [*_of_labels(found, layout, thorough)]
     for name, values in found.values.items():
         messages += [f"{name}: {message}" for message in _of_values(layout, name, values)]
     for name in guessed_kinds:
@@ -75,8 +79,8 @@ def contradictions(
     return [f"{found.split}: {message}" for message in messages]
 
 
-def _of_labels(found: Survey, offset: int, thorough: bool) -> Iterable[str]:
-    missing = found.missing_classes()
+def _of_labels(found: Survey, layout: Layout, thorough: bool) -> Iterable[str]:
+    offset, missing = layout.label_offset, found.missing_classes()
     counted = int(found.classes.sum())
     if not found.label_maps:
         return
@@ -89,7 +93,16 @@ def _of_labels(found: Survey, offset: int, thorough: bool) -> Iterable[str]:
             f"{found.void_share:.0%} of the labels is void (stored {_numbers(found.voids)});"
             " if that is a class, check label_offset and ignore_index"
         )
-    if offset and any(value >= offset + len(found.class_names) for value in found.voids) and found.voids[0]:
+    twice = [value for value in found.voids if offset <= value < offset + len(found.class_names)]
+    if twice and not layout.label_map:
+        yield (
+            f"stored {_numbers(twice)} is a class, but void by ignore_index: no such pixel counts; give an"
+            " ignore_index that is none"
+        )
+        swallowed = {found.class_names[value - offset] for value in twice}
+        missing = [name for name in missing if name not in swallowed]
+    beyond = any(value >= offset + len(found.class_names) for value in found.voids)
+    if offset and beyond and found.voids[0] and not found.classes[-1]:
         yield (
             f"label_offset={offset} makes 0 void, but {max(found.voids)} stands for void as well: labels that"
             " count from 0 need label_offset=0"
@@ -147,7 +160,12 @@ def _of_distances(layout: Layout, values: Values) -> Iterable[str]:
     rotated = rotated and np.gcd.reduce(np.array([int(value) for value in values.stored])) == _ROTATED
     if rotated:
         yield "all values are multiples of 8: SUN RGB-D's bits are rotated, and need bit_shift=3"
-    if not _INDOORS[0] <= median <= _INDOORS[1]:
+    if not _INDOORS[0] <= median <= _INDOORS[1] and all("floating" in kind for kind in values.kinds):
+        yield (
+            f"{low:.3g} to {high:.3g} m, the median {median:.3g} m, is unlike a room: floating point is read"
+            " as metres, whatever depth_scale says; if it is not, divide it, or store integers"
+        )
+    elif not _INDOORS[0] <= median <= _INDOORS[1]:
         unit = (
             f"depth_scale={layout.depth_scale:g}"
             if isinstance(layout.depth_scale, int | float)

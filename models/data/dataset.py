@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.data import get_worker_info
 
 from models.data.classes import MERGES, class_names
 from models.data.contradictions import first_look
 from models.data.files import find_samples
-from models.data.images import DepthScale, classes_of, read_label_values
+from models.data.images import DataError, DepthScale, classes_of, read_label_values
 from models.data.layout_file import find_layout
 from models.data.layouts import LABELS, SPLITS
 from models.data.modalities import Reader, configured, with_kinds
@@ -64,6 +65,7 @@ class SegmentationSet:
         reader: makes the images.
         scenes: by what they hold the files of each.
         source: the list, or the folder, that the scenes were found in.
+        gray_in_color: those of them that are gray, but stored in three channels.
         guessed_kinds: the modalities whose kind the files told, as nothing else did.
         class_names: of the ``num_classes`` classes.
     """
@@ -108,7 +110,7 @@ class SegmentationSet:
         list_file = dict(zip(SPLITS, lists, strict=False)).get(split, "")
         files = (*Reader(known, self.modalities).files(), LABELS)
         self.scenes = find_samples(known, self.root, split, files, list_file)
-        self.layout = with_kinds(known, self.scenes, self.modalities)
+        self.layout, self.gray_in_color = with_kinds(known, self.scenes, self.modalities)
         self.reader = Reader(self.layout, self.modalities)
         self.guessed_kinds = tuple(
             name for name in known.files if name in self.modalities and known.modality(name).kind is None
@@ -122,7 +124,9 @@ class SegmentationSet:
     def __getitem__(self, index: int) -> Sample:
         if not self.surveyed:
             self.surveyed = True
-            first_look(self)
+            worker = get_worker_info()
+            if worker is None or worker.id == 0:  # each worker has a set of its own, and one word is enough
+                first_look(self)
         return self.sample(index)
 
     def sample(self, index: int) -> Sample:
@@ -156,9 +160,12 @@ class SegmentationSet:
         if path.suffix.lower() not in _PALETTE_SUFFIXES or self.label_map:
             return None
         colors = read_label_values(path).palette
-        if colors is None or len(colors) < self.num_classes + offset or (np.ptp(colors, axis=1) == 0).all():
-            return None  # gray ramps are how some programs store gray
-        return colors[offset : offset + self.num_classes]
+        if colors is None:
+            return None
+        colors = colors[offset : offset + self.num_classes]
+        # Gray ramps are how some programs store gray, and padding has one color for all.
+        told_apart = len(np.unique(colors, axis=0)) == self.num_classes and np.ptp(colors, axis=1).any()
+        return colors if told_apart else None
 
     def _name(self, label_path: Path) -> str:
         # Of the file alone scenes of several folders share it, as all of SUN RGB-D's label/label.npy do.
@@ -168,6 +175,11 @@ class SegmentationSet:
     def _label_map(self, merge: str | None) -> tuple[int, ...]:
         """What the classes of the files become."""
         if merge is None:
+            if max(self.layout.label_map, default=-1) >= self.num_classes:
+                raise DataError(
+                    f"{self.root}: the layout's label_map gives class {max(self.layout.label_map)}, but"
+                    f" num_classes={self.num_classes}"
+                )
             return self.layout.label_map
         if merge not in MERGES:
             raise ValueError(f"merge must be one of {', '.join(MERGES)}, got {merge!r}")

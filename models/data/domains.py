@@ -90,11 +90,13 @@ def prepare_domains(
     if "rgb" not in known.files:
         raise DataError(f"{source}: the layout {known.name} has no files of rgb")
     if "depth" in known.files and known.depth_scale is None:
-        raise DataError(f"{source}: the layout {known.name} gives no scale of depth; give depth_scale")
+        raise DataError(
+            f"{source}: the layout {known.name} gives no scale of depth; give depth_scale (--depth-scale)"
+        )
     beside = CAMERA in known.files and known.camera is None
     if known.camera is None and not beside:
         raise DataError(
-            f"{source}: the layout {known.name} does not tell the camera; give camera=fx,fy,cx,cy"
+            f"{source}: the layout {known.name} does not tell the camera; give camera=fx,fy,cx,cy (--camera)"
         )
     files = dict.fromkeys(("rgb", *reader.files(), *((CAMERA,) if beside else ())))
     scenes = {

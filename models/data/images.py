@@ -38,6 +38,7 @@ Image = NDArray[np.float32]  # [H, W, C]
 _NORMALIZED = ((np.arange(256.0)[:, None] / 255 - IMAGENET_MEAN) / IMAGENET_STD).astype(np.float32)[None]
 # Mean difference between two channels, of 255, that JPEG leaves in a gray image saved as color.
 _GRAY_WITHIN = 2.0
+_BRIGHTNESS = '; 8 bits are too coarse for metres, but brightness with "depth_scale": null in layout.json'
 _UNLABELED = -1  # in arrays of signed integers
 
 
@@ -95,13 +96,14 @@ def depth_image(
         stored = _one_channel(path, stored, "depth")
     if depth_scale == UNKNOWN_SCALE and stored.dtype.kind != "f":
         raise DataError(
-            f"{path}: depth_scale is not known: how many stored units is a metre? Give it in layout.json or"
-            ' as data.depth_scale ("depth_scale": 1000 for millimetres, null for brightness without a scale)'
+            f"{path}: depth_scale is not known: how many stored units is a metre? Give it as data.depth_scale"
+            ' or in layout.json, as "depth_scale": 1000 for millimetres, null for brightness without a scale'
         )
     if not _is_depth(path, stored, depth_scale):
         allowed = "16 bits" if depth_scale is not None else "8 or 16 bits"
         raise DataError(
             f"{path}: expected depth of {allowed} and 1 channel, found {kind_of(stored)}{_pick(stored)}"
+            f"{_BRIGHTNESS * (stored.dtype == np.uint8)}"
         )
     absent = _absent(stored, missing)
     values, unit = stored, 1.0

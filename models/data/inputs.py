@@ -92,6 +92,22 @@ def _told_since(old: InputSpec, new: InputSpec) -> bool:
     )
 
 
+def once_color(trained: Sequence[InputSpec], gray_in_color: Sequence[str]) -> str:
+    """Why a network trained before modalities had kinds would be fed otherwise; empty if it would not.
+
+    Args:
+        trained: what it was fed.
+        gray_in_color: modalities of the data set at hand that are gray, stored in three channels.
+    """
+    for spec in trained:
+        if spec.name in gray_in_color and spec.unit.startswith(_EITHER):
+            return (
+                f"was trained when {spec.name}, gray in three channels, was read as color: give it the kind"
+                " color in layout.json"
+            )
+    return ""
+
+
 def to_plain(record: InputSpec | Layout) -> dict[str, Any]:
     """As JSON holds it."""
     plain: dict[str, Any] = json.loads(json.dumps(asdict(record)))
@@ -119,6 +135,7 @@ def upgrade(contents: dict[str, Any]) -> dict[str, Any]:
         layout = {**layout, "crop_to_labels": LAYOUTS[layout["name"]].crop_to_labels}
     elif data["depth_scale"] is None:  # own layouts had one by default
         data["depth_scale"] = layout["depth_scale"]
+        data["given"] = [*given, "depth_scale"]
     if "hha" in data["modalities"] and "hha" not in layout["files"]:
         data["hha_floor"] = FLOORS[1]
         layout = {**layout, "hha_floor": FLOORS[1]}

@@ -65,7 +65,8 @@ def resized(image: Array, size: Sequence[int], kind: str | None) -> Array:
     """An ``[H, W, C]`` image of another size, height and width.
 
     Kinds that are never averaged take the nearest pixel. Of ``SPARSE`` ones, whose missing pixels are 0, only
-    those that are known are averaged, and what was missing stays so.
+    those that are known are averaged, and what was missing stays so. (So does a value that is 0 because it is
+    the low end of its range: a mask would cost a channel all the way to the network.)
     """
     width_height = (size[1], size[0])
     shape = (size[0], size[1], image.shape[2])

@@ -100,7 +100,9 @@ def read_layout(path: Path) -> Layout:
             )
     base = LAYOUTS[base_name] if base_name else Layout(path.parent.name, {})
     values = {name: _checked(path, name, value) for name, value in found.items()}
-    layout = replace(base, **values, stated=tuple(values))
+    # Whose files are others is no longer the archive whose images are larger than their labels.
+    crop = base.crop_to_labels and "files" not in values
+    layout = replace(base, **values, crop_to_labels=crop, stated=tuple(values))
     if LABELS not in layout.files or len(layout.files) < 2:
         raise DataError(f"{path}: files must give the paths of labels and of every modality")
     _check_template(path, "lists", layout.lists, ("split", "file"))

@@ -52,7 +52,7 @@ class File(NamedTuple):
 
     stored: NDArray[Any]
     image: Image
-    metric: bool = True  # of depth: whether it is in metres
+    metric: bool = False  # whether it is depth in metres, or disparity
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,11 @@ class Reader:
         return tuple(
             kind_by_name(name) if self._computed(name) else self._kind(name) for name in self.modalities
         )
+
+    def has_holes(self, name: str) -> bool:
+        """Whether a modality may have missing pixels, which are 0; of others 0 is a value."""
+        kind = self._kind(name)
+        return kind == SPARSE or (not is_mixed(kind) and kind != "categorical")
 
     def _kind(self, name: str) -> str | None:
         modality = self.layout.modality(name)
@@ -178,7 +183,7 @@ class Reader:
             return File(stored, intensity_image(path, stored, modality.range, modality.missing))
         stored = _picked(path, read_stored(path), modality.channels)
         if modality.kind == "disparity":
-            return File(stored, disparity_image(path, stored) / np.float32(_PIXELS))
+            return File(stored, disparity_image(path, stored) / np.float32(_PIXELS), metric=True)
         if modality.kind == "depth":
             image = depth_image(path, stored, layout.depth_scale, layout.bit_shift, modality.missing)
             return File(stored, image, is_metric(stored, layout.depth_scale))
@@ -197,10 +202,13 @@ class Reader:
         source = self._source(modality)
         (_, image, metric), path = files[source], paths[source]
         depth = image[:, :, 0]
-        if source == "depth" and not metric:
+        if not metric:
+            kind = self.layout.modality(source).kind
             raise DataError(
                 f"{path}: {modality} needs depth in metres, and the layout {self.layout.name} has no scale;"
                 " give one with data.depth_scale"
+                if kind == "depth"
+                else f"{path}: {modality} needs depth in metres, but {source} is of the kind {kind}"
             )
         if modality == "disparity":
             return _inverse(depth)[:, :, None]
@@ -234,7 +242,9 @@ class Reader:
             raise DataError(f"{path}: {error}; give camera=fx,fy,cx,cy in pixels") from None
 
 
-def with_kinds(layout: Layout, scenes: Sequence[Mapping[str, Path]], modalities: Sequence[str]) -> Layout:
+def with_kinds(
+    layout: Layout, scenes: Sequence[Mapping[str, Path]], modalities: Sequence[str]
+) -> tuple[Layout, tuple[str, ...]]:
     """A layout whose modalities all have a kind: where none is given, the files of some scenes tell it.
 
     A modality without one is color if any of them is, and intensity else: gray means the same, in one channel
@@ -245,10 +255,13 @@ def with_kinds(layout: Layout, scenes: Sequence[Mapping[str, Path]], modalities:
         scenes: by what they hold the files of each.
         modalities: that are to have a kind.
 
+    Returns:
+        The layout, and which of those modalities are gray but stored in three channels.
+
     Raises:
         DataError: a file is broken.
     """
-    told = dict(layout.modalities)
+    told, gray_in_color = dict(layout.modalities), []
     for name in modalities:
         modality = layout.modality(name)
         if name in layout.files and modality.kind is None and scenes:
@@ -257,7 +270,9 @@ def with_kinds(layout: Layout, scenes: Sequence[Mapping[str, Path]], modalities:
             stored = [_picked(path, read_stored(path), modality.channels) for path in files]
             colored = any(image.ndim == 3 and image.shape[2] == 3 and not is_gray(image) for image in stored)
             told[name] = replace(modality, kind="color" if colored else "intensity")
-    return replace(layout, modalities=told)
+            if not colored and any(image.ndim == 3 for image in stored):
+                gray_in_color.append(name)
+    return replace(layout, modalities=told), tuple(gray_in_color)
 
 
 def configured(
@@ -369,9 +384,10 @@ def _middle(
             " and not its middle; resize one of them"
         )
     share = max(size[0] / height, size[1] / width)
-    if share < _LIKE_A_CROP:
+    if share < _LIKE_A_CROP or size[0] * width == size[1] * height:
+        what = "label maps" if is_labels else "images"
         warnings.warn(
-            f"label maps of {size[1]}x{size[0]} are taken for the middle of images of {size_of(image)}: where"
+            f"{what} of {size[1]}x{size[0]} are taken for the middle of images of {size_of(image)}: where"
             " they are smaller copies, resize one of them",
             stacklevel=2,
         )

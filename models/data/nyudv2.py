@@ -117,8 +117,8 @@ def _overview(
         for index in looked:
             rgb, depth, label = read(chosen[index])
             metres = depth_image(Frame(f"image {chosen[index]}", depth), depth, _SCALE)
-            found.add_file("rgb", File(rgb, rgb.astype(np.float32)), is_depth=False)
-            found.add_file("depth", File(depth, metres), is_depth=True)
+            found.add_file("rgb", File(rgb, rgb.astype(np.float32)))
+            found.add_file("depth", File(depth, metres, metric=True), is_depth=True, has_holes=True)
             found.add_labels(label, becomes[label], _VOID)
         lines += found.lines()
         warnings += contradictions(found, LAYOUTS["nyu_cen"])

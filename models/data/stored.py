@@ -16,6 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+# Pillow refuses large images, lest a stranger's file fill the memory; people's own are not to be refused, and
+# OpenCV, which decodes them, has a limit of its own (2**30 pixels).
+Image.MAX_IMAGE_PIXELS = None
+
 _ORIENTATION, _BITS_PER_SAMPLE = 0x0112, 0x0102  # tags of TIFF and EXIF
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF

@@ -112,10 +112,8 @@ def _overview(
         for scene in (chosen[index] for index in looked):
             rgb, stored = (decode(Path(name), release.read(name)) for name in (scene.picture, scene.depth))
             depth = depth_image(Path(scene.depth), stored, _SCALE, _BIT_SHIFT)
-            found.add_file(
-                "rgb", File(rgb, rgb.astype(np.float32).reshape(*rgb.shape[:2], -1)), is_depth=False
-            )
-            found.add_file("depth", File(stored, depth), is_depth=True)
+            found.add_file("rgb", File(rgb, rgb.astype(np.float32).reshape(*rgb.shape[:2], -1)))
+            found.add_file("depth", File(stored, depth, metric=True), is_depth=True, has_holes=True)
             labels = label_map(scene).astype(np.uint8)
             found.add_labels(labels, np.where(labels == 0, _VOID, labels - 1).astype(np.uint8), _VOID)
         lines += found.lines()

@@ -60,10 +60,10 @@ class Values:
     metres: list[NDArray[np.float32]] = field(default_factory=list)
     stored: set[float] = field(default_factory=set)
 
-    def add(self, file: File, is_depth: bool) -> None:
-        """Count one file."""
+    def add(self, file: File, is_depth: bool, has_holes: bool) -> None:
+        """Count one file; of one with holes, what is 0 is missing."""
         stored, image = file.stored, file.image
-        known = image.any(axis=-1)
+        known = image.any(axis=-1) if has_holes else np.ones(image.shape[:2], bool)
         self.kinds[kind_of(stored)] += 1
         self.sizes[size_of(stored)] += 1
         self.known += int(known.sum())
@@ -115,16 +115,22 @@ class Survey:
         """Count a label map: as stored, and as classes."""
         counts = np.bincount(target.ravel(), minlength=256)
         if counts[ignore_index]:
-            values, pixels = np.unique(stored[target == ignore_index], return_counts=True)
+            void = stored[target == ignore_index]
+            if void.dtype == np.uint8:  # a tenth of the time that sorting takes
+                pixels = np.bincount(void, minlength=256)
+                values = np.flatnonzero(pixels)
+                pixels = pixels[values]
+            else:
+                values, pixels = np.unique(void, return_counts=True)
             self.voids.update(dict(zip(values.tolist(), pixels.tolist(), strict=True)))
         self.void += int(counts[ignore_index])
         counts[ignore_index] = 0
         self.classes += counts[: len(self.class_names)]
         self.label_maps += 1
 
-    def add_file(self, name: str, file: File, is_depth: bool) -> None:
+    def add_file(self, name: str, file: File, is_depth: bool = False, has_holes: bool = False) -> None:
         """Count a file of a modality."""
-        self.values.setdefault(name, Values()).add(file, is_depth)
+        self.values.setdefault(name, Values()).add(file, is_depth, has_holes)
 
     @property
     def void_share(self) -> float:
@@ -144,7 +150,8 @@ class Survey:
                 parts.append(f"{low:.2f} to {high:.2f} m, median {median:.2f} m")
             elif values.known:
                 parts.append(f"stored {values.low:g} to {values.high:g}")
-            parts.append(f"{1 - values.known / max(1, values.pixels):.1%} missing")
+            if values.known < values.pixels or values.metres:
+                parts.append(f"{1 - values.known / max(1, values.pixels):.1%} missing")
             lines.append(f"  {name}: {', '.join(parts)}")
         if not self.label_maps:
             return lines
@@ -203,7 +210,8 @@ def add_files(
     for index in chosen:
         for name in names:
             file = reader.read_file(name, scenes[index][name])
-            found.add_file(name, file, reader.layout.modality(name).kind == "depth")
+            is_depth = reader.layout.modality(name).kind == "depth"
+            found.add_file(name, file, is_depth, reader.has_holes(name))
     found.looked = len(chosen)
 
 

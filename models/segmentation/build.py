@@ -18,6 +18,7 @@ from models.data import (
     find_layout,
     train_loader,
 )
+from models.data.images import UNKNOWN_SCALE
 from models.networks.decoders.pspnet import pspnet
 from models.networks.decoders.refinenet import refinenet
 from models.networks.encoders import ExchangePoint
@@ -118,6 +119,8 @@ def precedence(settings: DataSettings, layout: Layout) -> tuple[dict[str, Any], 
         if value is None or value == ():
             continue
         given, stated = name in settings.given, name in layout.stated
+        if theirs == UNKNOWN_SCALE and not given:
+            continue  # a recipe knows one data set's scale, and nobody has said that this is it
         if given or not stated:
             values[name] = value
         if value == theirs:

@@ -26,6 +26,7 @@ from models.data import (
     to_plain,
 )
 from models.data.images import Frame
+from models.data.inputs import once_color
 from models.data.layouts import CAMERA
 from models.networks.segmentor import SegmentationNetwork
 from models.segmentation.build import build_network, build_reader, output_names
@@ -103,6 +104,8 @@ class TrainedNetwork:
             UsageError: it would; the message says in what.
         """
         _check(self.path, self.inputs, dataset.reader)
+        if problem := once_color(self.inputs, dataset.gray_in_color):
+            raise UsageError(f"{self.path} {problem}")
         # Other words for the same classes are common: only the same words in other places are surely wrong.
         names = dataset.class_names
         if names != self.class_names and sorted(names) == sorted(self.class_names):
@@ -176,5 +179,6 @@ def _check(path: Path, inputs: Sequence[InputSpec], reader: Reader) -> None:
     if differences:
         raise UsageError(
             f"{path} was trained on other inputs than the layout {reader.layout.name} gives: "
-            f"{'; '.join(differences)}. Set data.depth_scale, data.layout or data.root to what tells them"
+            f"{'; '.join(differences)}. Set data.depth_scale, data.layout or data.root to what tells them, or"
+            " give a modality its kind in layout.json"
         )

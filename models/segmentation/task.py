@@ -85,7 +85,8 @@ class SegmentationTask:
         return notes
 
     def describe(self) -> dict[str, Any]:
-        return describe(self.validation.reader, self.validation.class_names, self.palette)
+        here = describe(self.validation.reader, self.validation.class_names, self.palette)
+        return {**here, "gray_in_color": list(self.validation.gray_in_color)}
 
     def start_stage(self, index: int, begin: int) -> None:
         stage, settings = self.stages[index], self.recipe.optim

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import cen_ext
-from models.data.inputs import differing_inputs, input_from_plain, upgrade
+from models.data.inputs import differing_inputs, input_from_plain, once_color, upgrade
 from models.messages import first_line
 from models.networks.encoders.weights import misfits
 from models.training import config, registry
@@ -184,6 +184,8 @@ def check_inputs(path: Path, contents: dict[str, Any], now: dict[str, Any]) -> N
     specs = [[input_from_plain(plain) for plain in each["inputs"]] for each in (contents, now)]
     if differences := differing_inputs(*specs):
         raise UsageError(f"--resume: {path} was trained on other inputs: {'; '.join(differences)}")
+    if problem := once_color(specs[0], now.get("gray_in_color", ())):
+        raise UsageError(f"--resume: {path} {problem}")
     if contents.get("classes") != now.get("classes"):
         raise UsageError(f"--resume: {path} was trained on classes of other names than data.root has")
 
@@ -209,7 +211,10 @@ def settings_here(contents: dict[str, Any], overrides: Sequence[str]) -> tuple[A
         UsageError: as ``config.override``.
     """
     trained = settings(contents)
-    recipe = config.override(replace(trained, run=replace(trained.run, device="auto")), overrides)
+    here = replace(trained, run=replace(trained.run, device="auto"))
+    if any(assignment.startswith(("data.root=", "data.layout=")) for assignment in overrides):
+        here = config.forget_given(here)  # the training's command line spoke of other files
+    recipe = config.override(here, overrides)
     changes = config.changes(trained, recipe)
     return recipe, [change for path, change in changes.items() if path not in ("run.device", "run.output")]
 

@@ -48,6 +48,18 @@ def override(config: C, assignments: Sequence[str]) -> C:
     return config
 
 
+def forget_given(config: C) -> C:
+    """The settings without the record of what ``override`` has set: as if they were a recipe's own."""
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        if field.metadata.get("recorded"):
+            changes[field.name] = ()
+        elif dataclasses.is_dataclass(value):
+            changes[field.name] = forget_given(value)
+    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+
+
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Every value by its dotted path; of other dataclasses, mappings are groups as well."""
     if dataclasses.is_dataclass(config):

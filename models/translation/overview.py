@@ -43,7 +43,7 @@ def overview(datasets: Mapping[str, TranslationSet]) -> Overview:
                 image = domain.read(path)
                 if domain.logarithmic:
                     image[stored == MISSING_DEPTH] = 0
-                found.add_file(domain.name, File(stored, image), is_depth=False)
+                found.add_file(domain.name, File(stored, image), has_holes=domain.logarithmic)
         lines += found.lines()
         for name, values in found.values.items():
             if len(values.kinds) > 1:

@@ -566,3 +566,27 @@ def test_deeper_frames_are_read_as_files_are(dtype: str, is_video: bool) -> None
     unit = 1 if dtype == "float32" else 1000
     found = read_depth(Frame("frame", stored, is_video=is_video), 1000)
     np.testing.assert_allclose(found[0, :, 0], [0, 1 / unit, 300 / unit], rtol=1e-6)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_palette_that_tells_no_classes_apart_is_none(tmp_path: Path, padded: bool) -> None:
+    """Programs pad palettes with black: maps drawn in it would show nothing."""
+    colors = np.array([[0, 0, 0], [200, 0, 0], [0, 0, 0] if padded else [0, 200, 0]], np.uint8)
+    root = a_set(tmp_path, colors)
+    found = SegmentationSet(root, "train", modalities=("rgb",), num_classes=3).palette
+    if padded:
+        assert found is None
+    else:
+        np.testing.assert_array_equal(found, colors)
+
+
+def a_set(root: Path, colors: np.ndarray) -> Path:
+    """One scene whose labels have a palette."""
+    (root / "rgb").mkdir()
+    (root / "masks").mkdir()
+    assert cv2.imwrite(str(root / "rgb/a.png"), np.zeros((6, 6, 3), np.uint8))
+    image = Image.fromarray((np.arange(36).reshape(6, 6) % 3).astype(np.uint8), "P")
+    image.putpalette(colors.ravel().tolist())
+    image.save(root / "masks/a.png")
+    (root / "train.txt").write_text("rgb/a.png masks/a.png\n")
+    return root

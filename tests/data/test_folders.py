@@ -14,7 +14,7 @@ import pytest
 from tests.helpers.trees import TREES, scene, units, void_255, write
 
 from models.__main__ import main
-from models.data import LAYOUTS, DataError, Reader, SegmentationSet, prepare_domains
+from models.data import LAYOUTS, DataError, Reader, SegmentationSet, find_layout, prepare_domains
 from models.data.files import walk
 from models.data.geometry import hha, surface_normals
 from models.data.layouts import CAMERA, LABELS
@@ -560,3 +560,12 @@ def test_the_papers_archive_trains_a_step(tmp_path: Path, one_thread: Callable[[
     assert [spec["name"] for spec in contents["inputs"]] == ["rgb", "hha"]
     row = (tmp_path / "run/metrics.csv").read_text().splitlines()[1].split(",")
     assert all(np.isfinite(float(value)) for value in row if value)
+
+
+@pytest.mark.parametrize("files", [False, True])
+def test_only_the_archives_own_files_are_cropped(tmp_path: Path, files: bool) -> None:
+    """A layout that is based on it, with files of its own, is another data set."""
+    archive(tmp_path)
+    fields = {"files": {**LAYOUTS["nyu_cen"].files}} if files else {"depth_scale": 5000}
+    (tmp_path / "layout.json").write_text(json.dumps({"base": "nyu_cen", **fields}))
+    assert find_layout(tmp_path).crop_to_labels is not files

@@ -15,6 +15,8 @@ import models.recipes  # noqa: F401 - fills the registry
 from models.__main__ import main
 from models.data import (
     LAYOUTS,
+    DataError,
+    InputSpec,
     SegmentationSet,
     differing_inputs,
     find_layout,
@@ -23,7 +25,7 @@ from models.data import (
     layout_from_plain,
     to_plain,
 )
-from models.data.inputs import upgrade
+from models.data.inputs import once_color, upgrade
 from models.segmentation.build import build_reader, open_split, precedence
 from models.segmentation.settings import OF_LAYOUT, DataSettings, SegmentationRecipe
 from models.training import checkpoint, config, registry
@@ -375,3 +377,56 @@ def test_floors_are_38_or_218(tmp_path: Path, floor: int) -> None:
         DataSettings(hha_floor=floor)
     with pytest.raises(ValueError, match=rf"hha_floor must be 38 or 218, got {floor}"):
         SegmentationSet(folder(tmp_path), "train", hha_floor=floor)
+
+
+def test_a_recipes_scale_is_no_scale_of_ones_own_folder(tmp_path: Path) -> None:
+    """It is one data set's; whose files nobody has described are refused, as without a recipe's."""
+    write(tmp_path / "depth/a.png", stored(1))
+    write(tmp_path / "labels/a.png", np.zeros(SIZE, np.uint8))
+    (tmp_path / "train.txt").write_text("a\n")
+    files = {"depth": "depth/{name}.png", "labels": "labels/{name}.png"}
+    (tmp_path / "layout.json").write_text(json.dumps({"files": files}))
+    settings = DataSettings(root=tmp_path, depth_scale=6528.0, num_classes=2, modalities=("depth",))
+    with pytest.raises(DataError, match=r"depth/a\.png: depth_scale is not known"):
+        open_split(settings, "train").sample(0)
+    given = config.override(SegmentationRecipe(data=settings), ["data.depth_scale=2000"]).data
+    np.testing.assert_allclose(
+        open_split(given, "train").sample(0).images[0][:, :, 0], stored(1) / 2000, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_what_was_typed_for_the_training_says_nothing_of_other_files(tmp_path: Path, elsewhere: bool) -> None:
+    root = folder(tmp_path / "here")
+    recipe = config.override(registry.find("nyudv2_cen_refinenet50"), ["data.depth_scale=2000"])
+    contents = {"recipe": "nyudv2_cen_refinenet50", "config": config.to_plain(recipe)}
+    other = folder(tmp_path / "there", depth_scale=500)
+    overrides = [f"data.root={other}"] if elsewhere else [f"run.output={root}"]
+    settings, _ = checkpoint.settings_here(contents, [*overrides, "data.num_classes=40"])
+    assert ("depth_scale" in settings.data.given) is not elsewhere
+    values, _ = precedence(settings.data, find_layout(other))
+    assert values.get("depth_scale") == (None if elsewhere else 2000.0)
+
+
+def test_gray_in_three_channels_was_color_once(tmp_path: Path) -> None:
+    """A network that was trained so is not fed intensity without a word; told that it is color, it is as before."""
+    old = [InputSpec("thermal", "full brightness, or one channel from 0 to the largest", None, "rgb")]
+    assert "give it the kind color" in once_color(old, ("thermal",))
+    assert once_color(old, ()) == once_color([InputSpec("thermal", "full brightness")], ("thermal",)) == ""
+    image = np.repeat(stored(0)[:, :, None] % 256, 3, axis=2).astype(np.uint8)
+    for name, picture in (("thermal", image), ("labels", np.zeros(SIZE, np.uint8))):
+        write(tmp_path / f"{name}/a.png", picture)
+    (tmp_path / "train.txt").write_text("a\n")
+    files = {"thermal": "thermal/{name}.png", "labels": "labels/{name}.png"}
+    for kind, gray in ((None, ("thermal",)), ("color", ()), ("intensity", ())):
+        told = {"files": files, "modalities": {"thermal": {"kind": kind}}}
+        (tmp_path / "layout.json").write_text(json.dumps(told))
+        dataset = SegmentationSet(tmp_path, "train", modalities=("thermal",), num_classes=2)
+        assert dataset.gray_in_color == gray
+
+
+@pytest.mark.parametrize("kind", ["intensity", "categorical"])
+def test_nothing_is_computed_of_what_is_no_depth(tmp_path: Path, kind: str) -> None:
+    root = folder(tmp_path, modalities={"depth": {"kind": kind}})
+    with pytest.raises(DataError, match=rf"normals needs depth in metres, but depth is of the kind {kind}"):
+        SegmentationSet(root, "train", modalities=("depth", "normals")).sample(0)

@@ -230,10 +230,14 @@ ODD_SETS: dict[str, OddSet] = {
     ),
     "metres_read_as_millimetres": OddSet(
         _depth(lambda depth: depth.astype(np.float32), ".npy"),
-        r"depth: .* the median 2\S* m, is unlike a room: check depth_scale",
+        r"depth: .* the median 2\S* m, is unlike a room: floating point .* whatever depth_scale says",
     ),
     "bits_rotated_as_in_sun_rgbd": OddSet(
         _depth(_rotated), r"depth: all values are multiples of 8: .* need bit_shift=3"
+    ),
+    "a_class_that_is_void": OddSet(_fields(ignore_index=1), r"stored 1 is a class, but void by ignore_index"),
+    "a_label_map_beyond_the_classes": OddSet(
+        _fields(label_map=[0, 7, 1]), r"label_map gives class 7, but num_classes=3", refused=True
     ),
     "everything_void": OddSet(
         _labels(lambda labels: np.full_like(labels, 255)),
