@@ -129,7 +129,7 @@ def _of_values(layout: Layout, name: str, values: Values) -> Iterable[str]:
     """In words what looks unlike the layout in the files of a modality."""
     kind = layout.modality(name).kind
     if len(values.kinds) > 1:
-        counts = ", ".join(f"{kind} in {count}" for kind, count in values.kinds.items())
+        counts = ", ".join(f"{stored} in {count}" for stored, count in values.kinds.items())
         yield f"its files differ in what they hold: {counts}"
     if not values.known:
         yield "every pixel looked at is missing"

@@ -16,11 +16,9 @@ from models.data.survey import Overview, survey
 from models.pictures import Picture, write_picture
 from models.segmentation.build import build_train_loader, open_split, precedence
 from models.segmentation.pictures import contact_sheet, scene_pictures
-from models.segmentation.settings import DataSettings, SegmentationRecipe
+from models.segmentation.settings import OF_LAYOUT, DataSettings, SegmentationRecipe
 from models.training.config import show
 from models.training.errors import UsageError, data_root, writable
-
-_SHOWN = ("depth_scale", "bit_shift", "camera", "label_offset")
 
 
 def overview(settings: DataSettings, datasets: Sequence[SegmentationSet]) -> Overview:
@@ -35,7 +33,7 @@ def overview(settings: DataSettings, datasets: Sequence[SegmentationSet]) -> Ove
         UsageError: a modality whose kind nobody tells looks like another one in validation.
     """
     layout = datasets[0].layout
-    values = ", ".join(f"{name} {_text(layout, name)}" for name in _SHOWN)
+    values = ", ".join(f"{name} {_text(layout, name)}" for name in OF_LAYOUT)
     _, notes = precedence(settings, find_layout(data_root(settings.root), settings.layout))
     lines, warnings = [f"{datasets[0].root}: layout {layout.name}, {values}", *notes], []
     for dataset in datasets:
@@ -99,8 +97,9 @@ def augmented(
     """Samples as training sees them in its first steps: every ``input <modality>``, and the ``target``."""
     data = recipe.data
     pictures: dict[str, dict[str, Picture]] = {}
-    loader = build_train_loader(replace(recipe, run=replace(recipe.run, workers=0)))
-    for batch in loader:
+    # Order and augmentation of samples do not depend on the batch; a set smaller than one has a sheet, too.
+    single = replace(recipe, data=replace(data, batch_size=1), run=replace(recipe.run, workers=0))
+    for batch in build_train_loader(single):
         inputs = batch.images.unflatten(0, (len(data.modalities), -1)).transpose(0, 1)
         for name, images, target in zip(batch.names, inputs, batch.target, strict=True):
             if len(pictures) == count:
