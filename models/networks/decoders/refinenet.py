@@ -17,7 +17,7 @@ from models.networks.encoders import ExchangeResNet, Variant
 from models.networks.segmentor import SegmentationNetwork
 
 
-class ResidualUnit(nn.Module):
+class ResidualConvUnit(nn.Module):
     """Residual convolution unit: ``r + conv2(relu(conv1(r)))`` with ``r = relu(x)``.
 
     The skip carries r where Lin et al. draw x: the released networks rectify x in place, and their weights
@@ -62,10 +62,10 @@ class Cascade(nn.Module):
     def __init__(self, in_channels: int, channels: int, out_channels: int | None, joins: bool) -> None:
         super().__init__()
         self.reduce = Conv3x3(in_channels, channels, bias=False)
-        self.adapt = nn.Sequential(*(ResidualUnit(channels) for _ in range(2)))
+        self.adapt = nn.Sequential(*(ResidualConvUnit(channels) for _ in range(2)))
         self.join = Conv3x3(channels, channels, bias=False) if joins else None
         self.pool = ChainedPooling(channels)
-        self.refine = nn.Sequential(*(ResidualUnit(channels) for _ in range(3)))
+        self.refine = nn.Sequential(*(ResidualConvUnit(channels) for _ in range(3)))
         self.project = None if out_channels is None else Conv3x3(channels, out_channels, bias=False)
 
     def forward(self, feature: Tensor, coarser: Tensor | None) -> Tensor:
