@@ -34,7 +34,7 @@ class ResidualConvUnit(nn.Module):
         return x + self.conv2(F.relu_(self.conv1(x)))
 
 
-class ChainedPooling(nn.Module):
+class ChainedResidualPooling(nn.Module):
     """Chained residual pooling: x plus the outputs of a chain of 5x5 max pooling and 3x3 convolution."""
 
     def __init__(self, channels: int, length: int = 4) -> None:
@@ -64,7 +64,7 @@ class Cascade(nn.Module):
         self.reduce = Conv3x3(in_channels, channels, bias=False)
         self.adapt = nn.Sequential(*(ResidualConvUnit(channels) for _ in range(2)))
         self.join = Conv3x3(channels, channels, bias=False) if joins else None
-        self.pool = ChainedPooling(channels)
+        self.pool = ChainedResidualPooling(channels)
         self.refine = nn.Sequential(*(ResidualConvUnit(channels) for _ in range(3)))
         self.project = None if out_channels is None else Conv3x3(channels, out_channels, bias=False)
 
