@@ -49,7 +49,7 @@ class ChainedResidualPooling(nn.Module):
         return total
 
 
-class Cascade(nn.Module):
+class RefineNetBlock(nn.Module):
     """One level of the decoder: adapt the encoder's feature, join the coarser level, pool, refine.
 
     Args:
@@ -94,10 +94,10 @@ class RefineNetDecoder(nn.Module):
         finest, fine, coarse, coarsest = in_channels
         self.cascades = nn.ModuleList(
             [
-                Cascade(coarsest, 2 * width, width, joins=False),
-                Cascade(coarse, width, width, joins=True),
-                Cascade(fine, width, width, joins=True),
-                Cascade(finest, width, None, joins=True),
+                RefineNetBlock(coarsest, 2 * width, width, joins=False),
+                RefineNetBlock(coarse, width, width, joins=True),
+                RefineNetBlock(fine, width, width, joins=True),
+                RefineNetBlock(finest, width, None, joins=True),
             ]
         )
         self.dropout = nn.Dropout(dropout)
