@@ -108,7 +108,7 @@ class Ours:
             loss_scaler(recipe.run.precision, device),
         )
         recorded = recipe.run.cuda_graphs
-        self.gradients = compilation.Recorded(self._gradients, self.net) if recorded else self._gradients
+        self.gradients = compilation.GraphedStep(self._gradients, self.net) if recorded else self._gradients
         self.steps = 0
 
     def _gradients(self, images: Tensor, target: Tensor) -> tuple[Tensor, ...]:

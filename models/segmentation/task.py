@@ -100,7 +100,7 @@ class SegmentationTask:
         )
         # What was recorded belongs to the last stage's loss scale.
         recorded = self.recipe.run.cuda_graphs
-        self.gradients = compilation.Recorded(self._gradients, self.net) if recorded else self._gradients
+        self.gradients = compilation.GraphedStep(self._gradients, self.net) if recorded else self._gradients
 
     def batches(self, epoch: int, start_step: int) -> Iterable[Batch]:
         self.loader.seek(epoch, start_step)

@@ -47,7 +47,7 @@ def compiled(module: nn.Module, run: RunSettings) -> nn.Module:
     return torch.compile(module, fullgraph=True, dynamic=False)  # type: ignore[return-value]
 
 
-class Recorded:
+class GraphedStep:
     """A function that computes gradients, recorded as a CUDA graph in its first call and replayed since.
 
     Args:

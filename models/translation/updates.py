@@ -87,7 +87,7 @@ class Adversaries:
         if self.recipe.run.cuda_graphs:
             # What was recorded belongs to the last stage's loss scales.
             both = nn.ModuleList([self.generator, self.discriminator])
-            recorded = compilation.Recorded(first, both, second)
+            recorded = compilation.GraphedStep(first, both, second)
             first, second = recorded, recorded.finish
         self.parts = first, second
 
