@@ -31,7 +31,7 @@ from models.translation.settings import (
     TranslationRecipe,
     TranslationStage,
 )
-from models.translation.updates import Adversaries
+from models.translation.updates import GANTrainer
 
 STAGE = TranslationStage(steps=10**6)
 
@@ -106,7 +106,7 @@ class Ours:
         generator, discriminator = build_generator(recipe), build_discriminator(recipe)
         generator.load_state_dict(state["generator"])
         discriminator.load_state_dict(state["discriminator"])
-        self.nets = Adversaries(generator.to(device), discriminator.to(device), recipe, device)
+        self.nets = GANTrainer(generator.to(device), discriminator.to(device), recipe, device)
         self.nets.start_stage(STAGE, 0, STAGE.length(1))
         self.steps = 0
 

@@ -12,10 +12,10 @@ from models.data import differing_inputs, input_from_plain
 from models.networks.encoders.weights import misfits
 from models.training import checkpoint
 from models.training.errors import UsageError, existing
-from models.translation.updates import Adversaries
+from models.translation.updates import GANTrainer
 
 
-def load_start(nets: Adversaries, path: Path, here: Mapping[str, Any]) -> list[str]:
+def load_start(nets: GANTrainer, path: Path, here: Mapping[str, Any]) -> list[str]:
     """Load ``model.start`` into the generator and, of a run's checkpoint, into the discriminator.
 
     Args:

@@ -29,7 +29,7 @@ from models.translation.load import describe
 from models.translation.overview import overview
 from models.translation.settings import TranslationRecipe, TranslationStage
 from models.translation.start import load_start
-from models.translation.updates import Adversaries
+from models.translation.updates import GANTrainer
 
 _HIGHER_IS_BETTER = ("psnr", "ssim")
 
@@ -60,7 +60,7 @@ class TranslationTask:
         self.views = chosen_views(self.validation, recipe)
         check_scores(recipe, len(self.views))
         generator, discriminator = build_generator(recipe), build_discriminator(recipe)
-        self.nets = Adversaries(generator.to(self.device), discriminator.to(self.device), recipe, self.device)
+        self.nets = GANTrainer(generator.to(self.device), discriminator.to(self.device), recipe, self.device)
 
     def initialise(self) -> list[str]:
         if self.recipe.model.start is None:

@@ -24,7 +24,7 @@ from models.translation.objective import DiscriminatorObjective, Generation, Gen
 from models.translation.settings import TranslationRecipe, TranslationStage
 
 
-class Adversaries:
+class GANTrainer:
     """Generator and discriminator in training; ``start_stage``, then a ``step`` a batch.
 
     Args:
