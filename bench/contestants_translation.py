@@ -52,7 +52,7 @@ class Straightforward:
         for name, net in nets.items():
             net.load_state_dict(split_state(state[name]))
             net.to(device, memory_format=way.layout).train()
-        self.generate, self.judge = (compiled(net) if way.compile else net for net in nets.values())
+        self.generate, self.discriminate = (compiled(net) if way.compile else net for net in nets.values())
         self.optimizers = {
             name: torch.optim.Adam(net.parameters(), STAGE.generator_lr, recipe.optim.betas)
             for name, net in nets.items()
@@ -69,8 +69,8 @@ class Straightforward:
 
         with autocast(self.way.precision, device):
             branches, _ = self.generate(xs)
-            fakes = self.judge(xs, [branch.detach() for branch in branches])
-            reals = self.judge(xs, [batch.target] * len(xs))
+            fakes = self.discriminate(xs, [branch.detach() for branch in branches])
+            reals = self.discriminate(xs, [batch.target] * len(xs))
             loss = sum(
                 0.5 * (bce(real, torch.ones_like(real)) + bce(fake, torch.zeros_like(fake)))
                 for real, fake in zip(reals, fakes, strict=True)
@@ -79,7 +79,7 @@ class Straightforward:
 
         with autocast(self.way.precision, device):
             branches, ensemble = self.generate(xs)
-            decisions = self.judge(xs, branches)
+            decisions = self.discriminate(xs, branches)
             loss = sum(bce(decision, torch.ones_like(decision)) for decision in decisions)
             loss = loss + settings.l1 * sum(F.l1_loss(y, batch.target) for y in (*branches, ensemble))
             loss = loss + settings.sparsity * straightforward_penalty(self.generator)

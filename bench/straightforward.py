@@ -360,13 +360,13 @@ def straightforward_loss(
 ) -> Tensor:
     """Eq. 4 with the auxiliary head's part: arguments as of ``models.segmentation.losses``."""
 
-    def judge(logits: Tensor) -> Tensor:
+    def discriminate(logits: Tensor) -> Tensor:
         logits = F.interpolate(logits, target.shape[-2:], mode="bilinear", align_corners=False)
         return F.cross_entropy(logits, target, ignore_index=255)
 
     branches, ensemble, heads = outputs
-    loss = sum(judge(logits) for logits in (*branches, ensemble))
-    loss = loss + auxiliary * sum(judge(logits) for logits in heads)
+    loss = sum(discriminate(logits) for logits in (*branches, ensemble))
+    loss = loss + auxiliary * sum(discriminate(logits) for logits in heads)
     return loss + sparsity * straightforward_penalty(net)
 
 

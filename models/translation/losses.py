@@ -3,9 +3,9 @@
 Pure functions of tensors. A step of training, with one pass of the generator:
 
     output = generator(inputs)
-    real, fake = judge(discriminator, inputs, target, output.branches.detach())
+    real, fake = discriminate(discriminator, inputs, target, output.branches.detach())
     discriminator_loss(real, fake).total.backward()                 # and the discriminator's step
-    (decisions,) = judge(discriminator, inputs, output.branches)    # by the discriminator after it
+    (decisions,) = discriminate(discriminator, inputs, output.branches)    # by the discriminator after it
     generator_loss(output, decisions, target, sparsity_penalty(generator)).total.backward()
 
 The last line also leaves gradients in the discriminator, at the cost of computing them, unless its parameters

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cen_ext import sparsity_penalty
 from models.networks.systems.output import TranslationOutput
-from models.networks.systems.patchgan import PatchGAN, judge
+from models.networks.systems.patchgan import PatchGAN, discriminate
 from models.networks.systems.unet import UNet
 from models.training.precision import at_least_float32, autocast
 from models.translation.losses import discriminator_loss, generator_loss
@@ -60,7 +60,7 @@ class DiscriminatorObjective(nn.Module):
             branches: ``[M, N, C', H, W]`` the generator's, detached.
         """
         with autocast(self.recipe.run.precision, self.device):
-            real, fake = judge(self.discriminator, images, target, branches)
+            real, fake = discriminate(self.discriminator, images, target, branches)
         return discriminator_loss(real, fake, adversarial=self.recipe.loss.gan)
 
 
@@ -87,7 +87,7 @@ class GeneratorObjective(nn.Module):
         """What ``generator_loss`` returns; the arguments after ``target`` are ``Generation``'s output."""
         settings = self.recipe.loss
         with autocast(self.recipe.run.precision, self.device):
-            (decisions,) = judge(self.discriminator, images, branches)
+            (decisions,) = discriminate(self.discriminator, images, branches)
         return generator_loss(
             TranslationOutput(branches, ensemble, alpha),
             decisions,

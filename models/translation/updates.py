@@ -168,13 +168,13 @@ def parameter_groups(
     """What each network's optimiser updates, with its learning rates."""
     rest = [parameter for name, parameter in generator.named_parameters() if name != "alpha"]
     ensemble_lr = stage.generator_lr if stage.ensemble_lr is None else stage.ensemble_lr
-    judge = list(discriminator.parameters())
+    parameters = list(discriminator.parameters())
     return {
         "generator": [
             {"name": "generator", "params": rest, "lr": stage.generator_lr},
             {"name": "ensemble", "params": [generator.alpha], "lr": ensemble_lr},
         ],
-        "discriminator": [{"name": "discriminator", "params": judge, "lr": stage.discriminator_lr}],
+        "discriminator": [{"name": "discriminator", "params": parameters, "lr": stage.discriminator_lr}],
     }
 
 

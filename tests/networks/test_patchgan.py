@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import models
-from models.translation import judge
+from models.translation import discriminate
 from tests.helpers.networks import randomise_norms
 
 M, N = 3, 2
@@ -58,25 +58,25 @@ def test_weights_start_as_pix2pixs() -> None:
 def test_judge_is_a_call_for_every_image_beside_its_input() -> None:
     net = small_net()
     inputs, branches, target = randn(M * N, 3, 32, 40), randn(M, N, 3, 32, 40), randn(N, 3, 32, 40)
-    real, fake = judge(net, inputs, target, branches)
+    real, fake = discriminate(net, inputs, target, branches)
     assert real.shape == fake.shape == (M, N, 1, 2, 3)
     for m in range(M):
         for n in range(N):
             own = inputs[m * N + n]
             for found, image in ((real, target[n]), (fake, branches[m, n])):
                 torch.testing.assert_close(found[m, n], net(torch.cat([own, image])[None])[0])
-    (alone,) = judge(net, inputs, branches)
+    (alone,) = discriminate(net, inputs, branches)
     torch.testing.assert_close(alone, fake)
 
 
 def test_detached_images_train_the_discriminator_alone() -> None:
     net, inputs = small_net(), randn(M * N, 3, 32, 32)
     branches = randn(M, N, 3, 32, 32).requires_grad_()
-    (decisions,) = judge(net, inputs, branches.detach())
+    (decisions,) = discriminate(net, inputs, branches.detach())
     decisions.sum().backward()
     assert branches.grad is None
     assert all(p.grad is not None for p in net.parameters())
-    judge(net, inputs, branches)[0].sum().backward()
+    discriminate(net, inputs, branches)[0].sum().backward()
     assert branches.grad.abs().flatten(2).amax(2).min() > 0
 
 
@@ -94,4 +94,4 @@ def test_bad_arguments_and_input_are_refused() -> None:
         with pytest.raises(
             ValueError, match=r"a candidate must be .* the inputs' 6 rows, got \(" + str(shape[0])
         ):
-            judge(net, inputs, randn(*shape))
+            discriminate(net, inputs, randn(*shape))

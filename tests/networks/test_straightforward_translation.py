@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import models
 from bench.straightforward import split_state, stacked_state
 from bench.straightforward_translation import StraightforwardPatchGAN, StraightforwardUNet
-from models.translation import judge
+from models.translation import discriminate
 from tests.helpers.networks import randomise_norms
 
 CASES = [
@@ -77,7 +77,7 @@ def test_patchgan() -> None:
     usual = StraightforwardPatchGAN(base_width=6).double()
     usual.load_state_dict(split_state(net.state_dict()))
     inputs, images = [randn(2, 3, 40, 32) for _ in range(3)], [randn(2, 3, 40, 32) for _ in range(3)]
-    (found,) = judge(net, torch.cat(inputs), torch.stack(images))
+    (found,) = discriminate(net, torch.cat(inputs), torch.stack(images))
     expected = torch.stack(usual(inputs, images))
     assert_close(found, expected, "decisions")
     dy = randn(*expected.shape)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import models
 from models.networks.released.translation import released_names, unused_names
-from models.translation import generator_loss, judge
+from models.translation import discriminate, generator_loss
 from tests.helpers import paths
 from tests.helpers.golden_numbers import assert_matches, draw, released_form
 from tests.helpers.networks import only_backend
@@ -70,7 +70,7 @@ def golden_run() -> Run:
         for dtype in (torch.float32, torch.float64):
             net, discriminator = (net.to(dtype).train(mode == "train") for net in nets.values())
             out = net(inputs.to(dtype))
-            (decisions,) = judge(discriminator, inputs.to(dtype), out.branches)
+            (decisions,) = discriminate(discriminator, inputs.to(dtype), out.branches)
             images = [image[..., ::4, ::4].detach() for image in (*out.branches, out.ensemble)]
             run.outputs[mode, dtype] = dict(zip((*DOMAINS, "ensemble"), images, strict=True))
             run.decisions[mode, dtype] = dict(zip(DOMAINS, decisions.sigmoid().detach(), strict=True))

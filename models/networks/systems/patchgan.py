@@ -17,7 +17,7 @@ LEAST = 24  # smaller images leave no patch
 
 
 class PatchGAN(nn.Module):
-    """``patchgan`` builds one and describes the arguments; ``judge`` calls it."""
+    """``patchgan`` builds one and describes the arguments; ``discriminate`` calls it."""
 
     def __init__(self, in_channels: int, base_width: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def patchgan(in_channels: int = 6, base_width: int = 64) -> PatchGAN:
     return net
 
 
-def judge(
+def discriminate(
     discriminator: Callable[[Tensor], Tensor],
     inputs: Tensor,  # [M*N, C, H, W], stacked modality-major
     *candidates: Tensor,
