@@ -10,16 +10,12 @@ import hashlib
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from models.data.images import DataError
 from models.data.layouts import LABELS, Layout
-from models.data.survey import Survey, Values, survey
-
-if TYPE_CHECKING:
-    from models.data.dataset import SegmentationSet
+from models.data.survey import Scenes, Survey, Values, survey
 
 _FIRST_SCENES = 8  # looked at with a set's first sample
 _INDOORS = (0.3, 15.0)  # metres: where the median depth of rooms lies
@@ -28,7 +24,7 @@ _NARROW = 0.1  # a share of 16 bits' range that is worth a range of its own
 _ROTATED, _VALUES = 8, 50  # the greatest common divisor of so many values: SUN RGB-D's rotated bits
 
 
-def first_look(dataset: SegmentationSet) -> None:
+def first_look(dataset: Scenes) -> None:
     """Warn of what contradicts the layout in a few scenes; what is merely rare in so few is left out."""
     try:
         found = survey(dataset, _FIRST_SCENES, _FIRST_SCENES)
@@ -38,7 +34,7 @@ def first_look(dataset: SegmentationSet) -> None:
         warnings.warn(f"{dataset.root}, {message}", stacklevel=3)
 
 
-def check(dataset: SegmentationSet, found: Survey) -> list[str]:
+def check(dataset: Scenes, found: Survey) -> list[str]:
     """What is to be warned of before a set is trained or evaluated on.
 
     Raises:

@@ -8,21 +8,37 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, Protocol, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.data.images import kind_of, read_label_values, size_of
-from models.data.layouts import CAMERA, LABELS
-
-if TYPE_CHECKING:
-    from models.data.dataset import SegmentationSet
-    from models.data.modalities import File, Reader
+from models.data.layouts import CAMERA, LABELS, Layout
+from models.data.modalities import File, Reader
 
 SCENES = 50  # looked at as a whole
 _THINNED = 2000  # values of a file that medians and steps are told from
 _LABEL_MAPS = 1000  # looked at while classes are missing
+
+
+class Scenes(Protocol):
+    """What is looked at of a ``SegmentationSet``, which knows the attributes' meaning."""
+
+    root: Path
+    split: str
+    source: str
+    scenes: Sequence[Mapping[str, Path]]
+    class_names: tuple[str, ...]
+    ignore_index: int
+    layout: Layout
+    guessed_kinds: tuple[str, ...]
+    reader: Reader
+    surveyed: bool
+
+    def __len__(self) -> int: ...
+    def sample(self, index: int, /) -> Any: ...
+    def classes_of(self, path: Path, values: NDArray[Any], /) -> NDArray[np.uint8]: ...
 
 
 class Overview(NamedTuple):
@@ -168,7 +184,7 @@ class Survey:
         return lines + textwrap.wrap(text, 108, initial_indent="  ", subsequent_indent="    ")
 
 
-def survey(dataset: SegmentationSet, scenes: int = SCENES, label_maps: int = _LABEL_MAPS) -> Survey:
+def survey(dataset: Scenes, scenes: int = SCENES, label_maps: int = _LABEL_MAPS) -> Survey:
     """Look at scenes spread evenly over a set, and at further label maps while a class has not appeared.
 
     The first scene is read as a whole, so that a camera or scale that is missing is refused at once; the set
@@ -215,7 +231,7 @@ def add_files(
     found.looked = len(chosen)
 
 
-def _add_labels(found: Survey, dataset: SegmentationSet, index: int) -> None:
+def _add_labels(found: Survey, dataset: Scenes, index: int) -> None:
     path = dataset.scenes[index][LABELS]
     stored = read_label_values(path).values
     found.add_labels(stored, dataset.classes_of(path, stored), dataset.ignore_index)
