@@ -30,9 +30,7 @@ class Sample(NamedTuple):
     target: NDArray[np.uint8]  # [H, W], classes and ignore_index
     name: str  # path of the label file below its kind's folder, without suffix: unique in a split
     modalities: tuple[str, ...]  # the names of the images
-    kinds: tuple[
-        str | None, ...
-    ] = ()  # of the images, as ``models.data.kinds`` has them; empty: by their names
+    kinds: tuple[str | None, ...] = ()  # of the images (``Reader.kinds``); empty: as their names tell
 
 
 class SegmentationSet:
@@ -65,8 +63,8 @@ class SegmentationSet:
         reader: makes the images.
         scenes: by what they hold the files of each.
         source: the list, or the folder, that the scenes were found in.
-        gray_in_color: those of them that are gray, but stored in three channels.
         guessed_kinds: the modalities whose kind the files told, as nothing else did.
+        gray_in_color: those of them that are gray, but stored in three channels.
         class_names: of the ``num_classes`` classes.
     """
 

@@ -35,9 +35,8 @@ class InputSpec:
 
 
 _HHA, _UPSIDE_DOWN = "255 of HHA's encoding", "255 of HHA's encoding, upside down with 218 for floors"
-_EITHER = (
-    "full brightness, or "  # color or one channel, as the file was: of modalities whose kind nobody told
-)
+# Of modalities whose kind nobody told: color or one channel, as each file was.
+_EITHER = "full brightness, or "
 
 
 def input_specs(reader: Reader) -> tuple[InputSpec, ...]:

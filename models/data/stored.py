@@ -16,10 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-# Pillow refuses large images, lest a stranger's file fill the memory; people's own are not to be refused, and
-# OpenCV, which decodes them, has a limit of its own (2**30 pixels).
-Image.MAX_IMAGE_PIXELS = None
-
 _ORIENTATION, _BITS_PER_SAMPLE = 0x0112, 0x0102  # tags of TIFF and EXIF
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
@@ -160,6 +156,15 @@ def _as_image(path: Path | Frame, array: NDArray[Any]) -> NDArray[Any]:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
+def _opened(data: bytes) -> Image.Image:
+    """An image as Pillow opens it, however large: the limit for strangers' files is the program's to set."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        return Image.open(io.BytesIO(data))
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
 def _check_orientation(path: Path, data: bytes) -> None:
     """Refuse a file that is to be turned: doing so would part it from the others of its scene."""
     if (orientation := _orientation(data)) != 1:
@@ -178,7 +183,7 @@ def _orientation(data: bytes) -> int:
     if not noted:
         return 1
     try:
-        return int(Image.open(io.BytesIO(data)).getexif().get(_ORIENTATION, 1))
+        return int(_opened(data).getexif().get(_ORIENTATION, 1))
     except (OSError, SyntaxError, ValueError, TypeError):  # the bytes only looked like EXIF
         return 1
 
@@ -190,7 +195,7 @@ def _lossy_format(data: bytes) -> str:
         return "lossy WebP"
     if data.startswith(_TIFF):
         try:
-            compression = Image.open(io.BytesIO(data)).info.get("compression")
+            compression = _opened(data).info.get("compression")
         except (OSError, SyntaxError, ValueError):  # what is no TIFF after all is said where it is decoded
             return ""
         return "JPEG within TIFF" if compression in ("jpeg", "tiff_jpeg") else ""
@@ -215,7 +220,7 @@ def _indices(path: Path, data: bytes) -> LabelValues:
 
 
 def _with_pillow(data: bytes) -> LabelValues:
-    with Image.open(io.BytesIO(data)) as image:
+    with _opened(data) as image:
         if image.mode == "P":
             colors = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
             return LabelValues(np.asarray(image), colors)

@@ -590,3 +590,13 @@ def a_set(root: Path, colors: np.ndarray) -> Path:
     image.save(root / "masks/a.png")
     (root / "train.txt").write_text("rgb/a.png masks/a.png\n")
     return root
+
+
+def test_large_label_maps_are_read_and_pillows_limit_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is the program's; its own label maps are no stranger's files."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    root = a_set(tmp_path, np.array([[0, 0, 0], [200, 0, 0], [0, 200, 0]], np.uint8))
+    np.testing.assert_array_equal(
+        read_label_values(root / "masks/a.png").values, np.arange(36).reshape(6, 6) % 3
+    )
+    assert Image.MAX_IMAGE_PIXELS == 10
