@@ -39,7 +39,7 @@ from bench.files import RESULTS, write
 from bench.machine import gpu, machine
 from bench.memory import device_bytes, resident_bytes, tensor_bytes
 from bench.ways import FIRST, RIVAL, WAYS
-from models.messages import first_line
+from models.networks.messages import first_line
 
 MIB = 2.0**20
 SYSTEMS = {"refinenet": contestants, "pspnet": contestants, "unet": contestants_translation}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from models.data.files import composed, visible
 from models.data.images import FILE_SUFFIXES
-from models.messages import suggest
+from models.networks.messages import suggest
 from models.training.errors import UsageError, existing
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})

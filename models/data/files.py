@@ -12,7 +12,7 @@ from pathlib import Path
 from models.data.classes import NAMES_FILE
 from models.data.images import FILE_SUFFIXES, DataError
 from models.data.layouts import CAMERA, LABELS, Layout
-from models.messages import suggest
+from models.networks.messages import suggest
 
 Entry = dict[str, Path]  # by kind of file: modalities, labels, camera
 

@@ -13,7 +13,7 @@ from models.data.geometry import Camera
 from models.data.images import DataError
 from models.data.kinds import KINDS, SPELLINGS, Modality
 from models.data.layouts import CAMERA, LABELS, LAYOUTS, SPLITS, Layout
-from models.messages import suggest
+from models.networks.messages import suggest
 
 LAYOUT_FILE = "layout.json"
 

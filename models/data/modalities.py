@@ -35,7 +35,7 @@ from models.data.images import (
 )
 from models.data.kinds import SPARSE, is_mixed, kind_by_name
 from models.data.layouts import CAMERA, LABELS, Layout
-from models.messages import suggest
+from models.networks.messages import suggest
 
 MODALITIES = ("rgb", "depth", "disparity", "hha", "normals")
 FROM_DEPTH = ("depth", "disparity", "hha", "normals")

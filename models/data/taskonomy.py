@@ -33,7 +33,7 @@ from torch import Tensor
 from models.data.files import read_lines, walk
 from models.data.images import DataError, Frame, kind_of, read_stored
 from models.data.layouts import SPLITS
-from models.messages import suggest
+from models.networks.messages import suggest
 
 DEPTH_UNITS = 512  # a metre
 MISSING_DEPTH = 2**16 - 1

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.data.images import Frame
-from models.messages import suggest
+from models.networks.messages import suggest
 from models.pictures import Picture, thumbnail, write_picture
 from models.segmentation.build import output_names
 from models.segmentation.load import TrainedNetwork, load

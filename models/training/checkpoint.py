@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 import cen_ext
 from models.data.inputs import differing_inputs, input_from_plain, once_color, upgrade
-from models.messages import first_line
 from models.networks.encoders.weights import misfits
+from models.networks.messages import first_line
 from models.training import config, registry
 from models.training.errors import UsageError, existing, writable
 from models.training.files import replacing

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.messages import first_line
+from models.networks.messages import first_line
 from models.training import distributed
 from models.training.errors import UsageError
 from models.training.rng import preserved_rng

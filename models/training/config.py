@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from models.messages import suggest
+from models.networks.messages import suggest
 from models.training.errors import UsageError
 
 C = TypeVar("C")

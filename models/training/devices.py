@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from models.messages import first_line
+from models.networks.messages import first_line
 from models.training import distributed
 from models.training.errors import UsageError
 

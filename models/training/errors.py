@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from models.messages import suggest
+from models.networks.messages import suggest
 
 
 class UsageError(ValueError):

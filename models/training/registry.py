@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from models.messages import suggest
+from models.networks.messages import suggest
 from models.training.errors import UsageError
 from models.training.settings import RunSettings
 

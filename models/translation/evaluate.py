@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from models.data import DOMAINS, DataError, Square, collate_translation
 from models.data.loading import SampleSet
-from models.messages import first_line
+from models.networks.messages import first_line
 from models.networks.systems.unet import UNet
 from models.pictures import Picture, contact_sheet, write_picture
 from models.training.errors import UsageError, writable

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.messages import suggest
+from models.networks.messages import suggest
 from models.networks.systems.output import TranslationOutput
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from models.messages import suggest
+from models.networks.messages import suggest
 from models.pictures import contact_sheet, thumbnail, write_picture
 from models.sources import check_inputs, is_video, match_files
 from models.training.errors import UsageError

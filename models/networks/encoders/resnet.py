@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from cen_ext import Conv3x3, ExchangeBatchNorm2d
-from models.messages import suggest
 from models.networks.branches import stacked_input
 from models.networks.encoders.norms import Norms
 from models.networks.encoders.variants import Variant
+from models.networks.messages import suggest
 
 Dilations = tuple[int, int]  # that fit the grid on which a block starts, and the one on which it ends
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from models.messages import suggest
+from models.networks.messages import suggest
 from models.training.config import setting
 
 MIXES = ("portion", "smallest", "random", "discard", "sum", "gated_sum")  # run outside the operator

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.messages import first_line
 from models.networks.encoders.private import PrivateConv2d
 from models.networks.encoders.resnet import ExchangeResNet
+from models.networks.messages import first_line
 
 _WRAPPERS = ("segmenter", "state_dict", "model")  # under which training scripts file the state dict
 _PARALLEL = "module."  # what DataParallel puts before every key
