@@ -56,7 +56,7 @@ class Straightforward:
             model.encoder,
             recipe.data.num_classes,
             len(recipe.data.modalities),
-            threshold=model.threshold,
+            threshold=recipe.fusion.threshold,
             dropout=model.dropout,
             width=model.width,
             frozen_statistics=model.frozen_statistics,
@@ -163,7 +163,7 @@ def initial_state(recipe: SegmentationRecipe) -> dict[str, Tensor]:
     net = build_network(recipe)
     for layer in exchanging_layers(net).values():
         with torch.no_grad():
-            layer.weight[torch.rand_like(layer.weight) < SMALL_SCALES] = recipe.model.threshold / 20
+            layer.weight[torch.rand_like(layer.weight) < SMALL_SCALES] = recipe.fusion.threshold / 20
     return net.state_dict()
 
 

@@ -45,7 +45,10 @@ class Straightforward:
         model, device = recipe.model, torch.device(recipe.run.device)
         self.recipe, self.way = recipe, way
         self.generator = StraightforwardUNet(
-            len(recipe.data.domains), size=model.size, threshold=model.threshold, dropout=model.dropout
+            len(recipe.data.domains),
+            size=model.size,
+            threshold=recipe.fusion.threshold,
+            dropout=model.dropout,
         )
         self.discriminator = StraightforwardPatchGAN()
         nets = {"generator": self.generator, "discriminator": self.discriminator}
@@ -150,7 +153,7 @@ def initial_state(recipe: TranslationRecipe) -> State:
     generator, discriminator = build_generator(recipe), build_discriminator(recipe)
     for layer in exchanging_layers(generator).values():
         with torch.no_grad():
-            layer.weight[torch.rand_like(layer.weight) < SMALL_SCALES] = recipe.model.threshold / 20
+            layer.weight[torch.rand_like(layer.weight) < SMALL_SCALES] = recipe.fusion.threshold / 20
     return {"generator": generator.state_dict(), "discriminator": discriminator.state_dict()}
 
 

@@ -43,11 +43,11 @@ BUDGET = [
 RUNS = {  # by name: modalities and what differs
     "rgb": ["data.modalities=rgb"],
     "depth": ["data.modalities=depth"],
-    "shared": ["variant.exchange=none"],
-    "cen15": ["model.threshold=0.15"],
-    "cen20": ["model.threshold=0.2"],
-    "cen20_l20": ["model.threshold=0.2", "loss.sparsity=0.02"],
-    "cen30": ["model.threshold=0.3"],
+    "shared": ["fusion=none"],
+    "cen15": ["fusion.threshold=0.15"],
+    "cen20": ["fusion.threshold=0.2"],
+    "cen20_l20": ["fusion.threshold=0.2", "loss.sparsity=0.02"],
+    "cen30": ["fusion.threshold=0.3"],
 }
 TITLES = {
     "rgb": "RGB alone",

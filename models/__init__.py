@@ -1,6 +1,8 @@
 """Networks that exchange channels between modalities, their data and their training."""
 
-from models.networks.encoders import Variant
+from models import fusion
+from models.networks.encoders import encoders, register_encoder
+from models.networks.fusion import fusions, register_fusion
 from models.networks.released import load_released
 from models.segmentation import PSPNet, RefineNet, SegmentationOutput, pspnet, refinenet
 from models.trained import load
@@ -13,11 +15,15 @@ __all__ = [
     "SegmentationOutput",
     "TranslationOutput",
     "UNet",
-    "Variant",
+    "encoders",
+    "fusion",
+    "fusions",
     "load",
     "load_released",
     "patchgan",
     "pspnet",
     "refinenet",
+    "register_encoder",
+    "register_fusion",
     "unet",
 ]

@@ -1,4 +1,4 @@
-"""What a segmentation network returns: every branch's logits and their ensemble."""
+"""The output of a segmentation network: every branch's logits and their ensemble."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from models.networks.branches import split_branches, weighted_ensemble
 
 
 class SegmentationOutput(NamedTuple):
-    """Logits of the M branches and of their ensemble.
+    """Logits of the B branches and of their ensemble.
 
     Attributes:
-        branches: ``[M, N, K, h, w]`` logits of every modality's branch.
+        branches: ``[B, N, K, h, w]`` logits of every branch, one for each modality, or a single one where the
+            fusion leaves one stream.
         ensemble: ``[N, K, h, w]`` their sum weighted by ``alpha``. The branches are detached in it: its loss
-            trains alpha alone (Wang et al. 2020, Eq. 4). With ``fusion="concat"``, what the block makes of
-            them.
-        alpha: ``[M]`` the weights, positive and of sum 1; None with ``fusion="concat"``.
+            trains alpha alone (Wang et al. 2020, Eq. 4). Where the fusion has a head, the head's output.
+        alpha: ``[B]`` the weights, positive and of sum 1; None where the fusion has a head.
     """
 
     branches: Tensor
@@ -26,7 +26,7 @@ class SegmentationOutput(NamedTuple):
 
     @property
     def auxiliary(self) -> None:
-        """None: what has auxiliary logits is an ``AuxiliaryOutput``."""
+        """None; an ``AuxiliaryOutput`` has auxiliary logits."""
 
 
 class AuxiliaryOutput(NamedTuple):
@@ -34,7 +34,7 @@ class AuxiliaryOutput(NamedTuple):
 
     Attributes:
         branches, ensemble, alpha: as there.
-        auxiliary: ``[M, N, K, h, w]`` the auxiliary head's logits of every branch.
+        auxiliary: ``[B, N, K, h, w]`` the auxiliary head's logits of every branch.
     """
 
     branches: Tensor
@@ -44,8 +44,8 @@ class AuxiliaryOutput(NamedTuple):
 
 
 def with_ensemble(
-    logits: Tensor,  # [M*N, K, h, w]
-    alpha: Tensor,  # [M], before the softmax
+    logits: Tensor,  # [B*N, K, h, w]
+    alpha: Tensor,  # [B], before the softmax
 ) -> SegmentationOutput:
     """Split the stacked logits into branches and add the ensemble of the detached branches."""
     branches = split_branches(logits, alpha.shape[0])

@@ -21,16 +21,23 @@ from models.data import (
 from models.data.images import UNKNOWN_SCALE
 from models.networks.decoders.pspnet import pspnet
 from models.networks.decoders.refinenet import refinenet
-from models.networks.encoders import ExchangePoint
+from models.networks.fusion import exchange_points
 from models.networks.segmentor import SegmentationNetwork
 from models.segmentation.settings import OF_LAYOUT, DataSettings, SegmentationRecipe
 from models.training import config, distributed
 from models.training.errors import UsageError, data_root
+from models.training.fusions import check_fusion
+
+
+def branch_names(recipe: SegmentationRecipe) -> tuple[str, ...]:
+    """The network's branches: one for each modality, or ``fused`` where the fusion leaves one stream."""
+    modalities = recipe.data.modalities
+    return modalities if recipe.fusion.branches(len(modalities)) == len(modalities) else ("fused",)
 
 
 def output_names(recipe: SegmentationRecipe) -> tuple[str, ...]:
-    """The network's outputs: a branch a modality, and the ensemble."""
-    return (*recipe.data.modalities, "ensemble")
+    """The network's outputs: its branches, and the ensemble."""
+    return (*branch_names(recipe), "ensemble")
 
 
 def build_network(recipe: SegmentationRecipe) -> SegmentationNetwork:
@@ -40,40 +47,34 @@ def build_network(recipe: SegmentationRecipe) -> SegmentationNetwork:
         UsageError: a setting that the network refuses, or settings that contradict each other.
     """
     model, num_modalities = recipe.model, len(recipe.data.modalities)
+    check_fusion(recipe.fusion, num_modalities)
     try:
-        recipe.variant.check(num_modalities, model.region)
-    except ValueError as error:
-        raise UsageError(f"variant.{error}") from None
-    options = {
-        "threshold": model.threshold,
-        "region": model.region,
-        "criterion": model.criterion,
-        "dropout": model.dropout,
-        "width": model.width,
-        "frozen_statistics": model.frozen_statistics,
-        "variant": recipe.variant,
-    }
-    try:
-        net = _make(recipe, num_modalities, options)
+        net = _make(recipe, num_modalities)
     except ValueError as error:
         raise UsageError(f"model.{error}") from None
     if model.initial_scale is not None:
-        for point in net.modules():
-            # Where nothing is exchanged as well, so that the networks are comparable.
-            if isinstance(point, ExchangePoint):
-                nn.init.constant_(point.weight, model.initial_scale)
+        # Where nothing is exchanged as well, so that the networks are comparable.
+        for point in exchange_points(net):
+            nn.init.constant_(point.weight, model.initial_scale)
     return net
 
 
-def _make(recipe: SegmentationRecipe, num_modalities: int, options: dict[str, Any]) -> SegmentationNetwork:
-    model, num_classes = recipe.model, recipe.data.num_classes
+def _make(recipe: SegmentationRecipe, num_modalities: int) -> SegmentationNetwork:
+    model = recipe.model
+    options: dict[str, Any] = {
+        "encoder": model.encoder,
+        "num_classes": recipe.data.num_classes,
+        "num_modalities": num_modalities,
+        "fusion": recipe.fusion,
+        "dropout": model.dropout,
+        "width": model.width,
+        "frozen_statistics": model.frozen_statistics,
+    }
     if model.network == "refinenet":
-        return refinenet(
-            model.encoder, num_classes, num_modalities, decoder_init=model.decoder_init, **options
-        )
+        return refinenet(decoder_init=model.decoder_init, **options)
     if model.decoder_init != "torch":
         raise ValueError(f"decoder_init must be torch with model.network=pspnet, got {model.decoder_init}")
-    return pspnet(model.encoder, num_classes, num_modalities, aux=recipe.loss.auxiliary > 0, **options)
+    return pspnet(aux=recipe.loss.auxiliary > 0, **options)
 
 
 def open_split(settings: DataSettings, split: str) -> SegmentationSet:

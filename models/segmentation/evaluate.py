@@ -129,7 +129,7 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | Non
     counts = evaluate(net, dataset, recipe)
     metrics, classes = counts.compute(), class_rows(counts, dataset.class_names)
     count = min(recipe.eval.limit or len(dataset), len(dataset))
-    alpha = dict(zip(recipe.data.modalities, net.branch_weights(), strict=False))
+    alpha = dict(zip(output_names(recipe), net.branch_weights(), strict=False))
     how = {name: getattr(recipe.eval, name) for name in _HOW} | {"precision": recipe.run.precision}
     changed = trained.changes(dataset)
     found = {"images": count, "inference": how, "alpha": alpha, "metrics": metrics, "classes": classes}

@@ -45,7 +45,12 @@ def import_released(released: Path, name: str, overrides: Sequence[str], output:
     recipe = config.override(registry.find(name), overrides)
     try:
         state = read_state_dict(existing(released, "RELEASED"))
-        expected = {"model.network": "refinenet", "model.region": "all", "model.criterion": "abs"}
+        expected = {
+            "model.network": "refinenet",
+            "fusion": "exchange",
+            "fusion.region": "all",
+            "fusion.criterion": "abs",
+        }
         check_settings(released, recipe, expected | released_settings(state), "data.modalities")
         net = load_released(build_network(recipe), state)
     except UsageError:

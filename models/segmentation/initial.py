@@ -19,7 +19,7 @@ from models.training.errors import UsageError, existing
 # From inputs normalised by ImageNet's mean and deviation to those from 0 to 255 less the mean.
 _CAFFE = tuple(255 * std for std in IMAGENET_STD)
 # Entries whose shape follows the number of classes.
-_CLASSIFIER = re.compile(r"\bclassifier\.|^concat\.")
+_CLASSIFIER = re.compile(r"\bclassifier\.|^head\.")
 
 
 def load_weights(net: SegmentationNetwork, model: ModelSettings, here: Mapping[str, Any]) -> list[str]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cen_ext import replaced_channels, sparsity_penalty
-from models.networks.encoders import ExchangePoint
 from models.networks.outputs import AuxiliaryOutput, SegmentationOutput
+from models.networks.segmentor import SegmentationNetwork
 from models.segmentation.cross_entropy import resized_cross_entropies
 
 
@@ -21,12 +20,14 @@ class SegmentationLoss(NamedTuple):
         entropies: ``[M+1]`` cross-entropies of the branches, then of the ensemble.
         penalty: 0-d, that on the scales, with its weights.
         auxiliary: 0-d, the auxiliary logits' cross-entropies with their weight; 0 where there are none.
+        fusion: 0-d, the fusion's own loss with its weight; 0 where it has none.
     """
 
     total: Tensor
     entropies: Tensor
     penalty: Tensor
     auxiliary: Tensor
+    fusion: Tensor
 
 
 def outputs(output: SegmentationOutput | AuxiliaryOutput) -> Tensor:
@@ -60,38 +61,18 @@ def counted_pixels(target: Tensor, ignore_index: int) -> Tensor:
     return (target != ignore_index).sum()
 
 
-def scale_penalty(net: nn.Module, penalty: str) -> Tensor:
-    """The l1 penalty of Eq. 4 on the scales, without λ.
-
-    Args:
-        net: a segmentation network.
-        penalty: ``"auto"``, each modality's own share of the layers that exchange; ``"own"`` and ``"all"``,
-            that share or every scale of the norms after 3x3 convolutions, whether or not they exchange (the
-            paper's Table 1); ``"none"``. With one modality nothing is its own share.
-    """
-    if penalty == "auto":
-        return sparsity_penalty(net)
-    if penalty == "none":
-        return torch.zeros(())
-    scales: list[Tensor] = [point.weight for point in net.modules() if isinstance(point, ExchangePoint)]
-    if penalty == "own":  # zero lies below every threshold: the operator itself says what the share is
-        scales = [weight * replaced_channels(torch.zeros_like(weight), 1.0, "own") for weight in scales]
-    return torch.stack([weight.abs().sum() for weight in scales]).sum()
-
-
 def segmentation_loss(
-    net: nn.Module,
+    net: SegmentationNetwork,
     output: SegmentationOutput | AuxiliaryOutput,
     target: Tensor,
     *,
     sparsity: float,
     per_output: bool,
     ignore_index: int,
-    penalty: str = "auto",
     auxiliary: float = 0.4,
     pixels: Tensor | None = None,
 ) -> SegmentationLoss:
-    """The sum of ``cross_entropies``, of the auxiliary logits' and of the penalty on net's scales.
+    """Add up ``cross_entropies``, the auxiliary logits', the penalty on scales and the fusion's loss.
 
     Args:
         net, output, target: the network, what it returned, ``[N, H, W]`` class indices.
@@ -99,7 +80,6 @@ def segmentation_loss(
         per_output: add the penalty once an output, M + 1 times, as the released code does; the paper
             adds it once.
         ignore_index: label of pixels that do not count.
-        penalty: as in ``scale_penalty``.
         auxiliary: weight of the auxiliary logits' cross-entropies, where there are any (Zhao et al.: 0.4).
         pixels: as in ``cross_entropies``; for a part of a batch, the mean over the parts, so that the mean of
             the parts' losses is the loss of the batch.
@@ -108,13 +88,16 @@ def segmentation_loss(
     times = len(entropies) if per_output else 1
     zero = entropies.new_zeros(())
     # Added to a zero on the device: where no scale is penalized, the penalty is one on the CPU.
-    penalized = zero + sparsity * times * scale_penalty(net, penalty)
+    penalized = zero + sparsity * times * net.fusion.penalty_on_scales(net)
     total = entropies.sum() + penalized
+    fusion = net.fusion.loss(net)
+    if fusion is not None:
+        total = total + fusion
     beside = zero
     if output.auxiliary is not None:
         beside = auxiliary * _cross_entropies(output.auxiliary, target, ignore_index, pixels).sum()
         total = total + beside
-    return SegmentationLoss(total, entropies, penalized, beside)
+    return SegmentationLoss(total, entropies, penalized, beside, zero if fusion is None else fusion)
 
 
 def _cross_entropies(

@@ -49,7 +49,6 @@ class Objective(nn.Module):
             sparsity=settings.sparsity,
             per_output=settings.per_output,
             ignore_index=self.recipe.data.ignore_index,
-            penalty=self.recipe.variant.penalised,
             auxiliary=settings.auxiliary,
             pixels=pixels,
         )

@@ -1,13 +1,31 @@
 """The segmentation recipes.
 
 The rows of the paper's Table 1 and the ablations of its section 4.1 are overrides of any of them,
-``variant.<field>=value``: ``models.networks.encoders.variants`` lists them.
+``fusion=<name>`` and ``fusion.<option>=<value>``:
+
+    Table 1: convolutions, norms, l1, exchange
+    unshared  unshared  -     -     fusion=none fusion.convolutions=private
+    shared    shared    -     -     fusion=none fusion.norms=shared
+    shared    unshared  -     -     fusion=none
+    shared    unshared  half  -     fusion=none fusion.penalty=own
+    shared    unshared  half  yes   (the defaults)
+    shared    unshared  all   yes   fusion.region=all fusion.penalty=all
+
+    Section 4.1, "Additional ablation studies"
+    1. a fixed portion, 30 %        fusion=fixed_portion (the first channels), fusion.choice=smallest
+       at down-sampling stages      fusion=fixed_portion fusion.at=downsampling
+    3. summed                       fusion=sum
+       with a learned soft gate     fusion=gated_sum
+    4. a concat-fusion block        fusion=late_concat
+    5. random exchange              fusion=fixed_portion fusion.choice=random
+       discard, not exchange        fusion=discard
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from models.networks.fusion import Exchange
 from models.segmentation import system
 from models.segmentation.settings import (
     DataSettings,
@@ -52,7 +70,7 @@ def nyudv2_released_refinenet101() -> SegmentationRecipe:
     """As the authors' released code: exchange anywhere, a weaker penalty an output, images' own scale."""
     return SegmentationRecipe(
         data=DataSettings(scale_of="image"),
-        model=ModelSettings(region="all", criterion="abs"),
+        fusion=Exchange(region="all"),
         loss=LossSettings(sparsity=2e-4, per_output=True),
     )
 
@@ -83,11 +101,11 @@ def nyudv2_384_cen_refinenet18() -> SegmentationRecipe:
         model=ModelSettings(
             encoder="resnet18",
             frozen_statistics=False,
-            threshold=0.15,
             width=128,
             dropout=0.1,
             decoder_init="kaiming",
         ),
+        fusion=Exchange(threshold=0.15),
         optim=OptimSettings(
             method="adamw",
             weight_decay=1e-4,

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 from models.data.modalities import FLOORS
-from models.networks.encoders.variants import Variant
-from models.training.config import recorded, setting
+from models.networks.fusion import Exchange, Fusion
+from models.networks.fusion.base import FUSIONS
+from models.training.config import choice, recorded, setting
+from models.training.fusions import WithFusion
 from models.training.settings import RunSettings, Stage, UpdateSettings, require, require_at_least
 
 OF_LAYOUT = (
@@ -72,7 +74,9 @@ class ModelSettings:
     """The network; the arguments of its builder but for what the data decides."""
 
     network: Literal["refinenet", "pspnet"] = setting("refinenet", "refinenet or pspnet")
-    encoder: str = setting("resnet101", "resnet18, resnet34, resnet50, resnet101 or resnet152")
+    encoder: str = setting(
+        "resnet101", "a registered encoder: resnet18, resnet34, resnet50, resnet101, resnet152"
+    )
     weights: Path | None = setting(
         None, "torchvision's ImageNet weights of the encoder, .pth or .safetensors", free=True
     )
@@ -88,13 +92,6 @@ class ModelSettings:
     initial_scale: float | None = setting(
         None, "where scales that exchange start, if no weights hold them; none: 1"
     )
-    threshold: float = setting(0.02, "exchange threshold on the scales; 0: no exchange")
-    region: Literal["own", "all"] = setting(
-        "own", "own: a modality gives up channels of its share only; all: any"
-    )
-    criterion: Literal["abs", "signed"] = setting(
-        "abs", "what the threshold is compared with: |scale| or scale"
-    )
     width: int = setting(256, "channels of the decoder; pspnet's is 512 in its paper")
     dropout: float = setting(0.5, "probability, in the decoder; pspnet's is 0.1 in its paper")
     decoder_init: Literal["torch", "kaiming"] = setting(
@@ -102,7 +99,6 @@ class ModelSettings:
     )
 
     def __post_init__(self) -> None:
-        require_at_least(0, self, "threshold")
         require_at_least(1, self, "width")
         require(0 <= self.dropout < 1, f"dropout must be from 0 to below 1, got {self.dropout}")
         scale = self.initial_scale
@@ -193,12 +189,12 @@ class EvalSettings:
 
 
 @dataclass(frozen=True)
-class SegmentationRecipe:
+class SegmentationRecipe(WithFusion):
     """A segmentation training, whole."""
 
     data: DataSettings = setting(DataSettings(), "")
     model: ModelSettings = setting(ModelSettings(), "")
-    variant: Variant = setting(Variant(), "")
+    fusion: Fusion = choice(Exchange(), "how the modalities meet; `recipes` lists the fusions", FUSIONS)
     optim: OptimSettings = setting(OptimSettings(), "")
     loss: LossSettings = setting(LossSettings(), "")
     eval: EvalSettings = setting(EvalSettings(), "")

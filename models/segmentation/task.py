@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from cen_ext import synchronise_statistics
 from models.data import Batch
 from models.data.loading import on_device
+from models.networks.fusion import FusionStage
 from models.networks.segmentor import SegmentationNetwork
 from models.pictures import Picture, beside
 from models.segmentation.build import (
@@ -108,11 +109,13 @@ class SegmentationTask:
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         images = batch.images.contiguous(memory_format=self.layout)
-        total, entropies, penalty, auxiliary = self.gradients(images, batch.target)
+        total, entropies, penalty, auxiliary, fusion = self.gradients(images, batch.target)
         self.optimisation.step(step)
         losses = {"loss": total, "cross_entropy": entropies.sum(), "penalty": penalty}
         if self.net.auxiliary is not None:
             losses["auxiliary"] = auxiliary
+        if any(isinstance(module, FusionStage) for module in self.net.modules()):
+            losses["fusion"] = fusion
         return losses | dict(zip(self.names, entropies, strict=True))
 
     def _gradients(self, images: Tensor, target: Tensor) -> tuple[Tensor, ...]:
@@ -156,7 +159,7 @@ class SegmentationTask:
 
     def record(self, board: SummaryWriter, folder: Path, step: int) -> None:
         record_exchange(self.net, self.recipe.data.modalities, board, step)
-        for name, weight in zip(self.recipe.data.modalities, self.net.branch_weights(), strict=False):
+        for name, weight in zip(self.names, self.net.branch_weights(), strict=False):
             board.add_scalar(f"alpha/{name}", weight, step)
         for name, pictures in self._examples().items():
             board.add_image(f"examples/{name}", beside(list(pictures.values())), step, dataformats="HWC")

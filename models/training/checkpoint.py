@@ -28,6 +28,7 @@ import cen_ext
 from models.data.inputs import differing_inputs, input_from_plain, once_color, upgrade
 from models.networks.encoders.weights import misfits
 from models.networks.messages import first_line
+from models.networks.segmentor import rename_old_keys
 from models.training import config, registry
 from models.training.errors import UsageError, existing, writable
 from models.training.files import replacing
@@ -134,6 +135,8 @@ def load(path: Path, prefer: str = LAST) -> tuple[Path, dict[str, Any]]:
         raise UsageError(
             f"checkpoint: {path} was not written by `python -m models train`, or by another version; {_HINT}"
         )
+    for name in ("net", "ema"):
+        rename_old_keys(contents.get("task", {}).get(name, {}))
     return path, upgrade(contents)
 
 

@@ -1,9 +1,9 @@
 """Typed settings: nested frozen dataclasses, changed field by field with ``path.to.field=value``.
 
 A settings dataclass declares each field with ``setting``. Types: bool, int, float, str, Path, Literal of
-strings, tuples of these, any of them ``| None``, another settings dataclass, or a tuple of those (addressed
-by index, ``optim.stages.0.encoder_lr``). A ``__post_init__`` that raises a ValueError beginning with the
-field's name validates values.
+strings, tuples of these, any of them ``| None``, another settings dataclass, a tuple of those (addressed by
+index, ``optim.stages.0.encoder_lr``), or a ``choice`` among the registered dataclasses of one kind. A
+``__post_init__`` that raises a ValueError beginning with the field's name validates values.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from models.networks.messages import suggest
+from models.networks.registry import Registry
 from models.training.errors import UsageError
 
 C = TypeVar("C")
@@ -24,6 +25,15 @@ _BOOLS = {"true": True, "false": False}
 def setting(default: Any, help: str, *, free: bool = False) -> Any:
     """A field with its one-line description; a ``free`` one may change when a run is resumed."""
     return dataclasses.field(default=default, metadata={"help": help, "free": free})
+
+
+def choice(default: Any, help: str, registry: Registry[Any]) -> Any:
+    """A field that holds one of a registry's dataclasses, such as a fusion.
+
+    ``path=name`` chooses one with its defaults, except that fields of both that are ``carried`` keep their
+    values; ``path.option=value`` sets an option of the chosen one.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "registry": registry})
 
 
 def recorded() -> Any:
@@ -38,9 +48,11 @@ def override(config: C, assignments: Sequence[str]) -> C:
         UsageError: no ``=``; an unknown field (the nearest name is suggested); a value of the wrong type or
             one that the settings' own checks refuse.
     """
-    paths = list(flatten(config))
+    renamed = getattr(type(config), "renamed", {})
     for assignment in assignments:
+        paths = list(flatten(config))
         path, equals, text = assignment.partition("=")
+        path = renamed.get(path, path)
         if not equals:
             hint = "" if path in paths else _suggest_path(path, paths)
             raise UsageError(f"expected field=value, got {assignment!r}{hint}")
@@ -68,6 +80,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
             for field in dataclasses.fields(config)
             if not field.metadata.get("recorded")
         ]
+        children = [*_chosen(config), *children]
     elif _is_group(config):
         children = [(str(index), item) for index, item in enumerate(config)]
     elif isinstance(config, Mapping):
@@ -95,7 +108,8 @@ def show(value: Any) -> str:
 def to_plain(config: Any) -> Any:
     """The settings as dicts, lists, numbers and strings: for JSON and for checkpoints."""
     if dataclasses.is_dataclass(config):
-        return {field.name: to_plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+        plain = {field.name: to_plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+        return {**plain, **{name: {"name": kind, **plain[name]} for name, kind in _chosen(config)}}
     if isinstance(config, tuple):
         return [to_plain(item) for item in config]
     return str(config) if isinstance(config, Path) else config
@@ -114,8 +128,16 @@ def without_paths(config: C) -> C:
 
 
 def from_plain(default: C, plain: Mapping[str, Any]) -> C:
-    """Settings of the type of ``default`` from ``to_plain``'s return; absent fields are the default's."""
+    """Settings of the type of ``default`` from ``to_plain``'s return; absent fields are the default's.
+
+    What an earlier version wrote is translated by the type's ``from_old``, where it has such.
+
+    Raises:
+        UsageError: a choice is of a name that is not registered.
+    """
     hints = get_type_hints(type(default))
+    plain = default.from_old(plain) if hasattr(default, "from_old") else plain
+    plain = _with_chosen(default, plain)
     return dataclasses.replace(
         default,  # type: ignore[type-var]
         **{
@@ -199,6 +221,9 @@ def _assign(config: Any, path: list[str], text: str, full: str, paths: list[str]
     if name not in known:
         raise _unknown(full, paths)
     value = getattr(config, name)
+    registry = _registry(config, name)
+    if registry is not None and not rest:
+        return dataclasses.replace(config, **{name: _choose(value, text, registry, full)})
     if (dataclasses.is_dataclass(value) or _is_group(value)) != bool(rest):
         raise _unknown(full, paths)
     if rest:
@@ -215,6 +240,48 @@ def _assign(config: Any, path: list[str], text: str, full: str, paths: list[str]
         return dataclasses.replace(config, **changes)
     except ValueError as error:  # the settings' own check, which begins with the field's name
         raise UsageError(f"{full.removesuffix(name)}{error}") from None
+
+
+def _registry(config: Any, name: str) -> Registry[Any] | None:
+    """The registry that a field is a choice of; None for another field."""
+    return next(f for f in dataclasses.fields(config) if f.name == name).metadata.get("registry")
+
+
+def _chosen(config: Any) -> list[tuple[str, str]]:
+    """The fields that are choices, each with the name of its value."""
+    return [
+        (field.name, field.metadata["registry"].name_of(getattr(config, field.name)))
+        for field in dataclasses.fields(config)
+        if "registry" in field.metadata
+    ]
+
+
+def _choose(old: Any, name: str, registry: Registry[Any], path: str) -> Any:
+    """The registered dataclass of that name, with what it carries over from ``old``; or ``old`` itself."""
+    try:
+        kind = registry[name]
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from None
+    if type(old) is kind:
+        return old
+    before = {field.name for field in dataclasses.fields(old) if field.metadata.get("carried")}
+    kept = [f.name for f in dataclasses.fields(kind) if f.metadata.get("carried") and f.name in before]
+    return kind(**{name: getattr(old, name) for name in kept})
+
+
+def _with_chosen(default: Any, plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain settings with every choice restored."""
+    plain = dict(plain)
+    for name, _ in _chosen(default):
+        registry = _registry(default, name)
+        if registry is not None and isinstance(plain.get(name), Mapping):
+            options = dict(plain[name])
+            try:
+                kind = registry[options.pop("name")]
+            except ValueError as error:
+                raise UsageError(f"{name}: {error}; import the module that registers it") from None
+            plain[name] = from_plain(kind(), options)
+    return plain
 
 
 def _unknown(path: str, paths: list[str]) -> UsageError:

@@ -25,7 +25,9 @@ def check_settings(released: Path, recipe: Any, expected: Mapping[str, Any], inp
     values = config.flatten(recipe)
     count = expected.get(inputs, len(values[inputs]))
     changes = [
-        f"{field}={value}" for field, value in expected.items() if field != inputs and values[field] != value
+        f"{field}={value}"
+        for field, value in expected.items()
+        if field != inputs and values.get(field) != value
     ]
     if count != len(values[inputs]):
         changes.append(f"{inputs} to the names of its {count} inputs in their order")

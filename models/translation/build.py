@@ -9,6 +9,7 @@ from models.networks.systems.patchgan import LEAST, PatchGAN, patchgan
 from models.networks.systems.unet import UNet, unet
 from models.training import distributed
 from models.training.errors import UsageError, data_root
+from models.training.fusions import check_fusion
 from models.translation.settings import DataSettings, TranslationRecipe
 
 _CHANNELS = 3  # of every domain: single ones are tiled
@@ -26,6 +27,7 @@ def build_generator(recipe: TranslationRecipe) -> UNet:
         UsageError: a setting that the network refuses; a crop that it cannot halve often enough.
     """
     model, crop = recipe.model, recipe.data.crop
+    check_fusion(recipe.fusion, len(recipe.data.domains))
     try:
         net = unet(
             _CHANNELS,
@@ -33,9 +35,7 @@ def build_generator(recipe: TranslationRecipe) -> UNet:
             len(recipe.data.domains),
             size=model.size,
             base_width=model.base_width,
-            threshold=model.threshold,
-            region=model.region,
-            criterion=model.criterion,
+            fusion=recipe.fusion,
             dropout=model.dropout,
             decoder_norms=model.decoder_norms,
         )

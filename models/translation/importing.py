@@ -35,7 +35,12 @@ def import_released(released: Path, name: str, overrides: Sequence[str], output:
     recipe = config.override(registry.find(name), overrides)
     try:
         state = read_state_dict(existing(released, "RELEASED"))
-        expected = {"model.region": "all", "model.criterion": "abs", "model.decoder_norms": "private"}
+        expected = {
+            "fusion": "exchange",
+            "fusion.region": "all",
+            "fusion.criterion": "abs",
+            "model.decoder_norms": "private",
+        }
         check_settings(released, recipe, expected | released_settings(state), "data.domains")
         net = load_released(build_generator(recipe), state)
         described = describe(recipe.data)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cen_ext import sparsity_penalty
 from models.networks.systems.output import TranslationOutput
 from models.networks.systems.patchgan import PatchGAN, discriminate
 from models.networks.systems.unet import UNet
@@ -92,7 +91,7 @@ class GeneratorObjective(nn.Module):
             TranslationOutput(branches, ensemble, alpha),
             decisions,
             target,
-            sparsity_penalty(self.generator),
+            self.generator.fusion.penalty_on_scales(self.generator),
             l1=settings.l1,
             sparsity=settings.sparsity,
             per_output=settings.per_output,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from models.networks.fusion import Exchange
 from models.training.registry import SYSTEMS, recipe
 from models.training.settings import RunSettings
 from models.translation import system
@@ -40,7 +41,8 @@ def _released(paper: TranslationRecipe) -> TranslationRecipe:
     """What the released code does where it differs from the paper."""
     return replace(
         paper,
-        model=ModelSettings(region="all", decoder_norms="private"),
+        model=ModelSettings(decoder_norms="private"),
+        fusion=Exchange(threshold=0.01, region="all"),
         optim=OptimSettings(passes=2),
         loss=LossSettings(per_output=True),
         eval=EvalSettings(fid=FidSettings(preparation="released")),

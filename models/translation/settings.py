@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from models.training.config import setting
+from models.networks.fusion import Exchange, Fusion
+from models.networks.fusion.base import FUSIONS
+from models.training.config import choice, setting
+from models.training.fusions import WithFusion
 from models.training.settings import RunSettings, Stage, UpdateSettings, require, require_at_least
 from models.translation.fid import FidSettings
 
@@ -48,20 +51,12 @@ class ModelSettings:
     initial_scale: float | None = setting(
         None, "where scales that exchange start, spread by 2 %; none: 1, as pix2pix's"
     )
-    threshold: float = setting(0.01, "exchange threshold on the scales; 0: no exchange")
-    region: Literal["own", "all"] = setting(
-        "own", "own: a domain gives up channels of its share only; all: any"
-    )
-    criterion: Literal["abs", "signed"] = setting(
-        "abs", "what the threshold is compared with: |scale| or scale"
-    )
     decoder_norms: Literal["shared", "private"] = setting(
         "shared", "norms of the decoder: shared by the domains, as in the paper, or private, as released"
     )
     dropout: float = setting(0.5, "probability, in the three coarsest levels of the decoder")
 
     def __post_init__(self) -> None:
-        require_at_least(0, self, "threshold")
         scale = self.initial_scale
         require(scale is None or scale > 0, f"initial_scale must be positive, got {scale}")
         require(0 <= self.dropout < 1, f"dropout must be from 0 to below 1, got {self.dropout}")
@@ -151,11 +146,14 @@ class EvalSettings:
 
 
 @dataclass(frozen=True)
-class TranslationRecipe:
+class TranslationRecipe(WithFusion):
     """A translation training, whole."""
 
     data: DataSettings = setting(DataSettings(), "")
     model: ModelSettings = setting(ModelSettings(), "")
+    fusion: Fusion = choice(
+        Exchange(threshold=0.01), "how the domains meet in the encoder; `recipes` lists the fusions", FUSIONS
+    )
     optim: OptimSettings = setting(OptimSettings(), "")
     loss: LossSettings = setting(LossSettings(), "")
     eval: EvalSettings = setting(EvalSettings(), "")

@@ -34,7 +34,7 @@ from tests.helpers.golden_numbers import assert_matches, draw, released_form
 from tests.helpers.networks import randomise_norms
 
 GOLDEN = json.loads((paths.GOLDEN / "refinenet50.json").read_text())
-SMALL = ["model.encoder=resnet18", "model.width=8", "model.region=all", "run.device=cpu"]
+SMALL = ["model.encoder=resnet18", "model.width=8", "fusion.region=all", "run.device=cpu"]
 TINY = [
     *["data.batch_size=4", "data.crop=64", "data.shorter_side=64", "model.width=8", "eval.pictures=1"],
     *["optim.stages.0.steps=2", "optim.stages.1.steps=1", "optim.stages.2.steps=1", "run.steps=2"],
@@ -151,10 +151,10 @@ def test_released_settings_are_read_off_the_tensors(encoder: str, modalities: in
 def test_import_names_the_fields_to_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = released_file(tmp_path / "net.pth", released(small_network("data.modalities=rgb,depth,hha")))
     start = ["import", file, "--output", tmp_path / "net.pt", "--recipe"]
-    error = error_of([*start, "nyudv2_cen_pspnet101", "model.threshold=0.01"], capsys)
+    error = error_of([*start, "nyudv2_cen_pspnet101", "fusion.threshold=0.01"], capsys)
     for change in (
         "model.network=refinenet",
-        "model.region=all",
+        "fusion.region=all",
         "model.encoder=resnet18",
         "data.num_classes=11",
         "model.width=8",
@@ -308,7 +308,7 @@ def test_data_that_has_changed_in_its_place_is_refused(
 @pytest.mark.parametrize("network", ["refinenet", "pspnet"])
 def test_training_starts_from_a_network_of_other_classes(rooms: Path, tmp_path: Path, network: str) -> None:
     """Everything is taken over but the classifiers, and that is said."""
-    fields = [f"model.network={network}", "variant.fusion=concat", "model.frozen_statistics=true"]
+    fields = [f"model.network={network}", "fusion=late_concat", "model.frozen_statistics=true"]
     other = build_network(small_recipe(*fields, "data.num_classes=5"))
     randomise_norms(other)
     file = saved_network(tmp_path / "net.safetensors", other, rooms, *fields, "data.num_classes=5")
@@ -318,7 +318,7 @@ def test_training_starts_from_a_network_of_other_classes(rooms: Path, tmp_path: 
     notes = task.initialise()
     after, given = task.net.state_dict(), other.state_dict()
     renewed = {key for key in after if after[key].shape != given[key].shape}
-    heads = ["decoder.classifier", "concat.conv", *["auxiliary.classifier"] * (network == "pspnet")]
+    heads = ["decoder.classifier", "head.conv", *["auxiliary.classifier"] * (network == "pspnet")]
     assert renewed == {f"{head}.{leaf}" for head in heads for leaf in ("weight", "bias")}
     for key, value in after.items():
         assert torch.equal(value, before[key] if key in renewed else given[key]), key

@@ -139,7 +139,7 @@ def test_resume_refuses_other_settings(
     "domains", ["normal", "rgb,normal,depth_zbuffer", "rgb,normal,edge_texture,edge_occlusion"]
 )
 def test_one_three_and_four_domains(views: Path, tmp_path: Path, domains: str) -> None:
-    options = [f"data.domains={domains}", "optim.stages.0.steps=2", "model.threshold=1", "run.log_steps=1"]
+    options = [f"data.domains={domains}", "optim.stages.0.steps=2", "fusion.threshold=1", "run.log_steps=1"]
     assert main(command(views, tmp_path / "run", *options)) == 0
     names = domains.split(",")
     row = rows_of(tmp_path / "run" / "losses.csv")[-1]
@@ -393,7 +393,7 @@ def test_import(views: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     message = error_of([*whole, "--recipe", RELEASED], capsys)
     assert "set model.base_width=3, model.size=32" in message
     message = error_of([*whole, "--recipe", "taskonomy_cen_depth_normal_texture_rgb", *SMALL], capsys)
-    assert "model.region=all, model.decoder_norms=private, data.domains to the names of its 2" in message
+    assert "fusion.region=all, model.decoder_norms=private, data.domains to the names of its 2" in message
     torch.save({"a": torch.zeros(3)}, tmp_path / "other.pth")
     whole[1] = str(tmp_path / "other.pth")
     assert "RELEASED: " in error_of([*whole, "--recipe", RELEASED, *SMALL], capsys)

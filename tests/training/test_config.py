@@ -167,12 +167,12 @@ def test_recipes_hold_the_papers_values() -> None:
     assert (paper.optim.method, paper.optim.momentum, paper.optim.weight_decay) == ("sgd", 0.9, 1e-5)
     assert (paper.data.batch_size, paper.data.shorter_side, paper.data.crop) == (6, 350, 500)
     assert (paper.data.scale, paper.data.depth_scale) == ((0.5, 2.0), None)
-    assert (paper.model.threshold, paper.model.region, paper.loss.sparsity) == (0.02, "own", 5e-3)
+    assert (paper.fusion.threshold, paper.fusion.region, paper.loss.sparsity) == (0.02, "own", 5e-3)
     assert paper.model.frozen_statistics
     assert not paper.loss.per_output
     assert [stage.epochs for stage in registry.find("nyudv2_cen_refinenet152").optim.stages] == [150] * 3
     released = registry.find("nyudv2_released_refinenet101")
-    assert (released.model.region, released.loss.sparsity, released.loss.per_output) == ("all", 2e-4, True)
+    assert (released.fusion.region, released.loss.sparsity, released.loss.per_output) == ("all", 2e-4, True)
 
 
 def test_stages_in_epochs_or_steps() -> None:
@@ -186,7 +186,7 @@ def test_stages_in_epochs_or_steps() -> None:
     [
         *["data.scale=1,inf", "data.scale=nan,2", "eval.batch_size=0", "eval.limit=0", "eval.pictures=-1"],
         *["loss.sparsity=-1", "model.dropout=-0.1", "model.dropout=1", "model.initial_scale=0"],
-        *["model.threshold=-1", "model.threshold=nan", "model.width=0", "optim.momentum=-1"],
+        *["fusion.threshold=-1", "fusion.threshold=nan", "model.width=0", "optim.momentum=-1"],
         *["optim.momentum=1", "optim.stages.1.decoder_lr=-1", "optim.stages.1.encoder_lr=-1e-3"],
         *["optim.stages.2.steps=-1", "optim.accumulate=0", "optim.clip=0", "optim.ema=1", "optim.power=-1"],
         *["optim.warmup_steps=-1", "optim.weight_decay=-1", "run.seed=-1", f"run.seed={2**32}"],
@@ -200,7 +200,7 @@ def test_segmentation_settings_refuse_what_cannot_be_run(assignment: str) -> Non
 
 
 def test_the_last_values_that_can_be_run() -> None:
-    assignments = ["eval.pictures=0", "loss.sparsity=0", "model.dropout=0", "model.threshold=0"]
+    assignments = ["eval.pictures=0", "loss.sparsity=0", "model.dropout=0", "fusion.threshold=0"]
     assignments += ["optim.momentum=0", "optim.stages.0.encoder_lr=0", f"run.seed={2**32 - 1}"]
     config.override(registry.find("synthetic_demo"), assignments)
 

@@ -35,7 +35,7 @@ OPTIONS = [
     ["run.precision=bf16", "optim.accumulate=2", "optim.method=adamw"],
     ["run.precision=fp16", "optim.clip=0.1", "optim.ema=0.9", "optim.schedule=cosine"],
     ["run.precision=fp16"],
-    ["model.network=pspnet", "variant.penalty=all", "run.recompute=false"],
+    ["model.network=pspnet", "fusion.penalty=all", "run.recompute=false"],
     ["run.cuda_graphs=true", "run.precision=fp16", "optim.accumulate=2"],
 ]
 

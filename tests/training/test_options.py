@@ -15,7 +15,7 @@ import models
 from cen_ext import exchanging_layers, synchronise_statistics
 from models.__main__ import main
 from models.data import Batch
-from models.networks.encoders import ExchangePoint
+from models.networks.fusion import exchange_points
 from models.networks.released.segmentation import released_names
 from models.segmentation.objective import Objective
 from models.segmentation.settings import LossSettings, SegmentationRecipe
@@ -95,14 +95,14 @@ def test_golden_in_two_processes() -> None:
     [
         (["optim.accumulate=2"], 1),
         (["loss.per_output=true"], 3),
-        (["model.network=pspnet", "variant.penalty=all"], 1),
-        (["variant.penalty=none"], 0),
+        (["model.network=pspnet", "fusion.penalty=all"], 1),
+        (["fusion.penalty=none"], 0),
     ],
 )
 def test_a_step_tells_the_parts_of_its_loss(rooms: Path, overrides: list[str], times: int) -> None:
     task = tiny_task(rooms, "loss.sparsity=0.03", *overrides)
-    if "variant.penalty=all" in overrides:
-        scales = [point.weight for point in task.net.modules() if isinstance(point, ExchangePoint)]
+    if "fusion.penalty=all" in overrides:
+        scales = [point.weight for point in exchange_points(task.net)]
     else:  # the first half of the channels is rgb's share, the second one depth's
         layers = exchanging_layers(task.net).values()
         scales = [layer.weight.chunk(2, dim=1)[m][m] for layer in layers for m in range(2)]
@@ -184,7 +184,7 @@ class NoSizesFromValues(TorchDispatchMode):
         ["run.precision=fp32", "optim.method=adamw", "run.recompute=true"],
         ["run.precision=bf16", "optim.accumulate=2", "model.frozen_statistics=true"],
         ["run.precision=fp16", "optim.clip=0.1", "optim.ema=0.9", "optim.schedule=cosine"],
-        ["model.network=pspnet", "variant.penalty=all"],
+        ["model.network=pspnet", "fusion.penalty=all"],
     ],
 )
 def test_a_step_does_not_wait_for_the_device(rooms: Path, overrides: list[str]) -> None:

@@ -31,8 +31,8 @@ def test_the_papers_settings() -> None:
         True,
     )
     assert (paper.model.size, paper.model.base_width, paper.model.discriminator_width) == (256, 64, 64)
-    assert (paper.model.threshold, paper.loss.sparsity, paper.loss.l1) == (0.01, 1e-3, 100)
-    assert (paper.model.region, paper.model.decoder_norms, paper.loss.per_output) == ("own", "shared", False)
+    assert (paper.fusion.threshold, paper.loss.sparsity, paper.loss.l1) == (0.01, 1e-3, 100)
+    assert (paper.fusion.region, paper.model.decoder_norms, paper.loss.per_output) == ("own", "shared", False)
     assert (paper.model.dropout, paper.eval.dropout, paper.loss.gan) == (0.5, True, "bce")
     (stage,) = paper.optim.stages
     assert (stage.epochs, stage.generator_lr, stage.discriminator_lr) == (300, 2e-4, 2e-4)
@@ -60,7 +60,7 @@ def test_the_papers_tables_differ_in_their_inputs_alone(name: str, domains: tupl
 def test_released_recipes_differ_as_the_released_code_does(pair: str) -> None:
     paper, released = recipe(f"taskonomy_cen_{pair}_rgb"), recipe(f"taskonomy_cen_{pair}_rgb_released")
     assert config.differing(paper, released) == [
-        "model.region: own -> all",
+        "fusion.region: own -> all",
         "model.decoder_norms: shared -> private",
         "optim.passes: 1 -> 2",
         "loss.per_output: false -> true",
@@ -80,7 +80,7 @@ def test_every_recipe_builds(name: str) -> None:
     assert len(exchanging_layers(net)) == (levels - 2 if count > 1 else 0)
     for layer in exchanging_layers(net).values():
         assert 0.4 < layer.weight.min() <= layer.weight.max() < 0.6
-        assert (layer.threshold, layer.region) == (found.model.threshold, found.model.region)
+        assert (layer.threshold, layer.region) == (found.fusion.threshold, found.fusion.region)
     assert build_discriminator(found).in_channels == 6
 
 

@@ -45,7 +45,7 @@ class Usual:
     def __init__(self, task: TranslationTask) -> None:
         model, loss = task.recipe.model, task.recipe.loss
         options = {"size": model.size, "base_width": model.base_width, "dropout": 0.0}
-        options |= {"threshold": model.threshold, "region": model.region}
+        options |= {"threshold": task.recipe.fusion.threshold, "region": task.recipe.fusion.region}
         self.generator = StraightforwardUNet(len(DOMAINS), decoder_norms=model.decoder_norms, **options)
         self.discriminator = StraightforwardPatchGAN(base_width=model.discriminator_width)
         for usual, ours in zip(self.nets(), (task.nets.generator, task.nets.discriminator), strict=True):
@@ -108,7 +108,7 @@ class Usual:
         [],
         ["loss.gan=hinge", "optim.passes=2"],
         [
-            *["loss.gan=least_squares", "model.decoder_norms=private", "model.region=all"],
+            *["loss.gan=least_squares", "model.decoder_norms=private", "fusion.region=all"],
             *["loss.per_output=true", "loss.sparsity=0.1"],
         ],
     ],

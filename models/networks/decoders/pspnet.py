@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cen_ext import Conv3x3
-from models.networks.encoders import ExchangeResNet, Norms, Variant
+from models.networks.encoders.base import NormLayer, make_encoder
+from models.networks.fusion import DECODER, Exchange, Fusion
+from models.networks.fusion.base import resolve
 from models.networks.segmentor import SegmentationNetwork
 
 BINS = (1, 2, 3, 6)
@@ -27,10 +29,10 @@ BINS = (1, 2, 3, 6)
 class ConvNorm(nn.Module):
     """Convolution, private norm, relu."""
 
-    def __init__(self, conv: nn.Conv2d, norms: Norms) -> None:
+    def __init__(self, conv: nn.Conv2d, norm_layer: NormLayer) -> None:
         super().__init__()
         self.conv = conv
-        self.norm = norms(conv.out_channels)
+        self.norm = norm_layer(conv.out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x))
@@ -44,16 +46,18 @@ class PyramidHead(nn.Module):
         num_classes: K.
         width: channels before the classifier.
         dropout: probability, before the classifier.
-        norms: makes the norms.
+        norm_layer: makes the norms.
     """
 
-    def __init__(self, channels: int, num_classes: int, width: int, dropout: float, norms: Norms) -> None:
+    def __init__(
+        self, channels: int, num_classes: int, width: int, dropout: float, norm_layer: NormLayer
+    ) -> None:
         super().__init__()
         reduced = channels // len(BINS)
         self.pyramid = nn.ModuleList(
-            ConvNorm(nn.Conv2d(channels, reduced, 1, bias=False), norms) for _ in BINS
+            ConvNorm(nn.Conv2d(channels, reduced, 1, bias=False), norm_layer) for _ in BINS
         )
-        self.merge = ConvNorm(Conv3x3(channels + len(BINS) * reduced, width, bias=False), norms)
+        self.merge = ConvNorm(Conv3x3(channels + len(BINS) * reduced, width, bias=False), norm_layer)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Conv2d(width, num_classes, 1)
 
@@ -69,9 +73,9 @@ class PyramidHead(nn.Module):
 class AuxiliaryHead(nn.Module):
     """Logits from stage 3, for a loss that helps the lower stages to train; arguments as ``PyramidHead``."""
 
-    def __init__(self, channels: int, num_classes: int, dropout: float, norms: Norms) -> None:
+    def __init__(self, channels: int, num_classes: int, dropout: float, norm_layer: NormLayer) -> None:
         super().__init__()
-        self.reduce = ConvNorm(Conv3x3(channels, channels // 4, bias=False), norms)
+        self.reduce = ConvNorm(Conv3x3(channels, channels // 4, bias=False), norm_layer)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Conv2d(channels // 4, num_classes, 1)
 
@@ -89,24 +93,26 @@ def pspnet(
     num_classes: int = 40,
     num_modalities: int = 2,
     *,
-    threshold: float = 0.02,
-    region: str = "own",
-    criterion: str = "abs",
+    fusion: Fusion | str | None = None,
+    threshold: float | None = None,
+    region: str | None = None,
+    criterion: str | None = None,
     dropout: float = 0.1,
     width: int = 512,
     aux: bool = True,
     in_channels: int = 3,
     frozen_statistics: bool = True,
-    variant: Variant | None = None,
 ) -> PSPNet:
     """A channel-exchanging PSPNet for M modalities (Wang et al. 2020, section 4.1), its logits at 1/8.
 
     Args:
-        encoder: ``"resnet18"``, ``"resnet34"``, ``"resnet50"``, ``"resnet101"`` or ``"resnet152"``; dilated.
+        encoder: a registered encoder that has a dilated form, ``"resnet18"`` to ``"resnet152"`` for example.
         num_classes: K.
         num_modalities: M >= 1; 1 is a plain PSPNet, its ensemble the detached branch.
-        threshold, region, criterion: of the exchange, as ``cen_ext.norm_exchange`` describes them; with
-            threshold 0 nothing is exchanged.
+        fusion: how the modalities meet, a ``models.fusion`` object or a registered name with its defaults;
+            None for ``Exchange(threshold, region, criterion)``.
+        threshold, region, criterion: of the exchange, as ``cen_ext.norm_exchange`` describes them; 0.02,
+            ``"own"`` and ``"abs"`` where not given. With threshold 0 nothing is exchanged.
         dropout: probability, before the classifiers; 0.1 in Zhao et al.
         width: channels before the classifier; 512 in Zhao et al.
         aux: add the auxiliary head on stage 3; the output in training is an ``AuxiliaryOutput`` with its
@@ -116,29 +122,27 @@ def pspnet(
             recipe, for encoders with ImageNet weights); False trains with batch statistics. The heads' norms,
             which no weights come with, always do: in training a batch needs two images, as the pyramid's
             first level is a single value an image and channel.
-        variant: a comparison of the paper instead of its network.
 
     Returns:
         A module with ``encoder``, ``decoder``, ``auxiliary`` and ``alpha`` (``[M]``, zeros: equal weights);
         its output is a ``SegmentationOutput``.
 
     Raises:
-        ValueError: an unknown name, or a number out of its range; the variant contradicts itself.
+        ValueError: an unknown name, or a number out of its range; a fusion that contradicts itself,
+            or one beside threshold, region or criterion.
     """
     for name, value in (("num_classes", num_classes), ("width", width)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    body = ExchangeResNet(
+    body = make_encoder(
         encoder,
         num_modalities,
-        threshold=threshold,
-        region=region,
-        criterion=criterion,
+        resolve(fusion, Exchange(), num_modalities, threshold=threshold, region=region, criterion=criterion),
         in_channels=in_channels,
         frozen_statistics=frozen_statistics,
         dilated=True,
-        variant=variant,
     )
-    head = PyramidHead(body.channels[3], num_classes, width, dropout, body.norms)
-    auxiliary = AuxiliaryHead(body.channels[2], num_classes, dropout, body.norms) if aux else None
-    return PSPNet(body, head, num_classes, auxiliary=auxiliary, variant=variant)
+    norm_layer = body.norm_layer(DECODER)
+    head = PyramidHead(body.channels[3], num_classes, width, dropout, norm_layer)
+    auxiliary = AuxiliaryHead(body.channels[2], num_classes, dropout, norm_layer) if aux else None
+    return PSPNet(body, head, num_classes, auxiliary=auxiliary)

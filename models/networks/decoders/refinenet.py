@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cen_ext import Conv3x3, max_pool_same
-from models.networks.encoders import ExchangeResNet, Variant
+from models.networks.encoders.base import make_encoder
+from models.networks.fusion import Exchange, Fusion
+from models.networks.fusion.base import resolve
 from models.networks.segmentor import SegmentationNetwork
 
 
@@ -127,24 +129,26 @@ def refinenet(
     num_classes: int = 40,
     num_modalities: int = 2,
     *,
-    threshold: float = 0.02,
-    region: str = "own",
-    criterion: str = "abs",
+    fusion: Fusion | str | None = None,
+    threshold: float | None = None,
+    region: str | None = None,
+    criterion: str | None = None,
     dropout: float = 0.5,
     width: int = 256,
     in_channels: int = 3,
     frozen_statistics: bool = True,
     decoder_init: str = "torch",
-    variant: Variant | None = None,
 ) -> RefineNet:
     """A channel-exchanging RefineNet for M modalities (Wang et al. 2020, section 4.1).
 
     Args:
-        encoder: ``"resnet18"``, ``"resnet34"``, ``"resnet50"``, ``"resnet101"`` or ``"resnet152"``.
+        encoder: a registered encoder, ``"resnet18"`` to ``"resnet152"`` for example.
         num_classes: K.
         num_modalities: M >= 1; 1 is a plain RefineNet, its ensemble the detached branch.
-        threshold, region, criterion: of the exchange, as ``cen_ext.norm_exchange`` describes them; with
-            threshold 0 nothing is exchanged.
+        fusion: how the modalities meet, a ``models.fusion`` object or a registered name with its defaults;
+            None for ``Exchange(threshold, region, criterion)``.
+        threshold, region, criterion: of the exchange, as ``cen_ext.norm_exchange`` describes them; 0.02,
+            ``"own"`` and ``"abs"`` where not given. With threshold 0 nothing is exchanged.
         dropout: probability, on the features at 1/16 and 1/32 and before the classifier.
         width: channels of the decoder (the coarsest cascade has twice as many); 256 in the paper.
         in_channels: channels of every modality's input.
@@ -152,29 +156,26 @@ def refinenet(
             recipe, for encoders with ImageNet weights); False trains with batch statistics.
         decoder_init: how the decoder's convolutions start: ``"torch"``, as torch makes them, or
             ``"kaiming"``, which keeps the scale of activations where levels begin, join and end.
-        variant: a comparison of the paper instead of its network.
 
     Returns:
         A module with ``encoder``, ``decoder`` and ``alpha`` (``[M]``, zeros: equal weights); its output is a
         ``SegmentationOutput``.
 
     Raises:
-        ValueError: an unknown name, or a number out of its range; the variant contradicts itself.
+        ValueError: an unknown name, or a number out of its range; a fusion that contradicts itself,
+            or one beside threshold, region or criterion.
     """
     for name, value in (("num_classes", num_classes), ("width", width)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     if decoder_init not in ("torch", "kaiming"):
         raise ValueError(f"decoder_init must be 'torch' or 'kaiming', got {decoder_init!r}")
-    body = ExchangeResNet(
+    body = make_encoder(
         encoder,
         num_modalities,
-        threshold=threshold,
-        region=region,
-        criterion=criterion,
+        resolve(fusion, Exchange(), num_modalities, threshold=threshold, region=region, criterion=criterion),
         in_channels=in_channels,
         frozen_statistics=frozen_statistics,
-        variant=variant,
     )
     decoder = RefineNetDecoder(body.channels, num_classes, width, dropout, decoder_init)
-    return RefineNet(body, decoder, num_classes, variant=variant)
+    return RefineNet(body, decoder, num_classes)

@@ -1,19 +1,16 @@
-"""Encoders shared by the networks, their ImageNet weights, and the variants that the paper compares."""
+"""Encoders shared by the networks, and their ImageNet weights. ``base`` has the contract."""
 
-from models.networks.encoders.norms import ExchangePoint, Norms
-from models.networks.encoders.private import PrivateConv2d, make_convolutions_private
+from models.networks.encoders.base import Encoder, encoders, make_encoder, register_encoder
 from models.networks.encoders.resnet import RESNETS, ExchangeResNet
-from models.networks.encoders.variants import Variant
 from models.networks.encoders.weights import LoadReport, load_imagenet
 
 __all__ = [
     "RESNETS",
-    "ExchangePoint",
+    "Encoder",
     "ExchangeResNet",
     "LoadReport",
-    "Norms",
-    "PrivateConv2d",
-    "Variant",
+    "encoders",
     "load_imagenet",
-    "make_convolutions_private",
+    "make_encoder",
+    "register_encoder",
 ]

@@ -7,29 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from models.networks.encoders.private import PrivateConv2d
-from models.networks.encoders.resnet import ExchangeResNet
+from models.networks.encoders.base import Encoder
 from models.networks.messages import first_line
+from models.networks.private import PrivateConv2d
 
 _WRAPPERS = ("segmenter", "state_dict", "model")  # under which training scripts file the state dict
 _PARALLEL = "module."  # what DataParallel puts before every key
-
-# What makes numpy's numbers and arrays, such as the score that is saved beside the weights. Their module has
-# another name from numpy 2 on, by which files of either are to be read.
-_NUMPY = [
-    *(
-        (function, f"numpy.{core}.multiarray.{function.__name__}")
-        for function in (np.float64().__reduce__()[0], np.empty(0).__reduce__()[0])
-        for core in ("core", "_core")
-    ),
-    np.ndarray,
-    np.dtype,
-    *{type(np.dtype(code)) for code in "?bhilqBHILQefd"},
-]
 
 
 class LoadReport(NamedTuple):
@@ -40,13 +26,15 @@ class LoadReport(NamedTuple):
 
 
 def load_imagenet(
-    encoder: ExchangeResNet,
+    encoder: Encoder,
     path: str | Path,
     *,
     bgr: bool = False,
     scale: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> LoadReport:
-    """Load torchvision-named ResNet weights; what is private starts from the same entries in every modality.
+    """Load pretrained weights, those of a ResNet in torchvision's names.
+
+    Private entries start alike in every modality.
 
     Args:
         encoder: changed in place, and only if every shape fits.
@@ -64,10 +52,11 @@ def load_imagenet(
             has another shape.
     """
     own = encoder.state_dict()
-    state = {k: v for k, v in read_state_dict(path).items() if not k.startswith("fc.")}
+    read = read_state_dict(path)
+    state = encoder.from_pretrained(read)
     usable = {key: value for key, value in state.items() if key in own}
     if not usable:
-        raise ValueError(f"{path}: no key of a torchvision ResNet in it; it starts with {some(state)}")
+        raise ValueError(f"{path}: no key of {encoder.weights_kind} in it; it starts with {some(read)}")
     shapes = _single_modality_shapes(encoder)
     wrong = [
         f"{key} is {tuple(value.shape)} in the file, but {tuple(expected.shape)} in the encoder"
@@ -77,10 +66,10 @@ def load_imagenet(
     ]
     if wrong:
         raise ValueError(f"{path}: wrong shapes: {some(wrong)}")
-    if "conv1.weight" in usable:
-        stem = usable["conv1.weight"]
+    if encoder.stem_weight in usable:
+        stem = usable[encoder.stem_weight]
         stem = stem.flip(1) if bgr else stem
-        usable["conv1.weight"] = stem * torch.tensor(scale, dtype=stem.dtype).view(-1, 1, 1)
+        usable[encoder.stem_weight] = stem * torch.tensor(scale, dtype=stem.dtype).view(-1, 1, 1)
     encoder.load_state_dict(usable, strict=False)
     return LoadReport(
         missing=[k for k in own if k not in state and not k.endswith(".num_batches_tracked")],
@@ -88,7 +77,7 @@ def load_imagenet(
     )
 
 
-def _single_modality_shapes(encoder: ExchangeResNet) -> dict[str, torch.Size]:
+def _single_modality_shapes(encoder: Encoder) -> dict[str, torch.Size]:
     """The shapes that private entries, norms' and convolutions', have in a network of a single modality."""
     shapes = {key: value.shape[1:] for key, value in encoder.state_dict().items() if value.dim() == 2}
     for name, module in encoder.named_modules():
@@ -140,6 +129,25 @@ def some(names: Iterable[str], most: int = 6) -> str:
     return (", ".join(names[:most]) or "nothing") + rest
 
 
+def _numpy_globals() -> list[Any]:
+    """The functions and types that make numpy's numbers and arrays, such as a score saved beside weights.
+
+    Their module has another name from numpy 2 on, by which files of either version are to be read.
+    """
+    import numpy as np  # here, so that the networks need torch alone
+
+    return [
+        *(
+            (function, f"numpy.{core}.multiarray.{function.__name__}")
+            for function in (np.float64().__reduce__()[0], np.empty(0).__reduce__()[0])
+            for core in ("core", "_core")
+        ),
+        np.ndarray,
+        np.dtype,
+        *{type(np.dtype(code)) for code in "?bhilqBHILQefd"},
+    ]
+
+
 def _read(path: Path) -> Any:
     if path.is_dir():
         raise ValueError(f"{path}: a folder; expected a .pth or .safetensors file of weights")
@@ -150,7 +158,7 @@ def _read(path: Path) -> Any:
             from safetensors.torch import load_file  # here, so that the networks need torch alone
 
             return load_file(path)
-        with torch.serialization.safe_globals(_NUMPY):
+        with torch.serialization.safe_globals(_numpy_globals()):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler's own errors on foreign bytes are of every kind
         reason = first_line(error)

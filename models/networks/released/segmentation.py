@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import re
 
+from cen_ext.modules import ExchangeNorm
 from models.networks.decoders.refinenet import RefineNet
+from models.networks.fusion.base import DECODER
 from models.networks.segmentor import SegmentationNetwork
 
 _DECODER = {
@@ -37,12 +39,14 @@ def released_names(net: SegmentationNetwork) -> dict[str, list[str]]:
     Raises:
         ValueError: net is of another kind than the released networks.
     """
-    variant = net.variant
-    kind = (variant.convolutions, variant.norms, variant.fusion)
-    if not isinstance(net, RefineNet) or kind != ("shared", "private", "ensemble"):
+    fusion = net.fusion
+    private = any(fusion.private_convolutions(stage) for stage in range(DECODER + 1))
+    norms = {len(module.weight) for module in net.modules() if isinstance(module, ExchangeNorm)}
+    like_released = not private and norms == {net.num_modalities} and net.head is None
+    if not isinstance(net, RefineNet) or not like_released:
         raise ValueError(
             "net must be as the released networks are, a RefineNet of shared convolutions, private norms and "
-            f"an ensemble, got a {type(net).__name__} with {', '.join(kind)}"
+            f"an ensemble, got a {type(net).__name__} with {fusion}"
         )
     return {key: _released_keys(key, net.num_modalities) for key in net.state_dict()}
 

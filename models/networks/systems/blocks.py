@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cen_ext import ExchangeInstanceNorm2d
+from cen_ext.modules import ExchangeNorm
 
 SLOPE = 0.2  # of LeakyReLU
 
@@ -20,12 +21,12 @@ class Down(nn.Module):
 
     Args:
         in_channels, out_channels: of the convolution.
-        norm: ``instance_norm(out_channels, …)``, which activates as well.
+        norm: of ``out_channels``, which activates as well.
         stride: of the convolution, whose padding is 1.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, norm: ExchangeInstanceNorm2d | None = None, stride: int = 2
+        self, in_channels: int, out_channels: int, norm: ExchangeNorm | None = None, stride: int = 2
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, 4, stride, padding=1)
@@ -36,10 +37,19 @@ class Down(nn.Module):
         return F.leaky_relu_(x, SLOPE) if self.norm is None else self.norm(x)
 
 
+# Instance norm with running statistics, then LeakyReLU(0.2): the arguments of a fusion's norm.
+INSTANCE_NORM: dict[str, Any] = {
+    "layer": ExchangeInstanceNorm2d,
+    "activation": "leaky_relu",
+    "negative_slope": SLOPE,
+    "track_running_stats": True,
+}
+
+
 def instance_norm(channels: int, num_modalities: int, **options: Any) -> ExchangeInstanceNorm2d:
-    """Instance norm with affine and running statistics, then LeakyReLU(0.2) unless options say otherwise."""
-    options = {"activation": "leaky_relu", "negative_slope": SLOPE, **options}
-    return ExchangeInstanceNorm2d(channels, num_modalities, track_running_stats=True, **options)
+    """Make an instance norm without exchange; LeakyReLU(0.2) follows unless options say otherwise."""
+    options = {**INSTANCE_NORM, **options}
+    return options.pop("layer")(channels, num_modalities, **options)
 
 
 def initialise(net: nn.Module) -> None:

@@ -14,8 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cen_ext.modules import ExchangeNorm
 from models.networks.branches import split_branches, stacked_input, weighted_ensemble
-from models.networks.systems.blocks import Down, initialise, instance_norm
+from models.networks.fusion.base import Fusion, resolve
+from models.networks.fusion.exchange import Exchange
+from models.networks.systems.blocks import INSTANCE_NORM, Down, initialise, instance_norm
 from models.networks.systems.output import TranslationOutput
 
 DROPOUT_LEVELS = 3  # of the decoder, from the coarsest
@@ -43,28 +46,25 @@ class Up(nn.Module):
 
 
 class UNetEncoder(nn.Module):
-    """Halves the resolution at every level; private norms that exchange on all but the first and the last.
+    """Halves the resolution at every level; the fusion's norms on all but the first and the last.
 
     Args:
         in_channels: of the input.
         widths: channels of the levels, finest first.
-        num_modalities, threshold, region, criterion: as in ``unet``.
+        num_modalities, fusion: as in ``unet``.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        widths: Sequence[int],
-        num_modalities: int,
-        threshold: float,
-        region: str,
-        criterion: str,
-    ) -> None:
+    def __init__(self, in_channels: int, widths: Sequence[int], num_modalities: int, fusion: Fusion) -> None:
         super().__init__()
-        exchange = {"threshold": threshold, "region": region, "criterion": criterion}
+
+        def norm(channels: int) -> ExchangeNorm:
+            return fusion.norm(
+                channels, num_modalities, exchange_point=True, downsampling=True, **INSTANCE_NORM
+            )
+
         inner = range(1, len(widths) - 1)
         self.levels = nn.ModuleList(
-            Down(before, width, instance_norm(width, num_modalities, **exchange) if i in inner else None)
+            Down(before, width, norm(width) if i in inner else None)
             for i, (before, width) in enumerate(zip([in_channels, *widths], widths, strict=False))
         )
 
@@ -109,13 +109,19 @@ class UNet(nn.Module):
     """``unet`` builds one and describes the arguments and attributes."""
 
     def __init__(
-        self, encoder: UNetEncoder, decoder: UNetDecoder, in_channels: int, num_modalities: int
+        self,
+        encoder: UNetEncoder,
+        decoder: UNetDecoder,
+        in_channels: int,
+        num_modalities: int,
+        fusion: Fusion,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
         self.alpha = nn.Parameter(torch.zeros(num_modalities))
         self.in_channels = in_channels
+        self.fusion = fusion
 
     @property
     def num_modalities(self) -> int:
@@ -155,9 +161,10 @@ def unet(
     *,
     size: int = 256,
     base_width: int = 64,
-    threshold: float = 0.01,
-    region: str = "own",
-    criterion: str = "abs",
+    fusion: Fusion | str | None = None,
+    threshold: float | None = None,
+    region: str | None = None,
+    criterion: str | None = None,
     dropout: float = 0.5,
     decoder_norms: str = "shared",
 ) -> UNet:
@@ -173,8 +180,10 @@ def unet(
         size: height and width at which the encoder's last level is a single pixel, a power of two from 8 on;
             multiples of it work as well. 256 in the paper.
         base_width: channels of the finest level; those of level i are ``base_width * min(2**i, 8)``.
-        threshold, region, criterion: of the exchange, as ``cen_ext.norm_exchange`` describes them; with
-            threshold 0 nothing is exchanged.
+        fusion: how the modalities meet in the encoder, a ``models.fusion`` object or a registered name with
+            its defaults; None for ``Exchange(threshold, region, criterion)``.
+        threshold, region, criterion: of the exchange, as ``cen_ext.norm_exchange`` describes them; 0.01,
+            ``"own"`` and ``"abs"`` where not given. With threshold 0 nothing is exchanged.
         dropout: probability, in the three coarsest levels of the decoder.
         decoder_norms: ``"shared"`` by the modalities, as in the paper, or ``"private"``, as in the released
             networks; without exchange.
@@ -184,7 +193,8 @@ def unet(
         ``TranslationOutput``. Weights start as pix2pix's.
 
     Raises:
-        ValueError: an unknown choice, or a number out of its range.
+        ValueError: an unknown choice, or a number out of its range; a fusion that contradicts itself, that a
+            U-Net has no place for, or that is given beside threshold, region or criterion.
     """
     sizes = {"in_channels": in_channels, "out_channels": out_channels, "base_width": base_width}
     for name, value in sizes.items():
@@ -195,11 +205,37 @@ def unet(
     if decoder_norms not in ("shared", "private"):
         raise ValueError(f"decoder_norms must be 'shared' or 'private', got {decoder_norms!r}")
     widths = [base_width * min(1 << i, 8) for i in range(size.bit_length() - 1)]
+    fusion = resolve(
+        fusion,
+        Exchange(threshold=0.01),
+        num_modalities,
+        threshold=threshold,
+        region=region,
+        criterion=criterion,
+    )
+    _check_fusion(fusion, num_modalities)
     net = UNet(
-        UNetEncoder(in_channels, widths, num_modalities, threshold, region, criterion),
+        UNetEncoder(in_channels, widths, num_modalities, fusion),
         UNetDecoder(widths, out_channels, num_modalities if decoder_norms == "private" else 1, dropout),
         in_channels,
         num_modalities,
+        fusion,
     )
     initialise(net)
     return net
+
+
+def _check_fusion(fusion: Fusion, num_modalities: int) -> None:
+    """Refuse what a U-Net, whose norms alone a fusion makes, has no place for."""
+    stages = range(5)
+    if any(fusion.private_convolutions(stage) for stage in stages):
+        raise ValueError("convolutions must be shared in a U-Net, got private")
+    if (
+        type(fusion).after_stage is not Fusion.after_stage
+        or type(fusion).head is not Fusion.head
+        or any(fusion.streams(stage, num_modalities) != num_modalities for stage in stages)
+    ):
+        raise ValueError(
+            f"fusion must act through norms alone in a U-Net, got {type(fusion).__name__}, which acts after "
+            "stages or on the branches"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -9,19 +10,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from models.fusion import Discard, Exchange, FixedPortion, Fusion, GatedSum, LateConcat, NoFusion, Sum
 from torch import Tensor, nn
 
 import cen_ext
 import models
 from models.__main__ import main
 from models.data import prepare_synthetic
-from models.networks.encoders import ExchangePoint, ExchangeResNet, PrivateConv2d, Variant, load_imagenet
-from models.networks.encoders.ablations import Discard, FixedPortion, GatedSum, Sum
-from models.networks.encoders.norms import MixingPoint
+from models.networks.encoders import ExchangeResNet, load_imagenet
+from models.networks.fusion.ablations import MixedBatchNorm2d
+from models.networks.fusion.base import exchange_points, scale_penalty
+from models.networks.private import PrivateConv2d
 from models.networks.segmentor import SegmentationNetwork
 from models.segmentation.build import build_network
 from models.segmentation.load import load
-from models.segmentation.losses import scale_penalty
 from models.segmentation.task import SegmentationTask
 from models.training import checkpoint, config, registry
 from models.training.errors import UsageError
@@ -34,9 +36,11 @@ NETWORKS: dict[str, Callable[..., SegmentationNetwork]] = {
 both_networks = pytest.mark.parametrize("network", NETWORKS)
 
 
-def small_net(network: str = "refinenet", num_modalities: int = 2, **variant: object) -> SegmentationNetwork:
+def small_net(
+    network: str = "refinenet", num_modalities: int = 2, fusion: Fusion | None = None
+) -> SegmentationNetwork:
     options = {"width": 8, "dropout": 0.0, "frozen_statistics": False}
-    net = NETWORKS[network]("resnet18", 5, num_modalities, variant=Variant(**variant), **options)
+    net = NETWORKS[network]("resnet18", 5, num_modalities, fusion=fusion, **options)
     net.double()
     randomise_norms(net)
     return net
@@ -57,7 +61,7 @@ def outputs(net: SegmentationNetwork, x: Tensor) -> list[Tensor]:
 @both_networks
 def test_unshared_is_a_network_a_modality(network: str) -> None:
     """Table 1, row 1: outputs, losses and gradients of M single networks, trained with batch statistics."""
-    net = small_net(network, convolutions="private", exchange="none")
+    net = small_net(network, fusion=NoFusion(convolutions="private"))
     with torch.no_grad():  # each set of filters starts as the others do
         for p in net.parameters():
             p.add_(0.02 * torch.randn_like(p))
@@ -82,7 +86,7 @@ def test_unshared_is_a_network_a_modality(network: str) -> None:
 
 @both_networks
 def test_unshared_starts_as_shared(network: str) -> None:
-    shared, private = small_net(network), small_net(network, convolutions="private")
+    shared, private = small_net(network), small_net(network, fusion=Exchange(convolutions="private"))
     before = {key: value.clone() for key, value in private.state_dict().items()}
     private.load_state_dict(shared.state_dict())  # a shared set of filters goes to every modality
     assert sum(not torch.equal(before[key], value) for key, value in private.state_dict().items()) > 20
@@ -93,7 +97,7 @@ def test_unshared_starts_as_shared(network: str) -> None:
 
 def test_unshared_convolutions_still_exchange() -> None:
     """With every scale of modality 0 at zero in one norm, that norm gives it modality 1's values."""
-    net = small_net(convolutions="private").eval()
+    net = small_net(fusion=Exchange(convolutions="private")).eval()
     x = images()
     with torch.no_grad():
         before = net(x).branches
@@ -110,7 +114,7 @@ def test_unshared_convolutions_still_exchange() -> None:
 @both_networks
 def test_shared_norms_are_one_network_on_the_whole_stack(network: str) -> None:
     """Table 1, row 2."""
-    net = small_net(network, norms="shared", exchange="none").train()
+    net = small_net(network, fusion=NoFusion(norms="shared")).train()
     single = small_net(network, 1).train()
     single.load_state_dict({**net.state_dict(), "alpha": single.alpha})
     x = images()
@@ -124,19 +128,22 @@ def scales_after_3x3(encoder: ExchangeResNet) -> list[Tensor]:
     return [norm.weight.detach() for norm in named]
 
 
-@pytest.mark.parametrize("exchange", ["none", "threshold"])
+@pytest.mark.parametrize("kind", [NoFusion, Exchange])
 @pytest.mark.parametrize("network", NETWORKS)
-def test_penalties(network: str, exchange: str) -> None:
+def test_penalties(network: str, kind: type[Fusion]) -> None:
     """Table 1, rows 3 to 6: no penalty, that of each modality's share, or of all."""
-    net = small_net(network, exchange=exchange)
+    net = small_net(network, fusion=kind())
     scales = scales_after_3x3(net.encoder)
     assert len(scales) == 16
     own = sum(w[0, : w.shape[1] // 2].abs().sum() + w[1, w.shape[1] // 2 :].abs().sum() for w in scales)
     everything = sum(w.abs().sum() for w in scales)
-    auto = own if exchange == "threshold" else torch.zeros(())
-    for penalty, expected in {"none": 0.0, "own": own, "all": everything, "auto": auto}.items():
-        found = scale_penalty(net, penalty)
-        assert found.item() == pytest.approx(float(expected), rel=1e-12)
+    for penalty, expected in {"none": 0.0, "own": own, "all": everything}.items():
+        assert kind(penalty=penalty).penalty_on_scales(net).item() == pytest.approx(
+            float(expected), rel=1e-12
+        )
+    default = own if kind is Exchange else torch.zeros(())
+    assert net.fusion.penalty_on_scales(net).item() == pytest.approx(float(default), rel=1e-12)
+    assert Exchange(threshold=0.0, penalty="all").penalty_on_scales(net) == 0
     scale_penalty(net, "own").backward()
     weight = net.encoder.layer1[0].bn1.weight
     expected = weight.detach().sign()
@@ -144,15 +151,16 @@ def test_penalties(network: str, exchange: str) -> None:
     assert torch.equal(weight.grad, expected)
 
 
-TABLE = {  # overrides: private convolutions, private norms, penalty, what exchanges
-    ("variant.convolutions=private", "variant.exchange=none"): (True, True, "auto", None),
-    ("variant.norms=shared", "variant.exchange=none"): (False, False, "auto", None),
-    ("variant.exchange=none",): (False, True, "auto", None),
-    ("variant.exchange=none", "variant.penalty=own"): (False, True, "own", None),
-    (): (False, True, "auto", "own"),
-    ("model.region=all", "variant.penalty=all"): (False, True, "all", "all"),
-    ("variant.exchange=random", "variant.fusion=concat"): (False, True, "none", None),
-    ("variant.exchange=portion", "variant.penalty=own"): (False, True, "own", None),
+TABLE = {  # overrides: private convolutions, private norms, penalty, region of a threshold's exchange
+    ("fusion=none", "fusion.convolutions=private"): (True, True, "none", None),
+    ("fusion=none", "fusion.norms=shared"): (False, False, "none", None),
+    ("fusion=none",): (False, True, "none", None),
+    ("fusion=none", "fusion.penalty=own"): (False, True, "own", None),
+    (): (False, True, "own", "own"),
+    ("fusion.region=all", "fusion.penalty=all"): (False, True, "all", "all"),
+    ("fusion=late_concat",): (False, True, "own", "own"),
+    ("fusion=fixed_portion", "fusion.choice=random"): (False, True, "none", None),
+    ("fusion=fixed_portion", "fusion.penalty=own"): (False, True, "own", None),
 }
 
 
@@ -168,7 +176,7 @@ def test_rows_are_overrides_of_a_recipe(name: str, overrides: tuple[str, ...]) -
     assert {isinstance(m, PrivateConv2d) for m in convolutions} == {private_convolutions}
     norms = [m for m in net.modules() if isinstance(m, cen_ext.ExchangeBatchNorm2d)]
     assert {len(m.weight) for m in norms} == {2 if private_norms else 1}
-    assert recipe.variant.penalised == penalty
+    assert recipe.fusion.penalty == penalty
     regions = {m.region for m in norms if m.threshold > 0}
     assert regions == ({region} if region else set())
 
@@ -200,7 +208,9 @@ def private_norm(layer: cen_ext.ExchangeBatchNorm2d, x: Tensor) -> list[Tensor]:
     return z
 
 
-def by_hand(kind: str, layer: MixingPoint, z: list[Tensor], chosen: Tensor, gate: Tensor | None) -> Tensor:
+def by_hand(
+    kind: str, layer: MixedBatchNorm2d, z: list[Tensor], chosen: Tensor, gate: Tensor | None
+) -> Tensor:
     """What every channel of every modality becomes, one by one."""
     num_modalities, channels = layer.weight.shape
     rows = []
@@ -222,30 +232,36 @@ def by_hand(kind: str, layer: MixingPoint, z: list[Tensor], chosen: Tensor, gate
 
 
 C = 12
-MIXES = {
-    "portion": lambda m: FixedPortion("portion", m, C, 0.25, "own"),
-    "portion, all": lambda m: FixedPortion("portion", m, C, 0.75, "all"),
-    "smallest": lambda m: FixedPortion("smallest", m, C, 0.25, "own"),
-    "random": lambda m: FixedPortion("random", m, C, 0.25, "own"),
-    "discard": lambda m: Discard(0.3, "own", "abs"),
-    "discard, signed": lambda m: Discard(0.3, "all", "signed"),
-    "sum": lambda m: Sum(),
-    "gated_sum": lambda m: GatedSum(m, C),
+MIXES: dict[str, Fusion] = {
+    "first": FixedPortion(choice="first", portion=0.25),
+    "first, all": FixedPortion(choice="first", portion=0.75, region="all"),
+    "smallest": FixedPortion(choice="smallest", portion=0.25),
+    "random": FixedPortion(choice="random", portion=0.25),
+    "discard": Discard(threshold=0.3),
+    "discard, signed": Discard(threshold=0.3, region="all", criterion="signed"),
+    "sum": Sum(),
+    "gated_sum": GatedSum(),
 }
+
+
+def mixed_norm(fusion: Fusion, num_modalities: int, activation: str = "relu") -> MixedBatchNorm2d:
+    layer = fusion.norm(C, num_modalities, exchange_point=True, activation=activation).double()
+    assert isinstance(layer, MixedBatchNorm2d)
+    return layer
 
 
 def own_share(m: int, num_modalities: int) -> range:
     return range(m * C // num_modalities, (m + 1) * C // num_modalities)
 
 
-def chosen_by_hand(name: str, layer: MixingPoint) -> Tensor:
+def chosen_by_hand(name: str, layer: MixedBatchNorm2d) -> Tensor:
     num_modalities = layer.num_modalities
     chosen = torch.zeros(num_modalities, C, dtype=torch.bool)
     for m in range(num_modalities):
         share, scales = own_share(m, num_modalities), layer.weight[m].tolist()
         picked = {
-            "portion": list(share)[:3],
-            "portion, all": list(range(9)),
+            "first": list(share)[:3],
+            "first, all": list(range(9)),
             "smallest": sorted(share, key=lambda c: abs(scales[c]))[:3],
             "discard": [c for c in share if abs(scales[c]) < 0.3],
             "discard, signed": [c for c in range(C) if scales[c] <= 0.3],
@@ -259,7 +275,7 @@ def chosen_by_hand(name: str, layer: MixingPoint) -> Tensor:
 @pytest.mark.parametrize("name", MIXES)
 @pytest.mark.parametrize("num_modalities", [2, 3])
 def test_mixes_against_their_formulas(name: str, num_modalities: int) -> None:
-    layer = MixingPoint(C, num_modalities, MIXES[name](num_modalities), "relu").double()
+    layer = mixed_norm(MIXES[name], num_modalities)
     gate = getattr(layer.mix, "gate", None)
     for p in layer.parameters():
         nn.init.normal_(p)
@@ -279,19 +295,21 @@ def test_mixes_against_their_formulas(name: str, num_modalities: int) -> None:
         torch.autograd.grad(found, leaves, dy), torch.autograd.grad(expected, leaves, dy), strict=True
     ):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
-    layer.rectifies = False
+    layer.mixed_activation = "identity"
     torch.testing.assert_close(layer(x), mixed)
+    layer.mixed_activation, layer.mixed_slope = "leaky_relu", 0.2
+    torch.testing.assert_close(layer(x), torch.where(mixed > 0, mixed, 0.2 * mixed))
 
 
 def test_a_mix_of_the_channels_below_the_threshold_is_the_operators_exchange() -> None:
-    exchange = ExchangePoint(C, 3, threshold=0.5, activation="relu", dtype=torch.float64)
+    exchange = Exchange(threshold=0.5).norm(C, 3, exchange_point=True, activation="relu").double()
     nn.init.normal_(exchange.weight)
     with torch.no_grad():  # two in each share are below the threshold
         for m in range(3):
             exchange.weight[m] = exchange.weight[m].sign() * (exchange.weight[m].abs() + 0.5)
             exchange.weight[m, list(own_share(m, 3))[1:3]] = torch.tensor([0.1, -0.2], dtype=torch.float64)
-    mix = MixingPoint(C, 3, FixedPortion("smallest", 3, C, 2 / C, "own"), "relu").double()
-    discard = MixingPoint(C, 3, Discard(0.5, "own", "abs"), "relu").double()
+    mix = mixed_norm(FixedPortion(choice="smallest", portion=2 / C), 3)
+    discard = mixed_norm(Discard(threshold=0.5), 3)
     x = torch.randn(6, C, 3, 4, dtype=torch.float64)
     y = exchange(x)
     (dx,) = torch.autograd.grad(y.square().sum(), [exchange.weight])
@@ -306,7 +324,8 @@ def test_a_mix_of_the_channels_below_the_threshold_is_the_operators_exchange() -
 
 
 def test_random_channels_are_drawn_once_and_kept_with_the_weights() -> None:
-    first, second = small_net(exchange="random"), small_net(exchange="random")
+    random = FixedPortion(choice="random")
+    first, second = small_net(fusion=random), small_net(fusion=random)
     point = "layer3.0.bn1"
     drawn = first.encoder.get_submodule(point).replaced()
     assert drawn.sum(1).tolist() == [round(0.3 * 256)] * 2
@@ -322,20 +341,20 @@ def test_random_channels_are_drawn_once_and_kept_with_the_weights() -> None:
 
 
 @pytest.mark.parametrize(("name", "dilated"), [("resnet18", False), ("resnet50", True)])
-@pytest.mark.parametrize("exchange", ["threshold", "portion"])
-def test_exchange_at_down_sampling_only(name: str, dilated: bool, exchange: str) -> None:
-    variant = Variant(exchange=exchange, exchange_at="downsampling")
+@pytest.mark.parametrize("kind", [Exchange, FixedPortion])
+def test_exchange_at_down_sampling_only(name: str, dilated: bool, kind: type[Fusion]) -> None:
     with torch.device("meta"):
-        encoder = ExchangeResNet(name, 2, dilated=dilated, variant=variant)
+        encoder = ExchangeResNet(name, 2, kind(at="downsampling"), dilated=dilated)
     norms = ("bn1", "bn2") if name == "resnet18" else ("bn2",)
     expected = {f"layer{stage}.0.{norm}" for stage in (2, 3, 4) for norm in norms}
     assert set(cen_ext.exchanging_layers(encoder)) == expected
-    assert {key for key, m in encoder.named_modules() if isinstance(m, ExchangePoint)} == expected
+    points = {id(point) for point in exchange_points(encoder)}
+    assert {key for key, m in encoder.named_modules() if id(m) in points} == expected
 
 
 @both_networks
 def test_concat_fusion(network: str) -> None:
-    net = small_net(network, fusion="concat").train()
+    net = small_net(network, fusion=LateConcat()).train()
     x = images()
     out = net(x)
     assert out.alpha is None
@@ -344,13 +363,13 @@ def test_concat_fusion(network: str) -> None:
     torch.testing.assert_close(out.ensemble, out.branches.mean(0))  # where the ensemble starts, too
     out.ensemble.square().sum().backward()
     trained = {key for key, p in net.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
-    assert trained == {"concat.conv.weight", "concat.conv.bias"}
+    assert trained == {"head.conv.weight", "head.conv.bias"}
     with torch.no_grad():
-        net.concat.conv.weight.normal_()
-        net.concat.conv.bias.normal_()
+        net.head.conv.weight.normal_()
+        net.head.conv.bias.normal_()
         out = net(x)
-    weight = net.concat.conv.weight[:, :, 0, 0].unflatten(1, (2, 5))  # [K, M, K]
-    expected = torch.einsum("kmj,mnjhw->nkhw", weight, out.branches) + net.concat.conv.bias[:, None, None]
+    weight = net.head.conv.weight[:, :, 0, 0].unflatten(1, (2, 5))  # [K, M, K]
+    expected = torch.einsum("kmj,mnjhw->nkhw", weight, out.branches) + net.head.conv.bias[:, None, None]
     torch.testing.assert_close(out.ensemble, expected.detach())
 
 
@@ -360,44 +379,57 @@ def test_concat_fusion(network: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["norms=shared"], "exchange must be none with norms=shared, got threshold"),
-        (["norms=shared", "exchange=sum"], "exchange must be none with norms=shared, got sum"),
-        (["norms=shared", "exchange=none", "penalty=own"], "penalty must be none or all with norms=shared"),
-        (["norms=shared", "exchange=none", "convolutions=private"], "norms must be private with conv"),
-        (["exchange=portion", "portion=0.6"], "portion must be at most 1/2 with 2 modalities and region=own"),
+        (["=none", ".norms=shared", ".penalty=own"], "penalty must be none or all with norms=shared"),
+        (["=none", ".norms=shared", ".convolutions=private"], "norms must be private with conv"),
+        (["=fixed_portion", ".portion=0.6"], "portion must be at most 1/2 with 2 modalities and region=own"),
     ],
 )
 def test_contradictions_name_the_field(overrides: list[str], message: str) -> None:
-    recipe = config.override(registry.find("synthetic_demo"), [f"variant.{each}" for each in overrides])
-    with pytest.raises(UsageError, match=rf"^variant\.{re.escape(message)}"):
+    recipe = config.override(registry.find("synthetic_demo"), [f"fusion{each}" for each in overrides])
+    with pytest.raises(UsageError, match=rf"^fusion\.{re.escape(message)}"):
         build_network(recipe)
     for build in NETWORKS.values():
         with pytest.raises(ValueError, match=rf"^{re.escape(message)}"):
-            build("resnet18", variant=recipe.variant)
+            build("resnet18", fusion=recipe.fusion)
+
+
+def test_norms_in_common_can_neither_exchange_nor_mix() -> None:
+    """Modalities that have their scales in common have nothing to tell their channels apart."""
+    for name in models.fusions():
+        options = config.flatten(config.override(registry.find("synthetic_demo"), [f"fusion={name}"]))
+        assert ("fusion.norms" in options) is (name == "none")
 
 
 def test_unknown_values_and_one_modality_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"^exchange must be one of .*, got 'rando'; did you mean 'random'\?"
-    ):
-        Variant(exchange="rando")
+    with pytest.raises(ValueError, match=r"^choice must be one of .*, got 'rando'; did you mean 'random'\?"):
+        FixedPortion(choice="rando")
+    with pytest.raises(ValueError, match=r"^fusion must be .*, got 'exchang'; did you mean 'exchange'"):
+        models.refinenet("resnet18", fusion="exchang")
+    with pytest.raises(ValueError, match=r"^threshold must not be given beside fusion: give fusion=Exchange"):
+        models.refinenet("resnet18", fusion="none", threshold=0.1)
+    with pytest.raises(TypeError, match=r"^fusion must be a Fusion or a registered name, got type"):
+        models.refinenet("resnet18", fusion=Exchange)
+    with pytest.raises(ValueError, match=r"^threshold"):
+        Exchange(threshold=-1.0)
     for portion in (0.0, 1.5, float("nan")):
         with pytest.raises(ValueError, match=r"^portion must be above 0 and at most 1, got"):
-            Variant(portion=portion)
-    for kind in ("exchange=random", "fusion=concat"):
-        name, value = kind.split("=")
-        with pytest.raises(ValueError, match=rf"^{kind} needs at least two modalities"):
-            models.refinenet("resnet18", 5, 1, variant=Variant(**{name: value}))
-    models.refinenet("resnet18", 5, 1, width=8, variant=Variant(exchange="none", convolutions="private"))
-    models.refinenet("resnet18", 5, 2, width=8, region="all", variant=Variant(exchange="random", portion=1.0))
+            FixedPortion(portion=portion)
+    for name in ("fixed_portion", "discard", "sum", "gated_sum", "late_concat"):
+        with pytest.raises(ValueError, match=rf"^fusion={name} needs at least two modalities"):
+            models.refinenet("resnet18", 5, 1, fusion=name)
+    models.refinenet("resnet18", 5, 1, width=8, fusion=NoFusion(convolutions="private"))
+    every = FixedPortion(choice="random", portion=1.0, region="all")
+    models.refinenet("resnet18", 5, 2, width=8, fusion=every)
 
 
-@pytest.mark.parametrize("variant", [{"convolutions": "private"}, {"norms": "shared", "exchange": "none"}])
-def test_released_checkpoints_fit_the_papers_network_only(variant: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "fusion", [Exchange(convolutions="private"), NoFusion(norms="shared"), LateConcat()], ids=str
+)
+def test_released_checkpoints_fit_the_papers_network_only(fusion: Fusion) -> None:
     with pytest.raises(
         ValueError, match="net must be as the released networks are, a RefineNet of shared convolutions"
     ):
-        models.load_released(small_net(**variant), {})
+        models.load_released(small_net(fusion=fusion), {})
 
 
 def test_imagenet_weights_start_every_modalitys_filters_alike(tmp_path: Path) -> None:
@@ -405,7 +437,7 @@ def test_imagenet_weights_start_every_modalitys_filters_alike(tmp_path: Path) ->
     randomise_norms(original)
     state = {k: (v[0] if v.dim() == 2 else v).clone() for k, v in original.state_dict().items()}
     torch.save(state, tmp_path / "resnet18.pth")
-    net = models.refinenet("resnet18", 5, 3, width=8, variant=Variant(convolutions="private"))
+    net = models.refinenet("resnet18", 5, 3, width=8, fusion=Exchange(convolutions="private"))
     assert load_imagenet(net.encoder, tmp_path / "resnet18.pth") == ([], [])
     for m in range(3):
         assert torch.equal(net.encoder.layer2[0].conv1.weight.chunk(3)[m], state["layer2.0.conv1.weight"])
@@ -431,35 +463,111 @@ def test_private_convolutions_with_bias_in_channels_last() -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_settings_of_runs_from_before_the_variants() -> None:
+DEFAULT_VARIANT = {
+    "convolutions": "shared",
+    "norms": "private",
+    "penalty": "auto",
+    "exchange": "threshold",
+    "exchange_at": "every",
+    "portion": 0.3,
+    "fusion": "ensemble",
+}
+RULE = {"threshold": 0.1, "region": "all", "criterion": "signed"}
+OLD = [  # what was in ``model`` and ``variant``, and the fusion that it is
+    ({}, {}, Exchange()),
+    (RULE, {}, Exchange(0.1, "all", "signed")),
+    (
+        RULE,
+        {"penalty": "all", "exchange_at": "downsampling"},
+        Exchange(0.1, "all", "signed", "all", "downsampling"),
+    ),
+    (
+        RULE,
+        {"convolutions": "private", "penalty": "none"},
+        Exchange(0.1, "all", "signed", "none", convolutions="private"),
+    ),
+    ({"threshold": 0.0}, {}, Exchange(0.0)),
+    ({"threshold": 0.0}, {"penalty": "own"}, NoFusion(penalty="own")),
+    (RULE, {"exchange": "none"}, NoFusion()),
+    (RULE, {"exchange": "none", "penalty": "own"}, NoFusion(penalty="own")),
+    (
+        RULE,
+        {"exchange": "none", "norms": "shared", "penalty": "all"},
+        NoFusion(norms="shared", penalty="all"),
+    ),
+    (RULE, {"exchange": "portion", "portion": 0.2}, FixedPortion(portion=0.2, region="all")),
+    ({}, {"exchange": "smallest", "penalty": "own"}, FixedPortion("own", choice="smallest")),
+    (
+        {},
+        {"exchange": "random", "exchange_at": "downsampling"},
+        FixedPortion(at="downsampling", choice="random"),
+    ),
+    (RULE, {"exchange": "discard"}, Discard(threshold=0.1, region="all", criterion="signed")),
+    (RULE, {"exchange": "sum"}, Sum()),
+    (RULE, {"exchange": "gated_sum", "penalty": "all"}, GatedSum(penalty="all")),
+    (RULE, {"fusion": "concat"}, LateConcat(0.1, "all", "signed")),
+    (RULE, {"fusion": "concat", "exchange": "none"}, LateConcat(0.0, "all", "signed", "none")),
+]
+
+
+@pytest.mark.parametrize(("model", "variant", "expected"), OLD)
+def test_settings_from_before_the_fusions_are_translated(
+    model: dict[str, object], variant: dict[str, object], expected: Fusion
+) -> None:
     recipe = registry.find("nyudv2_cen_refinenet101")
     plain = config.to_plain(recipe)
-    del plain["variant"], plain["model"]["network"], plain["loss"]["auxiliary"]
-    assert config.from_plain(recipe, plain) == recipe
+    del plain["fusion"], plain["model"]["network"], plain["loss"]["auxiliary"]
+    plain["model"] |= model
+    found = config.from_plain(recipe, {**plain, "variant": {**DEFAULT_VARIANT, **variant}})
+    assert found == dataclasses.replace(recipe, fusion=expected)
+    assert config.from_plain(recipe, config.to_plain(found)) == found
 
 
-def test_a_variant_trains_resumes_and_is_evaluated(tmp_path: Path) -> None:
-    """``python -m models train ... variant.<field>=value``, with state of its own in the checkpoints."""
+def test_switches_that_no_fusion_combines_are_refused() -> None:
+    recipe = registry.find("nyudv2_cen_refinenet101")
+    plain = config.to_plain(recipe)
+    del plain["fusion"]
+    with pytest.raises(UsageError, match=r"^the settings variant.fusion=concat and variant.exchange=random"):
+        config.from_plain(recipe, {**plain, "variant": {"exchange": "random", "fusion": "concat"}})
+
+
+def test_an_old_path_still_sets_its_option() -> None:
+    recipe = config.override(registry.find("synthetic_demo"), ["model.threshold=0.3", "model.region=all"])
+    assert recipe.fusion == Exchange(0.3, "all")
+
+
+def test_a_choice_carries_the_options_that_both_have() -> None:
+    recipe = config.override(registry.find("synthetic_demo"), ["fusion.threshold=0.3", "fusion=discard"])
+    assert recipe.fusion == Discard(threshold=0.3)
+    again = config.override(recipe, ["fusion=discard", "fusion.penalty=all", "fusion=discard"])
+    assert again.fusion == Discard(threshold=0.3, penalty="all")
+    with pytest.raises(
+        UsageError, match=r"^unknown field 'fusion\.treshold'; did you mean 'fusion\.threshold'"
+    ):
+        config.override(recipe, ["fusion.treshold=1"])
+
+
+def test_a_fusion_trains_resumes_and_is_evaluated(tmp_path: Path) -> None:
+    """``python -m models train ... fusion=<name>``, with state of its own in the checkpoints."""
     rooms = prepare_synthetic(tmp_path / "rooms", train=4, val=2, size=(48, 64), seed=0)
     run = tmp_path / "run"
     command = ["train", "synthetic_demo", f"data.root={rooms}", f"run.output={run}", "run.workers=0"]
     command += ["data.batch_size=2", "data.crop=48", "data.shorter_side=48", "eval.pictures=1"]
-    command += ["model.network=pspnet", "model.width=8", "variant.convolutions=private"]
-    command += ["variant.exchange=random", "variant.fusion=concat", "optim.stages.0.steps=2"]
+    command += ["model.network=pspnet", "model.width=8", "fusion=fixed_portion"]
+    command += ["fusion.convolutions=private", "fusion.choice=random", "optim.stages.0.steps=2"]
     assert main([*command, "run.steps=1"]) == 0
     drawn = checkpoint.load(run / checkpoint.LAST)[1]["task"]["net"]
     assert main([*command, "run.steps=2", "--resume"]) == 0
     trained = load(run / checkpoint.LAST)
-    variant, net = trained.recipe.variant, trained.net
+    fusion, net = trained.recipe.fusion, trained.net
     state = checkpoint.load(trained.path)[1]["task"]["net"]
-    assert (variant.convolutions, variant.exchange) == ("private", "random")
+    assert fusion == FixedPortion(choice="random", convolutions="private")
     assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
     scores = [key for key in state if key.endswith("mix.scores")]
     assert len(scores) == 16
     assert all(torch.equal(state[key], drawn[key]) for key in scores)
-    assert not torch.equal(state["concat.conv.weight"], drawn["concat.conv.weight"])
     assert not torch.equal(state["auxiliary.classifier.weight"], drawn["auxiliary.classifier.weight"])
     assert main(["evaluate", str(run), "--output", str(tmp_path / "found")]) == 0
     found = json.loads((tmp_path / "found" / "evaluation_best.json").read_text())
-    assert found["alpha"] == {}
+    assert set(found["alpha"]) == {"rgb", "depth"}
     assert {"rgb/mean_iou", "depth/mean_iou", "ensemble/mean_iou"} <= set(found["metrics"])

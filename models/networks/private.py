@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -61,9 +62,16 @@ class PrivateConv2d(nn.Conv2d):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def make_convolutions_private(module: nn.Module, num_modalities: int) -> None:
-    """Replace every ``nn.Conv2d`` below ``module`` by a ``PrivateConv2d`` that starts as it."""
-    for parent in list(module.modules()):
+def make_convolutions_private(
+    module: nn.Module, num_modalities: int, outside: Iterable[nn.Module] = ()
+) -> None:
+    """Replace every ``nn.Conv2d`` below ``module`` by a ``PrivateConv2d`` that starts as it.
+
+    Args:
+        outside: modules below ``module`` that stay as they are.
+    """
+    kept = {id(inner) for each in outside for inner in each.modules()}
+    for parent in [each for each in module.modules() if id(each) not in kept]:
         for name, child in parent.named_children():
-            if isinstance(child, nn.Conv2d):
+            if isinstance(child, nn.Conv2d) and id(child) not in kept:
                 setattr(parent, name, PrivateConv2d(child, num_modalities))

@@ -1,0 +1,181 @@
+"""The contract of an encoder: what the decoders and the fusions need of one.
+
+An encoder is built of a stem and four stages. Every norm in it comes from ``norm_layer``, so that a fusion
+decides what happens after each convolution; ``finish`` adds what the fusion does after stages and makes
+private what it wants private. ``forward`` is the same for all.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from cen_ext import ExchangeBatchNorm2d
+from cen_ext.modules import ExchangeNorm
+from models.networks.branches import stacked_input
+from models.networks.fusion.base import Fusion
+from models.networks.private import make_convolutions_private
+from models.networks.registry import Registry
+
+# norm_layer(channels, *, exchange_point=False, activation="relu"); called after every convolution
+NormLayer = Callable[..., ExchangeNorm]
+
+
+class Encoder(nn.Module):
+    """Base of encoders for M modalities stacked on the batch axis.
+
+    A subclass makes its modules, with ``norm_layer`` for norms, calls ``finish`` last, and gives ``stem`` and
+    ``stages``. An encoder whose computation is no such chain overrides ``forward`` instead, and refuses in
+    its constructor the fusions that it cannot serve.
+
+    Args:
+        num_modalities: M >= 1.
+        fusion: how the modalities meet.
+        channels: of the four stages' features, finest first.
+        strides: by which they are smaller than the input.
+        in_channels: channels of every modality's input.
+        frozen_statistics: ``train()`` leaves the norms in eval mode: running statistics are used and not
+            updated, while weight and bias train.
+
+    Attributes:
+        stem_weight: the name of the first convolution's weight in the state dict.
+        weights_kind: the networks whose weights it loads, in words.
+        input_mean, input_std: of red, green and blue in [0, 1], that pretrained weights expect.
+
+    Raises:
+        ValueError: num_modalities or in_channels below 1.
+    """
+
+    stem_weight: ClassVar[str] = "conv1.weight"
+    weights_kind: ClassVar[str] = "this encoder"
+    input_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    input_std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    def __init__(
+        self,
+        num_modalities: int,
+        fusion: Fusion,
+        *,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        in_channels: int = 3,
+        frozen_statistics: bool = True,
+    ) -> None:
+        super().__init__()
+        for name, value in (("num_modalities", num_modalities), ("in_channels", in_channels)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.num_modalities = num_modalities
+        self.fusion = fusion
+        self.channels = tuple(channels)
+        self.strides = tuple(strides)
+        self.in_channels = in_channels
+        self.frozen_statistics = frozen_statistics
+
+    def norm_layer(self, stage: int, *, downsampling: bool = False) -> NormLayer:
+        """Make the norms of a stage, 0 for the stem; ``downsampling`` where the block halves the resolution.
+
+        Returns:
+            A function ``(channels, *, exchange_point=False, activation="relu")`` of a norm;
+            ``exchange_point`` is to be True after the stage's spatial convolutions, 3x3 and larger.
+        """
+        return functools.partial(
+            self.fusion.norm, streams=self._entering(stage), downsampling=downsampling, activation="relu"
+        )
+
+    def stem(self, x: Tensor) -> Tensor:
+        """Compute what enters the first stage, of the checked input ``[M*N, in_channels, H, W]``."""
+        raise NotImplementedError
+
+    def stages(self) -> Sequence[nn.Module]:
+        """Return the four stages."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Add what the fusion does after stages, and make private what it wants private."""
+        stages = self.stages()
+        if self.fusion.private_convolutions(0):
+            make_convolutions_private(self, self.num_modalities, outside=stages)
+        fused = {}
+        for number, stage in enumerate(stages, 1):
+            if self.fusion.private_convolutions(number):
+                make_convolutions_private(stage, self._entering(number))
+            block = self.fusion.after_stage(number, self.channels[number - 1], self.num_modalities)
+            if block is not None:
+                fused[str(number)] = block
+        self.fusion_stages = nn.ModuleDict(fused)
+
+    def _entering(self, stage: int) -> int:
+        """Streams that enter a stage."""
+        return self.num_modalities if stage == 0 else self.fusion.streams(stage - 1, self.num_modalities)
+
+    def train(self, mode: bool = True) -> Encoder:
+        """As ``nn.Module.train``, but with ``frozen_statistics`` the norms stay in eval mode."""
+        super().train(mode)
+        if self.frozen_statistics:
+            for module in self.modules():
+                if isinstance(module, ExchangeBatchNorm2d):
+                    module.eval()
+        return self
+
+    def forward(self, x: Tensor | Sequence[Tensor]) -> list[Tensor]:
+        """Compute the stages' features.
+
+        Args:
+            x: ``[M*N, in_channels, H, W]`` stacked modality-major, or a sequence of M tensors
+                ``[N, in_channels, H, W]``.
+
+        Returns:
+            Four ``[B*N, channels[i], h, w]``, finest first, of B = ``fusion.branches(M)`` branches.
+
+        Raises:
+            ValueError: another number of modalities or channels, or modalities of different shapes.
+        """
+        x = stacked_input(x, self.num_modalities, self.in_channels)
+        x = self.stem(x)
+        features = []
+        for number, stage in enumerate(self.stages(), 1):
+            x = feature = stage(x)
+            if str(number) in self.fusion_stages:
+                x, feature = self.fusion_stages[str(number)](x)
+            features.append(feature)
+        return features
+
+    def from_pretrained(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Translate a state dict of pretrained weights to this encoder's names, without its classifier."""
+        return {key: value for key, value in state.items() if not key.startswith("fc.")}
+
+
+ENCODERS: Registry[Callable[..., Encoder]] = Registry("encoder")
+register_encoder = ENCODERS.register
+
+
+def encoders() -> tuple[str, ...]:
+    """The names of the registered encoders."""
+    return ENCODERS.names()
+
+
+def make_encoder(
+    name: str, num_modalities: int, fusion: Fusion, *, dilated: bool = False, **options: Any
+) -> Encoder:
+    """Build a registered encoder.
+
+    Args:
+        name: under which a class or function ``(num_modalities, fusion, *, in_channels, frozen_statistics)``
+            is registered.
+        dilated: features at 1/4, 1/8, 1/8 and 1/8; the builder then takes ``dilated`` as well.
+        options: ``in_channels``, ``frozen_statistics``.
+
+    Raises:
+        ValueError: an unknown name; an encoder that cannot be dilated.
+    """
+    build = ENCODERS[name]
+    if dilated:
+        if "dilated" not in inspect.signature(build).parameters:
+            raise ValueError(f"encoder {name!r} has no dilated form, whose features end at 1/8")
+        options["dilated"] = True
+    return build(num_modalities, fusion, **options)
