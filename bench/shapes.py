@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from cen_ext.reference import Options
+from cen_ext.ops.norm_exchange.reference import Options
 
 PHASES = ("forward", "backward", "both")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

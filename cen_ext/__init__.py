@@ -1,8 +1,6 @@
 """Channel exchanging for multimodal networks: normalise, check the threshold and exchange in one operator."""
 
-from cen_ext.backends import available_backends
 from cen_ext.convert import make_multimodal
-from cen_ext.convolution import Conv3x3, conv3x3
 from cen_ext.functional import norm_exchange, replaced_channels, stack_modalities, unstack_modalities
 from cen_ext.modules import (
     ExchangeBatchNorm2d,
@@ -11,7 +9,9 @@ from cen_ext.modules import (
     sparsity_penalty,
     synchronise_statistics,
 )
-from cen_ext.pooling import max_pool_same
+from cen_ext.ops.conv3x3 import Conv3x3, conv3x3
+from cen_ext.ops.dispatch import available_backends
+from cen_ext.ops.max_pool_same.functional import max_pool_same
 from cen_ext.recompute import recompute_outputs
 from cen_ext.version import __version__
 

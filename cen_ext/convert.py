@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from cen_ext import synchronised
 from cen_ext.modules import ExchangeBatchNorm2d, ExchangeInstanceNorm2d, ExchangeNorm
+from cen_ext.ops.norm_exchange import sync
 
 Where = Callable[[str, nn.Module], bool] | Collection[str]
 
@@ -132,7 +132,7 @@ def _private(norm: Any, num_modalities: int, like: Tensor, options: dict[str, An
         **options,
     )
     if isinstance(norm, nn.SyncBatchNorm):
-        layer.process_group = norm.process_group or synchronised.default_group()
+        layer.process_group = norm.process_group or sync.default_group()
     for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
         original = getattr(norm, name)
         if original is not None:

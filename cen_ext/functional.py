@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from cen_ext import backends, recompute, reference, synchronised
-from cen_ext.reference import Options, statistics_dtype
+from cen_ext import recompute
+from cen_ext.ops import dispatch
+from cen_ext.ops.norm_exchange import reference, sync
+from cen_ext.ops.norm_exchange.reference import Options, statistics_dtype
 
 CHOICES = {
     "region": ("own", "all"),
@@ -84,14 +86,14 @@ def norm_exchange(
         check_number("momentum", momentum)
     elif momentum.dim() != 0:
         raise ValueError(f"momentum must be a number or a 0-d tensor, got shape {tuple(momentum.shape)}")
-    synchronised.check_process_group(process_group, norm)
+    sync.check_process_group(process_group, norm)
     _check_tensors(x, weight, bias, running_mean, running_var, residual)
     if not training and (running_mean is None or running_var is None):
         raise ValueError("running_mean and running_var are required with training=False")
     alone = process_group is None or process_group.size() == 1
     if training and alone and x.numel() > 0:
         _check_enough_values(x, weight.shape[0], norm)
-    chosen = backends.choose(backend, x, options)
+    chosen = dispatch.choose(backend, x, options)
     if not training:
         y = chosen.run(x, weight, bias, running_mean, running_var, residual, options)[0]
         if running_mean is not None and running_var is not None:
@@ -114,7 +116,7 @@ def norm_exchange(
         return y
     values: int | Tensor
     if process_group is not None:
-        y, mean, var, values = synchronised.norm_exchange(
+        y, mean, var, values = sync.norm_exchange(
             chosen.run, x, weight, bias, residual, options, process_group
         )
     else:
@@ -127,7 +129,7 @@ def norm_exchange(
 
 
 def _note(
-    chosen: backends.Backend,
+    chosen: dispatch.Backend,
     y: Tensor,
     x: Tensor,
     weight: Tensor,

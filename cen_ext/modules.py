@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from cen_ext import reference
 from cen_ext.functional import check_number, check_options, norm_exchange, replaced_channels
-from cen_ext.reference import Options, statistics_dtype
-from cen_ext.synchronised import check_process_group, default_group
+from cen_ext.ops.norm_exchange import reference
+from cen_ext.ops.norm_exchange.reference import Options, statistics_dtype
+from cen_ext.ops.norm_exchange.sync import check_process_group, default_group
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -19,7 +19,7 @@ from bench.files import write
 from bench.machine import cache_sizes
 from bench.memory import tensor_bytes
 from bench.shapes import GROUPS, Case
-from cen_ext.reference import Options
+from cen_ext.ops.norm_exchange.reference import Options
 from tests.helpers.cases import Shape
 from tests.helpers.paths import ROOT
 

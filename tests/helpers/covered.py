@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 import cen_ext
-from cen_ext import backends
 from cen_ext.functional import DTYPES
-from cen_ext.reference import Options
+from cen_ext.ops import dispatch
+from cen_ext.ops.norm_exchange.reference import Options
 
 BACKENDS = [name for name, state in cen_ext.available_backends().items() if state == "ok"]
 NORMS = ("batch", "instance")
@@ -20,7 +20,7 @@ NORMS = ("batch", "instance")
 def refusal(backend: str, x: Tensor, **options: object) -> str | None:
     """Why the backend cannot run this call, None where it can."""
     try:
-        backends.choose(backend, x, Options(**options))
+        dispatch.choose(backend, x, Options(**options))
     except RuntimeError as error:
         return str(error)
     return None

@@ -45,8 +45,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cen_ext import backends, reference
-from cen_ext.reference import Options
+from cen_ext.ops import dispatch
+from cen_ext.ops.norm_exchange import reference
+from cen_ext.ops.norm_exchange.reference import Options
 
 
 class Call(NamedTuple):
@@ -80,7 +81,7 @@ class Results(NamedTuple):
 
 def run(backend: str, call: Call, dy: Tensor) -> Results:
     """y, the statistics that the backend reports, and the gradients."""
-    forward = backends.choose(backend, call.x, call.options).run
+    forward = dispatch.choose(backend, call.x, call.options).run
     leaves = [t.detach().requires_grad_() for t in (call.x, call.weight, call.bias)]
     residual = None if call.residual is None else call.residual.detach().requires_grad_()
     y, mean, var = forward(*leaves, call.mean, call.var, residual, call.options)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import cen_ext
-from cen_ext.reference import Options, memory_format
+from cen_ext.ops.norm_exchange.reference import Options, memory_format
 from tests.helpers.cases import Shape, make_inputs
 from tests.helpers.covered import BACKENDS, NORMS, every_kind
 from tests.helpers.tolerance import Call, check, run

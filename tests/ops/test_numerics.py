@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cen_ext.reference import Options, memory_format
+from cen_ext.ops.norm_exchange.reference import Options, memory_format
 from tests.helpers.cases import Shape, make_inputs
 from tests.helpers.covered import every_kind
 from tests.helpers.tolerance import (

@@ -1,4 +1,4 @@
-"""What the Triton kernels share: where a tile lies, and ``cen_ext/reference.py`` on a tile of all modalities.
+"""What the Triton kernels share: where a tile lies, and ``reference.py`` on a tile of all modalities.
 
 x is cut into ``M * units`` units, each with statistics of its own: one a modality with batch norm (or given
 statistics), one a row with instance norm. A channel of a unit is ``L`` lines of ``P`` positions: where x is

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cen_ext import backends
+from cen_ext.ops import dispatch
 
 _MULTIPLE = 32  # of channels, in the kernels
 _FEWEST_TILES = 64  # with fewer, to transform the weights costs more than the products save
@@ -55,7 +55,7 @@ def conv3x3(
     _check(x, weight, bias, dilation)
     if backend is None and not _pays(x, dilation):
         backend = "reference"
-    run: Any = backends.choose_among(_BACKENDS, backend, x, weight, bias).run
+    run: Any = dispatch.choose_among(_BACKENDS, backend, x, weight, bias).run
     y: Tensor = run(x, weight, bias, dilation)
     return y
 
@@ -114,7 +114,7 @@ def _why_not_cpu(
     x: Tensor | None = None, weight: Tensor | None = None, bias: Tensor | None = None
 ) -> str | None:
     """Reason why the compiled kernels cannot run this call (or any call, without arguments)."""
-    reason = backends.why_not_cpu(x)
+    reason = dispatch.why_not_cpu(x)
     if reason is not None or x is None or weight is None:
         return reason
     if _INSTRUCTION_SET == "default":
@@ -147,7 +147,7 @@ def _why_not_reference(*_: Tensor | None) -> str | None:
 
 _REASONS: dict[str, Any] = {"cpu": _why_not_cpu, "reference": _why_not_reference}
 _RUNS: dict[str, Any] = {"cpu": _run_compiled, "reference": _run_reference}
-_BACKENDS = {name: backends.Backend(_REASONS[name], run) for name, run in _RUNS.items()}  # best first
+_BACKENDS = {name: dispatch.Backend(_REASONS[name], run) for name, run in _RUNS.items()}  # best first
 
 
 def _empty(like: Tensor, *shape: int) -> Tensor:
@@ -206,7 +206,7 @@ def _gradients_of_weight_gradient(ctx: Any, ddweight: Tensor) -> tuple[Tensor | 
 
 
 _INSTRUCTION_SET = ""
-if backends.why_not_cpu() is None:
+if dispatch.why_not_cpu() is None:
     _INSTRUCTION_SET = importlib.import_module("cen_ext._C").build_info()["instruction_set"]
     for _name, _fake_kernel, _gradient in (
         ("conv3x3", _fake, _gradients),

@@ -1,7 +1,7 @@
 """Max pooling that keeps one byte an element for the backward pass: definition, dispatch, registration.
 
 PyTorch keeps x and an int64 index an element: in float32 three times the size of x, here it is a quarter. The
-compiled CPU kernels (``csrc/cpu/pooling.h``) and those in Triton (``cen_ext/triton_pooling.py``) are ops
+compiled CPU kernels (``csrc/cpu/pooling.h``) and those in Triton (``triton.py``) are ops
 
     max_pool_same(x, size) -> (y, winners)
     max_pool_same_backward(dy, winners, size) -> dx
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cen_ext import backends
 from cen_ext.functional import DTYPES
-from cen_ext.pooling_autograd import gradient, refuse_second_gradient, setup_context
-from cen_ext.reference import memory_format
+from cen_ext.ops import dispatch
+from cen_ext.ops.max_pool_same.autograd import gradient, refuse_second_gradient, setup_context
+from cen_ext.ops.norm_exchange.reference import memory_format
 
 LARGEST_SIZE = 15  # four bits hold a row or a column
 
@@ -47,7 +47,7 @@ def max_pool_same(x: Tensor, size: int, *, backend: str | None = None) -> Tensor
         RuntimeError: the backend asked for cannot run this call.
     """
     _check(x, size)
-    run: Any = backends.choose_among(_BACKENDS, backend, x).run
+    run: Any = dispatch.choose_among(_BACKENDS, backend, x).run
     y: Tensor = run(x, size)
     return y
 
@@ -77,9 +77,9 @@ def _run_compiled(x: Tensor, size: int) -> Tensor:
 
 
 def _run_triton(x: Tensor, size: int) -> Tensor:
-    from cen_ext import triton_pooling
+    from cen_ext.ops.max_pool_same import triton as pooling_kernels
 
-    return _apply(triton_pooling.max_pool_same, triton_pooling.max_pool_same_backward, x, size)
+    return _apply(pooling_kernels.max_pool_same, pooling_kernels.max_pool_same_backward, x, size)
 
 
 def _apply(forward: Any, backward: Any, x: Tensor, size: int) -> Tensor:
@@ -119,13 +119,13 @@ def fake_backward(dy: Tensor, winners: Tensor, size: int) -> Tensor:
 
 _RUNS: dict[str, Any] = {"triton": _run_triton, "cpu": _run_compiled, "reference": _run_reference}
 _REASONS = {
-    "triton": backends.why_not_triton,
-    "cpu": backends.why_not_cpu,
-    "reference": backends.why_not_reference,
+    "triton": dispatch.why_not_triton,
+    "cpu": dispatch.why_not_cpu,
+    "reference": dispatch.why_not_reference,
 }
-_BACKENDS = {name: backends.Backend(_REASONS[name], run) for name, run in _RUNS.items()}  # best first
+_BACKENDS = {name: dispatch.Backend(_REASONS[name], run) for name, run in _RUNS.items()}  # best first
 
-if backends.why_not_cpu() is None:
+if dispatch.why_not_cpu() is None:
     torch.library.register_fake("cen_ext::max_pool_same", fake_forward)
     torch.library.register_fake("cen_ext::max_pool_same_backward", fake_backward)
     torch.library.register_autograd(

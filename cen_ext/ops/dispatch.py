@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cen_ext import reference
-from cen_ext.reference import Options
+from cen_ext.ops.norm_exchange import reference
+from cen_ext.ops.norm_exchange.reference import Options
 
 Run = Callable[
     [Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Options],
@@ -48,9 +48,9 @@ def _load_compiled() -> str | None:
 
 _NOT_COMPILED = _load_compiled()
 if _NOT_COMPILED is None:
-    from cen_ext import compiled
+    from cen_ext.ops.norm_exchange import native
 
-    _CUDA_ARCHITECTURES = compiled.cuda_architectures()
+    _CUDA_ARCHITECTURES = native.cuda_architectures()
 else:
     warnings.warn(
         f"cen_ext: {_NOT_COMPILED}. Running in Triton or plain PyTorch.", RuntimeWarning, stacklevel=2
@@ -126,7 +126,7 @@ def _run_compiled(
     options: Options,
 ) -> tuple[Tensor, Tensor, Tensor]:
     # Compilers see through the op, eager calls are quicker without the gradient that is registered for it.
-    run: Any = compiled.norm_exchange if torch.compiler.is_compiling() else compiled.NormExchange.apply
+    run: Any = native.norm_exchange if torch.compiler.is_compiling() else native.NormExchange.apply
     outputs: tuple[Tensor, Tensor, Tensor] = run(x, weight, bias, mean, var, residual, *options)
     return outputs
 
@@ -141,7 +141,7 @@ def _update_compiled(
     momentum: float,
     options: Options,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    run: Any = compiled.NormExchangeUpdating.apply
+    run: Any = native.NormExchangeUpdating.apply
     outputs: tuple[Tensor, Tensor, Tensor] = run(
         x, weight, bias, running_mean, running_var, residual, momentum, *options
     )
@@ -157,11 +157,11 @@ def _run_triton(
     residual: Tensor | None,
     options: Options,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from cen_ext import triton_ops
+    from cen_ext.ops.norm_exchange.triton import launch
 
     # As for the compiled op; tensors that stand for others (fake ones, say) must meet the op as well.
     eager = type(x) is Tensor and not torch.compiler.is_compiling()
-    run: Any = triton_ops.NormExchange.apply if eager else triton_ops.norm_exchange
+    run: Any = launch.NormExchange.apply if eager else launch.norm_exchange
     outputs: tuple[Tensor, Tensor, Tensor] = run(x, weight, bias, mean, var, residual, *options)
     return outputs
 

@@ -4,7 +4,7 @@
     triton_norm_exchange_backward(dy, x, weight, bias, mean, var, residual?, batch_statistics, *options)
         -> (dx, dweight, dbias, dresidual)
 
-as the compiled ops of ``cen_ext.compiled``. With the statistics of x, a channel that fits one program is read
+as the compiled ops of ``native``. With the statistics of x, a channel that fits one program is read
 once (one launch each way); else the forward pass takes three launches, of which the first reads x for partial
 sums and the last reads it again, and the backward pass likewise. Given statistics take one pass each way.
 All partial sums are joined in a fixed order: the same inputs give the same bits.
@@ -22,11 +22,20 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from cen_ext import autograd
-from cen_ext.reference import Options, memory_format, statistics_dtype
-from cen_ext.triton_backward import backward_kernel, backward_sums_kernel, backward_whole_kernel
-from cen_ext.triton_forward import forward_kernel, forward_whole_kernel, join_kernel, statistics_kernel
-from cen_ext.triton_tile import INTERPRETED
+from cen_ext.ops.norm_exchange import autograd
+from cen_ext.ops.norm_exchange.reference import Options, memory_format, statistics_dtype
+from cen_ext.ops.norm_exchange.triton.backward import (
+    backward_kernel,
+    backward_sums_kernel,
+    backward_whole_kernel,
+)
+from cen_ext.ops.norm_exchange.triton.forward import (
+    forward_kernel,
+    forward_whole_kernel,
+    join_kernel,
+    statistics_kernel,
+)
+from cen_ext.ops.norm_exchange.triton.tile import INTERPRETED
 
 
 def _wrapped(kernel: Any) -> Any:
@@ -39,7 +48,7 @@ def _wrapped(kernel: Any) -> Any:
 
 @dataclass(frozen=True)
 class Geometry:
-    """x as the kernels see it (``triton_tile``): units of channels of lines of positions."""
+    """x as the kernels see it (``tile``): units of channels of lines of positions."""
 
     modalities: int
     units: int  # a modality, each with its own statistics

@@ -1,4 +1,4 @@
-"""Max pooling in Triton, ``cen_ext/pooling.py``'s ops ``triton_max_pool_same`` and its backward.
+"""Max pooling in Triton, ``functional.py``'s ops ``triton_max_pool_same`` and its backward.
 
 As in ``csrc/cpu/pooling.h`` either memory layout is ``images`` of H rows of L values, the next pixel of a
 row being ``step`` values on. A program takes ROWS rows of VALUES places, which may lie in several small
@@ -21,9 +21,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cen_ext.pooling_autograd import gradient, refuse_second_gradient, setup_context
-from cen_ext.reference import memory_format
-from cen_ext.triton_ops import _define, _device_of, _wrapped
+from cen_ext.ops.max_pool_same.autograd import gradient, refuse_second_gradient, setup_context
+from cen_ext.ops.norm_exchange.reference import memory_format
+from cen_ext.ops.norm_exchange.triton.launch import _define, _device_of, _wrapped
 
 # None of these numbers has been measured on a GPU: four places a thread, a third of the rows read twice over.
 ROWS = 8

@@ -1,6 +1,6 @@
-"""Triton kernels of the backward pass; ``cen_ext.triton_tile`` says what sizes and constants mean."""
+"""Triton kernels of the backward pass; ``tile`` says what sizes and constants mean."""
 
-# As in triton_tile.
+# As in tile.py.
 # mypy: ignore-errors
 # ruff: noqa: RUF005
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from cen_ext.triton_tile import (
+from cen_ext.ops.norm_exchange.triton.tile import (
     activate_back,
     centred,
     exchange,

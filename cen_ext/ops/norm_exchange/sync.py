@@ -14,9 +14,9 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.autograd.function import once_differentiable
 
-from cen_ext import reference
-from cen_ext.backends import Run
-from cen_ext.reference import Options
+from cen_ext.ops.dispatch import Run
+from cen_ext.ops.norm_exchange import reference
+from cen_ext.ops.norm_exchange.reference import Options
 
 
 def check_process_group(process_group: object, norm: str) -> None:

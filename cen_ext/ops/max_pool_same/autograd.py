@@ -1,4 +1,4 @@
-"""The gradient that is registered for an op ``max_pool_same``; ``cen_ext.pooling`` describes it."""
+"""The gradient that is registered for an op ``max_pool_same``; ``functional`` describes it."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ The second updates running statistics on the way, which on a GPU saves three lau
 registered for ops without such effects only, so compilers are shown the first. plan is how a GPU goes over
 memory: ``"auto"`` (the default), ``"stream"``, ``"cluster"`` or ``"grid"`` (``csrc/cuda/kernels.h``).
 
-What they return and what is kept for the backward pass is told in ``cen_ext/autograd.py``.
+What they return and what is kept for the backward pass is told in ``cen_ext/ops/norm_exchange/autograd.py``.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cen_ext import autograd
-from cen_ext.reference import statistics_dtype
+from cen_ext.ops.norm_exchange import autograd
+from cen_ext.ops.norm_exchange.reference import statistics_dtype
 
 norm_exchange = torch.ops.cen_ext.norm_exchange.default
 norm_exchange_updating = torch.ops.cen_ext.norm_exchange_updating.default
