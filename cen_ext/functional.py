@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from cen_ext import recompute
 from cen_ext.ops import dispatch
-from cen_ext.ops.norm_exchange import reference, sync
-from cen_ext.ops.norm_exchange.reference import Options, statistics_dtype
+from cen_ext.ops.norm_exchange import paths, reference, sync
+from cen_ext.ops.norm_exchange.options import Options
+from cen_ext.ops.norm_exchange.reference import DTYPES, statistics_dtype
 
 CHOICES = {
     "region": ("own", "all"),
@@ -19,7 +19,6 @@ CHOICES = {
     "norm": ("batch", "instance"),
     "activation": ("identity", "relu", "leaky_relu"),
 }
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def norm_exchange(
@@ -88,66 +87,19 @@ def norm_exchange(
         raise ValueError(f"momentum must be a number or a 0-d tensor, got shape {tuple(momentum.shape)}")
     sync.check_process_group(process_group, norm)
     _check_tensors(x, weight, bias, running_mean, running_var, residual)
-    if not training and (running_mean is None or running_var is None):
+    running = None if running_mean is None or running_var is None else (running_mean, running_var)
+    if not training and running is None:
         raise ValueError("running_mean and running_var are required with training=False")
     alone = process_group is None or process_group.size() == 1
     if training and alone and x.numel() > 0:
         _check_enough_values(x, weight.shape[0], norm)
-    chosen = dispatch.choose(backend, x, options)
-    if not training:
-        y = chosen.run(x, weight, bias, running_mean, running_var, residual, options)[0]
-        if running_mean is not None and running_var is not None:
-            _note(chosen, y, x, weight, bias, running_mean, running_var, residual, options)
-        return y
-    if (
-        chosen.update is not None
-        and running_mean is not None
-        and running_var is not None
-        and process_group is None
-        and not isinstance(momentum, Tensor)
-        and running_mean.is_contiguous()
-        and running_var.is_contiguous()
-        and not torch.compiler.is_compiling()
-    ):
-        y, mean, var = chosen.update(
-            x, weight, bias, running_mean, running_var, residual, float(momentum), options
-        )
-        _note(chosen, y, x, weight, bias, mean, var, residual, options)
-        return y
-    values: int | Tensor
+    chosen = dispatch.choose("norm_exchange", backend, x, options)
+    call = paths.Call(chosen, x, weight, bias, residual, options)
+    if running is not None and not training:
+        return paths.evaluate(call, *running)
     if process_group is not None:
-        y, mean, var, values = sync.norm_exchange(
-            chosen.run, x, weight, bias, residual, options, process_group
-        )
-    else:
-        y, mean, var = chosen.run(x, weight, bias, None, None, residual, options)
-        values = x.numel() // max(mean.numel(), 1)
-    if running_mean is not None and running_var is not None and (process_group is not None or values > 0):
-        _update_running(running_mean, running_var, mean, var, values, momentum)
-    _note(chosen, y, x, weight, bias, mean, var, residual, options)
-    return y
-
-
-def _note(
-    chosen: dispatch.Backend,
-    y: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    residual: Tensor | None,
-    options: Options,
-) -> None:
-    """Tell ``recompute_outputs``, where there is one, how y is computed again."""
-    if not recompute.active() or residual is not None or options.norm != "batch":
-        return
-
-    def again() -> Tensor:
-        with torch.no_grad():
-            return chosen.run(x, weight, bias, mean, var, None, options)[0]
-
-    recompute.note(y, again)
+        return sync.train(call, running, momentum, process_group)
+    return paths.train(call, running, momentum)
 
 
 def replaced_channels(
@@ -205,30 +157,6 @@ def unstack_modalities(x: Tensor, num_modalities: int) -> list[Tensor]:
     _check_is_tensor("x", x)
     _check_stacked(x, num_modalities)
     return list(reference.split_rows(x, num_modalities).unbind())
-
-
-def _update_running(
-    running_mean: Tensor,  # [M, C]
-    running_var: Tensor,
-    mean: Tensor,  # [M, C], or [M*N, C] for instance norm
-    var: Tensor,
-    values: int | Tensor,  # that each of mean and var is of
-    momentum: float | Tensor,
-) -> None:
-    """``running = (1 - momentum) * running + momentum * batch``, with the unbiased variance."""
-    with torch.no_grad():
-        weight = momentum.to(var) if isinstance(momentum, Tensor) else float(momentum)
-        if isinstance(values, Tensor):  # of a process group, known on the device only: it may be 0 or 1
-            unbiased = (var * (values / (values - 1).clamp(min=1))).to(var.dtype)
-            weight = (values > 0).to(var.dtype) * weight
-        else:
-            unbiased = var * (values / (values - 1))
-        if mean.shape != running_mean.shape:
-            num_modalities = running_mean.shape[0]
-            mean = reference.split_rows(mean, num_modalities).mean(1)
-            unbiased = reference.split_rows(unbiased, num_modalities).mean(1)
-        running_mean.lerp_(mean, weight)
-        running_var.lerp_(unbiased, weight)
 
 
 def check_options(options: Options) -> None:

@@ -13,7 +13,8 @@ from torch import distributed as dist
 
 from cen_ext.functional import check_number, check_options, norm_exchange, replaced_channels
 from cen_ext.ops.norm_exchange import reference
-from cen_ext.ops.norm_exchange.reference import Options, statistics_dtype
+from cen_ext.ops.norm_exchange.options import Options
+from cen_ext.ops.norm_exchange.reference import statistics_dtype
 from cen_ext.ops.norm_exchange.sync import check_process_group, default_group
 
 Module = TypeVar("Module", bound=nn.Module)

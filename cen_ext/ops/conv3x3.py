@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cen_ext.ops import dispatch
+from cen_ext.ops.dispatch import Backend
 
 _MULTIPLE = 32  # of channels, in the kernels
 _FEWEST_TILES = 64  # with fewer, to transform the weights costs more than the products save
@@ -55,7 +56,7 @@ def conv3x3(
     _check(x, weight, bias, dilation)
     if backend is None and not _pays(x, dilation):
         backend = "reference"
-    run: Any = dispatch.choose_among(_BACKENDS, backend, x, weight, bias).run
+    run: Any = dispatch.choose("conv3x3", backend, x, weight, bias).run
     y: Tensor = run(x, weight, bias, dilation)
     return y
 
@@ -131,7 +132,7 @@ def _why_not_cpu(
     return None
 
 
-def _run_compiled(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+def _run_native(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
     y: Tensor = torch.ops.cen_ext.conv3x3(x, weight, bias, dilation)
     return y
 
@@ -140,14 +141,11 @@ def _run_reference(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int
     return F.conv2d(x, weight, bias, 1, dilation, dilation)
 
 
-def _why_not_reference(*_: Tensor | None) -> str | None:
-    """PyTorch's runs everywhere."""
-    return None
-
-
-_REASONS: dict[str, Any] = {"cpu": _why_not_cpu, "reference": _why_not_reference}
-_RUNS: dict[str, Any] = {"cpu": _run_compiled, "reference": _run_reference}
-_BACKENDS = {name: dispatch.Backend(_REASONS[name], run) for name, run in _RUNS.items()}  # best first
+dispatch.register(
+    "conv3x3",
+    cpu=Backend(_why_not_cpu, _run_native),
+    reference=Backend(dispatch.why_not_reference, _run_reference),
+)
 
 
 def _empty(like: Tensor, *shape: int) -> Tensor:
@@ -206,7 +204,7 @@ def _gradients_of_weight_gradient(ctx: Any, ddweight: Tensor) -> tuple[Tensor | 
 
 
 _INSTRUCTION_SET = ""
-if dispatch.why_not_cpu() is None:
+if dispatch.IS_COMPILED:
     _INSTRUCTION_SET = importlib.import_module("cen_ext._C").build_info()["instruction_set"]
     for _name, _fake_kernel, _gradient in (
         ("conv3x3", _fake, _gradients),

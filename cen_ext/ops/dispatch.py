@@ -1,4 +1,8 @@
-"""Which implementation runs a call. One predicate a backend both chooses it and explains a refusal."""
+"""Choice of the implementation that runs a call: one table for all ops.
+
+One predicate per backend both chooses it and explains a refusal. An op registers its backends where it is
+defined; this module imports none of them.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +11,20 @@ import importlib
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from cen_ext.ops.norm_exchange import reference
-from cen_ext.ops.norm_exchange.reference import Options
-
-Run = Callable[
-    [Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Options],
-    tuple[Tensor, Tensor, Tensor],
-]
-# The same with running statistics and their momentum in place of given ones: it updates them.
-Update = Callable[
-    [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, float, Options],
-    tuple[Tensor, Tensor, Tensor],
-]
-
 
 class Backend(NamedTuple):
-    """Why it cannot run a call (None: it can), what runs one, what runs one and updates statistics."""
+    """One implementation of an op."""
 
-    why_not: Callable[..., str | None]
-    run: Run
-    update: Update | None = None
+    why_not: Callable[..., str | None]  # the reason why it cannot run a call, None where it can
+    run: Callable[..., Any]
+    # ``norm_exchange`` only: the same, with running statistics and their momentum in place of given ones.
+    update: Callable[..., Any] | None = None
 
 
 def _load_compiled() -> str | None:
@@ -47,17 +39,17 @@ def _load_compiled() -> str | None:
 
 
 _NOT_COMPILED = _load_compiled()
+IS_COMPILED = _NOT_COMPILED is None
 if _NOT_COMPILED is None:
-    from cen_ext.ops.norm_exchange import native
-
-    _CUDA_ARCHITECTURES = native.cuda_architectures()
+    _BUILD = importlib.import_module("cen_ext._C").build_info()
+    _CUDA_ARCHITECTURES = [divmod(architecture, 10) for architecture in _BUILD["cuda_architectures"]]
 else:
     warnings.warn(
         f"cen_ext: {_NOT_COMPILED}. Running in Triton or plain PyTorch.", RuntimeWarning, stacklevel=2
     )
 
 
-def why_not_reference(x: Tensor | None = None, options: Options | None = None) -> str | None:
+def why_not_reference(x: Tensor | None = None, *_: Any) -> str | None:
     """The definition runs everywhere."""
     return None
 
@@ -66,7 +58,7 @@ _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
 
 
-def why_not_triton(x: Tensor | None = None, options: Options | None = None) -> str | None:
+def why_not_triton(x: Tensor | None = None, *_: Any) -> str | None:
     """Reason why Triton cannot run this call (or any call, without arguments)."""
     if not _HAS_TRITON:
         return "Triton is not installed; it comes with the CUDA builds of PyTorch"
@@ -82,7 +74,7 @@ def why_not_triton(x: Tensor | None = None, options: Options | None = None) -> s
     return None
 
 
-def why_not_cuda(x: Tensor | None = None, options: Options | None = None) -> str | None:
+def why_not_cuda(x: Tensor | None = None, *_: Any) -> str | None:
     """Reason why the compiled CUDA kernels cannot run this call (or any call, without arguments)."""
     if _NOT_COMPILED is not None:
         return _NOT_COMPILED
@@ -107,7 +99,7 @@ def _why_not_device(index: int) -> str | None:
     return f"the GPU has compute capability {found}, the compiled part is for {needed} and newer"
 
 
-def why_not_cpu(x: Tensor | None = None, options: Options | None = None) -> str | None:
+def why_not_cpu(x: Tensor | None = None, *_: Any) -> str | None:
     """Reason why the compiled CPU kernels cannot run this call (or any call, without arguments)."""
     if _NOT_COMPILED is not None:
         return _NOT_COMPILED
@@ -116,82 +108,33 @@ def why_not_cpu(x: Tensor | None = None, options: Options | None = None) -> str 
     return None
 
 
-def _run_compiled(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor | None,
-    var: Tensor | None,
-    residual: Tensor | None,
-    options: Options,
-) -> tuple[Tensor, Tensor, Tensor]:
-    # Compilers see through the op, eager calls are quicker without the gradient that is registered for it.
-    run: Any = native.norm_exchange if torch.compiler.is_compiling() else native.NormExchange.apply
-    outputs: tuple[Tensor, Tensor, Tensor] = run(x, weight, bias, mean, var, residual, *options)
-    return outputs
+# Every op's backends by name, best first; the names are part of the public API.
+BACKENDS: dict[str, dict[str, Backend]] = {}
 
 
-def _update_compiled(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    residual: Tensor | None,
-    momentum: float,
-    options: Options,
-) -> tuple[Tensor, Tensor, Tensor]:
-    run: Any = native.NormExchangeUpdating.apply
-    outputs: tuple[Tensor, Tensor, Tensor] = run(
-        x, weight, bias, running_mean, running_var, residual, momentum, *options
-    )
-    return outputs
-
-
-def _run_triton(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor | None,
-    var: Tensor | None,
-    residual: Tensor | None,
-    options: Options,
-) -> tuple[Tensor, Tensor, Tensor]:
-    from cen_ext.ops.norm_exchange.triton import launch
-
-    # As for the compiled op; tensors that stand for others (fake ones, say) must meet the op as well.
-    eager = type(x) is Tensor and not torch.compiler.is_compiling()
-    run: Any = launch.NormExchange.apply if eager else launch.norm_exchange
-    outputs: tuple[Tensor, Tensor, Tensor] = run(x, weight, bias, mean, var, residual, *options)
-    return outputs
-
-
-# Best first. Names are part of the public API.
-_BACKENDS = {
-    "cuda": Backend(why_not_cuda, _run_compiled, _update_compiled),
-    "triton": Backend(why_not_triton, _run_triton),
-    "cpu": Backend(why_not_cpu, _run_compiled, _update_compiled),
-    "reference": Backend(why_not_reference, reference.norm_exchange),
-}
+def register(op: str, **backends: Backend) -> None:
+    """Enter the backends of an op, best first."""
+    BACKENDS[op] = backends
 
 
 def available_backends() -> dict[str, str]:
     """Every backend's name with ``"ok"``, or with the reason why it cannot run here."""
-    return {name: backend.why_not() or "ok" for name, backend in _BACKENDS.items()}
+    return {name: backend.why_not() or "ok" for name, backend in BACKENDS["norm_exchange"].items()}
 
 
-def choose(name: str | None, x: Tensor, options: Options) -> Backend:
-    """What runs a call of ``norm_exchange``; raises as ``choose_among``."""
-    return choose_among(_BACKENDS, name, x, options)
+def choose(op: str, name: str | None, *call: Any) -> Backend:
+    """Choose the backend that runs a call of an op: the best one that can, or the one asked for.
 
-
-def choose_among(table: Mapping[str, Backend], name: str | None, *call: Any) -> Backend:
-    """What runs a call: the best backend of a table that can, or the one asked for.
+    Args:
+        op: an op that has been registered.
+        name: one of its backends, or None.
+        call: the arguments that decide, as the op's predicates take them.
 
     Raises:
         ValueError: no backend has that name.
         RuntimeError: the backend asked for cannot run this call; the message says why.
     """
+    table = BACKENDS[op]
     if name is None:
         return next(backend for backend in table.values() if backend.why_not(*call) is None)
     if name not in table:

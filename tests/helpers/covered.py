@@ -20,7 +20,7 @@ NORMS = ("batch", "instance")
 def refusal(backend: str, x: Tensor, **options: object) -> str | None:
     """Why the backend cannot run this call, None where it can."""
     try:
-        dispatch.choose(backend, x, Options(**options))
+        dispatch.choose("norm_exchange", backend, x, Options(**options))
     except RuntimeError as error:
         return str(error)
     return None

@@ -214,11 +214,11 @@ def test_results_lie_in_memory_as_the_fake_kernels_say(size, layout, norm):
     mean, var = torch.rand(2, 2 if norm == "batch" else size[0], size[1])
     options = Options(0.5, norm=norm, activation="relu")
     for op, arguments in (
-        (native.norm_exchange, (x, weight, bias, None, None, residual, *options)),
-        (native.norm_exchange, (x, weight.t().contiguous().t(), bias, mean, var, None, *options)),
-        (native.norm_exchange_backward, (dy, x, weight, bias, mean, var, residual, True, *options)),
+        (native.norm_exchange_op, (x, weight, bias, None, None, residual, *options)),
+        (native.norm_exchange_op, (x, weight.t().contiguous().t(), bias, mean, var, None, *options)),
+        (native.norm_exchange_backward_op, (dy, x, weight, bias, mean, var, residual, True, *options)),
         (
-            native.norm_exchange_backward,
+            native.norm_exchange_backward_op,
             (dy, x, weight.t().contiguous().t(), bias, mean, var, None, True, *options),
         ),
     ):
@@ -233,7 +233,7 @@ def test_compiles_without_a_break():
     options = Options(THRESHOLD, activation="relu")
 
     def step(x, weight, bias):
-        y = native.norm_exchange((x * 2).mT, weight.t(), bias, None, None, x.mT, *options)[0]
+        y = native.norm_exchange_op((x * 2).mT, weight.t(), bias, None, None, x.mT, *options)[0]
         return y.square().sum()
 
     leaves = [t.clone().requires_grad_() for t in (i.x, i.weight.t().contiguous(), i.bias)]
@@ -278,7 +278,7 @@ def test_saves_nothing_of_the_size_of_x_but_x(training, activation):
 def test_the_op_refuses_unknown_options(change, message):
     i = make_inputs(Shape(2, 2, 6, (4, 5)))
     with pytest.raises(RuntimeError, match=message):
-        native.norm_exchange(i.x, i.weight, i.bias, None, None, None, *Options()._replace(**change))
+        native.norm_exchange_op(i.x, i.weight, i.bias, None, None, None, *Options()._replace(**change))
 
 
 def test_the_ops_refuse_tensors_that_do_not_fit():
@@ -292,7 +292,7 @@ def test_the_ops_refuse_tensors_that_do_not_fit():
         (i.x, i.weight, i.bias, None, None, i.residual[:, :3]),
     ):
         with pytest.raises(RuntimeError, match="cen_ext: "):
-            native.norm_exchange(*arguments, *Options())
+            native.norm_exchange_op(*arguments, *Options())
     for dy in (i.dy[:, :3], i.dy.float()):
         with pytest.raises(RuntimeError, match="cen_ext: dy "):
-            native.norm_exchange_backward(dy, i.x, i.weight, i.bias, i.mean, i.var, None, True, *Options())
+            native.norm_exchange_backward_op(dy, i.x, i.weight, i.bias, i.mean, i.var, None, True, *Options())

@@ -16,12 +16,11 @@ from bench.memory import tensor_bytes
 from cen_ext import max_pool_same
 from cen_ext.functional import DTYPES
 from cen_ext.ops import dispatch
-from cen_ext.ops.max_pool_same import functional as pooling
 from cen_ext.ops.norm_exchange.reference import memory_format
 from tests.helpers.alone import check_instruction_set, run_alone
 from tests.ops.test_contract import layouts
 
-BACKENDS = [name for name, backend in pooling._BACKENDS.items() if backend.why_not() is None]
+BACKENDS = [name for name, backend in dispatch.BACKENDS["max_pool_same"].items() if backend.why_not() is None]
 INTERPRETED = dispatch._INTERPRETED
 DEVICE = "cuda" if "triton" in BACKENDS and not INTERPRETED else "cpu"
 

@@ -137,11 +137,11 @@ def test_interpreted_opcheck(norm, statistics_given):
     options = Options(THRESHOLD, norm=norm, activation="relu")
     leaves = [t.clone().requires_grad_() for t in (i.x, i.weight, i.bias)]
     residual = i.residual.requires_grad_()
-    torch.library.opcheck(launch.norm_exchange, (*leaves, mean, var, residual, *options))
+    torch.library.opcheck(launch.triton_norm_exchange, (*leaves, mean, var, residual, *options))
     if mean is None or var is None:
-        _, mean, var = launch.norm_exchange(i.x, i.weight, i.bias, None, None, None, *options)
+        _, mean, var = launch.triton_norm_exchange(i.x, i.weight, i.bias, None, None, None, *options)
     torch.library.opcheck(
-        launch.norm_exchange_backward,
+        launch.triton_norm_exchange_backward,
         (i.dy, i.x, i.weight, i.bias, mean, var, i.residual.detach(), not statistics_given, *options),
     )
 
@@ -332,7 +332,7 @@ def test_compilers_see_the_kernels(shape, statistics_given, kernels, monkeypatch
 
     def call(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> tuple[Tensor]:
         statistics = (bias.detach(), weight.detach()) if statistics_given else (None, None)
-        return (launch.norm_exchange(x, weight, bias, *statistics, residual, *options)[0],)
+        return (launch.triton_norm_exchange(x, weight, bias, *statistics, residual, *options)[0],)
 
     device = SimpleNamespace(get_current_target=lambda: GPUTarget("cuda", 90, 32))
     monkeypatch.setattr(triton.runtime.driver, "_active", device)  # there need be none
@@ -497,13 +497,14 @@ def test_more_than_two_billion_values(channels_last):
     table = torch.randn(4, 2, 64, device="cuda")
     options = Options(0.5, region="all")
     weight, bias, mean, var = table[0], table[1], table[2], table[3].square() + 0.1
-    y = dispatch.choose("triton", x, options)(x, weight, bias, mean, var, None, options)[0]
-    rows = [8, 17]  # the last of each modality
-    expected = dispatch.choose("reference", x, options)(x[rows], weight, bias, mean, var, None, options)[0]
-    torch.testing.assert_close(y[rows], expected)
-    _, found_mean, found_var = dispatch.choose("triton", x, options)(
-        x, weight, bias, None, None, None, options
+    run_triton, run_reference = (
+        dispatch.choose("norm_exchange", name, x, options).run for name in ("triton", "reference")
     )
+    y = run_triton(x, weight, bias, mean, var, None, options)[0]
+    rows = [8, 17]  # the last of each modality
+    expected = run_reference(x[rows], weight, bias, mean, var, None, options)[0]
+    torch.testing.assert_close(y[rows], expected)
+    _, found_mean, found_var = run_triton(x, weight, bias, None, None, None, options)
     wanted_var, wanted_mean = torch.var_mean(x[9:, 63].float(), correction=0)
     torch.testing.assert_close(found_mean[1, 63], wanted_mean, rtol=0, atol=1e-5)
     torch.testing.assert_close(found_var[1, 63], wanted_var, rtol=1e-5, atol=0)

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cen_ext.functional import DTYPES
 from cen_ext.ops import dispatch
+from cen_ext.ops.dispatch import Backend, why_not_cpu, why_not_reference, why_not_triton
 from cen_ext.ops.max_pool_same.autograd import gradient, refuse_second_gradient, setup_context
-from cen_ext.ops.norm_exchange.reference import memory_format
+from cen_ext.ops.norm_exchange.reference import DTYPES, memory_format
 
 LARGEST_SIZE = 15  # four bits hold a row or a column
 
@@ -47,7 +47,7 @@ def max_pool_same(x: Tensor, size: int, *, backend: str | None = None) -> Tensor
         RuntimeError: the backend asked for cannot run this call.
     """
     _check(x, size)
-    run: Any = dispatch.choose_among(_BACKENDS, backend, x).run
+    run: Any = dispatch.choose("max_pool_same", backend, x).run
     y: Tensor = run(x, size)
     return y
 
@@ -72,7 +72,7 @@ def _run_reference(x: Tensor, size: int) -> Tensor:
     return y.contiguous(memory_format=memory_format(x))
 
 
-def _run_compiled(x: Tensor, size: int) -> Tensor:
+def _run_native(x: Tensor, size: int) -> Tensor:
     return _apply(torch.ops.cen_ext.max_pool_same, torch.ops.cen_ext.max_pool_same_backward, x, size)
 
 
@@ -117,15 +117,14 @@ def fake_backward(dy: Tensor, winners: Tensor, size: int) -> Tensor:
     return torch.empty_like(winners, dtype=dy.dtype)
 
 
-_RUNS: dict[str, Any] = {"triton": _run_triton, "cpu": _run_compiled, "reference": _run_reference}
-_REASONS = {
-    "triton": dispatch.why_not_triton,
-    "cpu": dispatch.why_not_cpu,
-    "reference": dispatch.why_not_reference,
-}
-_BACKENDS = {name: dispatch.Backend(_REASONS[name], run) for name, run in _RUNS.items()}  # best first
+dispatch.register(
+    "max_pool_same",
+    triton=Backend(why_not_triton, _run_triton),
+    cpu=Backend(why_not_cpu, _run_native),
+    reference=Backend(why_not_reference, _run_reference),
+)
 
-if dispatch.why_not_cpu() is None:
+if dispatch.IS_COMPILED:
     torch.library.register_fake("cen_ext::max_pool_same", fake_forward)
     torch.library.register_fake("cen_ext::max_pool_same_backward", fake_backward)
     torch.library.register_autograd(

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cen_ext.ops.norm_exchange.reference import Options
+from cen_ext.ops.norm_exchange.options import Options
 
 
 def options_of(arguments: Sequence[Any]) -> Options:

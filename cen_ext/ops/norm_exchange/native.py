@@ -17,7 +17,6 @@ What they return and what is kept for the backward pass is told in ``cen_ext/ops
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import torch
@@ -26,15 +25,9 @@ from torch import Tensor
 from cen_ext.ops.norm_exchange import autograd
 from cen_ext.ops.norm_exchange.reference import statistics_dtype
 
-norm_exchange = torch.ops.cen_ext.norm_exchange.default
-norm_exchange_updating = torch.ops.cen_ext.norm_exchange_updating.default
-norm_exchange_backward = torch.ops.cen_ext.norm_exchange_backward.default
-
-
-def cuda_architectures() -> list[tuple[int, int]]:
-    """Compute capabilities that kernels were built for; none in a build without CUDA."""
-    info = importlib.import_module("cen_ext._C").build_info()
-    return [divmod(architecture, 10) for architecture in info["cuda_architectures"]]
+norm_exchange_op = torch.ops.cen_ext.norm_exchange.default
+norm_exchange_updating_op = torch.ops.cen_ext.norm_exchange_updating.default
+norm_exchange_backward_op = torch.ops.cen_ext.norm_exchange_backward.default
 
 
 def _norm_exchange_fake(
@@ -80,10 +73,10 @@ def _norm_exchange_backward_fake(
     return torch.empty_like(x), weight.new_empty(weight.shape), bias.new_empty(bias.shape), dresidual
 
 
-_backward = autograd.gradient(norm_exchange_backward)
+_backward = autograd.gradient(norm_exchange_backward_op)
 
 
-class NormExchange(torch.autograd.Function):
+class NativeNormExchange(torch.autograd.Function):
     """``norm_exchange`` with its gradient, for eager calls.
 
     The gradient that is registered for the op costs about 30 µs more a call, three times the op itself on a
@@ -92,14 +85,14 @@ class NormExchange(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        output: tuple[Tensor, Tensor, Tensor] = norm_exchange(*inputs)
+        output: tuple[Tensor, Tensor, Tensor] = norm_exchange_op(*inputs)
         autograd.setup_context(ctx, inputs, output)
         return output
 
     backward = staticmethod(_backward)
 
 
-class NormExchangeUpdating(torch.autograd.Function):
+class NativeNormExchangeUpdating(torch.autograd.Function):
     """``norm_exchange_updating`` with its gradient, for eager calls."""
 
     @staticmethod
@@ -114,7 +107,7 @@ class NormExchangeUpdating(torch.autograd.Function):
         momentum: float,
         *options: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        output: tuple[Tensor, Tensor, Tensor] = norm_exchange_updating(
+        output: tuple[Tensor, Tensor, Tensor] = norm_exchange_updating_op(
             x, weight, bias, running_mean, running_var, residual, momentum, *options
         )
         torch.autograd.graph.increment_version((running_mean, running_var))

@@ -9,23 +9,13 @@ Shapes: ``x [M*N, C, *spatial]`` holds M modalities stacked modality-major on th
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cen_ext.ops.norm_exchange.options import Options
 
-class Options(NamedTuple):
-    """What a call of the operator does apart from its tensors; ``norm_exchange`` documents each field."""
-
-    threshold: float = 0.0
-    region: str = "own"
-    criterion: str = "abs"
-    norm: str = "batch"
-    eps: float = 1e-5
-    activation: str = "identity"
-    negative_slope: float = 0.01
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of x
 
 
 def replaced_channels(weight: Tensor, options: Options) -> Tensor:
@@ -74,7 +64,7 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def norm_exchange(
+def norm_exchange_reference(
     x: Tensor,  # [M*N, C, *spatial]
     weight: Tensor,  # [M, C]
     bias: Tensor,  # [M, C]

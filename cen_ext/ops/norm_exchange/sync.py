@@ -14,9 +14,8 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.autograd.function import once_differentiable
 
-from cen_ext.ops.dispatch import Run
 from cen_ext.ops.norm_exchange import reference
-from cen_ext.ops.norm_exchange.reference import Options
+from cen_ext.ops.norm_exchange.paths import Call, Running, offer_recomputation, update_running
 
 
 def check_process_group(process_group: object, norm: str) -> None:
@@ -37,28 +36,24 @@ def default_group() -> dist.ProcessGroup | None:
     return dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
 
 
-def norm_exchange(
-    run: Run,
-    x: Tensor,  # [M*N, C, *spatial]; N may differ between processes, and be 0
-    weight: Tensor,  # [M, C]
-    bias: Tensor,  # [M, C]
-    residual: Tensor | None,
-    options: Options,
-    process_group: dist.ProcessGroup,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``run`` with the statistics of all processes' x.
+def train(
+    call: Call, running: Running | None, momentum: float | Tensor, process_group: dist.ProcessGroup
+) -> Tensor:
+    """Run with the statistics of all processes' x, and move the running statistics, if any, towards them.
 
-    Every process of the group must call it, and run its backward pass, for the same layers in the same order.
-    The gradients of weight and bias are this process's own sums, as for any layer under data parallelism.
-
-    Returns:
-        y as x; mean and biased variance ``[M, C]`` and the values a channel (0-d), equal on all processes.
+    Every process of the group must call it, and run its backward pass, for the same layers in the same order;
+    N may differ between processes, and be 0. The gradients of weight and bias are this process's own sums, as
+    for any layer under data parallelism.
     """
-    mean, var, values = joint_statistics(x, weight.shape[0], process_group)
+    mean, var, values = joint_statistics(call.x, call.weight.shape[0], process_group)
     weight, bias = _ThroughStatistics.apply(  # type: ignore[no-untyped-call]
-        x, weight, bias, mean, var, values, options.eps, process_group
+        call.x, call.weight, call.bias, mean, var, values, call.options.eps, process_group
     )
-    return run(x, weight, bias, mean, var, residual, options)[0], mean, var, values
+    y = call._replace(weight=weight, bias=bias).run(mean, var)[0]
+    if running is not None:
+        update_running(running, mean, var, values, momentum)
+    offer_recomputation(call, y, mean, var)
+    return y
 
 
 @torch.no_grad()

@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from cen_ext.ops.norm_exchange import autograd
-from cen_ext.ops.norm_exchange.reference import Options, memory_format, statistics_dtype
+from cen_ext.ops.norm_exchange.options import Options
+from cen_ext.ops.norm_exchange.reference import memory_format, statistics_dtype
 from cen_ext.ops.norm_exchange.triton.backward import (
     backward_kernel,
     backward_sums_kernel,
@@ -197,7 +198,7 @@ def constants_of_a_pass(g: Geometry, plan: Plan) -> dict[str, Any]:
     return dict(chunks=plan.chunks(g), TILES=plan.tiles, **constants_of_a_plan(g, plan))
 
 
-def norm_exchange_forward(
+def launch_forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -267,7 +268,7 @@ def _statistics(x: Tensor, g: Geometry, mean: Tensor, var: Tensor) -> None:
     )
 
 
-def norm_exchange_gradients(
+def launch_backward(
     dy: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -378,35 +379,35 @@ def _empty_gradients(
 
 # Compilers trace into a triton_op; what Triton's interpreter runs they cannot.
 _define: Any = torch.library.custom_op if INTERPRETED else torch.library.triton_op
-norm_exchange = _define("cen_ext::triton_norm_exchange", norm_exchange_forward, mutates_args=())
-norm_exchange_backward = _define(
-    "cen_ext::triton_norm_exchange_backward", norm_exchange_gradients, mutates_args=()
+triton_norm_exchange = _define("cen_ext::triton_norm_exchange", launch_forward, mutates_args=())
+triton_norm_exchange_backward = _define(
+    "cen_ext::triton_norm_exchange_backward", launch_backward, mutates_args=()
 )
 
 
 def _gradients_once(*arguments: Any) -> tuple[Tensor, ...]:
     """Without the op's cost, unless its refusal to be differentiated is needed."""
-    run = norm_exchange_backward if torch.is_grad_enabled() else norm_exchange_gradients
+    run = triton_norm_exchange_backward if torch.is_grad_enabled() else launch_backward
     gradients: tuple[Tensor, ...] = run(*arguments)
     return gradients
 
 
-class NormExchange(torch.autograd.Function):
+class TritonNormExchange(torch.autograd.Function):
     """``norm_exchange`` with its gradient, for eager calls: calling an op made in Python costs more than
     the kernels of a small layer."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        output = norm_exchange_forward(*inputs)
+        output = launch_forward(*inputs)
         autograd.setup_context(ctx, inputs, output)
         return output
 
     backward = staticmethod(autograd.gradient(_gradients_once))
 
 
-norm_exchange.register_fake(_empty_results)
-norm_exchange.register_autograd(
-    autograd.gradient(norm_exchange_backward), setup_context=autograd.setup_context
+triton_norm_exchange.register_fake(_empty_results)
+triton_norm_exchange.register_autograd(
+    autograd.gradient(triton_norm_exchange_backward), setup_context=autograd.setup_context
 )
-norm_exchange_backward.register_fake(_empty_gradients)
-norm_exchange_backward.register_autograd(autograd.refuse_second_gradient)
+triton_norm_exchange_backward.register_fake(_empty_gradients)
+triton_norm_exchange_backward.register_autograd(autograd.refuse_second_gradient)
