@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from cen_ext.ops import activation as activations
 from cen_ext.ops import dispatch
 from cen_ext.ops.norm_exchange import paths, reference, sync
 from cen_ext.ops.norm_exchange.options import Options
@@ -17,7 +18,7 @@ CHOICES = {
     "region": ("own", "all"),
     "criterion": ("abs", "signed"),
     "norm": ("batch", "instance"),
-    "activation": ("identity", "relu", "leaky_relu"),
+    "activation": activations.NAMES,
 }
 
 
@@ -64,7 +65,8 @@ def norm_exchange(
         training: statistics of x (True) or the running ones (False).
         momentum: weight of the new statistics in the running ones; a number or a 0-d tensor.
         eps: added to the variance.
-        activation: ``"identity"``, ``"relu"`` or ``"leaky_relu"`` with ``negative_slope``.
+        activation: ``"identity"``, ``"relu"``, ``"relu6"`` or ``"leaky_relu"`` with ``negative_slope``; all
+            names are ``cen_ext.ops.activation.NAMES``.
         process_group: the batch statistics are those of all its processes' x, at the cost of one collective
             forward and one backward, in which every one of them must take part; an empty x is welcome.
             None, the default, is this process alone. Without effect with ``training=False``.

@@ -18,7 +18,7 @@ from bench.machine import cache_sizes
 from cen_ext.functional import DTYPES
 from cen_ext.ops.norm_exchange.reference import Options
 from tests.helpers.cases import Shape, make_inputs
-from tests.helpers.covered import NORMS
+from tests.helpers.covered import NORMS, activations_of
 from tests.helpers.tolerance import Call, Results, check, run
 
 if cen_ext.available_backends()["cpu"] != "ok":
@@ -62,7 +62,7 @@ NARROW = [Shape(2, 2, 21, (11, 13)), Shape(3, 2, 40, (5, 5)), Shape(2, 3, 3, (9,
 
 def check_this_process() -> None:
     """What the processes of test_every_instruction_set do."""
-    activations = itertools.cycle(["relu", "leaky_relu", "identity"])
+    activations = itertools.cycle(activations_of("cpu"))
     for shape, dtype, norm, channels_last, given in itertools.product(
         NARROW, DTYPES, NORMS, [False, True], [False, True]
     ):

@@ -21,6 +21,7 @@ from torch import Tensor
 import cen_ext
 from cen_ext.functional import DTYPES
 from cen_ext.ops import dispatch
+from cen_ext.ops.activation import NAMES
 from cen_ext.ops.norm_exchange.reference import Options, memory_format, statistics_dtype
 from tests.helpers.alone import run_alone
 from tests.helpers.cases import SMALL, Shape, make_inputs
@@ -366,7 +367,7 @@ def draw_kinds() -> Iterator[tuple[Shape, bool, bool, torch.dtype, str, str]]:
     for shape, channels_last, statistics_given in itertools.product(
         [*SMALL, *LARGE], [False, True], [False, True]
     ):
-        activation = draw(["identity", "relu", "leaky_relu"])
+        activation = draw(NAMES)
         yield shape, channels_last, statistics_given, draw(DTYPES), draw(NORMS), activation
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from cen_ext.ops.activation import ACTIVATIONS
 from cen_ext.ops.norm_exchange.options import Options
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of x
@@ -102,8 +102,5 @@ def norm_exchange_reference(
     u = u.flatten(0, 1)
     if residual is not None:
         u = u + residual.to(rows.dtype)
-    if options.activation == "relu":
-        u = F.relu(u)
-    elif options.activation == "leaky_relu":
-        u = F.leaky_relu(u, options.negative_slope)
+    u = ACTIVATIONS[options.activation].value(u, options.negative_slope)
     return u.to(x.dtype).contiguous(memory_format=memory_format(x)), mean, var

@@ -9,8 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from cen_ext.ops.norm_exchange.triton.activation import activate_backward
 from cen_ext.ops.norm_exchange.triton.tile import (
-    activate_back,
     centred,
     exchange,
     exchange_back,
@@ -48,6 +48,7 @@ def backward_sums_kernel(
     OWN: tl.constexpr,
     SIGNED: tl.constexpr,
     EPS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     SLOPE: tl.constexpr,
     CHANNELS: tl.constexpr,
     LINES: tl.constexpr,
@@ -81,6 +82,7 @@ def backward_sums_kernel(
             place,
             M,
             THRESHOLD,
+            ACTIVATION,
             SLOPE,
             CHANNELS_LAST,
         )
@@ -119,6 +121,7 @@ def backward_kernel(
     OWN: tl.constexpr,
     SIGNED: tl.constexpr,
     EPS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     SLOPE: tl.constexpr,
     CHANNELS: tl.constexpr,
     LINES: tl.constexpr,
@@ -142,7 +145,19 @@ def backward_kernel(
         tile = chunk * TILES + i
         place = place_of(tile, unit, channels, sizes, LINES, POSITIONS, CHANNELS_LAST, WIDE)
         dzs, xhats = _load_gradients(
-            dy, x, residual, None, affine, normalisation, masks, place, M, THRESHOLD, SLOPE, CHANNELS_LAST
+            dy,
+            x,
+            residual,
+            None,
+            affine,
+            normalisation,
+            masks,
+            place,
+            M,
+            THRESHOLD,
+            ACTIVATION,
+            SLOPE,
+            CHANNELS_LAST,
         )
         for m in tl.static_range(M):
             _store_dx(dx, m, place, dzs[m], xhats[m], scales[m], dweights[m], dbiases[m], sizes)
@@ -170,6 +185,7 @@ def backward_whole_kernel(
     OWN: tl.constexpr,
     SIGNED: tl.constexpr,
     EPS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     SLOPE: tl.constexpr,
     CHANNELS: tl.constexpr,
     LINES: tl.constexpr,
@@ -186,7 +202,19 @@ def backward_whole_kernel(
     scales = _scales(affine, normalisation, M)
     place = place_of(0, unit, channels, sizes, LINES, POSITIONS, CHANNELS_LAST, WIDE)
     dzs, xhats = _load_gradients(
-        dy, x, residual, dresidual, affine, normalisation, masks, place, M, THRESHOLD, SLOPE, CHANNELS_LAST
+        dy,
+        x,
+        residual,
+        dresidual,
+        affine,
+        normalisation,
+        masks,
+        place,
+        M,
+        THRESHOLD,
+        ACTIVATION,
+        SLOPE,
+        CHANNELS_LAST,
     )
     for m in tl.static_range(M):
         dweight_sum, dbias_sum = tl.sum(dzs[m] * xhats[m], axis=1), tl.sum(dzs[m], axis=1)
@@ -245,6 +273,7 @@ def _load_gradients(
     place,
     M: tl.constexpr,
     THRESHOLD: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     SLOPE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
 ):
@@ -258,11 +287,11 @@ def _load_gradients(
     us = exchange(zs, masks[0], M, THRESHOLD)
     for m in tl.static_range(M):
         g = load_tile(dy, m, place, xhats[m].dtype)
-        if SLOPE != 1.0:
+        if ACTIVATION != "identity":
             u = us[m]
             if residual is not None:
                 u += load_tile(residual, m, place, u.dtype)
-            g = activate_back(g, u, SLOPE)
+            g = activate_backward(g, u, ACTIVATION, SLOPE)
         if dresidual is not None:
             store_tile(dresidual, m, place, g)
         gs = gs + (g,)

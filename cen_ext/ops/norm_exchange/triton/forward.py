@@ -9,8 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from cen_ext.ops.norm_exchange.triton.activation import activate
 from cen_ext.ops.norm_exchange.triton.tile import (
-    activate,
     centred,
     exchange,
     inverse_std,
@@ -170,6 +170,7 @@ def forward_kernel(
     OWN: tl.constexpr,
     SIGNED: tl.constexpr,
     EPS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     SLOPE: tl.constexpr,
     CHANNELS: tl.constexpr,
     LINES: tl.constexpr,
@@ -198,17 +199,27 @@ def forward_kernel(
         for m in tl.static_range(M):
             d = centred(x, m, place, means[m], unread[m], CHANNELS_LAST)
             zs = zs + (d * scales[m][:, None] + biases[m][:, None],)
-        _store_y(y, zs, replaced, residual, place, M, THRESHOLD, SLOPE)
+        _store_y(y, zs, replaced, residual, place, M, THRESHOLD, ACTIVATION, SLOPE)
 
 
 @triton.jit
-def _store_y(y, zs, replaced, residual, place, M: tl.constexpr, THRESHOLD: tl.constexpr, SLOPE: tl.constexpr):
+def _store_y(
+    y,
+    zs,
+    replaced,
+    residual,
+    place,
+    M: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    SLOPE: tl.constexpr,
+):
     us = exchange(zs, replaced, M, THRESHOLD)
     for m in tl.static_range(M):
         u = us[m]
         if residual is not None:
             u += load_tile(residual, m, place, u.dtype)
-        store_tile(y, m, place, activate(u, SLOPE))
+        store_tile(y, m, place, activate(u, ACTIVATION, SLOPE))
 
 
 @triton.jit
@@ -229,6 +240,7 @@ def forward_whole_kernel(
     OWN: tl.constexpr,
     SIGNED: tl.constexpr,
     EPS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     SLOPE: tl.constexpr,
     CHANNELS: tl.constexpr,
     LINES: tl.constexpr,
@@ -251,7 +263,7 @@ def forward_whole_kernel(
         tl.store(var + row, variance, mask=channels < C)
         scale = inverse_std(variance, EPS) * weights[m]
         zs = zs + (d * scale[:, None] + biases[m][:, None],)
-    _store_y(y, zs, replaced, residual, place, M, THRESHOLD, SLOPE)
+    _store_y(y, zs, replaced, residual, place, M, THRESHOLD, ACTIVATION, SLOPE)
 
 
 @triton.jit

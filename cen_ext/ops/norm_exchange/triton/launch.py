@@ -25,6 +25,7 @@ from torch.nn import Parameter
 from cen_ext.ops.norm_exchange import autograd
 from cen_ext.ops.norm_exchange.options import Options
 from cen_ext.ops.norm_exchange.reference import memory_format, statistics_dtype
+from cen_ext.ops.norm_exchange.triton import activation as activations
 from cen_ext.ops.norm_exchange.triton.backward import (
     backward_kernel,
     backward_sums_kernel,
@@ -168,16 +169,15 @@ def _multiprocessors(device: torch.device) -> int:
 # --- launches ---
 
 
-def constants_of(options: Options, num_modalities: int) -> dict[str, float]:
+def constants_of(options: Options, num_modalities: int) -> dict[str, Any]:
     """The kernels' constants that say what is computed."""
-    slopes = {"identity": 1.0, "relu": 0.0, "leaky_relu": float(options.negative_slope)}
     return dict(
         M=num_modalities,
         THRESHOLD=float(options.threshold) if num_modalities > 1 else 0.0,
         OWN=options.region == "own",
         SIGNED=options.criterion == "signed",
         EPS=float(options.eps),
-        SLOPE=slopes[options.activation],
+        **activations.constants_of(options.activation, options.negative_slope),
     )
 
 
@@ -318,9 +318,10 @@ def launch_backward(
         )  # fmt: skip
         dweight, dbias = (t[0] if t.shape[0] == 1 else t.sum(0) for t in (dweights, dbiases))
         if batch_statistics:
-            if stored is not None and (options.activation == "relu" or x.dtype == weight.dtype):
+            if stored is not None and (options.activation in activations.SELECTS or x.dtype == weight.dtype):
                 # Stored without rounding: dy as it is after the activation, one tensor less to read.
-                dy, residual, definition = stored, None, definition | dict(SLOPE=1.0)
+                dy, residual = stored, None
+                definition |= activations.constants_of("identity", 0.0)
             plan = pass_plan(g, x.dtype, BACKWARD_VALUES, _multiprocessors(x.device), MOST_TILES)
             _wrapped(backward_kernel)[(plan.programs(g),)](
                 dy, x, *tables, residual, dx, dweight, dbias,

@@ -8,7 +8,7 @@ every modality, so that partners are at hand. Tables (parameters, statistics, su
 ``[M * units, C]`` and all is computed in their type, float32 or float64. Tuples have an element a modality.
 
 Numbers that define the operator are compile-time constants, since a float argument is a float32. THRESHOLD is
-0 where nothing is exchanged. SLOPE is the activation: 1 the identity, 0 relu, else that of leaky_relu.
+0 where nothing is exchanged. ``activation`` says what ACTIVATION and SLOPE are.
 """
 
 # The language is Triton, not Python: what functions take has no type there, and tuples grow by sums alone.
@@ -168,19 +168,3 @@ def exchange_back(gs, replaced, M: tl.constexpr, THRESHOLD: tl.constexpr):
             borrowed = borrowed / (M - 1)
         dzs = dzs + (tl.where(replaced[m][:, None], 0.0, gs[m]) + borrowed,)
     return dzs
-
-
-@triton.jit
-def activate(u, SLOPE: tl.constexpr):
-    if SLOPE == 1.0:
-        return u
-    if SLOPE == 0.0:  # No product, which would make NaN of -inf.
-        return tl.where(u < 0.0, 0.0, u)
-    return tl.where(u < 0.0, u * tl.full((), SLOPE, u.dtype), u)
-
-
-@triton.jit
-def activate_back(dy, u, SLOPE: tl.constexpr):
-    if SLOPE == 0.0:
-        return tl.where(u > 0.0, dy, 0.0)
-    return tl.where(u > 0.0, dy, dy * tl.full((), SLOPE, dy.dtype))
