@@ -239,8 +239,8 @@ def compile_ahead(
     if name.endswith("whole"):
         plan = whole_plan(g, dtype, tensors=1)
     assert plan is not None
-    cut = launch.constants_of_a_pass(g, plan) | dict(CHUNKS=4)
-    constants = launch.constants_of(options, shape.num_modalities) | cut
+    cut = launch.pass_constants(g, plan) | dict(CHUNKS=4)
+    constants = launch.call_constants(options, shape.num_modalities) | cut
     sizes = dict(zip(("units", "C", "L", "P", "chunks"), (*g.sizes, plan.chunks(g)), strict=True))
 
     signature, compiled_in, attributes = {}, {}, {}

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from cen_ext.ops.max_pool_same.autograd import gradient, refuse_second_gradient, setup_context
 from cen_ext.ops.norm_exchange.reference import memory_format
-from cen_ext.ops.norm_exchange.triton.launch import _define, _device_of, _wrapped
+from cen_ext.ops.norm_exchange.triton.launch import define_op, device_of, wrap_kernel
 
 # None of these numbers has been measured on a GPU: four places a thread, a third of the rows read twice over.
 ROWS = 8
@@ -32,7 +32,7 @@ WARPS = 4
 
 
 @triton.jit
-def places_of(program, images, L, VALUES: tl.constexpr):
+def program_coords(program, images, L, VALUES: tl.constexpr):
     """Image and place in its rows, ``[VALUES]`` each, and which of them exist."""
     index = program.to(tl.int64) * VALUES + tl.arange(0, VALUES)
     return index // L, (index % L).to(tl.int32), index < images * L
@@ -59,7 +59,7 @@ def max_pool_kernel(
 ):
     RADIUS: tl.constexpr = SIZE // 2
     real: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
-    image, place, exists = places_of(tl.program_id(0) % blocks, images, L, VALUES)
+    image, place, mask = program_coords(tl.program_id(0) % blocks, images, L, VALUES)
     # Of every place, since the interpreter cannot broadcast conditions.
     first_row = tl.program_id(0) // blocks * ROWS + tl.zeros([VALUES], tl.int32)
     base = image * H * L + place
@@ -71,7 +71,7 @@ def max_pool_kernel(
         column = first_column
         for k in tl.static_range(SIZE):
             at = place + (k - RADIUS) * step
-            read = exists & (at >= 0) & (at < L) & (row >= 0) & (row < H)
+            read = mask & (at >= 0) & (at < L) & (row >= 0) & (row < H)
             value = tl.load(
                 x + base + row.to(tl.int64) * L + (k - RADIUS) * step, mask=read, other=float("-inf")
             )
@@ -90,8 +90,8 @@ def max_pool_kernel(
                 best = tl.where(better, maxima[i - 2 * RADIUS + k], best)
                 winner = tl.where(better, columns[i - 2 * RADIUS + k] + 16 * k, winner)
             to = base + row.to(tl.int64) * L
-            tl.store(y + to, best.to(y.dtype.element_ty), mask=exists & (row < H))
-            tl.store(winners + to, winner.to(tl.uint8), mask=exists & (row < H))
+            tl.store(y + to, best.to(y.dtype.element_ty), mask=mask & (row < H))
+            tl.store(winners + to, winner.to(tl.uint8), mask=mask & (row < H))
 
 
 @triton.jit
@@ -110,7 +110,7 @@ def max_pool_backward_kernel(
 ):
     RADIUS: tl.constexpr = SIZE // 2
     real: tl.constexpr = tl.float64 if dy.dtype.element_ty == tl.float64 else tl.float32
-    image, place, exists = places_of(tl.program_id(0) % blocks, images, L, VALUES)
+    image, place, mask = program_coords(tl.program_id(0) % blocks, images, L, VALUES)
     # Of every place, since the interpreter cannot broadcast conditions.
     first_row = tl.program_id(0) // blocks * ROWS + tl.zeros([VALUES], tl.int32)
     base = image * H * L + place
@@ -122,7 +122,7 @@ def max_pool_backward_kernel(
         for k in tl.static_range(SIZE):
             # The place is k-th in the windows about those RADIUS - k pixels on.
             at = place + (RADIUS - k) * step
-            read = exists & (at >= 0) & (at < L) & (row >= 0) & (row < H)
+            read = mask & (at >= 0) & (at < L) & (row >= 0) & (row < H)
             of = base + row.to(tl.int64) * L + (RADIUS - k) * step
             winner = tl.load(winners + of, mask=read, other=255).to(tl.int32)
             won = (winner & 15) == k
@@ -138,7 +138,7 @@ def max_pool_backward_kernel(
             sums = added
     for j in tl.static_range(ROWS):
         to = base + (first_row + j).to(tl.int64) * L
-        tl.store(dx + to, sums[j].to(dx.dtype.element_ty), mask=exists & (first_row + j < H))
+        tl.store(dx + to, sums[j].to(dx.dtype.element_ty), mask=mask & (first_row + j < H))
 
 
 @dataclass(frozen=True)
@@ -180,8 +180,8 @@ def _forward(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
     if x.numel() > 0:
         x = x.contiguous(memory_format=memory_format(x))
         g = Geometry.of(x)
-        with _device_of(x):
-            _wrapped(max_pool_kernel)[(g.programs,)](x, y, winners, *g.sizes, **_constants(size))
+        with device_of(x):
+            wrap_kernel(max_pool_kernel)[(g.programs,)](x, y, winners, *g.sizes, **_constants(size))
     return y, winners
 
 
@@ -191,8 +191,10 @@ def _backward(dy: Tensor, winners: Tensor, size: int) -> Tensor:
     if dy.numel() > 0:
         dy, winners = dy.contiguous(memory_format=layout), winners.contiguous(memory_format=layout)
         g = Geometry.of(winners)
-        with _device_of(dy):
-            _wrapped(max_pool_backward_kernel)[(g.programs,)](dy, winners, dx, *g.sizes, **_constants(size))
+        with device_of(dy):
+            wrap_kernel(max_pool_backward_kernel)[(g.programs,)](
+                dy, winners, dx, *g.sizes, **_constants(size)
+            )
     return dx
 
 
@@ -207,8 +209,8 @@ def _fake_backward(dy: Tensor, winners: Tensor, size: int) -> Tensor:
     return torch.empty_like(winners, memory_format=memory_format(winners), dtype=dy.dtype)
 
 
-max_pool_same: Any = _define("cen_ext::triton_max_pool_same", _forward, mutates_args=())
-max_pool_same_backward: Any = _define("cen_ext::triton_max_pool_same_backward", _backward, mutates_args=())
+max_pool_same: Any = define_op("cen_ext::triton_max_pool_same", _forward, mutates_args=())
+max_pool_same_backward: Any = define_op("cen_ext::triton_max_pool_same_backward", _backward, mutates_args=())
 max_pool_same.register_fake(_fake_forward)
 max_pool_same.register_autograd(gradient(max_pool_same_backward), setup_context=setup_context)
 max_pool_same_backward.register_fake(_fake_backward)

@@ -11,15 +11,15 @@ import triton.language as tl
 
 from cen_ext.ops.norm_exchange.triton.activation import activate_backward
 from cen_ext.ops.norm_exchange.triton.tile import (
-    centred,
     exchange,
     exchange_back,
     inverse_std,
+    load_centered,
     load_rows,
     load_tile,
-    place_of,
+    locate_tile,
+    program_coords,
     replaced_channels,
-    share_of,
     store_tile,
     zero_where,
 )
@@ -45,41 +45,41 @@ def backward_sums_kernel(
     chunks,
     M: tl.constexpr,
     THRESHOLD: tl.constexpr,
-    OWN: tl.constexpr,
+    OWN_REGION: tl.constexpr,
     SIGNED: tl.constexpr,
     EPS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     SLOPE: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    LINES: tl.constexpr,
-    POSITIONS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_P: tl.constexpr,
     TILES: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
-    WIDE: tl.constexpr,
+    INT64: tl.constexpr,
 ):
     """The sums of dz * xhat and of dz over every chunk of tiles, the residual's gradient, dx if it can be."""
     sizes = (units, C, L, P)
-    unit, chunk, channels = share_of(tl.program_id(0), sizes, chunks, CHANNELS)
-    affine, normalisation, masks = _load_tables(
-        weight, bias, mean, var, unit, units, channels, C, M, THRESHOLD, OWN, SIGNED, EPS
+    unit, chunk, channels = program_coords(tl.program_id(0), sizes, chunks, BLOCK_C)
+    affine, statistics, masks = _load_tables(
+        weight, bias, mean, var, unit, units, channels, C, M, THRESHOLD, OWN_REGION, SIGNED, EPS
     )
-    scales = _scales(affine, normalisation, M)
+    scales = _scales(affine, statistics, M)
     dweights, dbiases = (), ()
     for m in tl.static_range(M):
-        dweights = dweights + (tl.zeros([CHANNELS, LINES * POSITIONS], scales[m].dtype),)
-        dbiases = dbiases + (tl.zeros([CHANNELS, LINES * POSITIONS], scales[m].dtype),)
+        dweights = dweights + (tl.zeros([BLOCK_C, BLOCK_L * BLOCK_P], scales[m].dtype),)
+        dbiases = dbiases + (tl.zeros([BLOCK_C, BLOCK_L * BLOCK_P], scales[m].dtype),)
     for i in range(TILES):
-        tile = chunk * TILES + i
-        place = place_of(tile, unit, channels, sizes, LINES, POSITIONS, CHANNELS_LAST, WIDE)
+        index = chunk * TILES + i
+        tile = locate_tile(index, unit, channels, sizes, BLOCK_L, BLOCK_P, CHANNELS_LAST, INT64)
         dzs, xhats = _load_gradients(
             dy,
             x,
             residual,
             dresidual,
             affine,
-            normalisation,
+            statistics,
             masks,
-            place,
+            tile,
             M,
             THRESHOLD,
             ACTIVATION,
@@ -89,7 +89,7 @@ def backward_sums_kernel(
         dweight_sums, dbias_sums = (), ()
         for m in tl.static_range(M):
             if dx is not None:
-                store_tile(dx, m, place, scales[m][:, None] * dzs[m])
+                store_tile(dx, m, tile, scales[m][:, None] * dzs[m])
             dweight_sums = dweight_sums + (dweights[m] + dzs[m] * xhats[m],)
             dbias_sums = dbias_sums + (dbiases[m] + dzs[m],)
         dweights, dbiases = dweight_sums, dbias_sums
@@ -118,41 +118,41 @@ def backward_kernel(
     chunks,
     M: tl.constexpr,
     THRESHOLD: tl.constexpr,
-    OWN: tl.constexpr,
+    OWN_REGION: tl.constexpr,
     SIGNED: tl.constexpr,
     EPS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     SLOPE: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    LINES: tl.constexpr,
-    POSITIONS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_P: tl.constexpr,
     TILES: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
-    WIDE: tl.constexpr,
+    INT64: tl.constexpr,
 ):
     """dx from the sums, with the statistics of x."""
     sizes = (units, C, L, P)
     # The last program's share first: what the sums' pass read last is still in the L2 cache.
-    program = tl.num_programs(0) - 1 - tl.program_id(0)
-    unit, chunk, channels = share_of(program, sizes, chunks, CHANNELS)
-    affine, normalisation, masks = _load_tables(
-        weight, bias, mean, var, unit, units, channels, C, M, THRESHOLD, OWN, SIGNED, EPS
+    pid = tl.num_programs(0) - 1 - tl.program_id(0)
+    unit, chunk, channels = program_coords(pid, sizes, chunks, BLOCK_C)
+    affine, statistics, masks = _load_tables(
+        weight, bias, mean, var, unit, units, channels, C, M, THRESHOLD, OWN_REGION, SIGNED, EPS
     )
-    scales = _scales(affine, normalisation, M)
+    scales = _scales(affine, statistics, M)
     dweights = load_rows(dweight, unit, units, channels, C, M)
     dbiases = load_rows(dbias, unit, units, channels, C, M)
     for i in range(TILES):
-        tile = chunk * TILES + i
-        place = place_of(tile, unit, channels, sizes, LINES, POSITIONS, CHANNELS_LAST, WIDE)
+        index = chunk * TILES + i
+        tile = locate_tile(index, unit, channels, sizes, BLOCK_L, BLOCK_P, CHANNELS_LAST, INT64)
         dzs, xhats = _load_gradients(
             dy,
             x,
             residual,
             None,
             affine,
-            normalisation,
+            statistics,
             masks,
-            place,
+            tile,
             M,
             THRESHOLD,
             ACTIVATION,
@@ -160,7 +160,7 @@ def backward_kernel(
             CHANNELS_LAST,
         )
         for m in tl.static_range(M):
-            _store_dx(dx, m, place, dzs[m], xhats[m], scales[m], dweights[m], dbiases[m], sizes)
+            _store_dx(dx, m, tile, dzs[m], xhats[m], scales[m], dweights[m], dbiases[m], sizes)
 
 
 @triton.jit
@@ -182,34 +182,34 @@ def backward_whole_kernel(
     P,
     M: tl.constexpr,
     THRESHOLD: tl.constexpr,
-    OWN: tl.constexpr,
+    OWN_REGION: tl.constexpr,
     SIGNED: tl.constexpr,
     EPS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     SLOPE: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    LINES: tl.constexpr,
-    POSITIONS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_P: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
-    WIDE: tl.constexpr,
+    INT64: tl.constexpr,
 ):
     """All gradients where a tile holds whole channels: x and dy are read once."""
     sizes = (units, C, L, P)
-    unit, _, channels = share_of(tl.program_id(0), sizes, 1, CHANNELS)
-    affine, normalisation, masks = _load_tables(
-        weight, bias, mean, var, unit, units, channels, C, M, THRESHOLD, OWN, SIGNED, EPS
+    unit, _, channels = program_coords(tl.program_id(0), sizes, 1, BLOCK_C)
+    affine, statistics, masks = _load_tables(
+        weight, bias, mean, var, unit, units, channels, C, M, THRESHOLD, OWN_REGION, SIGNED, EPS
     )
-    scales = _scales(affine, normalisation, M)
-    place = place_of(0, unit, channels, sizes, LINES, POSITIONS, CHANNELS_LAST, WIDE)
+    scales = _scales(affine, statistics, M)
+    tile = locate_tile(0, unit, channels, sizes, BLOCK_L, BLOCK_P, CHANNELS_LAST, INT64)
     dzs, xhats = _load_gradients(
         dy,
         x,
         residual,
         dresidual,
         affine,
-        normalisation,
+        statistics,
         masks,
-        place,
+        tile,
         M,
         THRESHOLD,
         ACTIVATION,
@@ -221,7 +221,7 @@ def backward_whole_kernel(
         row = (m * units + unit) * C + channels
         tl.store(dweight + row, dweight_sum, mask=channels < C)
         tl.store(dbias + row, dbias_sum, mask=channels < C)
-        _store_dx(dx, m, place, dzs[m], xhats[m], scales[m], dweight_sum, dbias_sum, sizes)
+        _store_dx(dx, m, tile, dzs[m], xhats[m], scales[m], dweight_sum, dbias_sum, sizes)
 
 
 @triton.jit
@@ -236,13 +236,13 @@ def _load_tables(
     C,
     M: tl.constexpr,
     THRESHOLD: tl.constexpr,
-    OWN: tl.constexpr,
+    OWN_REGION: tl.constexpr,
     SIGNED: tl.constexpr,
     EPS: tl.constexpr,
 ):
-    """(weight, bias), (mean, 1 / standard deviation), (replaced, unread), each a tuple of ``[CHANNELS]``."""
+    """(weight, bias), (mean, 1 / standard deviation), (replaced, unread), each a tuple of ``[BLOCK_C]``."""
     weights = load_rows(weight, 0, 1, channels, C, M)
-    replaced, unread = replaced_channels(weights, channels, C, M, THRESHOLD, OWN, SIGNED)
+    replaced, unread = replaced_channels(weights, channels, C, M, THRESHOLD, OWN_REGION, SIGNED)
     variances = load_rows(var, unit, units, channels, C, M)
     invstds = ()
     for m in tl.static_range(M):
@@ -253,11 +253,11 @@ def _load_tables(
 
 
 @triton.jit
-def _scales(affine, normalisation, M: tl.constexpr):
+def _scales(affine, statistics, M: tl.constexpr):
     """weight / standard deviation."""
     scales = ()
     for m in tl.static_range(M):
-        scales = scales + (affine[0][m] * normalisation[1][m],)
+        scales = scales + (affine[0][m] * statistics[1][m],)
     return scales
 
 
@@ -268,9 +268,9 @@ def _load_gradients(
     residual,
     dresidual,
     affine,
-    normalisation,
+    statistics,
     masks,
-    place,
+    tile,
     M: tl.constexpr,
     THRESHOLD: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -280,28 +280,28 @@ def _load_gradients(
     """dz and xhat of all modalities; the activation's argument is computed again from x."""
     xhats, zs, gs = (), (), ()
     for m in tl.static_range(M):
-        d = centred(x, m, place, normalisation[0][m], masks[1][m], CHANNELS_LAST)
-        xhat = tl.where(place[3], d * normalisation[1][m][:, None], 0.0)
+        d = load_centered(x, m, tile, statistics[0][m], masks[1][m], CHANNELS_LAST)
+        xhat = tl.where(tile.mask, d * statistics[1][m][:, None], 0.0)
         xhats = xhats + (xhat,)
         zs = zs + (xhat * affine[0][m][:, None] + affine[1][m][:, None],)
     us = exchange(zs, masks[0], M, THRESHOLD)
     for m in tl.static_range(M):
-        g = load_tile(dy, m, place, xhats[m].dtype)
+        g = load_tile(dy, m, tile, xhats[m].dtype)
         if ACTIVATION != "identity":
             u = us[m]
             if residual is not None:
-                u += load_tile(residual, m, place, u.dtype)
+                u += load_tile(residual, m, tile, u.dtype)
             g = activate_backward(g, u, ACTIVATION, SLOPE)
         if dresidual is not None:
-            store_tile(dresidual, m, place, g)
+            store_tile(dresidual, m, tile, g)
         gs = gs + (g,)
     return exchange_back(gs, masks[0], M, THRESHOLD), xhats
 
 
 @triton.jit
-def _store_dx(dx, m, place, dz, xhat, scale, dweight, dbias, sizes):
+def _store_dx(dx, m, tile, dz, xhat, scale, dweight, dbias, sizes):
     """``scale * dz`` less what flows through the statistics of x."""
     _, _, L, P = sizes
     count = tl.full((), 1.0, scale.dtype) * L * P
     inner = dz - (dbias / count)[:, None] - xhat * (dweight / count)[:, None]
-    store_tile(dx, m, place, scale[:, None] * inner)
+    store_tile(dx, m, tile, scale[:, None] * inner)

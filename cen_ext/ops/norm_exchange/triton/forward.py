@@ -11,14 +11,14 @@ import triton.language as tl
 
 from cen_ext.ops.norm_exchange.triton.activation import activate
 from cen_ext.ops.norm_exchange.triton.tile import (
-    centred,
     exchange,
     inverse_std,
+    load_centered,
     load_rows,
     load_tile,
-    place_of,
+    locate_tile,
+    program_coords,
     replaced_channels,
-    share_of,
     store_tile,
     zero_where,
 )
@@ -32,18 +32,18 @@ _UNSHRINK = tl.constexpr(2.0**160)
 @triton.jit
 def statistics_kernel(
     x,
-    partials,  # [3, chunks, M * units, C] float64: mean, centred sum of squares, number of values
+    partials,  # [3, chunks, M * units, C] float64: mean, centered sum of squares, number of values
     units,  # M * units here: modalities are apart
     C,
     L,
     P,
     chunks,
-    CHANNELS: tl.constexpr,
-    LINES: tl.constexpr,
-    POSITIONS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_P: tl.constexpr,
     TILES: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
-    WIDE: tl.constexpr,
+    INT64: tl.constexpr,
 ):
     """Moments of every chunk of TILES tiles, from sums about the mean of its first tile.
 
@@ -51,27 +51,38 @@ def statistics_kernel(
     than log2(TILES) bits are lost when the shift is taken out.
     """
     sizes = (units, C, L, P)
-    unit, chunk, channels = share_of(tl.program_id(0), sizes, chunks, CHANNELS)
+    unit, chunk, channels = program_coords(tl.program_id(0), sizes, chunks, BLOCK_C)
     first = chunk * TILES
     real: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
-    place = place_of(first, unit, channels, sizes, LINES, POSITIONS, CHANNELS_LAST, WIDE)
-    sample = (1.0 / values_of(first, sizes, LINES, POSITIONS)).to(real)
-    shift = tl.sum(load_tile(x, 0, place, real) * sample, axis=1)
+    tile = locate_tile(first, unit, channels, sizes, BLOCK_L, BLOCK_P, CHANNELS_LAST, INT64)
+    sample = (1.0 / count_values(first, sizes, BLOCK_L, BLOCK_P)).to(real)
+    shift = tl.sum(load_tile(x, 0, tile, real) * sample, axis=1)
 
     total, squares = _shifted_sums(
-        x, unit, first, channels, sizes, shift, 1.0, LINES, POSITIONS, TILES, CHANNELS_LAST, WIDE
+        x, unit, first, channels, sizes, shift, 1.0, BLOCK_L, BLOCK_P, TILES, CHANNELS_LAST, INT64
     )
     total, wide = total.to(tl.float64), squares.to(tl.float64)
     overflow = squares > _LARGEST
     if tl.max(overflow.to(tl.int32), axis=0) > 0:
         _, small = _shifted_sums(
-            x, unit, first, channels, sizes, shift, _SHRINK, LINES, POSITIONS, TILES, CHANNELS_LAST, WIDE
+            x,
+            unit,
+            first,
+            channels,
+            sizes,
+            shift,
+            _SHRINK,
+            BLOCK_L,
+            BLOCK_P,
+            TILES,
+            CHANNELS_LAST,
+            INT64,
         )
         wide = tl.where(overflow, _unshrunk(small), wide)
 
-    count = tl.zeros([CHANNELS], tl.float64)
+    count = tl.zeros([BLOCK_C], tl.float64)
     for i in range(TILES):
-        count += values_of(first + i, sizes, LINES, POSITIONS)
+        count += count_values(first + i, sizes, BLOCK_L, BLOCK_P)
     squares = wide - total * total / count
     at = partials + (chunk * units + unit) * C + channels
     plane = tl.full((), 1, tl.int64) * chunks * units * C
@@ -89,18 +100,18 @@ def _shifted_sums(
     sizes,
     shift,
     SCALE: tl.constexpr,
-    LINES: tl.constexpr,
-    POSITIONS: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_P: tl.constexpr,
     TILES: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
-    WIDE: tl.constexpr,
+    INT64: tl.constexpr,
 ):
-    """Sums of ``d = (x - shift) * SCALE`` and of its squares over a chunk of tiles, ``[CHANNELS]`` each."""
-    total = tl.zeros([channels.shape[0], LINES * POSITIONS], shift.dtype)
-    squares = tl.zeros([channels.shape[0], LINES * POSITIONS], shift.dtype)
+    """Sums of ``d = (x - shift) * SCALE`` and of its squares over a chunk of tiles, ``[BLOCK_C]`` each."""
+    total = tl.zeros([channels.shape[0], BLOCK_L * BLOCK_P], shift.dtype)
+    squares = tl.zeros([channels.shape[0], BLOCK_L * BLOCK_P], shift.dtype)
     for i in range(TILES):
-        place = place_of(first + i, unit, channels, sizes, LINES, POSITIONS, CHANNELS_LAST, WIDE)
-        d = tl.where(place[3], load_tile(x, 0, place, shift.dtype) - shift[:, None], 0.0) * SCALE
+        tile = locate_tile(first + i, unit, channels, sizes, BLOCK_L, BLOCK_P, CHANNELS_LAST, INT64)
+        d = tl.where(tile.mask, load_tile(x, 0, tile, shift.dtype) - shift[:, None], 0.0) * SCALE
         total += d
         squares += d * d
     return tl.sum(total, axis=1), tl.sum(squares, axis=1)
@@ -112,12 +123,12 @@ def _unshrunk(squares):
 
 
 @triton.jit
-def values_of(tile, sizes, LINES: tl.constexpr, POSITIONS: tl.constexpr):
+def count_values(tile, sizes, BLOCK_L: tl.constexpr, BLOCK_P: tl.constexpr):
     """How many values of a channel a tile holds."""
     _, _, L, P = sizes
-    pieces = tl.cdiv(P, POSITIONS)
-    lines = tl.minimum(L - tile // pieces * LINES, LINES)
-    return tl.maximum(lines, 0) * tl.minimum(P - tile % pieces * POSITIONS, POSITIONS)
+    pieces = tl.cdiv(P, BLOCK_P)
+    lines = tl.minimum(L - tile // pieces * BLOCK_L, BLOCK_L)
+    return tl.maximum(lines, 0) * tl.minimum(P - tile % pieces * BLOCK_P, BLOCK_P)
 
 
 @triton.jit
@@ -128,18 +139,18 @@ def join_kernel(
     units,  # M * units
     C,
     chunks,
-    CHANNELS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):
     """Mean and biased variance from the moments of all chunks (Chan, Golub and LeVeque 1983)."""
-    unit, _, channels = share_of(tl.program_id(0), (units, C, 1, 1), 1, CHANNELS)
+    unit, _, channels = program_coords(tl.program_id(0), (units, C, 1, 1), 1, BLOCK_C)
     chunk = tl.arange(0, CHUNKS)
-    exists = (channels < C)[:, None] & (chunk < chunks)[None, :]
+    mask = (channels < C)[:, None] & (chunk < chunks)[None, :]
     at = partials + (chunk * units + unit)[None, :] * C + channels[:, None]
     plane = tl.full((), 1, tl.int64) * chunks * units * C
-    means = tl.load(at, mask=exists, other=0.0)
-    squares = tl.load(at + plane, mask=exists, other=0.0)
-    counts = tl.load(at + 2 * plane, mask=exists, other=0.0)
+    means = tl.load(at, mask=mask, other=0.0)
+    squares = tl.load(at + plane, mask=mask, other=0.0)
+    counts = tl.load(at + 2 * plane, mask=mask, other=0.0)
 
     count = tl.sum(counts, axis=1)
     origin = tl.sum(tl.where((chunk == 0)[None, :], means, 0.0), axis=1)
@@ -167,25 +178,25 @@ def forward_kernel(
     chunks,
     M: tl.constexpr,
     THRESHOLD: tl.constexpr,
-    OWN: tl.constexpr,
+    OWN_REGION: tl.constexpr,
     SIGNED: tl.constexpr,
     EPS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     SLOPE: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    LINES: tl.constexpr,
-    POSITIONS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_P: tl.constexpr,
     TILES: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
-    WIDE: tl.constexpr,
+    INT64: tl.constexpr,
 ):
     """y from the statistics."""
     sizes = (units, C, L, P)
     # The last program's share first: what the statistics' pass read last is still in the L2 cache.
-    program = tl.num_programs(0) - 1 - tl.program_id(0)
-    unit, chunk, channels = share_of(program, sizes, chunks, CHANNELS)
+    pid = tl.num_programs(0) - 1 - tl.program_id(0)
+    unit, chunk, channels = program_coords(pid, sizes, chunks, BLOCK_C)
     weights = load_rows(weight, 0, 1, channels, C, M)
-    replaced, unread = replaced_channels(weights, channels, C, M, THRESHOLD, OWN, SIGNED)
+    replaced, unread = replaced_channels(weights, channels, C, M, THRESHOLD, OWN_REGION, SIGNED)
     biases = load_rows(bias, 0, 1, channels, C, M)
     means = zero_where(unread, load_rows(mean, unit, units, channels, C, M), M)
     variances = load_rows(var, unit, units, channels, C, M)
@@ -193,13 +204,13 @@ def forward_kernel(
     for m in tl.static_range(M):
         scales = scales + (inverse_std(variances[m], EPS) * weights[m],)
     for i in range(TILES):
-        tile = chunk * TILES + i
-        place = place_of(tile, unit, channels, sizes, LINES, POSITIONS, CHANNELS_LAST, WIDE)
+        index = chunk * TILES + i
+        tile = locate_tile(index, unit, channels, sizes, BLOCK_L, BLOCK_P, CHANNELS_LAST, INT64)
         zs = ()
         for m in tl.static_range(M):
-            d = centred(x, m, place, means[m], unread[m], CHANNELS_LAST)
+            d = load_centered(x, m, tile, means[m], unread[m], CHANNELS_LAST)
             zs = zs + (d * scales[m][:, None] + biases[m][:, None],)
-        _store_y(y, zs, replaced, residual, place, M, THRESHOLD, ACTIVATION, SLOPE)
+        _store_y(y, zs, replaced, residual, tile, M, THRESHOLD, ACTIVATION, SLOPE)
 
 
 @triton.jit
@@ -208,7 +219,7 @@ def _store_y(
     zs,
     replaced,
     residual,
-    place,
+    tile,
     M: tl.constexpr,
     THRESHOLD: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -218,8 +229,8 @@ def _store_y(
     for m in tl.static_range(M):
         u = us[m]
         if residual is not None:
-            u += load_tile(residual, m, place, u.dtype)
-        store_tile(y, m, place, activate(u, ACTIVATION, SLOPE))
+            u += load_tile(residual, m, tile, u.dtype)
+        store_tile(y, m, tile, activate(u, ACTIVATION, SLOPE))
 
 
 @triton.jit
@@ -237,46 +248,46 @@ def forward_whole_kernel(
     P,
     M: tl.constexpr,
     THRESHOLD: tl.constexpr,
-    OWN: tl.constexpr,
+    OWN_REGION: tl.constexpr,
     SIGNED: tl.constexpr,
     EPS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     SLOPE: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    LINES: tl.constexpr,
-    POSITIONS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_P: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
-    WIDE: tl.constexpr,
+    INT64: tl.constexpr,
 ):
     """Statistics and y where a tile holds whole channels: x is read once."""
     sizes = (units, C, L, P)
-    unit, _, channels = share_of(tl.program_id(0), sizes, 1, CHANNELS)
+    unit, _, channels = program_coords(tl.program_id(0), sizes, 1, BLOCK_C)
     weights = load_rows(weight, 0, 1, channels, C, M)
-    replaced, _ = replaced_channels(weights, channels, C, M, THRESHOLD, OWN, SIGNED)
+    replaced, _ = replaced_channels(weights, channels, C, M, THRESHOLD, OWN_REGION, SIGNED)
     biases = load_rows(bias, 0, 1, channels, C, M)
-    place = place_of(0, unit, channels, sizes, LINES, POSITIONS, CHANNELS_LAST, WIDE)
+    tile = locate_tile(0, unit, channels, sizes, BLOCK_L, BLOCK_P, CHANNELS_LAST, INT64)
     zs = ()
     for m in tl.static_range(M):
-        average, variance, d = _moments(load_tile(x, m, place, weights[m].dtype), place[3], L * P)
+        average, variance, d = _moments(load_tile(x, m, tile, weights[m].dtype), tile.mask, L * P)
         row = (m * units + unit) * C + channels
         tl.store(mean + row, average, mask=channels < C)
         tl.store(var + row, variance, mask=channels < C)
         scale = inverse_std(variance, EPS) * weights[m]
         zs = zs + (d * scale[:, None] + biases[m][:, None],)
-    _store_y(y, zs, replaced, residual, place, M, THRESHOLD, ACTIVATION, SLOPE)
+    _store_y(y, zs, replaced, residual, tile, M, THRESHOLD, ACTIVATION, SLOPE)
 
 
 @triton.jit
-def _moments(x, exists, count):
-    """Mean and biased variance ``[CHANNELS]`` of whole channels, and x - mean.
+def _moments(x, mask, count):
+    """Mean and biased variance ``[BLOCK_C]`` of whole channels, and x - mean.
 
     The mean takes two steps, the second of which finds what rounding cost the first: of equal values it is
     just that value.
     """
     rough = tl.sum(x * (tl.full((1, 1), 1.0, x.dtype) / count), axis=1)
-    rest = tl.sum(tl.where(exists, x - rough[:, None], 0.0), axis=1)
+    rest = tl.sum(tl.where(mask, x - rough[:, None], 0.0), axis=1)
     mean = (rough.to(tl.float64) + rest.to(tl.float64) / count).to(x.dtype)
-    d = tl.where(exists, x - mean[:, None], 0.0)
+    d = tl.where(mask, x - mean[:, None], 0.0)
     squares = tl.sum(d * d, axis=1)
     wide = squares.to(tl.float64)
     overflow = squares > _LARGEST

@@ -40,7 +40,7 @@ from cen_ext.ops.norm_exchange.triton.forward import (
 from cen_ext.ops.norm_exchange.triton.tile import INTERPRETED
 
 
-def _wrapped(kernel: Any) -> Any:
+def wrap_kernel(kernel: Any) -> Any:
     """For compilers to see; what is interpreted they cannot, and torch 2.11 refuses it."""
     return kernel if INTERPRETED else torch.library.wrap_triton(kernel)
 
@@ -169,33 +169,33 @@ def _multiprocessors(device: torch.device) -> int:
 # --- launches ---
 
 
-def constants_of(options: Options, num_modalities: int) -> dict[str, Any]:
+def call_constants(options: Options, num_modalities: int) -> dict[str, Any]:
     """The kernels' constants that say what is computed."""
     return dict(
         M=num_modalities,
         THRESHOLD=float(options.threshold) if num_modalities > 1 else 0.0,
-        OWN=options.region == "own",
+        OWN_REGION=options.region == "own",
         SIGNED=options.criterion == "signed",
         EPS=float(options.eps),
         **activations.constants_of(options.activation, options.negative_slope),
     )
 
 
-def constants_of_a_plan(g: Geometry, plan: Plan) -> dict[str, Any]:
+def tile_constants(g: Geometry, plan: Plan) -> dict[str, Any]:
     """The kernels' constants that say how."""
     return dict(
-        CHANNELS=plan.channels,
-        LINES=plan.lines,
-        POSITIONS=plan.positions,
+        BLOCK_C=plan.channels,
+        BLOCK_L=plan.lines,
+        BLOCK_P=plan.positions,
         CHANNELS_LAST=g.channels_last,
-        WIDE=g.values >= 2**31,
+        INT64=g.values >= 2**31,
         num_warps=plan.warps,
     )
 
 
-def constants_of_a_pass(g: Geometry, plan: Plan) -> dict[str, Any]:
+def pass_constants(g: Geometry, plan: Plan) -> dict[str, Any]:
     """The same where a program walks several tiles."""
-    return dict(chunks=plan.chunks(g), TILES=plan.tiles, **constants_of_a_plan(g, plan))
+    return dict(chunks=plan.chunks(g), TILES=plan.tiles, **tile_constants(g, plan))
 
 
 def launch_forward(
@@ -219,18 +219,18 @@ def launch_forward(
     if x.numel() == 0:
         return y, batch_mean.zero_(), batch_var.zero_()
     layout, num_modalities = memory_format(x), weight.shape[0]
-    x, residual = _laid_out(x, layout), _laid_out(residual, layout)
+    x, residual = _as_layout(x, layout), _as_layout(residual, layout)
     weight, bias = weight.contiguous(), bias.contiguous()
     given = mean is not None and var is not None
     if mean is None or var is None:
         mean, var = batch_mean, batch_var
     mean, var = mean.contiguous(), var.contiguous()
     g = Geometry.of(x, num_modalities, mean.shape[0] // num_modalities)
-    definition = constants_of(options, num_modalities)
-    with _device_of(x):
+    definition = call_constants(options, num_modalities)
+    with device_of(x):
         plan = None if given else whole_plan(g, x.dtype, tensors=1)
         if plan is not None:
-            _wrapped(forward_whole_kernel)[(plan.programs(g),)](
+            wrap_kernel(forward_whole_kernel)[(plan.programs(g),)](
                 x,
                 weight,
                 bias,
@@ -240,14 +240,14 @@ def launch_forward(
                 var,
                 *g.sizes,
                 **definition,
-                **constants_of_a_plan(g, plan),
+                **tile_constants(g, plan),
             )
             return y, batch_mean, batch_var
         if not given:
             _statistics(x, g, mean, var)
         plan = pass_plan(g, x.dtype, FORWARD_VALUES, _multiprocessors(x.device), MOST_TILES)
-        _wrapped(forward_kernel)[(plan.programs(g),)](
-            x, weight, bias, mean, var, residual, y, *g.sizes, **definition, **constants_of_a_pass(g, plan)
+        wrap_kernel(forward_kernel)[(plan.programs(g),)](
+            x, weight, bias, mean, var, residual, y, *g.sizes, **definition, **pass_constants(g, plan)
         )
     return y, batch_mean, batch_var
 
@@ -258,13 +258,13 @@ def _statistics(x: Tensor, g: Geometry, mean: Tensor, var: Tensor) -> None:
     plan = pass_plan(apart, x.dtype, STATISTICS_VALUES, _multiprocessors(x.device))
     chunks = plan.chunks(g)
     partials = mean.new_empty((3, chunks, *mean.shape), dtype=torch.float64)
-    _wrapped(statistics_kernel)[(plan.programs(apart),)](
-        x, partials, *apart.sizes, **constants_of_a_pass(apart, plan)
+    wrap_kernel(statistics_kernel)[(plan.programs(apart),)](
+        x, partials, *apart.sizes, **pass_constants(apart, plan)
     )
     parts = _power_above(chunks)
     channels = max(1, min(32, 4096 // parts))
-    _wrapped(join_kernel)[(apart.units * _divide_up(g.channels, channels),)](
-        partials, mean, var, apart.units, g.channels, chunks, CHANNELS=channels, CHUNKS=parts
+    wrap_kernel(join_kernel)[(apart.units * _divide_up(g.channels, channels),)](
+        partials, mean, var, apart.units, g.channels, chunks, BLOCK_C=channels, CHUNKS=parts
     )
 
 
@@ -292,29 +292,29 @@ def launch_backward(
     dresidual = x.new_empty((0,)) if residual is None else torch.empty_like(dx)
     if x.numel() == 0:
         return dx, weight.new_zeros(weight.shape), weight.new_zeros(weight.shape), dresidual
-    dy, x, residual = (_laid_out(t, layout) for t in (dy, x, residual))
+    dy, x, residual = (_as_layout(t, layout) for t in (dy, x, residual))
     tables = [table.contiguous() for table in (weight, bias, mean, var)]
     g = Geometry.of(x, num_modalities, mean.shape[0] // num_modalities)
-    definition = constants_of(options, num_modalities)
+    definition = call_constants(options, num_modalities)
     stored = None if residual is None else dresidual
 
     def total(sums: Tensor) -> Tensor:  # [M * units, C] -> [M, C]
         return sums if g.units == 1 else sums.view(num_modalities, g.units, g.channels).sum(1)
 
-    with _device_of(x):
+    with device_of(x):
         plan = whole_plan(g, x.dtype, tensors=2) if batch_statistics else None
         if plan is not None:
             dweight, dbias = (weight.new_empty(mean.shape) for _ in range(2))
-            _wrapped(backward_whole_kernel)[(plan.programs(g),)](
+            wrap_kernel(backward_whole_kernel)[(plan.programs(g),)](
                 dy, x, *tables, residual, dx, stored, dweight, dbias,
-                *g.sizes, **definition, **constants_of_a_plan(g, plan),
+                *g.sizes, **definition, **tile_constants(g, plan),
             )  # fmt: skip
             return dx, total(dweight), total(dbias), dresidual
         plan = pass_plan(g, x.dtype, BACKWARD_VALUES, _multiprocessors(x.device))
         dweights, dbiases = (weight.new_empty((plan.chunks(g), *mean.shape)) for _ in range(2))
-        _wrapped(backward_sums_kernel)[(plan.programs(g),)](
+        wrap_kernel(backward_sums_kernel)[(plan.programs(g),)](
             dy, x, *tables, residual, None if batch_statistics else dx, stored, dweights, dbiases,
-            *g.sizes, **definition, **constants_of_a_pass(g, plan),
+            *g.sizes, **definition, **pass_constants(g, plan),
         )  # fmt: skip
         dweight, dbias = (t[0] if t.shape[0] == 1 else t.sum(0) for t in (dweights, dbiases))
         if batch_statistics:
@@ -323,18 +323,18 @@ def launch_backward(
                 dy, residual = stored, None
                 definition |= activations.constants_of("identity", 0.0)
             plan = pass_plan(g, x.dtype, BACKWARD_VALUES, _multiprocessors(x.device), MOST_TILES)
-            _wrapped(backward_kernel)[(plan.programs(g),)](
+            wrap_kernel(backward_kernel)[(plan.programs(g),)](
                 dy, x, *tables, residual, dx, dweight, dbias,
-                *g.sizes, **definition, **constants_of_a_pass(g, plan),
+                *g.sizes, **definition, **pass_constants(g, plan),
             )  # fmt: skip
     return dx, total(dweight), total(dbias), dresidual
 
 
-def _laid_out(t: Tensor | None, layout: torch.memory_format) -> Any:
+def _as_layout(t: Tensor | None, layout: torch.memory_format) -> Any:
     return None if t is None else t.contiguous(memory_format=layout)
 
 
-def _device_of(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+def device_of(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Triton launches on the current device; what is traced runs on no device."""
     return (
         torch.cuda.device(x.device)
@@ -379,9 +379,9 @@ def _empty_gradients(
 
 
 # Compilers trace into a triton_op; what Triton's interpreter runs they cannot.
-_define: Any = torch.library.custom_op if INTERPRETED else torch.library.triton_op
-triton_norm_exchange = _define("cen_ext::triton_norm_exchange", launch_forward, mutates_args=())
-triton_norm_exchange_backward = _define(
+define_op: Any = torch.library.custom_op if INTERPRETED else torch.library.triton_op
+triton_norm_exchange = define_op("cen_ext::triton_norm_exchange", launch_forward, mutates_args=())
+triton_norm_exchange_backward = define_op(
     "cen_ext::triton_norm_exchange_backward", launch_backward, mutates_args=()
 )
 

@@ -3,7 +3,7 @@
 x is cut into ``M * units`` units, each with statistics of its own: one a modality with batch norm (or given
 statistics), one a row with instance norm. A channel of a unit is ``L`` lines of ``P`` positions: where x is
 contiguous the unit's rows, each with its spatial positions; where x is channels_last a single line of both.
-A tile is ``CHANNELS`` channels by ``LINES * POSITIONS`` values, ``[CHANNELS, values]``, at the same place in
+A tile is ``BLOCK_C`` channels by ``BLOCK_L * BLOCK_P`` values, ``[BLOCK_C, values]``, at the same place in
 every modality, so that partners are at hand. Tables (parameters, statistics, sums) are ``[M, C]`` or
 ``[M * units, C]`` and all is computed in their type, float32 or float64. Tuples have an element a modality.
 
@@ -17,6 +17,8 @@ Numbers that define the operator are compile-time constants, since a float argum
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -24,56 +26,63 @@ import triton.language as tl
 INTERPRETED = triton.knobs.runtime.interpret
 
 
+class Tile(NamedTuple):
+    """The addresses of a tile: ``base + m * stride + offsets`` in modality m, where the mask is set."""
+
+    base: tl.tensor
+    stride: tl.tensor
+    offsets: tl.tensor  # [BLOCK_C, BLOCK_L * BLOCK_P]
+    mask: tl.tensor
+
+
 @triton.jit
-def share_of(program, sizes, chunks, CHANNELS: tl.constexpr):
-    """The unit, the chunk of its tiles and the channels ``[CHANNELS]`` of a program."""
+def program_coords(pid, sizes, chunks, BLOCK_C: tl.constexpr):
+    """The unit, the chunk of its tiles and the channels ``[BLOCK_C]`` of a program."""
     _, C, _, _ = sizes
-    blocks = tl.cdiv(C, CHANNELS)
-    channels = program % blocks * CHANNELS + tl.arange(0, CHANNELS)
-    return (program // (blocks * chunks)).to(tl.int64), program // blocks % chunks, channels
+    blocks = tl.cdiv(C, BLOCK_C)
+    channels = pid % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    return (pid // (blocks * chunks)).to(tl.int64), pid // blocks % chunks, channels
 
 
 @triton.jit
-def place_of(
-    tile,
+def locate_tile(
+    index,
     unit,
     channels,
     sizes,
-    LINES: tl.constexpr,
-    POSITIONS: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_P: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
-    WIDE: tl.constexpr,
+    INT64: tl.constexpr,
 ):
-    """A tile's place: where its unit begins, how far apart modalities are, offsets in the unit, which exist.
-
-    Offsets are 64 bits wide where a unit needs it; the rest always is.
-    """
+    """Locate tile number ``index`` of a unit; offsets have 64 bits where the unit is that large."""
     units, C, L, P = sizes
-    index: tl.constexpr = tl.int64 if WIDE else tl.int32
-    pieces = tl.cdiv(P, POSITIONS)
-    value = tl.arange(0, LINES * POSITIONS)
-    line = (tile // pieces * LINES).to(index) + value // POSITIONS
-    position = (tile % pieces * POSITIONS).to(index) + value % POSITIONS
-    exists = (channels < C)[:, None] & ((line < L) & (position < P))[None, :]
+    integer: tl.constexpr = tl.int64 if INT64 else tl.int32
+    pieces = tl.cdiv(P, BLOCK_P)
+    value = tl.arange(0, BLOCK_L * BLOCK_P)
+    line = (index // pieces * BLOCK_L).to(integer) + value // BLOCK_P
+    position = (index % pieces * BLOCK_P).to(integer) + value % BLOCK_P
+    mask = (channels < C)[:, None] & ((line < L) & (position < P))[None, :]
     if CHANNELS_LAST:
-        offsets = ((line * P + position) * C)[None, :] + channels.to(index)[:, None]
+        offsets = ((line * P + position) * C)[None, :] + channels.to(integer)[:, None]
     else:
-        offsets = (line * P * C + position)[None, :] + (channels.to(index) * P)[:, None]
+        offsets = (line * P * C + position)[None, :] + (channels.to(integer) * P)[:, None]
     unit_size = tl.full((), 1, tl.int64) * C * L * P
-    return unit * unit_size, units * unit_size, offsets, exists
+    return Tile(unit * unit_size, units * unit_size, offsets, mask)
 
 
 @triton.jit
-def load_tile(tensor, m, place, real: tl.constexpr):
-    """The values of modality m, as type ``real``, and 0 outside."""
-    first, stride, offsets, exists = place
-    return tl.load(tensor + (first + m * stride) + offsets, mask=exists, other=0.0).to(real)
+def load_tile(tensor, m, tile, dtype: tl.constexpr):
+    """Load the values of modality m as ``dtype``, with 0 outside."""
+    pointers = tensor + (tile.base + m * tile.stride) + tile.offsets
+    return tl.load(pointers, mask=tile.mask, other=0.0).to(dtype)
 
 
 @triton.jit
-def store_tile(tensor, m, place, values):
-    first, stride, offsets, exists = place
-    tl.store(tensor + (first + m * stride) + offsets, values.to(tensor.dtype.element_ty), mask=exists)
+def store_tile(tensor, m, tile, values):
+    """Store the values of modality m."""
+    pointers = tensor + (tile.base + m * tile.stride) + tile.offsets
+    tl.store(pointers, values.to(tensor.dtype.element_ty), mask=tile.mask)
 
 
 @triton.jit
@@ -88,7 +97,13 @@ def load_rows(table, unit, units, channels, C, M: tl.constexpr):
 
 @triton.jit
 def replaced_channels(
-    weights, channels, C, M: tl.constexpr, THRESHOLD: tl.constexpr, OWN: tl.constexpr, SIGNED: tl.constexpr
+    weights,
+    channels,
+    C,
+    M: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    OWN_REGION: tl.constexpr,
+    SIGNED: tl.constexpr,
 ):
     """Which channels are replaced (Eq. 6), and which of these nobody borrows: no part of y."""
     replaced = ()
@@ -97,7 +112,7 @@ def replaced_channels(
         threshold = tl.full((), THRESHOLD, weights[m].dtype)
         below = (weights[m] <= threshold) if SIGNED else (tl.abs(weights[m]) < threshold)
         below = below & (THRESHOLD > 0.0)
-        if OWN:
+        if OWN_REGION:
             below = below & (channels >= m * C // M) & (channels < (m + 1) * C // M)
         count += below.to(tl.int32)
         replaced = replaced + (below,)
@@ -127,13 +142,12 @@ def inverse_std(var, EPS: tl.constexpr):
 
 
 @triton.jit
-def centred(x, m, place, mean, unread, CHANNELS_LAST: tl.constexpr):
-    """x - mean of modality m, 0 where it is unread."""
+def load_centered(x, m, tile, mean, unread, CHANNELS_LAST: tl.constexpr):
+    """Load x - mean of modality m, 0 where it is unread."""
     if CHANNELS_LAST:  # Nothing is spared by not reading single channels, and vectors would fall apart.
-        return tl.where(unread[:, None], 0.0, load_tile(x, m, place, mean.dtype) - mean[:, None])
-    first, stride, offsets, exists = place
-    read = exists & (unread == 0)[:, None]
-    return load_tile(x, m, (first, stride, offsets, read), mean.dtype) - mean[:, None]
+        return tl.where(unread[:, None], 0.0, load_tile(x, m, tile, mean.dtype) - mean[:, None])
+    read = Tile(tile.base, tile.stride, tile.offsets, tile.mask & (unread == 0)[:, None])
+    return load_tile(x, m, read, mean.dtype) - mean[:, None]
 
 
 @triton.jit
