@@ -1,4 +1,4 @@
-"""Channel exchanging for multimodal networks: normalise, check the threshold and exchange in one operator."""
+"""Channel exchanging for multimodal networks: normalize, check the threshold and exchange in one operator."""
 
 import cen_ext.ops.norm_exchange.backends  # noqa: F401  (registers them)
 from cen_ext.convert import make_multimodal
@@ -9,6 +9,7 @@ from cen_ext.modules import (
     exchanging_layers,
     sparsity_penalty,
     synchronise_statistics,
+    synchronize_statistics,
 )
 from cen_ext.ops.conv3x3 import Conv3x3, conv3x3
 from cen_ext.ops.dispatch import available_backends
@@ -32,5 +33,6 @@ __all__ = [
     "sparsity_penalty",
     "stack_modalities",
     "synchronise_statistics",
+    "synchronize_statistics",
     "unstack_modalities",
 ]

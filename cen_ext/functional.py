@@ -42,7 +42,7 @@ def norm_exchange(
     process_group: dist.ProcessGroup | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Normalise each modality with its own affine, replace its useless channels, add, activate.
+    """Normalize each modality with its own affine, replace its useless channels, add, activate.
 
     Channels whose scale falls below the threshold are replaced by the mean of the other modalities'
     channels (Wang et al., NeurIPS 2020, Eq. 5 and 6). A replaced channel is detached from its own input;
@@ -77,7 +77,7 @@ def norm_exchange(
 
     Raises:
         TypeError: an argument is not a tensor or of the wrong dtype; process_group is no process group.
-        ValueError: wrong shape, device or value; statistics missing; one value a channel in training;
+        ValueError: wrong shape, device or value; statistics missing; one value per channel in training;
             process_group with instance norm.
         RuntimeError: the backend asked for cannot run this call.
     """
@@ -137,7 +137,7 @@ def stack_modalities(modalities: Sequence[Tensor]) -> Tensor:
     if not isinstance(modalities, Sequence):
         raise TypeError(f"modalities must be a sequence of tensors, got {type(modalities).__name__}")
     if len(modalities) == 0:
-        raise ValueError("modalities must not be empty: one tensor a modality")
+        raise ValueError("modalities must not be empty: one tensor per modality")
     first = modalities[0]
     for m, other in enumerate(modalities):
         _check_is_tensor(f"modality {m}", other)
@@ -246,7 +246,7 @@ def _check_enough_values(x: Tensor, num_modalities: int, norm: str) -> None:
     groups = num_modalities if norm == "batch" else x.shape[0]
     if x.numel() // (groups * x.shape[1]) == 1:
         raise ValueError(
-            f"more than one value a channel is needed in training, got x of shape {tuple(x.shape)}"
+            f"more than one value per channel is needed in training, got x of shape {tuple(x.shape)}"
         )
 
 

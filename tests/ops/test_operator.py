@@ -213,8 +213,12 @@ BAD = [
     (dict(negative_slope=None), TypeError, "negative_slope must be a number, got NoneType"),
     (dict(momentum=None), TypeError, "momentum must be a number, got NoneType"),
     (dict(training=True, momentum=torch.ones(6)), ValueError, "momentum must be a number or a 0-d tensor"),
-    (dict(training=True, x=torch.zeros(2, 6, 1, 1)), ValueError, "more than one value a channel"),
-    (dict(training=True, norm="instance", x=torch.zeros(4, 6)), ValueError, "more than one value a channel"),
+    (dict(training=True, x=torch.zeros(2, 6, 1, 1)), ValueError, "more than one value per channel"),
+    (
+        dict(training=True, norm="instance", x=torch.zeros(4, 6)),
+        ValueError,
+        "more than one value per channel",
+    ),
 ]
 
 

@@ -26,7 +26,7 @@ def gradient(backward: Callable[..., Tensor]) -> Callable[..., tuple[Tensor | No
 
 
 def refuse_second_gradient(ctx: Any, *_: Tensor) -> None:
-    """What is registered as the gradient of the backward pass."""
+    """Refuse; registered as the gradient of the backward pass."""
     raise RuntimeError(
         "max_pool_same cannot be differentiated twice by the compiled backends; use backend='reference'"
     )

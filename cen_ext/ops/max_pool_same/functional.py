@@ -108,12 +108,12 @@ class _MaxPoolSame(torch.autograd.Function):
 
 
 def fake_forward(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """What an op ``max_pool_same`` gives, not computed."""
+    """Empty results of an op ``max_pool_same``."""
     return torch.empty_like(x), torch.empty_like(x, dtype=torch.uint8)
 
 
 def fake_backward(dy: Tensor, winners: Tensor, size: int) -> Tensor:
-    """What an op ``max_pool_same_backward`` gives, not computed."""
+    """An empty result of an op ``max_pool_same_backward``."""
     return torch.empty_like(winners, dtype=dy.dtype)
 
 

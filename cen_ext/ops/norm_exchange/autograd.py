@@ -20,7 +20,7 @@ from cen_ext.ops.norm_exchange.options import Options
 
 
 def options_of(arguments: Sequence[Any]) -> Options:
-    """Of an op's last arguments, which may have a few more behind them."""
+    """Parse the options among an op's last arguments, ignoring extras such as plan."""
     return Options(*arguments[: len(Options._fields)])
 
 
@@ -58,7 +58,7 @@ def gradient(norm_exchange_backward: Callable[..., Any]) -> Callable[..., tuple[
 
 
 def refuse_second_gradient(ctx: Any, *_: Tensor) -> None:
-    """What is registered as the gradient of the backward pass."""
+    """Refuse; registered as the gradient of the backward pass."""
     raise RuntimeError(
         "norm_exchange cannot be differentiated twice by the compiled backends; use backend='reference'"
     )

@@ -19,7 +19,7 @@ from cen_ext.ops.norm_exchange.paths import Call, Running, offer_recomputation, 
 
 
 def check_process_group(process_group: object, norm: str) -> None:
-    """Refuse what is no process group, and instance norm, which has nothing to synchronise."""
+    """Refuse what is no process group, and instance norm, which has nothing to synchronize."""
     if process_group is None:
         return
     if not isinstance(process_group, dist.ProcessGroup):
@@ -28,11 +28,11 @@ def check_process_group(process_group: object, norm: str) -> None:
             f"got {type(process_group).__name__}"
         )
     if norm != "batch":
-        raise ValueError(f"process_group synchronises batch norm, but norm is {norm!r}")
+        raise ValueError(f"process_group synchronizes batch norm, but norm is {norm!r}")
 
 
 def default_group() -> dist.ProcessGroup | None:
-    """The default group, or None where torch.distributed is not initialised."""
+    """The default group, or None where torch.distributed is not initialized."""
     return dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
 
 
@@ -60,7 +60,7 @@ def train(
 def joint_statistics(
     x: Tensor, num_modalities: int, process_group: dist.ProcessGroup
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance ``[M, C]`` of all processes' x and the values a channel, in one collective.
+    """Mean and biased variance ``[M, C]`` of all processes' x and the values per channel, in one collective.
 
     The parts are joined as by Chan, Golub and LeVeque (1983): the variance is the mean of the parts'
     variances plus that of the squared distances between the parts' means and the joint one.
@@ -82,7 +82,7 @@ def joint_statistics(
 class _ThroughStatistics(torch.autograd.Function):
     """Hands weight and bias on unchanged; backward adds the gradient of x through the joint statistics.
 
-    With K values a channel in all processes, batch statistics take
+    With K values per channel in all processes, batch statistics take
     ``weight * invstd * (dbias + xhat * dweight) / K`` from the gradient with given statistics, where dweight
     and dbias are the sums over all processes. The backend's backward pass has computed this process's part of
     these sums when it arrives here, whichever backend it is.

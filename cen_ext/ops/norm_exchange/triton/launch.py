@@ -387,7 +387,7 @@ triton_norm_exchange_backward = define_op(
 
 
 def _gradients_once(*arguments: Any) -> tuple[Tensor, ...]:
-    """Without the op's cost, unless its refusal to be differentiated is needed."""
+    """Call the kernels directly; go through the op only under grad mode, so that double backward raises."""
     run = triton_norm_exchange_backward if torch.is_grad_enabled() else launch_backward
     gradients: tuple[Tensor, ...] = run(*arguments)
     return gradients

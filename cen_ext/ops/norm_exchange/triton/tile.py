@@ -1,4 +1,4 @@
-"""What the Triton kernels share: where a tile lies, and ``reference.py`` on a tile of all modalities.
+"""Code that the Triton kernels share: where a tile lies, and ``reference.py`` on a tile of all modalities.
 
 x is cut into ``M * units`` units, each with statistics of its own: one a modality with batch norm (or given
 statistics), one a row with instance norm. A channel of a unit is ``L`` lines of ``P`` positions: where x is
@@ -124,7 +124,7 @@ def replaced_channels(
 
 @triton.jit
 def zero_where(unread, tables, M: tl.constexpr):
-    """What is computed from an unread channel must stay finite, whatever its x and its statistics are."""
+    """Zero the unread channels, whose results must stay finite whatever x and its statistics are."""
     kept = ()
     for m in tl.static_range(M):
         kept = kept + (tl.where(unread[m], 0.0, tables[m]),)
