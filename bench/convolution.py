@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.files import RESULTS, write
-from bench.machine import machine
-from bench.report import geometric_mean, lines_of
+from bench.harness.files import RESULTS, write
+from bench.harness.machine import machine
+from bench.harness.report import geometric_mean, lines_of
 from cen_ext import available_backends
 
 # N, C, K, H and W, dilation

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import models.recipes  # noqa: F401 - fills the registry
-from bench.files import RESULTS, write
-from bench.machine import machine
+from bench.harness.files import RESULTS, write
+from bench.harness.machine import machine
 from cen_ext import exchanging_layers
 from models.data import DataError
 from models.segmentation.build import open_split

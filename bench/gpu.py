@@ -35,7 +35,7 @@ from typing import NamedTuple
 
 import torch
 
-from bench.files import RESULTS, write
+from bench.harness.files import RESULTS, write
 
 ROOT = Path(__file__).parents[1]
 USUAL_STEPS = ("build", "tests", "sanitizer", "bench")
@@ -83,7 +83,7 @@ def tasks(steps: Sequence[str], out: Path, budget: float) -> Iterator[Task]:
     python = sys.executable
     if "build" in steps:
         yield Task("build", "build.txt", [python, "setup.py", "build_ext", "--inplace"], left())
-    command = [python, "-m", "bench.machine", str(out / "versions.json")]
+    command = [python, "-m", "bench.harness.machine", str(out / "versions.json")]
     yield Task("versions", "build.txt", command, GRACE_SECONDS)
     if "tests" in steps:
         command = [python, *PYTEST, "--durations=10"]

@@ -15,7 +15,7 @@ backward beyond the inputs; y is let go in between, as in training.
     compile_reference  the reference under torch.compile; only with --providers
     cudnn              PyTorch's norm alone, a call a modality: it exchanges, adds and activates nothing, is
                        held against no reference and is there for what a library's call costs
-    copy               Tensor.clone of x: the 100 % line of the byte model (``bench.shapes.floor_bytes``)
+    copy               Tensor.clone of x: the 100 % line of ``bench.harness.shapes.floor_bytes``
 
 On a CPU, with ``--cache cold``, the default, there are so many input sets that a call finds nothing of its
 own in the cache, as in training. With ``--allocator kept``, the default, glibc is told to keep freed memory:
@@ -39,14 +39,14 @@ from pathlib import Path
 
 import torch
 
-from bench.devices import Cpu, Device, Gpu
-from bench.files import RESULTS, write
-from bench.goals import goal_tables
-from bench.plot import plot
-from bench.providers import MAKERS, unavailable
-from bench.report import Row, as_csv, as_markdown, as_text
-from bench.run import Run
-from bench.shapes import (
+from bench.harness.devices import Cpu, Device, Gpu
+from bench.harness.files import RESULTS, write
+from bench.harness.goals import goal_tables
+from bench.harness.plot import plot
+from bench.harness.providers import MAKERS, unavailable
+from bench.harness.report import Row, as_csv, as_markdown, as_text
+from bench.harness.run import Run
+from bench.harness.shapes import (
     DTYPES,
     GROUPS,
     LAYOUTS,

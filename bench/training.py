@@ -34,11 +34,11 @@ from pathlib import Path
 
 import torch
 
-from bench import contestants, contestants_translation
-from bench.files import RESULTS, write
-from bench.machine import gpu, machine
-from bench.memory import device_bytes, resident_bytes, tensor_bytes
-from bench.ways import FIRST, RIVAL, WAYS
+from bench.harness import contestants, contestants_translation
+from bench.harness.files import RESULTS, write
+from bench.harness.machine import gpu, machine
+from bench.harness.memory import device_bytes, resident_bytes, tensor_bytes
+from bench.harness.ways import FIRST, RIVAL, WAYS
 from models.messages import first_line
 
 MIB = 2.0**20

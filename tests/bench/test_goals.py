@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench import goals, plot, providers, report
+from bench.harness import goals, plot, providers, report
 from tests.helpers.made_up import case, made_up_rows
 
 

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 import cen_ext
-from bench import capture, devices, operator, providers, shapes
-from bench.shapes import GROUPS
+from bench import operator
+from bench.harness import capture, devices, providers, shapes
+from bench.harness.shapes import GROUPS
 from tests.helpers.made_up import case
 
 L2 = 1000

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from bench import contestants_translation, training
-from bench.ways import WAYS
+from bench import training
+from bench.harness import contestants_translation
+from bench.harness.ways import WAYS
 
 TINY = ["--encoder", "resnet18", "--crop", "48", "--batch", "2", "--device", "cpu"]
 

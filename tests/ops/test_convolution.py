@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import cen_ext
-from bench.memory import tensor_bytes
+from bench.harness.memory import tensor_bytes
 from cen_ext import Conv3x3, conv3x3
 from cen_ext.convolution import _why_not_cpu
 from tests.helpers.alone import check_instruction_set

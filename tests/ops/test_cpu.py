@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 import cen_ext
-from bench.machine import cache_sizes
+from bench.harness.machine import cache_sizes
 from cen_ext.functional import DTYPES
 from cen_ext.reference import Options
 from tests.helpers.cases import Shape, make_inputs

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import cen_ext
-from bench.memory import tensor_bytes
+from bench.harness.memory import tensor_bytes
 from cen_ext import backends, max_pool_same, pooling
 from cen_ext.functional import DTYPES
 from cen_ext.reference import memory_format

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.shapes import SMALL_SCALES
+from bench.harness.shapes import SMALL_SCALES
+from bench.harness.ways import Way
 from bench.straightforward import (
     StraightforwardPSPNet,
     StraightforwardRefineNet,
@@ -22,7 +23,6 @@ from bench.straightforward import (
     split_state,
     straightforward_loss,
 )
-from bench.ways import Way
 from cen_ext import exchanging_layers
 from models.data import SYNTHETIC_CLASSES, Batch, prepare_synthetic
 from models.segmentation.build import build_network, build_train_loader

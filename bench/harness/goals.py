@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from bench.report import Row, Table, by_mode, mean
+from bench.harness.report import Row, Table, by_mode, mean
 
 PAST_L2, WITHIN_L2, SMALL = "past L2", "within L2", "small"
 SMALL_SIDE = 16

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 import cen_ext
 from bench import straightforward as usual
-from bench.shapes import DTYPES, LAYOUTS, SMALL_SCALES, Case, bare
+from bench.harness.shapes import DTYPES, LAYOUTS, SMALL_SCALES, Case, bare
 
 # Relative errors in the Euclidean norm. What is within rounding of the activation's kink may pass a gradient
 # in one provider and not in another, which outweighs all other differences: 0.0015 on the largest float32

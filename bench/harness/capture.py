@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.providers import Call, Provider
+from bench.harness.providers import Call, Provider
 
 
 class NotCaptured(RuntimeError):

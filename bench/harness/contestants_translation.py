@@ -1,4 +1,5 @@
-"""The translation networks that ``bench.training`` lets train against each other, as ``bench.contestants``.
+"""The translation networks that ``bench.training`` trains against each other, as the segmentation ones in
+``bench.harness.contestants``.
 
 Ours passes through the generator once a step, the straightforward code twice, as the released one: without
 dropout both compute the same numbers.
@@ -15,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.shapes import SMALL_SCALES
+from bench.harness.shapes import SMALL_SCALES
+from bench.harness.ways import Way
 from bench.straightforward import compiled, split_state, straightforward_penalty
 from bench.straightforward_translation import StraightforwardPatchGAN, StraightforwardUNet
-from bench.ways import Way
 from cen_ext import exchanging_layers
 from models.data import TranslationBatch, prepare_synthetic_domains
 from models.training.precision import autocast
@@ -145,7 +146,7 @@ def recipe_of(args: argparse.Namespace, way: Way, dropout: float | None = None) 
 
 
 def initial_state(recipe: TranslationRecipe) -> State:
-    """Weights to start from, as those of ``bench.contestants``."""
+    """Weights to start from, as those of ``bench.harness.contestants``."""
     torch.manual_seed(0)
     generator, discriminator = build_generator(recipe), build_discriminator(recipe)
     for layer in exchanging_layers(generator).values():

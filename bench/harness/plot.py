@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bench.report import MODES, Row, label
+from bench.harness.report import MODES, Row, label
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

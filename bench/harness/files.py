@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def write(path: Path, content: str | bytes) -> None:

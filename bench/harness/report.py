@@ -10,9 +10,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
-from bench.shapes import PHASES, Case, bare, floor_bytes
+from bench.harness.shapes import PHASES, Case, bare, floor_bytes
 
-# How calls were timed (bench.devices).
+# How calls were timed (bench.harness.devices).
 MODES = {"eager": "Eager calls", "graph": "Replays of CUDA graphs"}
 LABELS = {"cudnn": "cudnn (norm alone)"}  # it does not do the operator's work, and is named so wherever shown
 
@@ -36,7 +36,7 @@ class Row:
     median_ms: float
     lower_ms: float  # quartiles
     upper_ms: float
-    floor_mb: float  # bytes that must move (bench.shapes.floor_bytes; cudnn: the norm's), 1e6
+    floor_mb: float  # bytes that must move (bench.harness.shapes.floor_bytes; cudnn: the norm's), 1e6
     gb_per_s: float  # the floor's bytes in the median time, 1e9
     share_of_copy: float  # of a plain copy's bytes a second in the same case
     speedup: float  # its median over cen_ext's: how many times as fast cen_ext is

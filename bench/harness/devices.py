@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 import torch
 
-from bench.machine import gpu, last_level_cache, machine
-from bench.memory import device_bytes, keep_freed_memory, populate, return_free_memory, tensor_bytes
-from bench.shapes import Case
+from bench.harness.machine import gpu, last_level_cache, machine
+from bench.harness.memory import device_bytes, keep_freed_memory, populate, return_free_memory, tensor_bytes
+from bench.harness.shapes import Case
 
 MOST_SETS = 16
 MOST_MEMORY = 6 * 2**30

@@ -1,4 +1,4 @@
-"""What figures depend on: machine and versions; ``python -m bench.machine FILE`` writes them as JSON."""
+"""Machine and versions behind the figures; ``python -m bench.harness.machine FILE`` writes them as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 import cen_ext
-from bench.files import write
+from bench.harness.files import write
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.capture import NotCaptured, capture
-from bench.devices import Device, Timer
-from bench.providers import (
+from bench.harness.capture import NotCaptured, capture
+from bench.harness.devices import Device, Timer
+from bench.harness.providers import (
     UNCHECKED,
     Contestant,
     Provider,
@@ -26,8 +26,8 @@ from bench.providers import (
     make_sets,
     results,
 )
-from bench.report import Row, make_rows
-from bench.shapes import Case
+from bench.harness.report import Row, make_rows
+from bench.harness.shapes import Case
 
 ALWAYS = ("cen_ext", "copy")  # what rows compare with
 MOST_OF_BUDGET = 1 / 3  # that preparing one provider, compiling it above all, may take
