@@ -14,15 +14,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.harness.shapes import SMALL_SCALES
-from bench.harness.ways import Way
-from bench.straightforward import (
+from bench.baselines.segmentation import (
     StraightforwardPSPNet,
     StraightforwardRefineNet,
     compiled,
     split_state,
     straightforward_loss,
 )
+from bench.harness.shapes import SMALL_SCALES
+from bench.harness.ways import Way
 from cen_ext import exchanging_layers
 from models.data import SYNTHETIC_CLASSES, Batch, prepare_synthetic
 from models.segmentation.build import build_network, build_train_loader

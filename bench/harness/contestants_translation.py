@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bench.baselines.segmentation import compiled, split_state, straightforward_penalty
+from bench.baselines.translation import StraightforwardPatchGAN, StraightforwardUNet
 from bench.harness.shapes import SMALL_SCALES
 from bench.harness.ways import Way
-from bench.straightforward import compiled, split_state, straightforward_penalty
-from bench.straightforward_translation import StraightforwardPatchGAN, StraightforwardUNet
 from cen_ext import exchanging_layers
 from models.data import TranslationBatch, prepare_synthetic_domains
 from models.training.precision import autocast

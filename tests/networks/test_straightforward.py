@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import models
-from bench.straightforward import (
+from bench.baselines.segmentation import (
     StraightforwardNetwork,
     StraightforwardPSPNet,
     StraightforwardRefineNet,

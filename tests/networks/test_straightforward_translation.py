@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import models
-from bench.straightforward import split_state, stacked_state
-from bench.straightforward_translation import StraightforwardPatchGAN, StraightforwardUNet
+from bench.baselines.segmentation import split_state, stacked_state
+from bench.baselines.translation import StraightforwardPatchGAN, StraightforwardUNet
 from models.translation import discriminate
 from tests.helpers.networks import randomise_norms
 

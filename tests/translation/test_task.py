@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.straightforward import split_state, stacked_state
-from bench.straightforward_translation import StraightforwardPatchGAN, StraightforwardUNet
+from bench.baselines.segmentation import split_state, stacked_state
+from bench.baselines.translation import StraightforwardPatchGAN, StraightforwardUNet
 from models.data import DataError
 from models.training import distributed
 from models.training.errors import UsageError
