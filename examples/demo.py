@@ -1,4 +1,4 @@
-"""Channel exchanging against single modalities, in minutes on a CPU: ``python -m bench.demo [FOLDER]``.
+"""Channel exchanging against single modalities, in minutes on a CPU: ``python examples/demo.py [FOLDER]``.
 
 Makes the procedural rooms, trains the recipe ``synthetic_demo`` with RGB and depth, with RGB alone and with
 depth alone for the same number of steps, prints one table and writes one picture. Started again, it takes up
