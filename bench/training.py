@@ -34,17 +34,21 @@ from pathlib import Path
 
 import torch
 
-from bench.harness import contestants, contestants_translation
+from bench.harness import segmentation_providers, translation_providers
 from bench.harness.files import RESULTS, write
 from bench.harness.machine import gpu, machine
 from bench.harness.memory import device_bytes, resident_bytes, tensor_bytes
-from bench.harness.ways import FIRST, RIVAL, WAYS
+from bench.harness.ways import BASELINE, CONTIGUOUS, WAYS
 from models.messages import first_line
 
 MIB = 2.0**20
-SYSTEMS = {"refinenet": contestants, "pspnet": contestants, "unet": contestants_translation}
-Contestant = contestants.Contestant | contestants_translation.Contestant
-Batch = contestants.Batch | contestants_translation.TranslationBatch
+SYSTEMS = {
+    "refinenet": segmentation_providers,
+    "pspnet": segmentation_providers,
+    "unet": translation_providers,
+}
+Provider = segmentation_providers.Provider | translation_providers.Provider
+Batch = segmentation_providers.Batch | translation_providers.TranslationBatch
 
 
 @dataclass
@@ -66,13 +70,13 @@ def measure(args: argparse.Namespace, ways: Sequence[str]) -> dict[str, Result]:
     """Time and memory of a training step of every way."""
     results, turns = {}, {}
     system = SYSTEMS[args.network]
-    recipe = system.recipe_of(args, WAYS[RIVAL])
+    recipe = system.recipe_of(args, WAYS[BASELINE])
     state = system.initial_state(recipe)
     (batch,) = system.batches(recipe, 1)
     for name in ways:
         results[name] = result = Result()
         try:
-            made = system.contestant(system.recipe_of(args, WAYS[name]), WAYS[name], state)
+            made = system.make_provider(system.recipe_of(args, WAYS[name]), WAYS[name], state)
             result.first_step = seconds(made, batch)
             seconds(made, batch)  # the optimiser's state is there, and the network has its second shape
             measure_memory(made, batch, result)
@@ -87,7 +91,7 @@ def measure(args: argparse.Namespace, ways: Sequence[str]) -> dict[str, Result]:
     return results
 
 
-def seconds(made: Contestant, batch: Batch) -> float:
+def seconds(made: Provider, batch: Batch) -> float:
     """How long a step takes."""
     wait: Callable[[], object] = torch.cuda.synchronize if batch.images.is_cuda else lambda: None
     wait()
@@ -99,7 +103,7 @@ def seconds(made: Contestant, batch: Batch) -> float:
     return elapsed
 
 
-def measure_memory(made: Contestant, batch: Batch, result: Result) -> None:
+def measure_memory(made: Provider, batch: Batch, result: Result) -> None:
     """Peak memory of a step."""
 
     def step() -> None:
@@ -117,13 +121,13 @@ def measure_memory(made: Contestant, batch: Batch, result: Result) -> None:
 def curves(args: argparse.Namespace, ways: Sequence[str]) -> dict[str, list[float]]:
     """The loss in every step of a training without dropout."""
     system = SYSTEMS[args.network]
-    recipe = system.recipe_of(args, WAYS[RIVAL], dropout=0.0)
+    recipe = system.recipe_of(args, WAYS[BASELINE], dropout=0.0)
     state = system.initial_state(recipe)
     stream = system.batches(recipe, args.curve)
     found = {}
     for name in ways:
         torch.manual_seed(0)
-        made = system.contestant(system.recipe_of(args, WAYS[name], dropout=0.0), WAYS[name], state)
+        made = system.make_provider(system.recipe_of(args, WAYS[name], dropout=0.0), WAYS[name], state)
         found[name] = [float(made.step(batch)) for batch in stream]
     return found
 
@@ -143,13 +147,17 @@ def report(results: dict[str, Result], losses: dict[str, list[float]], batch: in
             f"{results[other].seconds / result.seconds:.2f}"
             if other in results and results[other].steps
             else ""
-            for other in (FIRST, RIVAL)
+            for other in (CONTIGUOUS, BASELINE)
         ]
-        share = f"{result.peak / results[FIRST].peak:.2f}" if FIRST in results and results[FIRST].peak else ""
+        share = (
+            f"{result.peak / results[CONTIGUOUS].peak:.2f}"
+            if CONTIGUOUS in results and results[CONTIGUOUS].peak
+            else ""
+        )
         resident = "" if result.resident is None else f"{result.resident / MIB:.0f}"
         difference = ""
-        if name in losses and RIVAL in losses:
-            pairs = zip(losses[name], losses[RIVAL], strict=True)
+        if name in losses and BASELINE in losses:
+            pairs = zip(losses[name], losses[BASELINE], strict=True)
             difference = f"{max(abs(a - b) / b for a, b in pairs):.1e}"
         cells = [
             name,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.harness.providers import Call, Provider
+from bench.harness.providers import Call, FunctionProvider
 
 
 class NotCaptured(RuntimeError):
@@ -42,7 +42,7 @@ class Captured(NamedTuple):
         return self.graphs[i].gradients
 
 
-def capture(provider: Provider) -> Captured:
+def capture(provider: FunctionProvider) -> Captured:
     """Capture a provider that has run before, so that whatever compiles at first has compiled.
 
     Raises:
@@ -65,13 +65,13 @@ def capture(provider: Provider) -> Captured:
     return Captured(provider.name, provider.calls, graphs)
 
 
-def _run(provider: Provider, i: int) -> None:
+def _run(provider: FunctionProvider, i: int) -> None:
     outputs = provider.forward(i)
     if provider.calls[i].leaves:
         provider.backward(i, outputs)
 
 
-def _capture_call(provider: Provider, i: int, stream: torch.cuda.Stream) -> Graphs:
+def _capture_call(provider: FunctionProvider, i: int, stream: torch.cuda.Stream) -> Graphs:
     forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
     with torch.cuda.graph(forward, stream=stream):
         outputs = provider.forward(i)

@@ -9,7 +9,7 @@ from bench.harness.report import Row, Table, by_mode, mean
 
 PAST_L2, WITHIN_L2, SMALL = "past L2", "within L2", "small"
 SMALL_SIDE = 16
-RIVALS = ("compile", "compile_max", "straightforward")
+BASELINES = ("compile", "compile_max", "straightforward")
 
 # By statistics and phase. Shares are of copy speed by the floor's bytes, which batch statistics exceed by
 # half forward and by two thirds backward where x does not stay on chip and is read in two passes.
@@ -35,7 +35,7 @@ def goal_tables(rows: Sequence[Row], l2_bytes: int) -> dict[str, Table]:
                 members[kind].append(r)
         kinds = sorted(members, key=lambda kind: (PAST_L2, WITHIN_L2, SMALL).index(kind[0]))
         header = ["tensors", "statistics", "phase", "dtype", "layout", "shapes", "share of copy"]
-        header += [*(f"× {name}" for name in RIVALS), "goal"]
+        header += [*(f"× {name}" for name in BASELINES), "goal"]
         return [header, *(_line(kind, members[kind]) for kind in kinds)]
 
     return by_mode("Goals: geometric mean (lowest) over the shapes, and of how many if not all", table, rows)
@@ -62,7 +62,7 @@ def goal(kind: tuple[str, ...]) -> str:
 def _line(kind: tuple[str, ...], members: Sequence[Row]) -> list[str]:
     shares = [r.share_of_copy for r in members if r.provider == "cen_ext"]
     cells = [str(len(shares)), mean(shares, min)]
-    for name in RIVALS:
+    for name in BASELINES:
         speedups = [r.speedup for r in members if r.provider == name]
         some = 0 < len(speedups) < len(shares)
         cells.append(mean(speedups, min) + (f" of {len(speedups)}" if some else ""))

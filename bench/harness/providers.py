@@ -46,7 +46,7 @@ class Call(NamedTuple):
     dy: list[Tensor]
 
 
-class Contestant(Protocol):
+class Provider(Protocol):
     """Who is timed: a provider, or what stands in for it."""
 
     @property
@@ -62,7 +62,7 @@ class Contestant(Protocol):
         """Gradients with respect to its leaves."""
 
 
-class Provider(NamedTuple):
+class FunctionProvider(NamedTuple):
     """A function with its calls of all input sets."""
 
     name: str
@@ -244,10 +244,10 @@ def unavailable(names: Sequence[str], device: str) -> dict[str, str]:
     return reasons
 
 
-def make_provider(name: str, case: Case, sets: list[InputSet]) -> Provider:
+def make_provider(name: str, case: Case, sets: list[InputSet]) -> FunctionProvider:
     """A provider by name with its calls of all the input sets."""
     function, call = MAKERS[name]
-    return Provider(name, function(case), [call(tensors) for tensors in sets])
+    return FunctionProvider(name, function(case), [call(tensors) for tensors in sets])
 
 
 def chosen_backend(case: Case, tensors: InputSet) -> str:
@@ -264,7 +264,7 @@ def chosen_backend(case: Case, tensors: InputSet) -> str:
     raise RuntimeError("no backend of cen_ext runs here")
 
 
-def results(provider: Contestant) -> dict[str, Tensor]:
+def results(provider: Provider) -> dict[str, Tensor]:
     """y and the gradients of the first input set, stacked, by name."""
     outputs = provider.forward(0)
     tensors = [t.detach() for t in (*outputs, *provider.backward(0, outputs))]
@@ -274,7 +274,7 @@ def results(provider: Contestant) -> dict[str, Tensor]:
     return dict(zip(("y", "dx", "dweight", "dbias", "dresidual"), joined, strict=False))
 
 
-def check_agreement(case: Case, provider: Contestant, expected: dict[str, Tensor]) -> None:
+def check_agreement(case: Case, provider: Provider, expected: dict[str, Tensor]) -> None:
     """Run a provider once, and see that nothing wrong will be timed.
 
     Raises:

@@ -18,7 +18,7 @@ from bench.harness.capture import NotCaptured, capture
 from bench.harness.devices import Device, Timer
 from bench.harness.providers import (
     UNCHECKED,
-    Contestant,
+    FunctionProvider,
     Provider,
     check_agreement,
     chosen_backend,
@@ -33,7 +33,7 @@ ALWAYS = ("cen_ext", "copy")  # what rows compare with
 MOST_OF_BUDGET = 1 / 3  # that preparing one provider, compiling it above all, may take
 
 
-def time_provider(provider: Contestant, timer: Timer) -> Iterator[tuple[str, float]]:
+def time_provider(provider: Provider, timer: Timer) -> Iterator[tuple[str, float]]:
     """One turn: forward of all sets, then backward of all; phase and seconds of each call."""
     timed: list[Any] = [timer(provider.forward, i) for i in range(len(provider.calls))]
     for i, call in enumerate(provider.calls):
@@ -71,7 +71,7 @@ class Run:
         with self._noting("case"):
             sets = make_sets(case, self.device.count_sets(case), self.device.name)
             expected = results(make_provider("reference", case, sets[:1]))
-            providers: dict[str, Provider] = {}
+            providers: dict[str, FunctionProvider] = {}
             peaks: dict[str, int] = {}
             for name in filter(self._affordable, names):
                 with self._noting(name), self._preparation(name):
@@ -83,24 +83,24 @@ class Run:
                     providers[name] = provider
             if not providers.keys() >= set(ALWAYS):
                 return rows  # noted above
-            contestants = self._contestants(case, providers, expected)
+            timed = self._providers_by_mode(case, providers, expected)
             del expected
             self.device.reserve(len(sets) * max(peaks.values()))
             backends = {"cen_ext": chosen_backend(case, sets[0])}
-            for mode, times in self._time(contestants).items():
+            for mode, times in self._time(timed).items():
                 rows += make_rows(case, mode, times, peaks, backends)
         return rows
 
-    def _contestants(
-        self, case: Case, providers: dict[str, Provider], expected: dict[str, Tensor]
-    ) -> dict[tuple[str, str], Contestant]:
+    def _providers_by_mode(
+        self, case: Case, providers: dict[str, FunctionProvider], expected: dict[str, Tensor]
+    ) -> dict[tuple[str, str], Provider]:
         """By mode and name: everybody eager and, on a GPU, captured in graphs."""
-        contestants: dict[tuple[str, str], Contestant] = {
+        timed: dict[tuple[str, str], Provider] = {
             ("eager", name): provider for name, provider in providers.items()
         }
         if "graph" not in self.device.timers:
-            return contestants
-        captured: dict[tuple[str, str], Contestant] = {}
+            return timed
+        captured: dict[tuple[str, str], Provider] = {}
         for name, provider in providers.items():
             with self._noting(f"{name}, captured"), self._preparation(name):
                 try:
@@ -112,21 +112,19 @@ class Run:
                     check_agreement(case, graphs, expected)
                 captured["graph", name] = graphs
         if all(("graph", name) in captured for name in ALWAYS):
-            return contestants | captured
+            return timed | captured
         self.failed = True
-        return contestants
+        return timed
 
-    def _time(
-        self, contestants: dict[tuple[str, str], Contestant]
-    ) -> dict[str, dict[tuple[str, str], list[float]]]:
+    def _time(self, timed: dict[tuple[str, str], Provider]) -> dict[str, dict[tuple[str, str], list[float]]]:
         """Seconds by mode, then by provider and phase."""
         times: dict[str, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
         gc.collect()
         gc.disable()
         try:
             for repetition in range(self.repetitions + 1):
-                for (mode, name), contestant in contestants.items():
-                    for phase, seconds in time_provider(contestant, self.device.timers[mode]):
+                for (mode, name), provider in timed.items():
+                    for phase, seconds in time_provider(provider, self.device.timers[mode]):
                         if repetition > 0:  # the first one warms up
                             times[mode][name, phase].append(seconds)
         finally:

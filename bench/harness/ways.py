@@ -22,10 +22,10 @@ class Way(NamedTuple):
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
 
-FIRST, RIVAL = "straightforward, contiguous", "straightforward"  # what the others are compared with
+CONTIGUOUS, BASELINE = "straightforward, contiguous", "straightforward"  # what the others are compared with
 WAYS = {
-    FIRST: Way(False, channels_last=False),
-    RIVAL: Way(False),
+    CONTIGUOUS: Way(False, channels_last=False),
+    BASELINE: Way(False),
     "straightforward, compile": Way(False, compile=True),
     "straightforward, bf16": Way(False, "bf16"),
     "straightforward, bf16, compile": Way(False, "bf16", compile=True),

@@ -10,16 +10,16 @@ import torch
 from torch import nn
 
 from bench import training
-from bench.harness import contestants_translation
+from bench.harness import translation_providers
 from bench.harness.ways import WAYS
 
 TINY = ["--encoder", "resnet18", "--crop", "48", "--batch", "2", "--device", "cpu"]
 
 
-def networks(made: training.Contestant) -> list[nn.Module]:
-    if isinstance(made, contestants_translation.Ours):
+def networks(made: training.Provider) -> list[nn.Module]:
+    if isinstance(made, translation_providers.Ours):
         return [made.nets.generator, made.nets.discriminator]
-    if isinstance(made, contestants_translation.Straightforward):
+    if isinstance(made, translation_providers.Straightforward):
         return [made.generator, made.discriminator]
     return [made.net]
 
@@ -37,7 +37,7 @@ def test_every_way_computes_the_same_loss(network: str) -> None:
             batch.target = batch.target.double()
     losses = []
     for name in ("ours", "straightforward"):
-        made = system.contestant(system.recipe_of(args, WAYS[name], dropout=0.0), WAYS[name], state)
+        made = system.make_provider(system.recipe_of(args, WAYS[name], dropout=0.0), WAYS[name], state)
         for net in networks(made):
             net.double()
         losses.append([float(made.step(batch)) for batch in stream])

@@ -128,7 +128,7 @@ class Ours:
             self.optimisation.optimizer.zero_grad()
 
 
-Contestant = Straightforward | Ours
+Provider = Straightforward | Ours
 
 
 def recipe_of(args: argparse.Namespace, way: Way, dropout: float | None = None) -> SegmentationRecipe:
@@ -167,7 +167,7 @@ def initial_state(recipe: SegmentationRecipe) -> dict[str, Tensor]:
     return net.state_dict()
 
 
-def contestant(recipe: SegmentationRecipe, way: Way, state: dict[str, Tensor]) -> Contestant:
+def make_provider(recipe: SegmentationRecipe, way: Way, state: dict[str, Tensor]) -> Provider:
     """A network run in a certain way."""
     return (Ours if way.ours else Straightforward)(recipe, way, state)
 

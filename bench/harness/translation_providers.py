@@ -1,5 +1,5 @@
 """The translation networks that ``bench.training`` trains against each other, as the segmentation ones in
-``bench.harness.contestants``.
+``bench.harness.segmentation_providers``.
 
 Ours passes through the generator once a step, the straightforward code twice, as the released one: without
 dropout both compute the same numbers.
@@ -124,7 +124,7 @@ class Ours:
                 optimisation.optimizer.zero_grad()
 
 
-Contestant = Straightforward | Ours
+Provider = Straightforward | Ours
 
 
 def recipe_of(args: argparse.Namespace, way: Way, dropout: float | None = None) -> TranslationRecipe:
@@ -146,7 +146,7 @@ def recipe_of(args: argparse.Namespace, way: Way, dropout: float | None = None) 
 
 
 def initial_state(recipe: TranslationRecipe) -> State:
-    """Weights to start from, as those of ``bench.harness.contestants``."""
+    """Weights to start from, as those of ``bench.harness.segmentation_providers``."""
     torch.manual_seed(0)
     generator, discriminator = build_generator(recipe), build_discriminator(recipe)
     for layer in exchanging_layers(generator).values():
@@ -155,7 +155,7 @@ def initial_state(recipe: TranslationRecipe) -> State:
     return {"generator": generator.state_dict(), "discriminator": discriminator.state_dict()}
 
 
-def contestant(recipe: TranslationRecipe, way: Way, state: State) -> Contestant:
+def make_provider(recipe: TranslationRecipe, way: Way, state: State) -> Provider:
     """A pair of networks run in a certain way."""
     return (Ours if way.ours else Straightforward)(recipe, way, state)
 
