@@ -35,10 +35,10 @@ from pathlib import Path
 import torch
 
 from bench.harness import segmentation_providers, translation_providers
+from bench.harness.configs import BASELINE, CONFIGS, CONTIGUOUS
 from bench.harness.files import RESULTS, write
 from bench.harness.machine import gpu, machine
 from bench.harness.memory import device_bytes, resident_bytes, tensor_bytes
-from bench.harness.ways import BASELINE, CONTIGUOUS, WAYS
 from models.messages import first_line
 
 MIB = 2.0**20
@@ -53,7 +53,7 @@ Batch = segmentation_providers.Batch | translation_providers.TranslationBatch
 
 @dataclass
 class Result:
-    """What was measured of one way."""
+    """What was measured of one config."""
 
     peak: int = 0  # bytes
     resident: int | None = None
@@ -66,17 +66,17 @@ class Result:
         return statistics.median(self.steps)
 
 
-def measure(args: argparse.Namespace, ways: Sequence[str]) -> dict[str, Result]:
-    """Time and memory of a training step of every way."""
+def measure(args: argparse.Namespace, configs: Sequence[str]) -> dict[str, Result]:
+    """Time and memory of a training step under every config."""
     results, turns = {}, {}
     system = SYSTEMS[args.network]
-    recipe = system.recipe_of(args, WAYS[BASELINE])
+    recipe = system.recipe_of(args, CONFIGS[BASELINE])
     state = system.initial_state(recipe)
     (batch,) = system.batches(recipe, 1)
-    for name in ways:
+    for name in configs:
         results[name] = result = Result()
         try:
-            made = system.make_provider(system.recipe_of(args, WAYS[name]), WAYS[name], state)
+            made = system.make_provider(system.recipe_of(args, CONFIGS[name]), CONFIGS[name], state)
             result.first_step = seconds(made, batch)
             seconds(made, batch)  # the optimiser's state is there, and the network has its second shape
             measure_memory(made, batch, result)
@@ -118,16 +118,16 @@ def measure_memory(made: Provider, batch: Batch, result: Result) -> None:
     made.release()
 
 
-def curves(args: argparse.Namespace, ways: Sequence[str]) -> dict[str, list[float]]:
+def curves(args: argparse.Namespace, configs: Sequence[str]) -> dict[str, list[float]]:
     """The loss in every step of a training without dropout."""
     system = SYSTEMS[args.network]
-    recipe = system.recipe_of(args, WAYS[BASELINE], dropout=0.0)
+    recipe = system.recipe_of(args, CONFIGS[BASELINE], dropout=0.0)
     state = system.initial_state(recipe)
     stream = system.batches(recipe, args.curve)
     found = {}
-    for name in ways:
+    for name in configs:
         torch.manual_seed(0)
-        made = system.make_provider(system.recipe_of(args, WAYS[name], dropout=0.0), WAYS[name], state)
+        made = system.make_provider(system.recipe_of(args, CONFIGS[name], dropout=0.0), CONFIGS[name], state)
         found[name] = [float(made.step(batch)) for batch in stream]
     return found
 
@@ -195,13 +195,13 @@ def plot(losses: dict[str, list[float]]) -> bytes | None:
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     on_gpu = args.device.startswith("cuda")
-    ways = [name for name in args.ways or WAYS if on_gpu or not WAYS[name].cuda_graphs]
-    results = measure(args, ways)
-    plain = [name for name in ways if not WAYS[name].compile and not results[name].failed]
+    configs = [name for name in args.configs or CONFIGS if on_gpu or not CONFIGS[name].cuda_graphs]
+    results = measure(args, configs)
+    plain = [name for name in configs if not CONFIGS[name].compile and not results[name].failed]
     losses = curves(args, plain) if args.curve else {}
     table = report(results, losses, args.batch)
     print(table)
-    settings = {key: value for key, value in vars(args).items() if key not in ("out", "ways")}
+    settings = {key: value for key, value in vars(args).items() if key not in ("out", "configs")}
     everything = {
         "machine": {**machine(), **(gpu() if on_gpu else {})},
         "settings": settings,
@@ -232,7 +232,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each")
     parser.add_argument("--curve", type=int, default=20, help="steps of the loss curves; 0: none")
     parser.add_argument("--statistics", choices=("frozen", "batch"), default="batch")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, metavar="NAME", help=f"of: {'; '.join(WAYS)}")
+    parser.add_argument(
+        "--configs", "--ways", nargs="+", choices=CONFIGS, metavar="NAME", help=f"of: {'; '.join(CONFIGS)}"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="without suffix; default: below bench/results")
     args = parser.parse_args(argv)

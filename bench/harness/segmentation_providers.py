@@ -21,8 +21,8 @@ from bench.baselines.segmentation import (
     split_state,
     straightforward_loss,
 )
+from bench.harness.configs import Config
 from bench.harness.shapes import SMALL_SCALES
-from bench.harness.ways import Way
 from cen_ext import exchanging_layers
 from models.data import SYNTHETIC_CLASSES, Batch, prepare_synthetic
 from models.segmentation.build import build_network, build_train_loader
@@ -50,7 +50,7 @@ STAGE = SegmentationStage(steps=10**6, encoder_lr=LEARNING_RATE, decoder_lr=LEAR
 class Straightforward:
     """Lists of tensors, every output resized and judged by itself, SGD as it comes."""
 
-    def __init__(self, recipe: SegmentationRecipe, way: Way, state: dict[str, Tensor]) -> None:
+    def __init__(self, recipe: SegmentationRecipe, config: Config, state: dict[str, Tensor]) -> None:
         model, device = recipe.model, torch.device(recipe.run.device)
         net = STRAIGHTFORWARD[model.network](
             model.encoder,
@@ -62,9 +62,9 @@ class Straightforward:
             frozen_statistics=model.frozen_statistics,
         )
         net.load_state_dict(split_state(state))
-        self.net = net.to(device, memory_format=way.layout).train()
-        self.run = compiled(net) if way.compile else net
-        self.recipe, self.way = recipe, way
+        self.net = net.to(device, memory_format=config.layout).train()
+        self.run = compiled(net) if config.compile else net
+        self.recipe, self.config = recipe, config
         optim = recipe.optim
         self.optimizer = torch.optim.SGD(
             net.parameters(), LEARNING_RATE, momentum=optim.momentum, weight_decay=optim.weight_decay
@@ -73,11 +73,11 @@ class Straightforward:
     def step(self, batch: Batch) -> Tensor:
         """Train on a batch; the loss."""
         xs = [
-            x.contiguous(memory_format=self.way.layout)
+            x.contiguous(memory_format=self.config.layout)
             for x in batch.images.chunk(len(self.recipe.data.modalities))
         ]
         self.optimizer.zero_grad()
-        with autocast(self.way.precision, batch.images.device):
+        with autocast(self.config.precision, batch.images.device):
             outputs = self.run(xs)
             loss = straightforward_loss(self.net, outputs, batch.target, self.recipe.loss.sparsity)
         loss.backward()
@@ -92,13 +92,13 @@ class Straightforward:
 class Ours:
     """What the training system makes of a recipe."""
 
-    def __init__(self, recipe: SegmentationRecipe, way: Way, state: dict[str, Tensor]) -> None:
+    def __init__(self, recipe: SegmentationRecipe, config: Config, state: dict[str, Tensor]) -> None:
         device = torch.device(recipe.run.device)
         compilation.check(recipe.run, device)
         self.net = build_network(recipe)
         self.net.load_state_dict(state)
-        self.net.to(device, memory_format=way.layout).train()
-        self.recipe, self.way = recipe, way
+        self.net.to(device, memory_format=config.layout).train()
+        self.recipe, self.config = recipe, config
         self.objective = compilation.compiled(Objective(self.net, recipe, device), recipe.run)
         self.optimisation = Optimisation(
             make_optimizer(self.net, recipe.optim, STAGE, recipe.run.precision),
@@ -117,7 +117,7 @@ class Ours:
 
     def step(self, batch: Batch) -> Tensor:
         """Train on a batch; the loss."""
-        loss, *_ = self.gradients(batch.images.contiguous(memory_format=self.way.layout), batch.target)
+        loss, *_ = self.gradients(batch.images.contiguous(memory_format=self.config.layout), batch.target)
         self.optimisation.step(self.steps)
         self.steps += 1
         return loss
@@ -131,7 +131,7 @@ class Ours:
 Provider = Straightforward | Ours
 
 
-def recipe_of(args: argparse.Namespace, way: Way, dropout: float | None = None) -> SegmentationRecipe:
+def recipe_of(args: argparse.Namespace, config: Config, dropout: float | None = None) -> SegmentationRecipe:
     """The recipe of ``bench.training``'s arguments."""
     decoder = DECODERS[args.network]
     if dropout is not None:
@@ -148,10 +148,10 @@ def recipe_of(args: argparse.Namespace, way: Way, dropout: float | None = None) 
         run=RunSettings(
             device=args.device,
             workers=0,
-            precision=way.precision,
-            compile=way.compile,
-            channels_last=way.channels_last,
-            cuda_graphs=way.cuda_graphs,
+            precision=config.precision,
+            compile=config.compile,
+            channels_last=config.channels_last,
+            cuda_graphs=config.cuda_graphs,
         ),
     )
 
@@ -167,9 +167,9 @@ def initial_state(recipe: SegmentationRecipe) -> dict[str, Tensor]:
     return net.state_dict()
 
 
-def make_provider(recipe: SegmentationRecipe, way: Way, state: dict[str, Tensor]) -> Provider:
-    """A network run in a certain way."""
-    return (Ours if way.ours else Straightforward)(recipe, way, state)
+def make_provider(recipe: SegmentationRecipe, config: Config, state: dict[str, Tensor]) -> Provider:
+    """A network run under a config."""
+    return (Ours if config.ours else Straightforward)(recipe, config, state)
 
 
 def batches(recipe: SegmentationRecipe, count: int) -> list[Batch]:

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from bench.baselines.segmentation import compiled, split_state, straightforward_penalty
 from bench.baselines.translation import StraightforwardPatchGAN, StraightforwardUNet
+from bench.harness.configs import Config
 from bench.harness.shapes import SMALL_SCALES
-from bench.harness.ways import Way
 from cen_ext import exchanging_layers
 from models.data import TranslationBatch, prepare_synthetic_domains
 from models.training.precision import autocast
@@ -42,9 +42,9 @@ State = dict[str, dict[str, Tensor]]  # of the generator and of the discriminato
 class Straightforward:
     """Lists of tensors, two passes of the generator a step, Adam as it comes."""
 
-    def __init__(self, recipe: TranslationRecipe, way: Way, state: State) -> None:
+    def __init__(self, recipe: TranslationRecipe, config: Config, state: State) -> None:
         model, device = recipe.model, torch.device(recipe.run.device)
-        self.recipe, self.way = recipe, way
+        self.recipe, self.config = recipe, config
         self.generator = StraightforwardUNet(
             len(recipe.data.domains), size=model.size, threshold=model.threshold, dropout=model.dropout
         )
@@ -52,8 +52,8 @@ class Straightforward:
         nets = {"generator": self.generator, "discriminator": self.discriminator}
         for name, net in nets.items():
             net.load_state_dict(split_state(state[name]))
-            net.to(device, memory_format=way.layout).train()
-        self.generate, self.discriminate = (compiled(net) if way.compile else net for net in nets.values())
+            net.to(device, memory_format=config.layout).train()
+        self.generate, self.discriminate = (compiled(net) if config.compile else net for net in nets.values())
         self.optimizers = {
             name: torch.optim.Adam(net.parameters(), STAGE.generator_lr, recipe.optim.betas)
             for name, net in nets.items()
@@ -62,13 +62,13 @@ class Straightforward:
     def step(self, batch: TranslationBatch) -> Tensor:
         """Train both networks on a batch; the generator's loss."""
         xs = [
-            x.contiguous(memory_format=self.way.layout)
+            x.contiguous(memory_format=self.config.layout)
             for x in batch.images.chunk(len(self.recipe.data.domains))
         ]
         device, settings = batch.images.device, self.recipe.loss
         bce = F.binary_cross_entropy_with_logits
 
-        with autocast(self.way.precision, device):
+        with autocast(self.config.precision, device):
             branches, _ = self.generate(xs)
             fakes = self.discriminate(xs, [branch.detach() for branch in branches])
             reals = self.discriminate(xs, [batch.target] * len(xs))
@@ -78,7 +78,7 @@ class Straightforward:
             )
         self.update("discriminator", loss)
 
-        with autocast(self.way.precision, device):
+        with autocast(self.config.precision, device):
             branches, ensemble = self.generate(xs)
             decisions = self.discriminate(xs, branches)
             loss = sum(bce(decision, torch.ones_like(decision)) for decision in decisions)
@@ -101,9 +101,9 @@ class Straightforward:
 class Ours:
     """What the training system makes of a recipe."""
 
-    def __init__(self, recipe: TranslationRecipe, way: Way, state: State) -> None:
+    def __init__(self, recipe: TranslationRecipe, config: Config, state: State) -> None:
         device = torch.device(recipe.run.device)
-        self.way = way
+        self.config = config
         generator, discriminator = build_generator(recipe), build_discriminator(recipe)
         generator.load_state_dict(state["generator"])
         discriminator.load_state_dict(state["discriminator"])
@@ -119,7 +119,7 @@ class Ours:
 
     def release(self) -> None:
         """Let the gradients go, but for those that a recorded graph writes to."""
-        if not self.way.cuda_graphs:
+        if not self.config.cuda_graphs:
             for optimisation in self.nets.optimisations.values():
                 optimisation.optimizer.zero_grad()
 
@@ -127,7 +127,7 @@ class Ours:
 Provider = Straightforward | Ours
 
 
-def recipe_of(args: argparse.Namespace, way: Way, dropout: float | None = None) -> TranslationRecipe:
+def recipe_of(args: argparse.Namespace, config: Config, dropout: float | None = None) -> TranslationRecipe:
     """The recipe of ``bench.training``'s arguments."""
     model = ModelSettings(size=args.crop)
     return TranslationRecipe(
@@ -137,10 +137,10 @@ def recipe_of(args: argparse.Namespace, way: Way, dropout: float | None = None) 
         run=RunSettings(
             device=args.device,
             workers=0,
-            precision=way.precision,
-            compile=way.compile,
-            channels_last=way.channels_last,
-            cuda_graphs=way.cuda_graphs,
+            precision=config.precision,
+            compile=config.compile,
+            channels_last=config.channels_last,
+            cuda_graphs=config.cuda_graphs,
         ),
     )
 
@@ -155,9 +155,9 @@ def initial_state(recipe: TranslationRecipe) -> State:
     return {"generator": generator.state_dict(), "discriminator": discriminator.state_dict()}
 
 
-def make_provider(recipe: TranslationRecipe, way: Way, state: State) -> Provider:
-    """A pair of networks run in a certain way."""
-    return (Ours if way.ours else Straightforward)(recipe, way, state)
+def make_provider(recipe: TranslationRecipe, config: Config, state: State) -> Provider:
+    """A pair of networks run under a config."""
+    return (Ours if config.ours else Straightforward)(recipe, config, state)
 
 
 def batches(recipe: TranslationRecipe, count: int) -> list[TranslationBatch]:
