@@ -1,4 +1,4 @@
-"""3x3 convolutions on this CPU: the kernels of ``cen_ext.conv3x3`` against PyTorch's, by turns.
+"""3x3 convolutions on this CPU: the kernels of ``cen_ext.conv3x3`` against PyTorch's, interleaved.
 
     python -m bench.convolution
 
@@ -81,10 +81,10 @@ def measure(shape: Sequence[int], repetitions: int) -> list[dict[str, Any]]:
         ]
         times: dict[str, list[float]] = {"cen_ext": [], "torch": []}
         for i in range(repetitions):
-            turns = {"cen_ext": ours, "torch": theirs}
-            for who in sorted(turns, reverse=i % 2 == 1):
+            interleaved = {"cen_ext": ours, "torch": theirs}
+            for who in sorted(interleaved, reverse=i % 2 == 1):
                 start = time.perf_counter()
-                turns[who]()
+                interleaved[who]()
                 times[who].append(1e3 * (time.perf_counter() - start))
         medians = {who: statistics.median(taken) for who, taken in times.items()}
         row = dict(zip(("N", "C", "K", "side", "dilation"), shape, strict=True))

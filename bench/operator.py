@@ -1,9 +1,9 @@
 """The operator against other ways to write it, on the layers of the networks: ``python -m bench.operator``.
 
-One process. In every repetition each provider takes its turn: forward of all input sets with gradients
-recorded, then backward of all of them, every call timed. Before anything is timed, every provider's y and
-gradients are compared with the reference's. Memory is the most that tensors take at once in one forward and
-backward beyond the inputs; y is let go in between, as in training.
+Providers are timed interleaved, in one process: in every repetition each runs forward on all input sets with
+gradients recorded, then backward on all of them, every call timed. Before anything is timed, every provider's
+y and gradients are compared with the reference's. Memory is the most that tensors take at once in one forward
+and backward beyond the inputs; y is let go in between, as in training.
 
     cen_ext            this project's operator, its best backend
     cuda, triton       its backends by name
@@ -77,7 +77,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--dtypes", nargs="+", choices=DTYPES, help="(default: float32)")
     add("--layouts", nargs="+", choices=LAYOUTS, help="(default: contiguous)")
     add("--providers", nargs="+", choices=MAKERS, help="beside cen_ext and copy (default: the device's)")
-    add("--repetitions", type=_positive, help="timed turns of each provider (default: 7, on GPUs 25)")
+    add("--repetitions", type=_positive, help="timed rounds of all providers (default: 7, on GPUs 25)")
     add("--cache", choices=("cold", "warm"), default="cold", help="warm: one input set again and again")
     add("--allocator", choices=("kept", "default"), help="of CPUs (default: kept)")
     add("--threads", type=_positive, help="of PyTorch and of the operator (default: PyTorch's)")

@@ -1,4 +1,4 @@
-"""Training steps of whole networks: ours against the straightforward one, in one process, by turns.
+"""Training steps of whole networks: ours against the straightforward ones, interleaved in one process.
 
     python -m bench.training                                             # RefineNet-50, crop 224, batch 2
     python -m bench.training --network pspnet
@@ -8,8 +8,8 @@
 All hold the same weights and train on the same generated rooms. A step is what a training does: forward pass,
 loss of all branches and the ensemble at label resolution with the penalty, backward pass, SGD; of the U-Net,
 an update of the discriminator and one of the generator, for which the straightforward code generates twice,
-as the released one. The networks take turns; the median step counts. Apart from the timed steps, the memory
-of each is measured in a step of its own, above what was held when it began:
+as the released one. Steps of the networks are interleaved; the median counts. Apart from the timed steps, the
+memory of each is measured in a step of its own, above what was held when it began:
 
 - peak: most tensors alive at once during the step, gradients among them (PyTorch's allocations, exact);
 - resident, on a CPU: most memory of the process at once (VmHWM): also the workspace of the convolutions, and
@@ -68,7 +68,7 @@ class Result:
 
 def measure(args: argparse.Namespace, configs: Sequence[str]) -> dict[str, Result]:
     """Time and memory of a training step under every config."""
-    results, turns = {}, {}
+    results, interleaved = {}, {}
     system = SYSTEMS[args.network]
     recipe = system.recipe_of(args, CONFIGS[BASELINE])
     state = system.initial_state(recipe)
@@ -80,14 +80,14 @@ def measure(args: argparse.Namespace, configs: Sequence[str]) -> dict[str, Resul
             result.first_step = seconds(made, batch)
             seconds(made, batch)  # the optimiser's state is there, and the network has its second shape
             measure_memory(made, batch, result)
-            turns[name] = made
+            interleaved[name] = made
         except Exception as error:  # compilers have errors of their own; the others are to run all the same
             result.failed = first_line(error)
             print(f"{name}: {result.failed}", file=sys.stderr)
     for i in range(args.steps):
-        # Turns alternate, so that none always runs in another's wake.
-        for name in sorted(turns, reverse=i % 2 == 1):
-            results[name].steps.append(seconds(turns[name], batch))
+        # The order alternates, so that none always runs in another's wake.
+        for name in sorted(interleaved, reverse=i % 2 == 1):
+            results[name].steps.append(seconds(interleaved[name], batch))
     return results
 
 

@@ -34,7 +34,7 @@ class Device(Protocol):
         """What figures depend on, by name."""
 
     def count_sets(self, case: Case) -> int:
-        """How many input sets a turn goes through."""
+        """How many input sets a round goes through."""
 
     def release(self) -> None:
         """Give back what earlier cases held."""
@@ -47,7 +47,7 @@ class Device(Protocol):
 
 
 class Cpu:
-    """Calls are over when they return; their inputs are out of the cache when their turn comes again.
+    """Calls are over when they return; their inputs are out of the cache in the next round.
 
     Args:
         cold: go through so many input sets that each has left the cache.
@@ -82,10 +82,10 @@ class Cpu:
 
 class Gpu:
     """The current GPU. An eager call starts on an idle device and includes the host's part, launch by launch;
-    a graph is waiting behind other work when its turn comes, so that its time is the kernels' alone.
+    a graph waits behind other work when it is replayed, so that its time is the kernels' alone.
 
     Args:
-        cold: flush the L2 before every call; otherwise it is as the turn before has left it.
+        cold: flush the L2 before every call; otherwise it is as the previous round left it.
     """
 
     name = "cuda"
@@ -129,7 +129,7 @@ class Gpu:
         return device_bytes(run)
 
     def reserve(self, size: int) -> None:
-        pass  # PyTorch's allocator keeps what the first turn took
+        pass  # PyTorch's allocator keeps what the first round took
 
 
 def count_sets(case: Case, cache: int) -> int:

@@ -1,4 +1,4 @@
-"""A run of the operator's benchmark: who takes part in a case, whose results are right, and the turns."""
+"""Operator benchmark driver: select providers, check their results, time them interleaved."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MOST_OF_BUDGET = 1 / 3  # that preparing one provider, compiling it above all, m
 
 
 def time_provider(provider: Provider, timer: Timer) -> Iterator[tuple[str, float]]:
-    """One turn: forward of all sets, then backward of all; phase and seconds of each call."""
+    """One round: forward of all sets, then backward of all; phase and seconds of each call."""
     timed: list[Any] = [timer(provider.forward, i) for i in range(len(provider.calls))]
     for i, call in enumerate(provider.calls):
         (outputs, forward), timed[i] = timed[i], None
@@ -51,7 +51,7 @@ class Run:
 
     Args:
         device: where and how calls are timed.
-        repetitions: timed turns of each provider.
+        repetitions: timed rounds.
         budget: seconds of which preparing one provider may take ``MOST_OF_BUDGET``.
     """
 
@@ -64,7 +64,7 @@ class Run:
         self._preparing: dict[str, float] = defaultdict(float)  # seconds by provider
 
     def measure(self, case: Case, names: Sequence[str]) -> list[Row]:
-        """Check the providers of one case, measure their memory, then time them by turns."""
+        """Check the providers of one case, measure their memory, then time them interleaved."""
         torch.compiler.reset()  # the earlier shapes' code is not needed again
         self.device.release()
         rows: list[Row] = []

@@ -128,12 +128,12 @@ def most_telling_first(chosen: Sequence[Case]) -> list[Case]:
     """The order for a run that may be ended: two modalities first, and of each group's shapes the first and
     the last, then the second and the one before the last, and so on, each in all that there is of it."""
 
-    def turn(case: Case) -> tuple[int, int]:
+    def priority(case: Case) -> tuple[int, int]:
         sizes = GROUPS[case.group].sizes
         at = sizes.index((case.shape.batch, case.shape.channels, case.shape.spatial[0]))
         return case.shape.num_modalities, min(2 * at, 2 * (len(sizes) - at) - 1)
 
-    return sorted(chosen, key=turn)
+    return sorted(chosen, key=priority)
 
 
 def bare(case: Case) -> Case:
