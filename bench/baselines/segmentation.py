@@ -237,7 +237,7 @@ class Decoder(nn.Module):
         return each(self.classifier, each(self.dropout, xs))
 
 
-class StraightforwardNetwork(nn.Module):
+class EagerNetwork(nn.Module):
     """A list of M ``[N, 3, H, W]`` to M branches, their ensemble and the outputs of an auxiliary head."""
 
     def __init__(
@@ -250,7 +250,7 @@ class StraightforwardNetwork(nn.Module):
         self.auxiliary = None
         self.alpha = nn.Parameter(torch.zeros(num_modalities))
 
-    def train(self, mode: bool = True) -> StraightforwardNetwork:
+    def train(self, mode: bool = True) -> EagerNetwork:
         super().train(mode)
         for module in self.encoder.modules():
             if self.frozen_statistics and isinstance(module, nn.BatchNorm2d):
@@ -265,7 +265,7 @@ class StraightforwardNetwork(nn.Module):
         return branches, ensemble, self.auxiliary(features) if self.auxiliary else []
 
 
-class StraightforwardRefineNet(StraightforwardNetwork):
+class EagerRefineNet(EagerNetwork):
     """Arguments as ``models.refinenet``."""
 
     def __init__(
@@ -330,7 +330,7 @@ class Auxiliary(nn.Module):
         return each(self.classifier, each(self.dropout, self.reduce(features[2])))
 
 
-class StraightforwardPSPNet(StraightforwardNetwork):
+class EagerPSPNet(EagerNetwork):
     """Arguments as ``models.pspnet``."""
 
     def __init__(
@@ -351,8 +351,8 @@ class StraightforwardPSPNet(StraightforwardNetwork):
         self.auxiliary = Auxiliary(body.channels[2], num_classes, dropout, num_modalities)
 
 
-def straightforward_loss(
-    net: StraightforwardNetwork,
+def eager_loss(
+    net: EagerNetwork,
     outputs: tuple[list[Tensor], Tensor, list[Tensor]],
     target: Tensor,
     sparsity: float,
@@ -367,10 +367,10 @@ def straightforward_loss(
     branches, ensemble, heads = outputs
     loss = sum(discriminate(logits) for logits in (*branches, ensemble))
     loss = loss + auxiliary * sum(discriminate(logits) for logits in heads)
-    return loss + sparsity * straightforward_penalty(net)
+    return loss + sparsity * eager_penalty(net)
 
 
-def straightforward_penalty(net: nn.Module) -> Tensor | float:
+def eager_penalty(net: nn.Module) -> Tensor | float:
     """Sum of |γ| over every modality's share of the channels that it may exchange."""
     penalty: Tensor | float = 0.0
     for norms in net.modules():

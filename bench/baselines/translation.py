@@ -90,7 +90,7 @@ class Decoder(nn.Module):
         return [torch.tanh(self.image(F.relu(x))) for x in xs]
 
 
-class StraightforwardUNet(nn.Module):
+class EagerUNet(nn.Module):
     """Arguments as ``models.unet``; a list of M ``[N, 3, H, W]`` to M branches and the ensemble."""
 
     def __init__(
@@ -117,7 +117,7 @@ class StraightforwardUNet(nn.Module):
         return branches, ensemble
 
 
-class StraightforwardPatchGAN(nn.Module):
+class EagerPatchGAN(nn.Module):
     """Arguments as ``models.patchgan``; lists of M inputs and of M images to a list of M logits."""
 
     def __init__(self, in_channels: int = 6, base_width: int = 64) -> None:

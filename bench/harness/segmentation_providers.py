@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from bench.baselines.segmentation import (
-    StraightforwardPSPNet,
-    StraightforwardRefineNet,
+    EagerPSPNet,
+    EagerRefineNet,
     compiled,
+    eager_loss,
     split_state,
-    straightforward_loss,
 )
 from bench.harness.configs import Config
 from bench.harness.shapes import SMALL_SCALES
@@ -41,18 +41,18 @@ from models.training.optimisation import Optimisation
 from models.training.precision import autocast, loss_scaler
 from models.training.settings import RunSettings
 
-STRAIGHTFORWARD = {"refinenet": StraightforwardRefineNet, "pspnet": StraightforwardPSPNet}
+EAGER_NETWORKS = {"refinenet": EagerRefineNet, "pspnet": EagerPSPNet}
 DECODERS = {"refinenet": {"width": 256, "dropout": 0.5}, "pspnet": {"width": 512, "dropout": 0.1}}
 LEARNING_RATE = 1e-3
 STAGE = SegmentationStage(steps=10**6, encoder_lr=LEARNING_RATE, decoder_lr=LEARNING_RATE)
 
 
-class Straightforward:
+class Eager:
     """Lists of tensors, every output resized and judged by itself, SGD as it comes."""
 
     def __init__(self, recipe: SegmentationRecipe, config: Config, state: dict[str, Tensor]) -> None:
         model, device = recipe.model, torch.device(recipe.run.device)
-        net = STRAIGHTFORWARD[model.network](
+        net = EAGER_NETWORKS[model.network](
             model.encoder,
             recipe.data.num_classes,
             len(recipe.data.modalities),
@@ -79,7 +79,7 @@ class Straightforward:
         self.optimizer.zero_grad()
         with autocast(self.config.precision, batch.images.device):
             outputs = self.run(xs)
-            loss = straightforward_loss(self.net, outputs, batch.target, self.recipe.loss.sparsity)
+            loss = eager_loss(self.net, outputs, batch.target, self.recipe.loss.sparsity)
         loss.backward()
         self.optimizer.step()
         return loss.detach()
@@ -128,7 +128,7 @@ class Ours:
             self.optimisation.optimizer.zero_grad()
 
 
-Provider = Straightforward | Ours
+Provider = Eager | Ours
 
 
 def recipe_of(args: argparse.Namespace, config: Config, dropout: float | None = None) -> SegmentationRecipe:
@@ -169,7 +169,7 @@ def initial_state(recipe: SegmentationRecipe) -> dict[str, Tensor]:
 
 def make_provider(recipe: SegmentationRecipe, config: Config, state: dict[str, Tensor]) -> Provider:
     """A network run under a config."""
-    return (Ours if config.ours else Straightforward)(recipe, config, state)
+    return (Ours if config.ours else Eager)(recipe, config, state)
 
 
 def batches(recipe: SegmentationRecipe, count: int) -> list[Batch]:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.baselines.segmentation import compiled, split_state, straightforward_penalty
-from bench.baselines.translation import StraightforwardPatchGAN, StraightforwardUNet
+from bench.baselines.segmentation import compiled, eager_penalty, split_state
+from bench.baselines.translation import EagerPatchGAN, EagerUNet
 from bench.harness.configs import Config
 from bench.harness.shapes import SMALL_SCALES
 from cen_ext import exchanging_layers
@@ -39,16 +39,16 @@ STAGE = TranslationStage(steps=10**6)
 State = dict[str, dict[str, Tensor]]  # of the generator and of the discriminator
 
 
-class Straightforward:
+class Eager:
     """Lists of tensors, two passes of the generator a step, Adam as it comes."""
 
     def __init__(self, recipe: TranslationRecipe, config: Config, state: State) -> None:
         model, device = recipe.model, torch.device(recipe.run.device)
         self.recipe, self.config = recipe, config
-        self.generator = StraightforwardUNet(
+        self.generator = EagerUNet(
             len(recipe.data.domains), size=model.size, threshold=model.threshold, dropout=model.dropout
         )
-        self.discriminator = StraightforwardPatchGAN()
+        self.discriminator = EagerPatchGAN()
         nets = {"generator": self.generator, "discriminator": self.discriminator}
         for name, net in nets.items():
             net.load_state_dict(split_state(state[name]))
@@ -83,7 +83,7 @@ class Straightforward:
             decisions = self.discriminate(xs, branches)
             loss = sum(bce(decision, torch.ones_like(decision)) for decision in decisions)
             loss = loss + settings.l1 * sum(F.l1_loss(y, batch.target) for y in (*branches, ensemble))
-            loss = loss + settings.sparsity * straightforward_penalty(self.generator)
+            loss = loss + settings.sparsity * eager_penalty(self.generator)
         self.update("generator", loss)
         return loss.detach()
 
@@ -124,7 +124,7 @@ class Ours:
                 optimisation.optimizer.zero_grad()
 
 
-Provider = Straightforward | Ours
+Provider = Eager | Ours
 
 
 def recipe_of(args: argparse.Namespace, config: Config, dropout: float | None = None) -> TranslationRecipe:
@@ -157,7 +157,7 @@ def initial_state(recipe: TranslationRecipe) -> State:
 
 def make_provider(recipe: TranslationRecipe, config: Config, state: State) -> Provider:
     """A pair of networks run under a config."""
-    return (Ours if config.ours else Straightforward)(recipe, config, state)
+    return (Ours if config.ours else Eager)(recipe, config, state)
 
 
 def batches(recipe: TranslationRecipe, count: int) -> list[TranslationBatch]:

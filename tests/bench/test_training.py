@@ -19,7 +19,7 @@ TINY = ["--encoder", "resnet18", "--crop", "48", "--batch", "2", "--device", "cp
 def networks(made: training.Provider) -> list[nn.Module]:
     if isinstance(made, translation_providers.Ours):
         return [made.nets.generator, made.nets.discriminator]
-    if isinstance(made, translation_providers.Straightforward):
+    if isinstance(made, translation_providers.Eager):
         return [made.generator, made.discriminator]
     return [made.net]
 

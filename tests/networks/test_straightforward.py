@@ -8,9 +8,9 @@ from torch import Tensor
 
 import models
 from bench.baselines.segmentation import (
-    StraightforwardNetwork,
-    StraightforwardPSPNet,
-    StraightforwardRefineNet,
+    EagerNetwork,
+    EagerPSPNet,
+    EagerRefineNet,
     exchange,
     exchange_where,
     split_state,
@@ -28,18 +28,18 @@ CASES = [
     ("pspnet", "resnet18", 3, "own", False),
     ("pspnet", "resnet50", 2, "all", True),
 ]
-STRAIGHTFORWARD = {"refinenet": StraightforwardRefineNet, "pspnet": StraightforwardPSPNet}
+EAGER_NETWORKS = {"refinenet": EagerRefineNet, "pspnet": EagerPSPNet}
 
 
 def pair(
     network: str, encoder: str, num_modalities: int, region: str, frozen: bool
-) -> tuple[models.RefineNet | models.PSPNet, StraightforwardNetwork]:
+) -> tuple[models.RefineNet | models.PSPNet, EagerNetwork]:
     """The two networks with equal float64 weights."""
     options = {"region": region, "dropout": 0.0, "width": 6, "frozen_statistics": frozen}
     net = getattr(models, network)(encoder, 5, num_modalities, **options).double()
     randomise_norms(net)
     torch.nn.init.normal_(net.alpha)
-    usual = STRAIGHTFORWARD[network](encoder, 5, num_modalities, **options).double()
+    usual = EAGER_NETWORKS[network](encoder, 5, num_modalities, **options).double()
     usual.load_state_dict(split_state(net.state_dict()))
     return net, usual
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.baselines.segmentation import split_state, stacked_state
-from bench.baselines.translation import StraightforwardPatchGAN, StraightforwardUNet
+from bench.baselines.translation import EagerPatchGAN, EagerUNet
 from models.data import DataError
 from models.training import distributed
 from models.training.errors import UsageError
@@ -46,8 +46,8 @@ class Usual:
         model, loss = task.recipe.model, task.recipe.loss
         options = {"size": model.size, "base_width": model.base_width, "dropout": 0.0}
         options |= {"threshold": model.threshold, "region": model.region}
-        self.generator = StraightforwardUNet(len(DOMAINS), decoder_norms=model.decoder_norms, **options)
-        self.discriminator = StraightforwardPatchGAN(base_width=model.discriminator_width)
+        self.generator = EagerUNet(len(DOMAINS), decoder_norms=model.decoder_norms, **options)
+        self.discriminator = EagerPatchGAN(base_width=model.discriminator_width)
         for usual, ours in zip(self.nets(), (task.nets.generator, task.nets.discriminator), strict=True):
             usual.double().load_state_dict(split_state(ours.state_dict()))
         self.optimizers = [
