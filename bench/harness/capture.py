@@ -26,7 +26,7 @@ class Graphs(NamedTuple):
     gradients: Sequence[Tensor]  # none where there is no backward
 
 
-class Captured(NamedTuple):
+class GraphedProvider(NamedTuple):
     """In a provider's place: replays instead of calls."""
 
     name: str
@@ -42,7 +42,7 @@ class Captured(NamedTuple):
         return self.graphs[i].gradients
 
 
-def capture(provider: FunctionProvider) -> Captured:
+def capture(provider: FunctionProvider) -> GraphedProvider:
     """Capture a provider that has run before, so that whatever compiles at first has compiled.
 
     Raises:
@@ -62,7 +62,7 @@ def capture(provider: FunctionProvider) -> Captured:
         torch.cuda.set_stream(current)  # a failed capture may have left its own
         torch.cuda.synchronize()
         raise NotCaptured(str(error).partition("\n")[0]) from error
-    return Captured(provider.name, provider.calls, graphs)
+    return GraphedProvider(provider.name, provider.calls, graphs)
 
 
 def _run(provider: FunctionProvider, i: int) -> None:
