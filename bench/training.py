@@ -78,7 +78,7 @@ def measure(args: argparse.Namespace, configs: Sequence[str]) -> dict[str, Resul
         try:
             made = system.make_provider(system.recipe_of(args, CONFIGS[name]), CONFIGS[name], state)
             result.first_step = seconds(made, batch)
-            seconds(made, batch)  # the optimiser's state is there, and the network has its second shape
+            seconds(made, batch)  # the optimizer's state is there, and the network has its second shape
             measure_memory(made, batch, result)
             interleaved[name] = made
         except Exception as error:  # compilers have errors of their own; the others are to run all the same

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Ours stand out in red; the baselines go from the strongest to the weakest in blues and fading greys; what
-# does less than the operator is of another colour.
-COLOURS = {
+# does less than the operator is of another color.
+COLORS = {
     "cen_ext": "#c8401f",
     "cuda": "#e07b5f",
     "triton": "#efb09c",
@@ -79,13 +79,13 @@ def _draw(rows: Sequence[Row]) -> bytes:
 
 def _bars(ax: Axes, rows: Sequence[Row]) -> None:
     sizes = list(dict.fromkeys(r.size for r in rows))
-    names = [name for name in COLOURS if any(r.provider == name for r in rows)]
+    names = [name for name in COLORS if any(r.provider == name for r in rows)]
     width = 0.84 / len(names)
     for i, name in enumerate(names):
         shares = {r.size: r.share_of_copy for r in rows if r.provider == name}
         places = [at + (i - (len(names) - 1) / 2) * width for at in range(len(sizes))]
         heights = [shares.get(size, math.nan) for size in sizes]
-        ax.bar(places, heights, 0.92 * width, color=COLOURS[name], label=label(name))
+        ax.bar(places, heights, 0.92 * width, color=COLORS[name], label=label(name))
     ax.axhline(1, color="black", linewidth=0.8, label="copy")
     labels = [size.replace("x", "×") for size in sizes]
     ax.set_xticks(range(len(sizes)), labels, fontsize=8, rotation=20 if len(sizes) > 6 else 0)

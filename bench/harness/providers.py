@@ -168,7 +168,7 @@ def listed(case: Case, exchange: Callable[[list[Tensor], list[Tensor]], list[Ten
     """The usual code: a norm a modality, the exchange, the residual, the activation in place."""
     options, training = case.options, case.statistics == "batch"
 
-    def normalise(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None, var: Tensor | None) -> Tensor:
+    def normalize(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None, var: Tensor | None) -> Tensor:
         if options.norm == "instance":
             return F.instance_norm(x, mean, var, weight, bias, eps=options.eps)
         return F.batch_norm(x, mean, var, weight, bias, training, eps=options.eps)
@@ -183,7 +183,7 @@ def listed(case: Case, exchange: Callable[[list[Tensor], list[Tensor]], list[Ten
     ) -> Sequence[Tensor]:
         none = [None] * len(xs)
         tables = zip(xs, weights, biases, means or none, variances or none, strict=True)
-        ys = [normalise(*tensors) for tensors in tables]
+        ys = [normalize(*tensors) for tensors in tables]
         if options.threshold > 0 and len(xs) > 1:
             ys = exchange(ys, usual.replaced(weights, options.threshold, options.region))
         if residuals:

@@ -100,4 +100,4 @@ def test_the_picture_is_of_the_kernels_alone(monkeypatch: pytest.MonkeyPatch) ->
     pictures = plot.plot(rows)
     assert pictures["contiguous"].startswith(b"\x89PNG")
     assert drawn == [[r for r in rows if r.mode == "graph"]]
-    assert set(plot.COLOURS) >= set(providers.MAKERS) - {"copy"}
+    assert set(plot.COLORS) >= set(providers.MAKERS) - {"copy"}
