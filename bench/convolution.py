@@ -71,7 +71,7 @@ def calls(shape: Sequence[int]) -> dict[str, tuple[Call, Call, Call]]:
 
 
 def measure(shape: Sequence[int], repetitions: int) -> list[dict[str, Any]]:
-    """A row a pass."""
+    """One row per pass."""
     rows = []
     for name, (ours, theirs, exact) in calls(shape).items():
         expected = exact()

@@ -65,7 +65,7 @@ class Task(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How a task went."""
+    """Result of a task."""
 
     name: str
     state: str  # OK, MISSING or what went wrong
@@ -125,7 +125,7 @@ def sanitizer_task(tool: str | None, check: str, limit: float) -> Task:
 
 
 def run(task: Task) -> tuple[Outcome, str]:
-    """Run a task in the checkout, within its limit; how it went, and what it printed."""
+    """Run a task in the checkout, within its limit; its outcome, and what it printed."""
     if task.command is None:
         return Outcome(task.name, MISSING, 0.0, "compute-sanitizer is not here"), ""
     start = time.monotonic()

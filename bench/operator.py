@@ -3,7 +3,7 @@
 Providers are timed interleaved, in one process: in every repetition each runs forward on all input sets with
 gradients recorded, then backward on all of them, every call timed. Before anything is timed, every provider's
 y and gradients are compared with the reference's. Memory is the most that tensors take at once in one forward
-and backward beyond the inputs; y is let go in between, as in training.
+and backward beyond the inputs; y is freed in between, as in training.
 
     cen_ext            this project's operator, its best backend
     cuda, triton       its backends by name
@@ -13,12 +13,12 @@ and backward beyond the inputs; y is let go in between, as in training.
     compile            that under torch.compile
     compile_max        that under torch.compile(mode="max-autotune-no-cudagraphs"); by default on GPUs
     compile_reference  the reference under torch.compile; only with --providers
-    cudnn              PyTorch's norm alone, a call a modality: it exchanges, adds and activates nothing, is
-                       held against no reference and is there for what a library's call costs
+    cudnn              PyTorch's norm alone, one call per modality: without exchange, residual and activation,
+                       and so unchecked: it shows what a library's call costs
     copy               Tensor.clone of x: the 100 % line of ``bench.harness.shapes.floor_bytes``
 
-On a CPU, with ``--cache cold``, the default, there are so many input sets that a call finds nothing of its
-own in the cache, as in training. With ``--allocator kept``, the default, glibc is told to keep freed memory:
+On a CPU, with ``--cache cold``, the default, there are enough input sets that a call finds nothing of its own
+in the cache, as in training. With ``--allocator kept``, the default, glibc is told to keep freed memory:
 otherwise page faults, which come with whatever a provider allocates, take a large part of the time.
 ``default`` leaves the allocator as training finds it.
 
@@ -166,7 +166,7 @@ def in_order(rows: dict[Case, list[Row]], chosen: Sequence[Case]) -> list[Row]:
 
 
 def default_out(run: str, device: str) -> Path:
-    """Where a run's results go unless told."""
+    """Default path of a run's results, without ending."""
     name = f"operator_{run}" if device == "cpu" else f"operator_{run}_{device}"
     return (RESULTS if run == "full" else OTHER_RESULTS) / name
 

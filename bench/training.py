@@ -53,7 +53,7 @@ Batch = segmentation_providers.Batch | translation_providers.TranslationBatch
 
 @dataclass
 class Result:
-    """What was measured of one config."""
+    """Measurements of one config."""
 
     peak: int = 0  # bytes
     resident: int | None = None
@@ -92,7 +92,7 @@ def measure(args: argparse.Namespace, configs: Sequence[str]) -> dict[str, Resul
 
 
 def seconds(made: Provider, batch: Batch) -> float:
-    """How long a step takes."""
+    """Seconds that a step takes."""
     wait: Callable[[], object] = torch.cuda.synchronize if batch.images.is_cuda else lambda: None
     wait()
     start = time.perf_counter()

@@ -1,6 +1,6 @@
 """RefineNet and PSPNet with channel exchange as usually written: baselines, and checks of ``models``.
 
-Lists of M tensors everywhere, one call a modality for every shared layer, ``nn.BatchNorm2d`` a modality, the
+Lists of M tensors everywhere, one call per modality for every shared layer, one ``nn.BatchNorm2d`` each, the
 exchange by boolean masks into a fresh tensor. Parameter names are those of ``models``' networks, with the
 modality's number inside the norms' (``bn1.0.weight``); ``split_state`` and ``stacked_state`` convert.
 """
@@ -29,7 +29,7 @@ def each(layer: nn.Module, xs: list[Tensor]) -> list[Tensor]:
 
 
 class PrivateNorm(nn.ModuleList):
-    """A batch norm a modality and, with a threshold, the exchange after it."""
+    """One batch norm per modality and, with a threshold, the exchange after it."""
 
     def __init__(self, channels: int, num_modalities: int, threshold: float = 0.0, region: str = "own"):
         super().__init__(nn.BatchNorm2d(channels) for _ in range(num_modalities))
@@ -45,7 +45,7 @@ class PrivateNorm(nn.ModuleList):
 
 
 def replaced(weights: list[Tensor], threshold: float, region: str) -> list[Tensor]:
-    """Which channels each modality gives up: M masks ``[C]`` from M scales ``[C]``."""
+    """Masks of the channels that each modality gives up: M of ``[C]`` from M scales ``[C]``."""
     masks = []
     for m, weight in enumerate(weights):
         mask = weight.abs() < threshold
@@ -58,7 +58,7 @@ def replaced(weights: list[Tensor], threshold: float, region: str) -> list[Tenso
 
 
 def donor(xs: list[Tensor], m: int) -> Tensor:
-    """What takes the place of modality m's replaced channels: the mean of the other modalities."""
+    """Mean of the other modalities, which takes the place of modality m's replaced channels."""
     others = xs[:m] + xs[m + 1 :]
     return others[0] if len(others) == 1 else torch.stack(others).mean(0)
 
@@ -75,7 +75,7 @@ def exchange(xs: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
 
 
 def exchange_where(xs: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
-    """The same by ``torch.where``, which a compiler can fuse: a mask's count of channels is data."""
+    """Exchange by ``torch.where``, which a compiler can fuse: how many channels a mask has is data."""
     return [
         torch.where(mask.view(-1, 1, 1), donor(xs, m), x)
         for m, (x, mask) in enumerate(zip(xs, masks, strict=True))
@@ -83,7 +83,7 @@ def exchange_where(xs: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
 
 
 def compiled(net: nn.Module) -> nn.Module:
-    """``net`` under ``torch.compile``, as one graph."""
+    """Compile ``net`` by ``torch.compile``, as one graph."""
     for module in net.modules():
         if hasattr(module, "exchange"):
             module.exchange = exchange_where
@@ -296,7 +296,7 @@ class ConvNorm(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """PSPNet's head: stage 4 beside its averages over 1, 2 by 2, 3 by 3 and 6 by 6 regions."""
+    """PSPNet's head: stage 4 concatenated with its averages over 1, 2 by 2, 3 by 3 and 6 by 6 regions."""
 
     def __init__(self, channels: int, num_classes: int, width: int, dropout: float, num_modalities: int):
         super().__init__()
@@ -382,7 +382,7 @@ def eager_penalty(net: nn.Module) -> Tensor | float:
 
 
 def split_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of a network of ours as that of its straightforward twin."""
+    """Convert the state dict of a network of ours to that of its eager twin."""
     split = {}
     for key, value in state.items():
         module, _, leaf = key.rpartition(".")
@@ -396,7 +396,7 @@ def split_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def stacked_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of ``split_state``; for gradients too."""
+    """Invert ``split_state``; for gradients too."""
     stacked = {}
     private: dict[str, list[Tensor]] = defaultdict(list)
     for key, value in state.items():

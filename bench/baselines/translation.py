@@ -1,6 +1,6 @@
 """The translation networks as they are usually written: a baseline, and a check of ``models.translation``.
 
-Lists of M tensors everywhere, one call a modality for every shared layer, ``nn.InstanceNorm2d`` a modality,
+Lists of M tensors everywhere, one call per modality for every shared layer, one ``nn.InstanceNorm2d`` each,
 the exchange by boolean masks into a fresh tensor. Parameter names are those of ``models.unet`` and
 ``models.patchgan``, with the modality's number inside the norms' (``norm.0.weight``);
 ``bench.baselines.segmentation.split_state`` and ``stacked_state`` convert.
@@ -16,7 +16,7 @@ from bench.baselines.segmentation import each, exchange, replaced
 
 
 class Norm(nn.ModuleList):
-    """An instance norm a modality, or one for all of them, and, with a threshold, the exchange after it."""
+    """One instance norm per modality, or one for all, and, with a threshold, the exchange after it."""
 
     def __init__(self, channels: int, number: int, threshold: float = 0.0, region: str = "own") -> None:
         super().__init__(

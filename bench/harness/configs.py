@@ -8,7 +8,7 @@ import torch
 
 
 class Config(NamedTuple):
-    """Whose network, and how it is run."""
+    """Network, ours or the baseline, and the precision, layout and compiler that it runs with."""
 
     ours: bool
     precision: str = "fp32"
@@ -18,7 +18,7 @@ class Config(NamedTuple):
 
     @property
     def layout(self) -> torch.memory_format:
-        """Of the images and of the convolutions' weights."""
+        """Memory format of the images and of the convolutions' weights."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
 

@@ -24,17 +24,17 @@ Timer = Callable[..., tuple[Any, float]]
 
 
 class Device(Protocol):
-    """What a run asks of a device."""
+    """Interface of a device to a run."""
 
     name: str  # of the torch device
-    repetitions: int  # unless told
+    repetitions: int  # the default
     timers: dict[str, Timer]  # by mode: "eager" calls, and "graph" replays where there are CUDA graphs
 
     def settings(self) -> dict[str, object]:
-        """What figures depend on, by name."""
+        """Facts that the figures depend on, by name."""
 
     def count_sets(self, case: Case) -> int:
-        """How many input sets a round goes through."""
+        """Number of input sets of a round."""
 
     def release(self) -> None:
         """Give back what earlier cases held."""
@@ -50,7 +50,7 @@ class Cpu:
     """Calls are over when they return; their inputs are out of the cache in the next round.
 
     Args:
-        cold: go through so many input sets that each has left the cache.
+        cold: use enough input sets that each has left the cache when it is used again.
         kept: have glibc keep freed memory.
     """
 

@@ -1,4 +1,4 @@
-"""The operator's goals on GPUs, and what a run has to say to them."""
+"""Goals of the operator on GPUs, and tables that hold a run's figures against them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def goal_tables(rows: Sequence[Row], l2_bytes: int) -> dict[str, Table]:
 
 
 def reach(forward: Row, l2_bytes: int) -> str:
-    """How a case's tensors relate to the L2, by what its forward pass must move at the least."""
+    """Size class of a case relative to the L2, by the bytes that its forward pass must move."""
     if 1e6 * forward.floor_mb > l2_bytes:
         return PAST_L2
     side = int(forward.size.rpartition("x")[2])
@@ -50,7 +50,7 @@ def reach(forward: Row, l2_bytes: int) -> str:
 
 
 def goal(kind: tuple[str, ...]) -> str:
-    """What is aimed at, of tensors by (reach, statistics, phase, ...); empty where nothing is."""
+    """Goal for tensors of a kind (reach, statistics, phase, ...); empty where there is none."""
     tensors, statistics, phase, *_ = kind
     if tensors == SMALL:
         return SMALL_GOAL

@@ -64,7 +64,7 @@ def gpu() -> dict[str, object]:
 
 
 def _output(*command: str) -> str | None:
-    """What a program prints; None where it is missing or fails."""
+    """Output of a program; None where it is missing or fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -1,4 +1,4 @@
-"""Memory that a piece of work takes, and the allocator's manners."""
+"""Measure the memory that a function takes, and set how the C library's allocator behaves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The picture of the operator's benchmark: each provider's share of copy speed, shape by shape."""
+"""Plot of the operator's benchmark: each provider's share of copy speed, shape by shape."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TITLES = {"resnet": "ResNet, exchanging", "wide": "ResNet, residual and relu", "
 
 
 def plot(rows: Sequence[Row]) -> dict[str, bytes]:
-    """A PNG a layout; none, with a line, without matplotlib.
+    """One PNG per layout; none, with a message, without matplotlib.
 
     Of the first type and number of modalities, and of the last mode: on a GPU, the kernels alone.
     """

@@ -1,7 +1,7 @@
-"""Who is compared in the operator's benchmark, and what each is given.
+"""Providers of the operator's benchmark: cen_ext, its backends and the baselines, each with its inputs.
 
-A provider is a function of one input set and the way that it takes the set: all modalities stacked, or lists
-of M tensors (views of the stacked ones, so that every provider reads the same memory).
+A provider is a function of one input set and the form in which it takes the set: all modalities stacked, or
+lists of M tensors (views of the stacked ones, so that every provider reads the same memory).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Call(NamedTuple):
 
 
 class Provider(Protocol):
-    """Who is timed: a provider, or what stands in for it."""
+    """Implementation that is timed: its functions, or graphs that replay them."""
 
     @property
     def name(self) -> str: ...
@@ -78,7 +78,7 @@ class FunctionProvider(NamedTuple):
         return torch.autograd.grad(outputs, self.calls[i].leaves, self.calls[i].dy)
 
     def step(self) -> Sequence[Tensor]:
-        """Forward and backward of the first input set; y is let go in between, as in training, where the
+        """Forward and backward of the first input set; y is freed in between, as in training, where the
         next layer's backward pass is done with it."""
         return self.backward(0, [get_gradient_edge(y) for y in self.forward(0)])
 
@@ -109,7 +109,7 @@ def make_sets(case: Case, count: int, device: str = "cpu") -> list[InputSet]:
 
 
 def stacked_call(tensors: InputSet) -> Call:
-    """As cen_ext takes it."""
+    """Call of an input set as cen_ext takes it: modalities stacked."""
     x, weight, bias, mean, var, residual, dy = tensors
     running = [None if t is None else t.clone() for t in (mean, var)]
     x, weight, bias = (leaf.detach().requires_grad_() for leaf in (x, weight, bias))
@@ -121,7 +121,7 @@ def stacked_call(tensors: InputSet) -> Call:
 
 
 def listed_call(tensors: InputSet) -> Call:
-    """As the usual code takes it: a list of M tensors for each."""
+    """Call of an input set as the usual code takes it: a list of M tensors for each argument."""
     x, weight, bias, mean, var, residual, dy = tensors
     count = weight.shape[0]
 
@@ -165,7 +165,7 @@ def stacked(case: Case, backend: str | None) -> Function:
 
 
 def listed(case: Case, exchange: Callable[[list[Tensor], list[Tensor]], list[Tensor]]) -> Function:
-    """The usual code: a norm a modality, the exchange, the residual, the activation in place."""
+    """The usual code: one norm per modality, the exchange, the residual, the activation in place."""
     options, training = case.options, case.statistics == "batch"
 
     def normalize(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None, var: Tensor | None) -> Tensor:
@@ -233,7 +233,7 @@ ON_GPUS = ("cuda", "triton", "cudnn")
 
 
 def unavailable(names: Sequence[str], device: str) -> dict[str, str]:
-    """Which of the providers cannot run on a device, and why."""
+    """Reasons why providers cannot run on a device, by the names of those that cannot."""
     backends = cen_ext.available_backends()
     reasons = {}
     for name in names:

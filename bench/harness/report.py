@@ -38,13 +38,13 @@ class Row:
     upper_ms: float
     floor_mb: float  # bytes that must move (bench.harness.shapes.floor_bytes; cudnn: the norm's), 1e6
     gb_per_s: float  # the floor's bytes in the median time, 1e9
-    share_of_copy: float  # of a plain copy's bytes a second in the same case
+    share_of_copy: float  # of a plain copy's bytes per second in the same case
     speedup: float  # its median over cen_ext's: how many times as fast cen_ext is
     peak_mb: float  # most tensor memory of forward and backward above the inputs, 1e6 (copy: of the copy)
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What the row's case has in common with the other shapes of its kind."""
+        """Key of the row's kind: its case without the shape."""
         return (self.group, self.statistics, self.layout, self.dtype, str(self.modalities))
 
 
@@ -132,7 +132,7 @@ def mean(values: Sequence[float], worst: Callable[[Sequence[float]], float]) -> 
 
 
 def others(rows: Sequence[Row]) -> list[str]:
-    """Who cen_ext is compared with."""
+    """Names of the providers that cen_ext is compared with."""
     return list(dict.fromkeys(r.provider for r in rows if r.provider not in ("cen_ext", "copy")))
 
 

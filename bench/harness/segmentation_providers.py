@@ -48,7 +48,7 @@ STAGE = SegmentationStage(steps=10**6, encoder_lr=LEARNING_RATE, decoder_lr=LEAR
 
 
 class Eager:
-    """Lists of tensors, every output resized and judged by itself, SGD as it comes."""
+    """Lists of tensors, a loss per output at label resolution, PyTorch's SGD."""
 
     def __init__(self, recipe: SegmentationRecipe, config: Config, state: dict[str, Tensor]) -> None:
         model, device = recipe.model, torch.device(recipe.run.device)
@@ -85,12 +85,12 @@ class Eager:
         return loss.detach()
 
     def release(self) -> None:
-        """Let the gradients go."""
+        """Free the gradients."""
         self.optimizer.zero_grad()
 
 
 class Ours:
-    """What the training system makes of a recipe."""
+    """Network, loss and optimizer built by the training system from a recipe."""
 
     def __init__(self, recipe: SegmentationRecipe, config: Config, state: dict[str, Tensor]) -> None:
         device = torch.device(recipe.run.device)
@@ -123,7 +123,7 @@ class Ours:
         return loss
 
     def release(self) -> None:
-        """Let the gradients go, but for those that a recorded graph writes to."""
+        """Free the gradients, except those that a CUDA graph writes to."""
         if not self.recipe.run.cuda_graphs:
             self.optimisation.optimizer.zero_grad()
 
@@ -168,12 +168,12 @@ def initial_state(recipe: SegmentationRecipe) -> dict[str, Tensor]:
 
 
 def make_provider(recipe: SegmentationRecipe, config: Config, state: dict[str, Tensor]) -> Provider:
-    """A network run under a config."""
+    """Network of a recipe, trained under a config."""
     return (Ours if config.ours else Eager)(recipe, config, state)
 
 
 def batches(recipe: SegmentationRecipe, count: int) -> list[Batch]:
-    """So many augmented batches of generated rooms on the recipe's device; the same whenever asked for."""
+    """Augmented batches of generated rooms on the recipe's device, the same in every call."""
     crop, size = recipe.data.crop, recipe.data.batch_size
     with tempfile.TemporaryDirectory() as folder:
         root = prepare_synthetic(

@@ -1,4 +1,4 @@
-"""What the operator's benchmark runs: the layers of the networks, as cases, and the bytes each must move."""
+"""Cases of the operator's benchmark, the layers of the networks, and the bytes that each must move."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The translation networks that ``bench.training`` trains against each other, as the segmentation ones in
 ``bench.harness.segmentation_providers``.
 
-Ours passes through the generator once a step, the straightforward code twice, as the released one: without
+Ours passes through the generator once per step, the straightforward code twice, as the released one: without
 dropout both compute the same numbers.
 """
 
@@ -40,7 +40,7 @@ State = dict[str, dict[str, Tensor]]  # of the generator and of the discriminato
 
 
 class Eager:
-    """Lists of tensors, two passes of the generator a step, Adam as it comes."""
+    """Lists of tensors, two passes of the generator per step, PyTorch's Adam."""
 
     def __init__(self, recipe: TranslationRecipe, config: Config, state: State) -> None:
         model, device = recipe.model, torch.device(recipe.run.device)
@@ -93,13 +93,13 @@ class Eager:
         self.optimizers[name].step()
 
     def release(self) -> None:
-        """Let the gradients go."""
+        """Free the gradients."""
         for net in (self.generator, self.discriminator):
             net.zero_grad()
 
 
 class Ours:
-    """What the training system makes of a recipe."""
+    """Networks and optimizers built by the training system from a recipe."""
 
     def __init__(self, recipe: TranslationRecipe, config: Config, state: State) -> None:
         device = torch.device(recipe.run.device)
@@ -118,7 +118,7 @@ class Ours:
         return losses["loss"]
 
     def release(self) -> None:
-        """Let the gradients go, but for those that a recorded graph writes to."""
+        """Free the gradients, except those that a CUDA graph writes to."""
         if not self.config.cuda_graphs:
             for optimisation in self.nets.optimisations.values():
                 optimisation.optimizer.zero_grad()
@@ -156,12 +156,12 @@ def initial_state(recipe: TranslationRecipe) -> State:
 
 
 def make_provider(recipe: TranslationRecipe, config: Config, state: State) -> Provider:
-    """A pair of networks run under a config."""
+    """Pair of networks of a recipe, trained under a config."""
     return (Ours if config.ours else Eager)(recipe, config, state)
 
 
 def batches(recipe: TranslationRecipe, count: int) -> list[TranslationBatch]:
-    """So many augmented batches of generated rooms on the recipe's device; the same whenever asked for."""
+    """Augmented batches of generated rooms on the recipe's device, the same in every call."""
     side, size = recipe.data.resize, recipe.data.batch_size
     with tempfile.TemporaryDirectory() as folder:
         root = prepare_synthetic_domains(

@@ -1,4 +1,4 @@
-"""What is made of the figures of a GPU: tables in two modes, goals, pictures."""
+"""Tables of a GPU's figures in two modes, goals and plots."""
 
 from __future__ import annotations
 

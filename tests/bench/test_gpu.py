@@ -23,7 +23,7 @@ L2 = 1000
 
 
 class Pretended:
-    """What ``torch.cuda`` does, without a GPU: work is done at once, and noted in order."""
+    """``torch.cuda`` without a GPU: work is done at once, and noted in order."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
