@@ -2,18 +2,17 @@
 
 Lists of M tensors everywhere, one call per modality for every shared layer, one ``nn.BatchNorm2d`` each, the
 exchange by boolean masks into a fresh tensor. Parameter names are those of ``models``' networks, with the
-modality's number inside the norms' (``bn1.0.weight``); ``split_state`` and ``stacked_state`` convert.
+modality's number inside the norms' (``bn1.0.weight``); ``bench.baselines.exchange.split_state`` and
+``stacked_state`` convert.
 """
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from bench.baselines.exchange import each, eager_penalty, exchange, replaced
 
 DEPTHS = {
     "resnet18": (2, 2, 2, 2),
@@ -22,10 +21,6 @@ DEPTHS = {
     "resnet101": (3, 4, 23, 3),
     "resnet152": (3, 8, 36, 3),
 }
-
-
-def each(layer: nn.Module, xs: list[Tensor]) -> list[Tensor]:
-    return [layer(x) for x in xs]
 
 
 class PrivateNorm(nn.ModuleList):
@@ -42,52 +37,6 @@ class PrivateNorm(nn.ModuleList):
         if self.threshold == 0 or len(xs) == 1:
             return xs
         return self.exchange(xs, replaced([norm.weight for norm in self], self.threshold, self.region))
-
-
-def replaced(weights: list[Tensor], threshold: float, region: str) -> list[Tensor]:
-    """Masks of the channels that each modality gives up: M of ``[C]`` from M scales ``[C]``."""
-    masks = []
-    for m, weight in enumerate(weights):
-        mask = weight.abs() < threshold
-        if region == "own":
-            share = torch.zeros_like(mask)
-            share[m * len(mask) // len(weights) : (m + 1) * len(mask) // len(weights)] = True
-            mask = mask & share
-        masks.append(mask)
-    return masks
-
-
-def donor(xs: list[Tensor], m: int) -> Tensor:
-    """Mean of the other modalities, which takes the place of modality m's replaced channels."""
-    others = xs[:m] + xs[m + 1 :]
-    return others[0] if len(others) == 1 else torch.stack(others).mean(0)
-
-
-def exchange(xs: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
-    """Replace the masked channels of each modality by indexing with booleans, into a fresh tensor."""
-    exchanged = []
-    for m, (x, mask) in enumerate(zip(xs, masks, strict=True)):
-        y = torch.zeros_like(x)
-        y[:, ~mask] = x[:, ~mask]
-        y[:, mask] = donor(xs, m)[:, mask]
-        exchanged.append(y)
-    return exchanged
-
-
-def exchange_where(xs: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
-    """Exchange by ``torch.where``, which a compiler can fuse: how many channels a mask has is data."""
-    return [
-        torch.where(mask.view(-1, 1, 1), donor(xs, m), x)
-        for m, (x, mask) in enumerate(zip(xs, masks, strict=True))
-    ]
-
-
-def compiled(net: nn.Module) -> nn.Module:
-    """Compile ``net`` by ``torch.compile``, as one graph."""
-    for module in net.modules():
-        if hasattr(module, "exchange"):
-            module.exchange = exchange_where
-    return torch.compile(net, dynamic=False, fullgraph=True)
 
 
 class Block(nn.Module):
@@ -368,43 +317,3 @@ def eager_loss(
     loss = sum(discriminate(logits) for logits in (*branches, ensemble))
     loss = loss + auxiliary * sum(discriminate(logits) for logits in heads)
     return loss + sparsity * eager_penalty(net)
-
-
-def eager_penalty(net: nn.Module) -> Tensor | float:
-    """Sum of |γ| over every modality's share of the channels that it may exchange."""
-    penalty: Tensor | float = 0.0
-    for norms in net.modules():
-        if isinstance(norms, nn.ModuleList) and getattr(norms, "threshold", 0) > 0 and len(norms) > 1:
-            for m, norm in enumerate(norms):
-                first, last = (i * len(norm.weight) // len(norms) for i in (m, m + 1))
-                penalty = penalty + norm.weight[first:last].abs().sum()
-    return penalty
-
-
-def split_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert the state dict of a network of ours to that of its eager twin."""
-    split = {}
-    for key, value in state.items():
-        module, _, leaf = key.rpartition(".")
-        norm = state.get(f"{module}.weight", value)  # a norm's entries are [M, C], but for its counter
-        if norm.dim() != 2:
-            split[key] = value
-            continue
-        for m in range(len(norm)):
-            split[f"{module}.{m}.{leaf}"] = value[m] if value.dim() == 2 else value
-    return split
-
-
-def stacked_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Invert ``split_state``; for gradients too."""
-    stacked = {}
-    private: dict[str, list[Tensor]] = defaultdict(list)
-    for key, value in state.items():
-        match = re.fullmatch(r"(.*(?:bn\d|downsample\.1|norm))\.\d+\.(\w+)", key)
-        if match:
-            private[f"{match[1]}.{match[2]}"].append(value)
-        else:
-            stacked[key] = value
-    for key, values in private.items():
-        stacked[key] = torch.stack(values) if values[0].dim() == 1 else values[0]
-    return stacked

@@ -3,7 +3,7 @@
 Lists of M tensors everywhere, one call per modality for every shared layer, one ``nn.InstanceNorm2d`` each,
 the exchange by boolean masks into a fresh tensor. Parameter names are those of ``models.unet`` and
 ``models.patchgan``, with the modality's number inside the norms' (``norm.0.weight``);
-``bench.baselines.segmentation.split_state`` and ``stacked_state`` convert.
+``bench.baselines.exchange.split_state`` and ``stacked_state`` convert.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.baselines.segmentation import each, exchange, replaced
+from bench.baselines.exchange import each, exchange, replaced
 
 
 class Norm(nn.ModuleList):

@@ -16,7 +16,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 
 import cen_ext
-from bench.baselines import segmentation as usual
+from bench.baselines import exchange as usual
 from bench.harness.shapes import DTYPES, LAYOUTS, SMALL_SCALES, Case, bare
 
 # Relative errors in the Euclidean norm. What is within rounding of the activation's kink may pass a gradient

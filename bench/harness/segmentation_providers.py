@@ -14,12 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bench.baselines.exchange import compiled, split_state
 from bench.baselines.segmentation import (
     EagerPSPNet,
     EagerRefineNet,
-    compiled,
     eager_loss,
-    split_state,
 )
 from bench.harness.configs import Config
 from bench.harness.shapes import SMALL_SCALES

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.baselines.segmentation import compiled, eager_penalty, split_state
+from bench.baselines.exchange import compiled, eager_penalty, split_state
 from bench.baselines.translation import EagerPatchGAN, EagerUNet
 from bench.harness.configs import Config
 from bench.harness.shapes import SMALL_SCALES

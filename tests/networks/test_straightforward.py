@@ -7,14 +7,11 @@ import torch
 from torch import Tensor
 
 import models
+from bench.baselines.exchange import exchange, exchange_where, split_state, stacked_state
 from bench.baselines.segmentation import (
     EagerNetwork,
     EagerPSPNet,
     EagerRefineNet,
-    exchange,
-    exchange_where,
-    split_state,
-    stacked_state,
 )
 from tests.helpers.networks import randomise_norms
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import models
-from bench.baselines.segmentation import split_state, stacked_state
+from bench.baselines.exchange import split_state, stacked_state
 from bench.baselines.translation import EagerPatchGAN, EagerUNet
 from models.translation import discriminate
 from tests.helpers.networks import randomise_norms
