@@ -36,7 +36,7 @@ from models.segmentation.settings import (
     SegmentationStage,
 )
 from models.segmentation.task import make_optimizer
-from models.training import compilation
+from models.training import graphs
 from models.training.optimisation import Optimisation
 from models.training.precision import autocast, loss_scaler
 from models.training.settings import RunSettings
@@ -94,12 +94,12 @@ class Ours:
 
     def __init__(self, recipe: SegmentationRecipe, way: Way, state: dict[str, Tensor]) -> None:
         device = torch.device(recipe.run.device)
-        compilation.check(recipe.run, device)
+        graphs.check(recipe.run, device)
         self.net = build_network(recipe)
         self.net.load_state_dict(state)
         self.net.to(device, memory_format=way.layout).train()
         self.recipe, self.way = recipe, way
-        self.objective = compilation.compiled(Objective(self.net, recipe, device), recipe.run)
+        self.objective = graphs.compiled(Objective(self.net, recipe, device), recipe.run)
         self.optimisation = Optimisation(
             make_optimizer(self.net, recipe.optim, STAGE, recipe.run.precision),
             recipe.optim,
@@ -108,7 +108,7 @@ class Ours:
             loss_scaler(recipe.run.precision, device),
         )
         recorded = recipe.run.cuda_graphs
-        self.gradients = compilation.GraphedStep(self._gradients, self.net) if recorded else self._gradients
+        self.gradients = graphs.GraphedStep(self._gradients, self.net) if recorded else self._gradients
         self.steps = 0
 
     def _gradients(self, images: Tensor, target: Tensor) -> tuple[Tensor, ...]:

@@ -29,7 +29,7 @@ from models.segmentation.losses import counted_pixels
 from models.segmentation.objective import Objective
 from models.segmentation.overview import overview
 from models.segmentation.settings import OptimSettings, SegmentationRecipe, SegmentationStage
-from models.training import compilation, distributed
+from models.training import distributed, graphs
 from models.training.devices import device_of
 from models.training.ema import Ema
 from models.training.errors import UsageError
@@ -56,7 +56,7 @@ class SegmentationTask:
         check_batch_size(recipe)
         self.recipe = recipe
         self.device = device_of(recipe.run.device)
-        compilation.check(recipe.run, self.device)
+        graphs.check(recipe.run, self.device)
         self.names = output_names(recipe)
         self.stages = recipe.optim.stages
         self.loader = build_train_loader(recipe)
@@ -74,7 +74,7 @@ class SegmentationTask:
         if distributed.world_size() > 1:
             synchronise_statistics(self.net)
         self.ema = None if recipe.optim.ema is None else Ema(self.net, recipe.optim.ema)
-        objective = compilation.compiled(Objective(self.net, recipe, self.device), recipe.run)
+        objective = graphs.compiled(Objective(self.net, recipe, self.device), recipe.run)
         self.objective = distributed.parallel(objective, self.device)
         self.optimisation: Optimisation | None = None
 
@@ -100,7 +100,7 @@ class SegmentationTask:
         )
         # What was recorded belongs to the last stage's loss scale.
         recorded = self.recipe.run.cuda_graphs
-        self.gradients = compilation.GraphedStep(self._gradients, self.net) if recorded else self._gradients
+        self.gradients = graphs.GraphedStep(self._gradients, self.net) if recorded else self._gradients
 
     def batches(self, epoch: int, start_step: int) -> Iterable[Batch]:
         self.loader.seek(epoch, start_step)

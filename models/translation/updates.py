@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.networks.systems.patchgan import PatchGAN
 from models.networks.systems.unet import UNet
-from models.training import compilation, distributed
+from models.training import distributed, graphs
 from models.training.ema import Ema
 from models.training.optimisation import Optimisation, fused
 from models.training.precision import loss_scaler
@@ -42,7 +42,7 @@ class GANTrainer:
     def __init__(
         self, generator: UNet, discriminator: PatchGAN, recipe: TranslationRecipe, device: torch.device
     ) -> None:
-        compilation.check(recipe.run, device)
+        graphs.check(recipe.run, device)
         self.generator, self.discriminator = generator, discriminator
         self.recipe, self.device = recipe, device
         chosen = recipe.run.channels_last
@@ -54,7 +54,7 @@ class GANTrainer:
         self.ema = None if recipe.optim.ema is None else Ema(generator, recipe.optim.ema)
 
         def prepared(module: nn.Module) -> nn.Module:
-            return compilation.compiled(module, recipe.run)
+            return graphs.compiled(module, recipe.run)
 
         self.generate = distributed.parallel(prepared(Generation(generator, recipe, device)), device)
         self.discriminator_objective = distributed.parallel(
@@ -87,7 +87,7 @@ class GANTrainer:
         if self.recipe.run.cuda_graphs:
             # What was recorded belongs to the last stage's loss scales.
             both = nn.ModuleList([self.generator, self.discriminator])
-            recorded = compilation.GraphedStep(first, both, second)
+            recorded = graphs.GraphedStep(first, both, second)
             first, second = recorded, recorded.finish
         self.parts = first, second
 

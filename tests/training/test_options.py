@@ -19,7 +19,7 @@ from models.networks.encoders import ExchangePoint
 from models.networks.released.segmentation import released_names
 from models.segmentation.objective import Objective
 from models.segmentation.settings import LossSettings, SegmentationRecipe
-from models.training import checkpoint, compilation, distributed
+from models.training import checkpoint, distributed, graphs
 from models.training.errors import UsageError
 from models.training.optimisation import Optimisation
 from models.training.precision import loss_scaler
@@ -144,7 +144,7 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch, "compile", none)
     with pytest.raises(UsageError, match=r"run\.compile=true: .* not work for cpu here \(no c"):
-        compilation.check(RunSettings(compile=True), CPU)
+        graphs.check(RunSettings(compile=True), CPU)
 
 
 def test_graphs_need_a_gpu(rooms: Path) -> None:
