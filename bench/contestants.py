@@ -37,7 +37,7 @@ from models.segmentation.settings import (
 )
 from models.segmentation.task import make_optimizer
 from models.training import graphs
-from models.training.optimisation import Optimisation
+from models.training.optimization import Optimization
 from models.training.precision import autocast, loss_scaler
 from models.training.settings import RunSettings
 
@@ -100,7 +100,7 @@ class Ours:
         self.net.to(device, memory_format=way.layout).train()
         self.recipe, self.way = recipe, way
         self.objective = graphs.compiled(Objective(self.net, recipe, device), recipe.run)
-        self.optimisation = Optimisation(
+        self.optimization = Optimization(
             make_optimizer(self.net, recipe.optim, STAGE, recipe.run.precision),
             recipe.optim,
             0,
@@ -113,19 +113,19 @@ class Ours:
 
     def _gradients(self, images: Tensor, target: Tensor) -> tuple[Tensor, ...]:
         pixels = counted_pixels(target, self.recipe.data.ignore_index).clamp(min=1).double()
-        return self.optimisation.gradients(self.objective, [(images, target, pixels)])
+        return self.optimization.gradients(self.objective, [(images, target, pixels)])
 
     def step(self, batch: Batch) -> Tensor:
         """Train on a batch; the loss."""
         loss, *_ = self.gradients(batch.images.contiguous(memory_format=self.way.layout), batch.target)
-        self.optimisation.step(self.steps)
+        self.optimization.step(self.steps)
         self.steps += 1
         return loss
 
     def release(self) -> None:
         """Let the gradients go, but for those that a recorded graph writes to."""
         if not self.recipe.run.cuda_graphs:
-            self.optimisation.optimizer.zero_grad()
+            self.optimization.optimizer.zero_grad()
 
 
 Contestant = Straightforward | Ours

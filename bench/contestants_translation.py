@@ -119,8 +119,8 @@ class Ours:
     def release(self) -> None:
         """Let the gradients go, but for those that a recorded graph writes to."""
         if not self.way.cuda_graphs:
-            for optimisation in self.nets.optimisations.values():
-                optimisation.optimizer.zero_grad()
+            for optimization in self.nets.optimizations.values():
+                optimization.optimizer.zero_grad()
 
 
 Contestant = Straightforward | Ours

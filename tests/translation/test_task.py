@@ -202,7 +202,7 @@ def test_half_precision_trains_as_float32_does(views: Path) -> None:
     for precision in ("fp32", "bf16", "fp16"):
         task = tiny_task(views, f"run.precision={precision}", "model.dropout=0")
         found[precision] = torch.stack([task.step(batch, 0)["loss"] for batch in task.batches(0, 0)])
-        scalers = [each.scaler for each in task.nets.optimisations.values()]
+        scalers = [each.scaler for each in task.nets.optimizations.values()]
         assert len({id(scaler) for scaler in scalers}) == 2
         assert all(scaler.is_enabled() == (precision == "fp16") for scaler in scalers)
     for precision, tolerance in (("bf16", 2e-2), ("fp16", 1e-2)):

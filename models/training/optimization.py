@@ -26,7 +26,7 @@ def fused(net: nn.Module, precision: str) -> bool:
     return precision == "fp16" or not copied
 
 
-class Optimisation:
+class Optimization:
     """Turns losses into updates: ``gradients`` of a batch, then ``step``.
 
     Nothing in it waits for the device, if the optimiser is a fused one, or on a CPU.
