@@ -204,7 +204,7 @@ def check_batch_size(recipe: SegmentationRecipe) -> None:
 def make_optimizer(
     net: SegmentationNetwork, settings: OptimSettings, stage: SegmentationStage, precision: str
 ) -> torch.optim.Optimizer:
-    """A fresh optimiser; the ensemble's weights learn with the decoder."""
+    """A fresh optimizer; the ensemble's weights learn with the decoder."""
     rest = [parameter for name, parameter in net.named_parameters() if not name.startswith("encoder.")]
     groups = [
         {"name": "encoder", "params": list(net.encoder.parameters()), "lr": stage.encoder_lr},

@@ -2,10 +2,10 @@
 
 A run's checkpoint (``torch.save``) holds: ``format``; ``cen_ext``, the version; ``recipe``, the recipe's
 name; ``config``, its settings (``config.to_plain``); what the task says of its network, such as ``inputs``;
-``loop``, the loop's progress; ``task``, networks and optimisers; ``processes``, what differs between the
+``loop``, the loop's progress; ``task``, networks and optimizers; ``processes``, what differs between the
 run's processes.
 
-A network's file holds the same without ``loop``, ``processes`` and optimisers, and the averaged weights where
+A network's file holds the same without ``loop``, ``processes`` and optimizers, and the averaged weights where
 there are such: as ``.safetensors``, whose header holds each entry but ``task`` as JSON, or as ``.pt``.
 """
 

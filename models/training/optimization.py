@@ -1,4 +1,4 @@
-"""One optimiser and all that stands between a loss and the weights: scaling, clipping, schedule, average."""
+"""One optimizer and all that stands between a loss and the weights: scaling, clipping, schedule, average."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from models.training.settings import UpdateSettings
 
 
 def fused(net: nn.Module, precision: str) -> bool:
-    """Whether a network's optimiser should be one of torch's fused ones.
+    """Whether a network's optimizer should be one of torch's fused ones.
 
     They alone leave out fp16's overflowing steps without asking the device. On a CPU they copy channels_last
     weights, gradients and state back and forth, three quarters of what they take (RefineNet-50, SGD).
@@ -29,7 +29,7 @@ def fused(net: nn.Module, precision: str) -> bool:
 class Optimization:
     """Turns losses into updates: ``gradients`` of a batch, then ``step``.
 
-    Nothing in it waits for the device, if the optimiser is a fused one, or on a CPU.
+    Nothing in it waits for the device, if the optimizer is a fused one, or on a CPU.
 
     Args:
         optimizer: fresh; its groups' learning rates are the stage's.

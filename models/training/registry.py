@@ -18,7 +18,7 @@ class System(Protocol):
     """
 
     def task(self, recipe: Any, /) -> Any:
-        """Build a training's networks, data and optimisers: a ``models.training.loop.Task``."""
+        """Build a training's networks, data and optimizers: a ``models.training.loop.Task``."""
 
     def evaluate(self, checkpoint: Path, overrides: Sequence[str], output: Path | None) -> Any:
         """Print the metrics on the validation images; write them to a folder, or beside the checkpoint."""

@@ -78,7 +78,7 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class UpdateSettings:
-    """How a system's gradients become updates of its weights, whichever the optimiser."""
+    """How a system's gradients become updates of its weights, whichever the optimizer."""
 
     accumulate: int = setting(1, "parts a batch is computed in, one after the other, for less memory")
     clip: float | None = setting(None, "largest norm of all gradients; larger ones are scaled to it")
@@ -100,7 +100,7 @@ class UpdateSettings:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training with settings of its own and fresh optimisers."""
+    """A stretch of training with settings of its own and fresh optimizers."""
 
     epochs: int = setting(100, "length in epochs; 0 leaves the stage out")
     steps: int | None = setting(None, "length in steps, instead of epochs")

@@ -1,6 +1,6 @@
-"""A step of adversarial training: two networks, two optimisers, one pass of the generator.
+"""A step of adversarial training: two networks, two optimizers, one pass of the generator.
 
-The released code runs the generator twice a step, once for each optimiser. Here the discriminator learns from
+The released code runs the generator twice a step, once for each optimizer. Here the discriminator learns from
 the detached pictures of the same pass whose gradients the generator needs afterwards, as in pix2pix; with
 ``optim.passes=2`` there are two passes, which differ in what dropout draws.
 """
@@ -67,7 +67,7 @@ class GANTrainer:
         self.kept: tuple[Tensor, ...] = ()  # between a step's two parts: images, target, generated
 
     def start_stage(self, stage: TranslationStage, begin: int, steps: int) -> None:
-        """Make the fresh optimisers of a stage of so many steps, whose first is ``begin``."""
+        """Make the fresh optimizers of a stage of so many steps, whose first is ``begin``."""
         groups = parameter_groups(self.generator, self.discriminator, stage)
         precision = self.recipe.run.precision
         nets = {"generator": self.generator, "discriminator": self.discriminator}
@@ -165,7 +165,7 @@ class GANTrainer:
 def parameter_groups(
     generator: UNet, discriminator: PatchGAN, stage: TranslationStage
 ) -> dict[str, list[dict[str, Any]]]:
-    """What each network's optimiser updates, with its learning rates."""
+    """What each network's optimizer updates, with its learning rates."""
     rest = [parameter for name, parameter in generator.named_parameters() if name != "alpha"]
     ensemble_lr = stage.generator_lr if stage.ensemble_lr is None else stage.ensemble_lr
     parameters = list(discriminator.parameters())
