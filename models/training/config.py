@@ -21,9 +21,12 @@ C = TypeVar("C")
 _BOOLS = {"true": True, "false": False}
 
 
-def setting(default: Any, help: str, *, free: bool = False) -> Any:
-    """A field with its one-line description; a ``free`` one may change when a run is resumed."""
-    return dataclasses.field(default=default, metadata={"help": help, "free": free})
+def setting(default: Any, help: str, *, resumable: bool = False, free: bool = False) -> Any:
+    """A field with its one-line description; a ``resumable`` one may change when a run is resumed.
+
+    ``free`` is the old spelling of ``resumable``.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "resumable": resumable or free})
 
 
 def recorded() -> Any:
@@ -137,12 +140,12 @@ def changes(old: Any, new: Any, prefix: str = "") -> dict[str, str]:
 
 
 def differing(old: Any, new: Any) -> list[str]:
-    """The fields that differ and are not ``free``, as ``path: old -> new``."""
+    """The fields that differ and are not ``resumable``, as ``path: old -> new``."""
     known = flatten(new)
     return [
         change
         for path, change in changes(old, new).items()
-        if not _field(new if path in known else old, path).metadata.get("free")
+        if not _field(new if path in known else old, path).metadata.get("resumable")
     ]
 
 

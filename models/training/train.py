@@ -26,7 +26,7 @@ def train(name: str, overrides: Sequence[str], resume: Path | bool = False) -> i
         name: the recipe's.
         overrides: ``field=value`` assignments.
         resume: True continues the run in ``run.output``, a path that run or checkpoint. The settings are the
-            run's own; overrides may change those that are marked free.
+            run's own; overrides may change those that are marked resumable.
 
     Returns:
         The exit code: 0, or 128 + the signal's number when interrupted.
