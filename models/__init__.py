@@ -4,6 +4,7 @@ from models.networks.encoders import Variant
 from models.networks.released import load_released
 from models.segmentation import PSPNet, RefineNet, SegmentationOutput, pspnet, refinenet
 from models.trained import load
+from models.training.registry import register_recipe
 from models.translation import PatchGAN, TranslationOutput, UNet, patchgan, unet
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "patchgan",
     "pspnet",
     "refinenet",
+    "register_recipe",
     "unet",
 ]
