@@ -14,6 +14,10 @@ from models.messages import first_line, suggest
 from models.training.errors import RecipeError, UsageError
 
 
+class MissingModule(UsageError):
+    """A module is not on the import path."""
+
+
 def use_current_folder() -> None:
     """Put the current folder first on the import path, as ``python -m`` does and a console script does not.
 
@@ -42,9 +46,7 @@ def function_at(reference: str) -> Callable[[], Any]:
         return found
     what = f"has no function {name!r}" if found is None else f"holds {name!r}, but it is no function"
     functions = [key for key, value in vars(module).items() if callable(value)]
-    raise UsageError(
-        f"recipe {reference!r}: {module_name} ({module.__file__}) {what}{suggest(name, functions)}"
-    )
+    raise UsageError(f"recipe {reference!r}: {_where(module)} {what}{suggest(name, functions)}")
 
 
 def module_at(name: str, what: str) -> ModuleType:
@@ -69,10 +71,6 @@ def module_at(name: str, what: str) -> ModuleType:
         ) from error
 
 
-class MissingModule(UsageError):
-    """A module is not on the import path."""
-
-
 def _not_found(name: str) -> str:
     """Say that there is no such module, where it was looked for, and what there is that is like it."""
     parent, _, last = name.rpartition(".")
@@ -81,6 +79,10 @@ def _not_found(name: str) -> str:
     elif hasattr(sys.modules[parent], "__path__"):
         places = list(sys.modules[parent].__path__)
     else:
-        return f"there is no module {name!r}: {parent} ({sys.modules[parent].__file__}) is no package"
+        return f"there is no module {name!r}: {_where(sys.modules[parent])} is no package"
     names = [module.name for module in pkgutil.iter_modules(places[:1])]  # mostly of the current folder
     return f"there is no module {name!r} in {', '.join(places)}{suggest(last, names)}"
+
+
+def _where(module: ModuleType) -> str:
+    return f"{module.__name__} ({getattr(module, '__file__', None) or 'no file'})"

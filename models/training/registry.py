@@ -129,7 +129,8 @@ def record(name: str, made: Recipe) -> dict[str, str | None]:
 def is_recorded(name: str, recorded: Mapping[str, Any]) -> bool:
     """Whether ``record`` spoke of the recipe of that name, be it short or ``package.module:function``."""
     kept, module = recorded["recipe"], recorded.get("recipe_module")
-    return name in (kept, f"{module}:{kept}") or f"{_module(name)}:{name}" == kept
+    full = name if ":" in name else f"{_module(name)}:{name}"
+    return kept in (name, full) or name == f"{module}:{kept}"
 
 
 def _module(name: str) -> str | None:
@@ -141,8 +142,9 @@ def _module(name: str) -> str | None:
 def recall(recorded: Mapping[str, Any]) -> Any:
     """Settings of the kind that ``record`` told, to be filled with those that the file holds.
 
-    The module of an unknown recipe is imported for what it registers, such as an encoder; no function of it
-    is called. Where it is missing, the log says so: settings that need nothing of it work without.
+    The module of an unknown recipe is imported for what it registers, such as an encoder; the recipe's
+    function is not called. Where the module is missing, the log says so: settings that need nothing of it
+    work without.
 
     Raises:
         UsageError: the file is from before ``record``, and there is no recipe of its name.
@@ -157,9 +159,8 @@ def recall(recorded: Mapping[str, Any]) -> Any:
                 _LOG.warning("warning: %s; going on without what it registers", error)
             _MISSING.add(module)
     kinds = {kind.__name__: kind for kind in SYSTEMS}
-    if name not in RECIPES and recorded.get("recipe_kind") in kinds:
-        return kinds[recorded["recipe_kind"]]()
-    return find(name)
+    kind = kinds.get(recorded.get("recipe_kind", ""))
+    return find(name) if kind is None else kind()
 
 
 def system_of(recipe: Recipe) -> System:

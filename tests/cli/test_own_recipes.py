@@ -200,6 +200,7 @@ def wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "wrong_package.recipes:fail",
             "({tmp}/wrong_package/recipes.py) has no function 'fail'; did you mean 'fails'?",
         ),
+        ("sys:no_such_function", "sys (no file) has no function 'no_such_function'"),
         ("wrong_package.recipes:here", "holds 'here', but it is no function"),
         (
             "wrong_package.recipes:gives_a_dict",
@@ -290,6 +291,21 @@ def test_a_notebooks_recipe_may_be_defined_again(monkeypatch: pytest.MonkeyPatch
         mine.__module__ = "__main__"
         models.register_recipe(mine)
         assert registry.find("mine") == registry.find(name)
+
+
+def test_what_a_file_records_needs_no_call_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "RECIPES", dict(registry.RECIPES))
+
+    @models.register_recipe
+    def mine() -> object:
+        return registry.find("synthetic_demo")
+
+    recorded = registry.record("mine", mine())
+    assert recorded == {"recipe": "mine", "recipe_module": __name__, "recipe_kind": "SegmentationRecipe"}
+    registry.RECIPES["mine"] = lambda: 1 / 0
+    assert type(registry.recall(recorded)) is type(registry.find("synthetic_demo"))
+    old = {"recipe": "synthetic_demo"}  # of a file from before
+    assert registry.recall(old) == registry.find("synthetic_demo")
 
 
 def test_names_of_run_folders() -> None:
