@@ -8,12 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import models
 import models.recipes
 from models.__main__ import main
-from models.training import checkpoint, registry
+from models.networks.released.segmentation import released_names
+from models.segmentation.build import build_network
+from models.training import checkpoint, config, registry
 from models.training.run_folder import default_output
+from tests.helpers.golden_numbers import released_form
 from tests.helpers.own_recipes import SHORT, cen, train_two_steps, write_package
 from tests.helpers.paths import ROOT
 from tests.helpers.training_runs import prepare_rooms
@@ -115,6 +119,20 @@ def test_own_recipes_in_other_commands(home: Path, tmp_path: Path, data: Path, s
     sheet = tmp_path / "sheet.png"
     cen(home, ["data", recipe, *SHORT[system], f"data.root={data}", "--output", sheet], ["recipes", recipe])
     assert sheet.is_file()
+
+
+def test_a_released_network_is_imported_by_ones_own_recipe(home: Path, tmp_path: Path) -> None:
+    small = ["model.encoder=resnet18", "model.width=8", "model.region=all"]
+    net = build_network(config.override(registry.find("synthetic_demo"), small))
+    entries = released_form(released_names(net), net.state_dict())
+    state = {f"module.{name}": value.clone() for name, value in entries.items()}
+    torch.save({"segmenter": state}, tmp_path / "released.pth.tar")
+    output = tmp_path / "net.safetensors"
+    own = ["--recipe", RECIPES["segmentation"], "--output", output]
+    cen(home, ["import", tmp_path / "released.pth.tar", *small, *own])
+    contents = checkpoint.load(output)[1]
+    assert contents["recipe"] == "own_package.recipes:segmenting"
+    assert contents["config"]["loss"]["sparsity"] == 0.125
 
 
 def fresh(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
