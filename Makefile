@@ -14,7 +14,7 @@ SOURCES := $(wildcard csrc/*.* csrc/*/*.* tests/host_cuda/*.*)
 .PHONY: demo test build lint bench gpu clean
 
 demo: build
-	$(BIN)/python -m bench.demo
+	$(BIN)/python examples/demo.py
 
 # Side by side, a file on one core at a time: those of a file share trained networks.
 test: build

@@ -1,4 +1,4 @@
-"""3x3 convolutions on this CPU: the kernels of ``cen_ext.conv3x3`` against PyTorch's, by turns.
+"""3x3 convolutions on this CPU: the kernels of ``cen_ext.conv3x3`` against PyTorch's, interleaved.
 
     python -m bench.convolution
 
@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.files import RESULTS, write
-from bench.machine import machine
-from bench.report import geometric_mean, lines_of
+from bench.harness.files import RESULTS, write
+from bench.harness.machine import machine
+from bench.harness.report import geometric_mean, lines_of
 from cen_ext import available_backends
 
 # N, C, K, H and W, dilation
@@ -71,7 +71,7 @@ def calls(shape: Sequence[int]) -> dict[str, tuple[Call, Call, Call]]:
 
 
 def measure(shape: Sequence[int], repetitions: int) -> list[dict[str, Any]]:
-    """A row a pass."""
+    """One row per pass."""
     rows = []
     for name, (ours, theirs, exact) in calls(shape).items():
         expected = exact()
@@ -81,10 +81,10 @@ def measure(shape: Sequence[int], repetitions: int) -> list[dict[str, Any]]:
         ]
         times: dict[str, list[float]] = {"cen_ext": [], "torch": []}
         for i in range(repetitions):
-            turns = {"cen_ext": ours, "torch": theirs}
-            for who in sorted(turns, reverse=i % 2 == 1):
+            interleaved = {"cen_ext": ours, "torch": theirs}
+            for who in sorted(interleaved, reverse=i % 2 == 1):
                 start = time.perf_counter()
-                turns[who]()
+                interleaved[who]()
                 times[who].append(1e3 * (time.perf_counter() - start))
         medians = {who: statistics.median(taken) for who, taken in times.items()}
         row = dict(zip(("N", "C", "K", "side", "dilation"), shape, strict=True))

@@ -35,7 +35,7 @@ from typing import NamedTuple
 
 import torch
 
-from bench.files import RESULTS, write
+from bench.harness.files import RESULTS, write
 
 ROOT = Path(__file__).parents[1]
 USUAL_STEPS = ("build", "tests", "sanitizer", "bench")
@@ -65,7 +65,7 @@ class Task(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How a task went."""
+    """Result of a task."""
 
     name: str
     state: str  # OK, MISSING or what went wrong
@@ -83,7 +83,7 @@ def tasks(steps: Sequence[str], out: Path, budget: float) -> Iterator[Task]:
     python = sys.executable
     if "build" in steps:
         yield Task("build", "build.txt", [python, "setup.py", "build_ext", "--inplace"], left())
-    command = [python, "-m", "bench.machine", str(out / "versions.json")]
+    command = [python, "-m", "bench.harness.machine", str(out / "versions.json")]
     yield Task("versions", "build.txt", command, GRACE_SECONDS)
     if "tests" in steps:
         command = [python, *PYTEST, "--durations=10"]
@@ -125,7 +125,7 @@ def sanitizer_task(tool: str | None, check: str, limit: float) -> Task:
 
 
 def run(task: Task) -> tuple[Outcome, str]:
-    """Run a task in the checkout, within its limit; how it went, and what it printed."""
+    """Run a task in the checkout, within its limit; its outcome, and what it printed."""
     if task.command is None:
         return Outcome(task.name, MISSING, 0.0, "compute-sanitizer is not here"), ""
     start = time.monotonic()

@@ -1,9 +1,9 @@
 """The operator against other ways to write it, on the layers of the networks: ``python -m bench.operator``.
 
-One process. In every repetition each provider takes its turn: forward of all input sets with gradients
-recorded, then backward of all of them, every call timed. Before anything is timed, every provider's y and
-gradients are compared with the reference's. Memory is the most that tensors take at once in one forward and
-backward beyond the inputs; y is let go in between, as in training.
+Providers are timed interleaved, in one process: in every repetition each runs forward on all input sets with
+gradients recorded, then backward on all of them, every call timed. Before anything is timed, every provider's
+y and gradients are compared with the reference's. Memory is the most that tensors take at once in one forward
+and backward beyond the inputs; y is freed in between, as in training.
 
     cen_ext            this project's operator, its best backend
     cuda, triton       its backends by name
@@ -13,12 +13,12 @@ backward beyond the inputs; y is let go in between, as in training.
     compile            that under torch.compile
     compile_max        that under torch.compile(mode="max-autotune-no-cudagraphs"); by default on GPUs
     compile_reference  the reference under torch.compile; only with --providers
-    cudnn              PyTorch's norm alone, a call a modality: it exchanges, adds and activates nothing, is
-                       held against no reference and is there for what a library's call costs
-    copy               Tensor.clone of x: the 100 % line of the byte model (``bench.shapes.floor_bytes``)
+    cudnn              PyTorch's norm alone, one call per modality: without exchange, residual and activation,
+                       and so unchecked: it shows what a library's call costs
+    copy               Tensor.clone of x: the 100 % line of ``bench.harness.shapes.floor_bytes``
 
-On a CPU, with ``--cache cold``, the default, there are so many input sets that a call finds nothing of its
-own in the cache, as in training. With ``--allocator kept``, the default, glibc is told to keep freed memory:
+On a CPU, with ``--cache cold``, the default, there are enough input sets that a call finds nothing of its own
+in the cache, as in training. With ``--allocator kept``, the default, glibc is told to keep freed memory:
 otherwise page faults, which come with whatever a provider allocates, take a large part of the time.
 ``default`` leaves the allocator as training finds it.
 
@@ -39,14 +39,14 @@ from pathlib import Path
 
 import torch
 
-from bench.devices import Cpu, Device, Gpu
-from bench.files import RESULTS, write
-from bench.goals import goal_tables
-from bench.plot import plot
-from bench.providers import MAKERS, unavailable
-from bench.report import Row, as_csv, as_markdown, as_text
-from bench.run import Run
-from bench.shapes import (
+from bench.harness.devices import Cpu, Device, Gpu
+from bench.harness.files import RESULTS, write
+from bench.harness.goals import goal_tables
+from bench.harness.plot import plot
+from bench.harness.providers import MAKERS, unavailable
+from bench.harness.report import Row, as_csv, as_markdown, as_text
+from bench.harness.run import Run
+from bench.harness.shapes import (
     DTYPES,
     GROUPS,
     LAYOUTS,
@@ -77,7 +77,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--dtypes", nargs="+", choices=DTYPES, help="(default: float32)")
     add("--layouts", nargs="+", choices=LAYOUTS, help="(default: contiguous)")
     add("--providers", nargs="+", choices=MAKERS, help="beside cen_ext and copy (default: the device's)")
-    add("--repetitions", type=_positive, help="timed turns of each provider (default: 7, on GPUs 25)")
+    add("--repetitions", type=_positive, help="timed rounds of all providers (default: 7, on GPUs 25)")
     add("--cache", choices=("cold", "warm"), default="cold", help="warm: one input set again and again")
     add("--allocator", choices=("kept", "default"), help="of CPUs (default: kept)")
     add("--threads", type=_positive, help="of PyTorch and of the operator (default: PyTorch's)")
@@ -166,7 +166,7 @@ def in_order(rows: dict[Case, list[Row]], chosen: Sequence[Case]) -> list[Row]:
 
 
 def default_out(run: str, device: str) -> Path:
-    """Where a run's results go unless told."""
+    """Default path of a run's results, without ending."""
     name = f"operator_{run}" if device == "cpu" else f"operator_{run}_{device}"
     return (RESULTS if run == "full" else OTHER_RESULTS) / name
 

@@ -1,4 +1,4 @@
-"""Training steps of whole networks: ours against the straightforward one, in one process, by turns.
+"""Training steps of whole networks: ours against the straightforward ones, interleaved in one process.
 
     python -m bench.training                                             # RefineNet-50, crop 224, batch 2
     python -m bench.training --network pspnet
@@ -8,8 +8,8 @@
 All hold the same weights and train on the same generated rooms. A step is what a training does: forward pass,
 loss of all branches and the ensemble at label resolution with the penalty, backward pass, SGD; of the U-Net,
 an update of the discriminator and one of the generator, for which the straightforward code generates twice,
-as the released one. The networks take turns; the median step counts. Apart from the timed steps, the memory
-of each is measured in a step of its own, above what was held when it began:
+as the released one. Steps of the networks are interleaved; the median counts. Apart from the timed steps, the
+memory of each is measured in a step of its own, above what was held when it began:
 
 - peak: most tensors alive at once during the step, gradients among them (PyTorch's allocations, exact);
 - resident, on a CPU: most memory of the process at once (VmHWM): also the workspace of the convolutions, and
@@ -34,22 +34,26 @@ from pathlib import Path
 
 import torch
 
-from bench import contestants, contestants_translation
-from bench.files import RESULTS, write
-from bench.machine import gpu, machine
-from bench.memory import device_bytes, resident_bytes, tensor_bytes
-from bench.ways import FIRST, RIVAL, WAYS
+from bench.harness import segmentation_providers, translation_providers
+from bench.harness.configs import BASELINE, CONFIGS, CONTIGUOUS
+from bench.harness.files import RESULTS, write
+from bench.harness.machine import gpu, machine
+from bench.harness.memory import device_bytes, resident_bytes, tensor_bytes
 from models.networks.messages import first_line
 
 MIB = 2.0**20
-SYSTEMS = {"refinenet": contestants, "pspnet": contestants, "unet": contestants_translation}
-Contestant = contestants.Contestant | contestants_translation.Contestant
-Batch = contestants.Batch | contestants_translation.TranslationBatch
+SYSTEMS = {
+    "refinenet": segmentation_providers,
+    "pspnet": segmentation_providers,
+    "unet": translation_providers,
+}
+Provider = segmentation_providers.Provider | translation_providers.Provider
+Batch = segmentation_providers.Batch | translation_providers.TranslationBatch
 
 
 @dataclass
 class Result:
-    """What was measured of one way."""
+    """Measurements of one config."""
 
     peak: int = 0  # bytes
     resident: int | None = None
@@ -62,33 +66,33 @@ class Result:
         return statistics.median(self.steps)
 
 
-def measure(args: argparse.Namespace, ways: Sequence[str]) -> dict[str, Result]:
-    """Time and memory of a training step of every way."""
-    results, turns = {}, {}
+def measure(args: argparse.Namespace, configs: Sequence[str]) -> dict[str, Result]:
+    """Time and memory of a training step under every config."""
+    results, interleaved = {}, {}
     system = SYSTEMS[args.network]
-    recipe = system.recipe_of(args, WAYS[RIVAL])
+    recipe = system.recipe_of(args, CONFIGS[BASELINE])
     state = system.initial_state(recipe)
     (batch,) = system.batches(recipe, 1)
-    for name in ways:
+    for name in configs:
         results[name] = result = Result()
         try:
-            made = system.contestant(system.recipe_of(args, WAYS[name]), WAYS[name], state)
+            made = system.make_provider(system.recipe_of(args, CONFIGS[name]), CONFIGS[name], state)
             result.first_step = seconds(made, batch)
-            seconds(made, batch)  # the optimiser's state is there, and the network has its second shape
+            seconds(made, batch)  # the optimizer's state is there, and the network has its second shape
             measure_memory(made, batch, result)
-            turns[name] = made
+            interleaved[name] = made
         except Exception as error:  # compilers have errors of their own; the others are to run all the same
             result.failed = first_line(error)
             print(f"{name}: {result.failed}", file=sys.stderr)
     for i in range(args.steps):
-        # Turns alternate, so that none always runs in another's wake.
-        for name in sorted(turns, reverse=i % 2 == 1):
-            results[name].steps.append(seconds(turns[name], batch))
+        # The order alternates, so that none always runs in another's wake.
+        for name in sorted(interleaved, reverse=i % 2 == 1):
+            results[name].steps.append(seconds(interleaved[name], batch))
     return results
 
 
-def seconds(made: Contestant, batch: Batch) -> float:
-    """How long a step takes."""
+def seconds(made: Provider, batch: Batch) -> float:
+    """Seconds that a step takes."""
     wait: Callable[[], object] = torch.cuda.synchronize if batch.images.is_cuda else lambda: None
     wait()
     start = time.perf_counter()
@@ -99,7 +103,7 @@ def seconds(made: Contestant, batch: Batch) -> float:
     return elapsed
 
 
-def measure_memory(made: Contestant, batch: Batch, result: Result) -> None:
+def measure_memory(made: Provider, batch: Batch, result: Result) -> None:
     """Peak memory of a step."""
 
     def step() -> None:
@@ -114,16 +118,16 @@ def measure_memory(made: Contestant, batch: Batch, result: Result) -> None:
     made.release()
 
 
-def curves(args: argparse.Namespace, ways: Sequence[str]) -> dict[str, list[float]]:
+def curves(args: argparse.Namespace, configs: Sequence[str]) -> dict[str, list[float]]:
     """The loss in every step of a training without dropout."""
     system = SYSTEMS[args.network]
-    recipe = system.recipe_of(args, WAYS[RIVAL], dropout=0.0)
+    recipe = system.recipe_of(args, CONFIGS[BASELINE], dropout=0.0)
     state = system.initial_state(recipe)
     stream = system.batches(recipe, args.curve)
     found = {}
-    for name in ways:
+    for name in configs:
         torch.manual_seed(0)
-        made = system.contestant(system.recipe_of(args, WAYS[name], dropout=0.0), WAYS[name], state)
+        made = system.make_provider(system.recipe_of(args, CONFIGS[name], dropout=0.0), CONFIGS[name], state)
         found[name] = [float(made.step(batch)) for batch in stream]
     return found
 
@@ -143,13 +147,17 @@ def report(results: dict[str, Result], losses: dict[str, list[float]], batch: in
             f"{results[other].seconds / result.seconds:.2f}"
             if other in results and results[other].steps
             else ""
-            for other in (FIRST, RIVAL)
+            for other in (CONTIGUOUS, BASELINE)
         ]
-        share = f"{result.peak / results[FIRST].peak:.2f}" if FIRST in results and results[FIRST].peak else ""
+        share = (
+            f"{result.peak / results[CONTIGUOUS].peak:.2f}"
+            if CONTIGUOUS in results and results[CONTIGUOUS].peak
+            else ""
+        )
         resident = "" if result.resident is None else f"{result.resident / MIB:.0f}"
         difference = ""
-        if name in losses and RIVAL in losses:
-            pairs = zip(losses[name], losses[RIVAL], strict=True)
+        if name in losses and BASELINE in losses:
+            pairs = zip(losses[name], losses[BASELINE], strict=True)
             difference = f"{max(abs(a - b) / b for a, b in pairs):.1e}"
         cells = [
             name,
@@ -187,13 +195,13 @@ def plot(losses: dict[str, list[float]]) -> bytes | None:
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     on_gpu = args.device.startswith("cuda")
-    ways = [name for name in args.ways or WAYS if on_gpu or not WAYS[name].cuda_graphs]
-    results = measure(args, ways)
-    plain = [name for name in ways if not WAYS[name].compile and not results[name].failed]
+    configs = [name for name in args.configs or CONFIGS if on_gpu or not CONFIGS[name].cuda_graphs]
+    results = measure(args, configs)
+    plain = [name for name in configs if not CONFIGS[name].compile and not results[name].failed]
     losses = curves(args, plain) if args.curve else {}
     table = report(results, losses, args.batch)
     print(table)
-    settings = {key: value for key, value in vars(args).items() if key not in ("out", "ways")}
+    settings = {key: value for key, value in vars(args).items() if key not in ("out", "configs")}
     everything = {
         "machine": {**machine(), **(gpu() if on_gpu else {})},
         "settings": settings,
@@ -224,7 +232,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each")
     parser.add_argument("--curve", type=int, default=20, help="steps of the loss curves; 0: none")
     parser.add_argument("--statistics", choices=("frozen", "batch"), default="batch")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, metavar="NAME", help=f"of: {'; '.join(WAYS)}")
+    parser.add_argument(
+        "--configs", "--ways", nargs="+", choices=CONFIGS, metavar="NAME", help=f"of: {'; '.join(CONFIGS)}"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="without suffix; default: below bench/results")
     args = parser.parse_args(argv)

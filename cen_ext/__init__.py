@@ -1,8 +1,7 @@
-"""Channel exchanging for multimodal networks: normalise, check the threshold and exchange in one operator."""
+"""Channel exchanging for multimodal networks: normalize, check the threshold and exchange in one operator."""
 
-from cen_ext.backends import available_backends
+import cen_ext.ops.norm_exchange.backends  # noqa: F401  (registers them)
 from cen_ext.convert import make_multimodal
-from cen_ext.convolution import Conv3x3, conv3x3
 from cen_ext.functional import norm_exchange, replaced_channels, stack_modalities, unstack_modalities
 from cen_ext.modules import (
     ExchangeBatchNorm2d,
@@ -10,8 +9,11 @@ from cen_ext.modules import (
     exchanging_layers,
     sparsity_penalty,
     synchronise_statistics,
+    synchronize_statistics,
 )
-from cen_ext.pooling import max_pool_same
+from cen_ext.ops.conv3x3 import Conv3x3, conv3x3
+from cen_ext.ops.dispatch import available_backends
+from cen_ext.ops.max_pool_same.functional import max_pool_same
 from cen_ext.recompute import recompute_outputs
 from cen_ext.version import __version__
 
@@ -31,5 +33,6 @@ __all__ = [
     "sparsity_penalty",
     "stack_modalities",
     "synchronise_statistics",
+    "synchronize_statistics",
     "unstack_modalities",
 ]

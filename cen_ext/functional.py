@@ -8,16 +8,18 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from cen_ext import backends, recompute, reference, synchronised
-from cen_ext.reference import Options, statistics_dtype
+from cen_ext.ops import activation as activations
+from cen_ext.ops import dispatch
+from cen_ext.ops.norm_exchange import paths, reference, sync
+from cen_ext.ops.norm_exchange.options import Options
+from cen_ext.ops.norm_exchange.reference import DTYPES, statistics_dtype
 
 CHOICES = {
     "region": ("own", "all"),
     "criterion": ("abs", "signed"),
     "norm": ("batch", "instance"),
-    "activation": ("identity", "relu", "leaky_relu"),
+    "activation": activations.NAMES,
 }
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def norm_exchange(
@@ -40,7 +42,7 @@ def norm_exchange(
     process_group: dist.ProcessGroup | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Normalise each modality with its own affine, replace its useless channels, add, activate.
+    """Normalize each modality with its own affine, replace its useless channels, add, activate.
 
     Channels whose scale falls below the threshold are replaced by the mean of the other modalities'
     channels (Wang et al., NeurIPS 2020, Eq. 5 and 6). A replaced channel is detached from its own input;
@@ -63,7 +65,8 @@ def norm_exchange(
         training: statistics of x (True) or the running ones (False).
         momentum: weight of the new statistics in the running ones; a number or a 0-d tensor.
         eps: added to the variance.
-        activation: ``"identity"``, ``"relu"`` or ``"leaky_relu"`` with ``negative_slope``.
+        activation: ``"identity"``, ``"relu"``, ``"relu6"`` or ``"leaky_relu"`` with ``negative_slope``; all
+            names are ``cen_ext.ops.activation.NAMES``.
         process_group: the batch statistics are those of all its processes' x, at the cost of one collective
             forward and one backward, in which every one of them must take part; an empty x is welcome.
             None, the default, is this process alone. Without effect with ``training=False``.
@@ -74,7 +77,7 @@ def norm_exchange(
 
     Raises:
         TypeError: an argument is not a tensor or of the wrong dtype; process_group is no process group.
-        ValueError: wrong shape, device or value; statistics missing; one value a channel in training;
+        ValueError: wrong shape, device or value; statistics missing; one value per channel in training;
             process_group with instance norm.
         RuntimeError: the backend asked for cannot run this call.
     """
@@ -84,68 +87,21 @@ def norm_exchange(
         check_number("momentum", momentum)
     elif momentum.dim() != 0:
         raise ValueError(f"momentum must be a number or a 0-d tensor, got shape {tuple(momentum.shape)}")
-    synchronised.check_process_group(process_group, norm)
+    sync.check_process_group(process_group, norm)
     _check_tensors(x, weight, bias, running_mean, running_var, residual)
-    if not training and (running_mean is None or running_var is None):
+    running = None if running_mean is None or running_var is None else (running_mean, running_var)
+    if not training and running is None:
         raise ValueError("running_mean and running_var are required with training=False")
     alone = process_group is None or process_group.size() == 1
     if training and alone and x.numel() > 0:
         _check_enough_values(x, weight.shape[0], norm)
-    chosen = backends.choose(backend, x, options)
-    if not training:
-        y = chosen.run(x, weight, bias, running_mean, running_var, residual, options)[0]
-        if running_mean is not None and running_var is not None:
-            _note(chosen, y, x, weight, bias, running_mean, running_var, residual, options)
-        return y
-    if (
-        chosen.update is not None
-        and running_mean is not None
-        and running_var is not None
-        and process_group is None
-        and not isinstance(momentum, Tensor)
-        and running_mean.is_contiguous()
-        and running_var.is_contiguous()
-        and not torch.compiler.is_compiling()
-    ):
-        y, mean, var = chosen.update(
-            x, weight, bias, running_mean, running_var, residual, float(momentum), options
-        )
-        _note(chosen, y, x, weight, bias, mean, var, residual, options)
-        return y
-    values: int | Tensor
+    chosen = dispatch.choose("norm_exchange", backend, x, options)
+    call = paths.Call(chosen, x, weight, bias, residual, options)
+    if running is not None and not training:
+        return paths.evaluate(call, *running)
     if process_group is not None:
-        y, mean, var, values = synchronised.norm_exchange(
-            chosen.run, x, weight, bias, residual, options, process_group
-        )
-    else:
-        y, mean, var = chosen.run(x, weight, bias, None, None, residual, options)
-        values = x.numel() // max(mean.numel(), 1)
-    if running_mean is not None and running_var is not None and (process_group is not None or values > 0):
-        _update_running(running_mean, running_var, mean, var, values, momentum)
-    _note(chosen, y, x, weight, bias, mean, var, residual, options)
-    return y
-
-
-def _note(
-    chosen: backends.Backend,
-    y: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    residual: Tensor | None,
-    options: Options,
-) -> None:
-    """Tell ``recompute_outputs``, where there is one, how y is computed again."""
-    if not recompute.active() or residual is not None or options.norm != "batch":
-        return
-
-    def again() -> Tensor:
-        with torch.no_grad():
-            return chosen.run(x, weight, bias, mean, var, None, options)[0]
-
-    recompute.note(y, again)
+        return sync.train(call, running, momentum, process_group)
+    return paths.train(call, running, momentum)
 
 
 def replaced_channels(
@@ -181,7 +137,7 @@ def stack_modalities(modalities: Sequence[Tensor]) -> Tensor:
     if not isinstance(modalities, Sequence):
         raise TypeError(f"modalities must be a sequence of tensors, got {type(modalities).__name__}")
     if len(modalities) == 0:
-        raise ValueError("modalities must not be empty: one tensor a modality")
+        raise ValueError("modalities must not be empty: one tensor per modality")
     first = modalities[0]
     for m, other in enumerate(modalities):
         _check_is_tensor(f"modality {m}", other)
@@ -203,30 +159,6 @@ def unstack_modalities(x: Tensor, num_modalities: int) -> list[Tensor]:
     _check_is_tensor("x", x)
     _check_stacked(x, num_modalities)
     return list(reference.split_rows(x, num_modalities).unbind())
-
-
-def _update_running(
-    running_mean: Tensor,  # [M, C]
-    running_var: Tensor,
-    mean: Tensor,  # [M, C], or [M*N, C] for instance norm
-    var: Tensor,
-    values: int | Tensor,  # that each of mean and var is of
-    momentum: float | Tensor,
-) -> None:
-    """``running = (1 - momentum) * running + momentum * batch``, with the unbiased variance."""
-    with torch.no_grad():
-        weight = momentum.to(var) if isinstance(momentum, Tensor) else float(momentum)
-        if isinstance(values, Tensor):  # of a process group, known on the device only: it may be 0 or 1
-            unbiased = (var * (values / (values - 1).clamp(min=1))).to(var.dtype)
-            weight = (values > 0).to(var.dtype) * weight
-        else:
-            unbiased = var * (values / (values - 1))
-        if mean.shape != running_mean.shape:
-            num_modalities = running_mean.shape[0]
-            mean = reference.split_rows(mean, num_modalities).mean(1)
-            unbiased = reference.split_rows(unbiased, num_modalities).mean(1)
-        running_mean.lerp_(mean, weight)
-        running_var.lerp_(unbiased, weight)
 
 
 def check_options(options: Options) -> None:
@@ -314,7 +246,7 @@ def _check_enough_values(x: Tensor, num_modalities: int, norm: str) -> None:
     groups = num_modalities if norm == "batch" else x.shape[0]
     if x.numel() // (groups * x.shape[1]) == 1:
         raise ValueError(
-            f"more than one value a channel is needed in training, got x of shape {tuple(x.shape)}"
+            f"more than one value per channel is needed in training, got x of shape {tuple(x.shape)}"
         )
 
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from cen_ext import reference
 from cen_ext.functional import check_number, check_options, norm_exchange, replaced_channels
-from cen_ext.reference import Options, statistics_dtype
-from cen_ext.synchronised import check_process_group, default_group
+from cen_ext.ops.norm_exchange import reference
+from cen_ext.ops.norm_exchange.options import Options
+from cen_ext.ops.norm_exchange.reference import statistics_dtype
+from cen_ext.ops.norm_exchange.sync import check_process_group, default_group
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -35,7 +36,7 @@ class ExchangeNorm(nn.Module):
         momentum: weight of a batch in the running statistics; None for their cumulative average.
         track_running_stats: False uses the statistics of x in training and in eval. The default is that of
             torch's layer: True for batch norm, False for instance norm.
-        process_group: as in ``norm_exchange``, in training mode; ``synchronise_statistics`` sets it. A deep
+        process_group: as in ``norm_exchange``, in training mode; ``synchronize_statistics`` sets it. A deep
             copy keeps it, a pickled layer comes back without.
         device: of the parameters and statistics.
         dtype: of the network; with a half type the parameters and statistics are float32.
@@ -222,7 +223,7 @@ def sparsity_penalty(module: nn.Module) -> Tensor:
     return torch.stack(penalties).sum() if penalties else torch.zeros(())
 
 
-def synchronise_statistics(module: Module, process_group: dist.ProcessGroup | None = None) -> Module:
+def synchronize_statistics(module: Module, process_group: dist.ProcessGroup | None = None) -> Module:
     """Let every ``ExchangeBatchNorm2d`` at or below ``module`` take its batch statistics over all processes.
 
     Under ``DistributedDataParallel`` training then equals that of one process with the whole batch. Call it
@@ -241,9 +242,12 @@ def synchronise_statistics(module: Module, process_group: dist.ProcessGroup | No
     """
     process_group = process_group or default_group()
     if process_group is None:
-        raise RuntimeError("synchronise_statistics: call torch.distributed.init_process_group first")
+        raise RuntimeError("synchronize_statistics: call torch.distributed.init_process_group first")
     check_process_group(process_group, ExchangeBatchNorm2d.norm)
     for layer in module.modules():
         if isinstance(layer, ExchangeBatchNorm2d):
             layer.process_group = process_group
     return module
+
+
+synchronise_statistics = synchronize_statistics  # the old spelling

@@ -6,6 +6,7 @@ from models.networks.fusion import fusions, register_fusion
 from models.networks.released import load_released
 from models.segmentation import PSPNet, RefineNet, SegmentationOutput, pspnet, refinenet
 from models.trained import load
+from models.training.registry import register_recipe
 from models.translation import PatchGAN, TranslationOutput, UNet, patchgan, unet
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "refinenet",
     "register_encoder",
     "register_fusion",
+    "register_recipe",
     "unet",
 ]

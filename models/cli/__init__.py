@@ -1,4 +1,4 @@
-"""The command line, a module a command.
+"""The command line, one module per command: ``cen``, and ``python -m models`` as well.
 
 Each module has ``add``, which adds its parser. What a command does for a recipe, the recipe's system knows
 (``models.training.registry.System``): the commands know none of them.
@@ -9,19 +9,22 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 import models.recipes  # noqa: F401 - fills the registry
 from models.cli import data, evaluate, export, importing, predict, prepare, recipes, train
 from models.data import DataError
-from models.training.errors import UsageError
+from models.training.errors import RecipeError, UsageError, program
+from models.training.importable import use_current_folder
 
 _COMMANDS = (data, train, evaluate, predict, export, importing, prepare, recipes)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code. Mistakes of the caller's are printed in one line and give 2."""
-    parser = argparse.ArgumentParser(prog="python -m models", description="Train and use the networks.")
+    use_current_folder()
+    parser = argparse.ArgumentParser(prog=program(), description="Train and use the networks.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for command in _COMMANDS:
         command.add(commands)
@@ -40,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except (UsageError, DataError) as error:
+        if isinstance(error, RecipeError):
+            traceback.print_exception(error.__cause__)
         print(f"error: {error}", file=sys.stderr, flush=True)
         if several:  # the threads that connect the processes abort one which ends in the usual way
             os._exit(2)

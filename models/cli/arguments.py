@@ -14,6 +14,15 @@ def add_command(commands: Commands, name: str, help: str, **options: Any) -> arg
     return commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.", **options)
 
 
+def add_recipe(parser: argparse.ArgumentParser, **options: Any) -> None:
+    parser.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        help="a name that recipes lists, or package.module:function, one of your own",
+        **options,
+    )
+
+
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint",

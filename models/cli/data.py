@@ -1,11 +1,11 @@
-"""``python -m models data RECIPE``."""
+"""``cen data RECIPE``."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from models.cli.arguments import Commands, add_command, add_overrides
+from models.cli.arguments import Commands, add_command, add_overrides, add_recipe
 from models.training import config, registry
 
 
@@ -14,7 +14,7 @@ def add(commands: Commands) -> None:
     parser = add_command(
         commands, "data", help="show what a recipe's data set holds and how it is augmented, without training"
     )
-    parser.add_argument("recipe", metavar="RECIPE", help="a name that recipes lists")
+    add_recipe(parser)
     add_overrides(parser)
     parser.add_argument(
         "--output",

@@ -1,4 +1,4 @@
-"""``python -m models evaluate RUN``."""
+"""``cen evaluate RUN``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m models export RUN --output FILE``."""
+"""``cen export RUN --output FILE``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m models import RELEASED --recipe RECIPE --output FILE``."""
+"""``cen import RELEASED --recipe RECIPE --output FILE``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ def add(commands: Commands) -> None:
     parser.add_argument("released", type=Path, metavar="RELEASED", help="the authors' .pth or .pth.tar")
     add_overrides(parser)
     parser.add_argument(
-        "--recipe", required=True, help="the recipe of such networks: nyudv2_released_refinenet101, ..."
+        "--recipe",
+        required=True,
+        help="the recipe of such networks: nyudv2_released_refinenet101, ..., or package.module:function",
     )
     parser.add_argument(
         "--output", type=Path, required=True, metavar="FILE", help="ends in .safetensors or .pt"

@@ -1,4 +1,4 @@
-"""``python -m models predict RUN``."""
+"""``cen predict RUN``."""
 
 from __future__ import annotations
 

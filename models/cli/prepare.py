@@ -1,4 +1,4 @@
-"""``python -m models prepare DATASET FOLDER``."""
+"""``cen prepare DATASET FOLDER``."""
 
 from __future__ import annotations
 

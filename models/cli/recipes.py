@@ -1,17 +1,17 @@
-"""``python -m models recipes [RECIPE]``."""
+"""``cen recipes [RECIPE]``."""
 
 from __future__ import annotations
 
 import argparse
 
-from models.cli.arguments import Commands, add_command, add_overrides
+from models.cli.arguments import Commands, add_command, add_overrides, add_recipe
 from models.training import config, registry
 
 
 def add(commands: Commands) -> None:
     """Add the command's parser."""
     parser = add_command(commands, "recipes", help="list the recipes, or a recipe's fields and values")
-    parser.add_argument("recipe", nargs="?", metavar="RECIPE")
+    add_recipe(parser, nargs="?")
     add_overrides(parser)
     parser.set_defaults(run=_run)
 

@@ -1,17 +1,17 @@
-"""``python -m models train RECIPE``."""
+"""``cen train RECIPE``."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from models.cli.arguments import Commands, add_command, add_overrides
+from models.cli.arguments import Commands, add_command, add_overrides, add_recipe
 
 
 def add(commands: Commands) -> None:
     """Add the command's parser."""
     parser = add_command(commands, "train", help="train a recipe")
-    parser.add_argument("recipe", metavar="RECIPE", help="a name that recipes lists")
+    add_recipe(parser)
     add_overrides(parser)
     parser.add_argument(
         "--resume",

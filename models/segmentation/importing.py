@@ -61,7 +61,7 @@ def import_released(released: Path, name: str, overrides: Sequence[str], output:
     told = data.root is not None or data.layout is not None
     reader = build_reader(data, None if told else LAYOUTS["nyu_cen"])
     classes = class_names(data.root, data.num_classes, () if data.merge else reader.layout.classes)
-    contents = {"recipe": name, "config": config.to_plain(recipe), **describe(reader, classes)}
+    contents = {**checkpoint.header(name, recipe), **describe(reader, classes)}
     checkpoint.save_network(output, {**contents, "task": {"net": net.state_dict()}})
     parameters = sum(parameter.numel() for parameter in net.parameters()) / 1e6
     print(

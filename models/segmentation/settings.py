@@ -26,10 +26,10 @@ OF_LAYOUT = (
 class DataSettings:
     """Where the images are, how they are read and augmented."""
 
-    root: Path | None = setting(None, "the data set's folder; required", free=True)
-    layout: str | None = setting(None, "nyu_cen, sun_handa, ...; none: told from the folder", free=True)
+    root: Path | None = setting(None, "the data set's folder; required", resumable=True)
+    layout: str | None = setting(None, "nyu_cen, sun_handa, ...; none: told from the folder", resumable=True)
     lists: tuple[str, ...] = setting(
-        (), "training and validation list in the folder; none: the layout's", free=True
+        (), "training and validation list in the folder; none: the layout's", resumable=True
     )
     modalities: tuple[str, ...] = setting(
         ("rgb", "depth"), "inputs, one branch each: rgb, depth, disparity, hha, normals, or the layout's own"
@@ -78,13 +78,17 @@ class ModelSettings:
         "resnet101", "a registered encoder: resnet18, resnet34, resnet50, resnet101, resnet152"
     )
     weights: Path | None = setting(
-        None, "torchvision's ImageNet weights of the encoder, .pth or .safetensors", free=True
+        None, "torchvision's ImageNet weights of the encoder, .pth or .safetensors", resumable=True
     )
     weights_input: Literal["rgb", "bgr", "caffe"] = setting(
-        "rgb", "what weights were trained on: rgb as torchvision's, bgr, or caffe: bgr up to 255", free=True
+        "rgb",
+        "what weights were trained on: rgb as torchvision's, bgr, or caffe: bgr up to 255",
+        resumable=True,
     )
     start: Path | None = setting(
-        None, "run, checkpoint or exported network whose weights the whole network starts from", free=True
+        None,
+        "run, checkpoint or exported network whose weights the whole network starts from",
+        resumable=True,
     )
     frozen_statistics: bool = setting(
         True, "train with the running statistics of the weights, as the paper does"
@@ -157,25 +161,29 @@ class EvalSettings:
     """Evaluation."""
 
     batch_size: int = setting(
-        1, "images of one size, or windows of one image, that the network sees at once", free=True
+        1, "images of one size, or windows of one image, that the network sees at once", resumable=True
     )
     interpolation: Literal["bicubic", "bilinear"] = setting(
-        "bicubic", "how logits are resized to the labels", free=True
+        "bicubic", "how logits are resized to the labels", resumable=True
     )
     scales: tuple[float, ...] = setting(
-        (1.0,), "factors that images are resized by; the logits are averaged", free=True
+        (1.0,), "factors that images are resized by; the logits are averaged", resumable=True
     )
-    flip: bool = setting(False, "look at mirrored images as well", free=True)
+    flip: bool = setting(False, "look at mirrored images as well", resumable=True)
     window: int | None = setting(
-        None, "side in pixels of a window that slides over the resized images; none: whole images", free=True
+        None,
+        "side in pixels of a window that slides over the resized images; none: whole images",
+        resumable=True,
     )
-    overlap: float = setting(0.25, "least share of a window that the next one covers", free=True)
-    limit: int | None = setting(None, "evaluate the first so many images only; none: all", free=True)
-    pictures: int = setting(4, "validation images shown in TensorBoard", free=True)
+    overlap: float = setting(0.25, "least share of a window that the next one covers", resumable=True)
+    limit: int | None = setting(None, "evaluate the first so many images only; none: all", resumable=True)
+    pictures: int = setting(4, "validation images shown in TensorBoard", resumable=True)
     frames: bool = setting(
-        False, "predict writes every frame's labels and colours of videos as well", free=True
+        False, "predict writes every frame's labels and colours of videos as well", resumable=True
     )
-    sheet: int = setting(8, "scenes on the contact sheet of evaluate and predict; 0: no sheet", free=True)
+    sheet: int = setting(
+        8, "scenes on the contact sheet of evaluate and predict; 0: no sheet", resumable=True
+    )
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "batch_size", "limit")

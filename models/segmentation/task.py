@@ -30,12 +30,12 @@ from models.segmentation.losses import counted_pixels
 from models.segmentation.objective import Objective
 from models.segmentation.overview import overview
 from models.segmentation.settings import OptimSettings, SegmentationRecipe, SegmentationStage
-from models.training import compilation, distributed
+from models.training import distributed, graphs
 from models.training.devices import device_of
 from models.training.ema import Ema
 from models.training.errors import UsageError
 from models.training.exchange import exchanged_share, record_exchange
-from models.training.optimisation import Optimisation, fused
+from models.training.optimization import Optimization, fused
 from models.training.precision import loss_scaler
 
 
@@ -57,7 +57,7 @@ class SegmentationTask:
         check_batch_size(recipe)
         self.recipe = recipe
         self.device = device_of(recipe.run.device)
-        compilation.check(recipe.run, self.device)
+        graphs.check(recipe.run, self.device)
         self.names = output_names(recipe)
         self.stages = recipe.optim.stages
         self.loader = build_train_loader(recipe)
@@ -75,9 +75,9 @@ class SegmentationTask:
         if distributed.world_size() > 1:
             synchronise_statistics(self.net)
         self.ema = None if recipe.optim.ema is None else Ema(self.net, recipe.optim.ema)
-        objective = compilation.compiled(Objective(self.net, recipe, self.device), recipe.run)
+        objective = graphs.compiled(Objective(self.net, recipe, self.device), recipe.run)
         self.objective = distributed.parallel(objective, self.device)
-        self.optimisation: Optimisation | None = None
+        self.optimization: Optimization | None = None
 
     def initialise(self) -> list[str]:
         notes = load_weights(self.net, self.recipe.model, self.describe())
@@ -91,7 +91,7 @@ class SegmentationTask:
 
     def start_stage(self, index: int, begin: int) -> None:
         stage, settings = self.stages[index], self.recipe.optim
-        self.optimisation = Optimisation(
+        self.optimization = Optimization(
             make_optimizer(self.net, settings, stage, self.recipe.run.precision),
             settings,
             begin,
@@ -101,7 +101,7 @@ class SegmentationTask:
         )
         # What was recorded belongs to the last stage's loss scale.
         recorded = self.recipe.run.cuda_graphs
-        self.gradients = compilation.GraphedStep(self._gradients, self.net) if recorded else self._gradients
+        self.gradients = graphs.GraphedStep(self._gradients, self.net) if recorded else self._gradients
 
     def batches(self, epoch: int, start_step: int) -> Iterable[Batch]:
         self.loader.seek(epoch, start_step)
@@ -110,7 +110,7 @@ class SegmentationTask:
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         images = batch.images.contiguous(memory_format=self.layout)
         total, entropies, penalty, auxiliary, fusion = self.gradients(images, batch.target)
-        self.optimisation.step(step)
+        self.optimization.step(step)
         losses = {"loss": total, "cross_entropy": entropies.sum(), "penalty": penalty}
         if self.net.auxiliary is not None:
             losses["auxiliary"] = auxiliary
@@ -129,7 +129,7 @@ class SegmentationTask:
         pixels = distributed.total(counted_pixels(target, self.recipe.data.ignore_index)).clamp(min=1)
         # float64, because the mean count of a part need not be whole.
         pixels = pixels.double() / (accumulate * distributed.world_size())
-        return self.optimisation.gradients(
+        return self.optimization.gradients(
             self.objective, [(part.images, part.target, pixels) for part in parts]
         )
 
@@ -137,7 +137,7 @@ class SegmentationTask:
         return {"exchanged": exchanged_share(self.net)}
 
     def learning_rates(self) -> dict[str, float]:
-        return self.optimisation.learning_rates()
+        return self.optimization.learning_rates()
 
     def evaluate(self, stop: Callable[[], bool]) -> dict[str, float] | None:
         """Each process evaluates every n-th of the images."""
@@ -171,16 +171,17 @@ class SegmentationTask:
         state: dict[str, Any] = {"net": self.net.state_dict()}
         if self.ema is not None:
             state["ema"] = self.ema.net.state_dict()
-        if self.optimisation is not None:
-            state["optimisation"] = self.optimisation.state_dict()
+        if self.optimization is not None:
+            # The old spelling, so that runs and checkpoints of every version resume.
+            state["optimisation"] = self.optimization.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.net.load_state_dict(state["net"])
         if self.ema is not None:
             self.ema.net.load_state_dict(state["ema"])
-        if self.optimisation is not None:
-            self.optimisation.load_state_dict(state["optimisation"])
+        if self.optimization is not None:
+            self.optimization.load_state_dict(state["optimisation"])
 
 
 def check_batch_size(recipe: SegmentationRecipe) -> None:
@@ -206,7 +207,7 @@ def check_batch_size(recipe: SegmentationRecipe) -> None:
 def make_optimizer(
     net: SegmentationNetwork, settings: OptimSettings, stage: SegmentationStage, precision: str
 ) -> torch.optim.Optimizer:
-    """A fresh optimiser; the ensemble's weights learn with the decoder."""
+    """A fresh optimizer; the ensemble's weights learn with the decoder."""
     rest = [parameter for name, parameter in net.named_parameters() if not name.startswith("encoder.")]
     groups = [
         {"name": "encoder", "params": list(net.encoder.parameters()), "lr": stage.encoder_lr},

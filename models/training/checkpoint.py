@@ -1,11 +1,12 @@
 """Files of runs and of networks: tensors and plain containers, loaded without running any code in them.
 
-A run's checkpoint (``torch.save``) holds: ``format``; ``cen_ext``, the version; ``recipe``, the recipe's
-name; ``config``, its settings (``config.to_plain``); what the task says of its network, such as ``inputs``;
-``loop``, the loop's progress; ``task``, networks and optimisers; ``processes``, what differs between the
+A run's checkpoint (``torch.save``) holds: ``format``; ``cen_ext``, the version; ``recipe``, ``recipe_module``
+and ``recipe_kind``, where its recipe is found again (``registry.record``); ``config``, its settings
+(``config.to_plain``); what the task says of its network, such as ``inputs``;
+``loop``, the loop's progress; ``task``, networks and optimizers; ``processes``, what differs between the
 run's processes.
 
-A network's file holds the same without ``loop``, ``processes`` and optimisers, and the averaged weights where
+A network's file holds the same without ``loop``, ``processes`` and optimizers, and the averaged weights where
 there are such: as ``.safetensors``, whose header holds each entry but ``task`` as JSON, or as ``.pt``.
 """
 
@@ -30,13 +31,12 @@ from models.networks.encoders.weights import misfits
 from models.networks.messages import first_line
 from models.networks.segmentor import rename_old_keys
 from models.training import config, registry
-from models.training.errors import UsageError, existing, writable
+from models.training.errors import UsageError, existing, program, writable
 from models.training.files import replacing
 
 FORMAT = 2
 LAST, BEST, CONFIG = "last.pt", "best.pt", "config.json"  # of a run folder
 _SUFFIXES = (".safetensors", ".pt")
-_HINT = "`python -m models import` reads the networks that the paper's authors released"
 _OF_RUNS = ("loop", "processes", "task")
 
 
@@ -96,7 +96,7 @@ def network_file(path: Path) -> Path:
     """
     if path.suffix not in _SUFFIXES:
         raise UsageError(f"--output must end in {' or '.join(_SUFFIXES)}, got {path}")
-    if path.name in (LAST, BEST) and _is_of_run(path.parent):
+    if path.name in (LAST, BEST) and is_of_run(path.parent):
         raise UsageError(f"--output: {path} is a run's own checkpoint; choose another name")
     return writable(path, "--output")
 
@@ -120,7 +120,7 @@ def load(path: Path, prefer: str = LAST) -> tuple[Path, dict[str, Any]]:
         if not found:
             begun = "; its run had saved nothing yet: start it again, without --resume"
             raise UsageError(
-                f"checkpoint: the folder {path} holds neither {LAST} nor {BEST}{begun * _is_of_run(path)}"
+                f"checkpoint: the folder {path} holds neither {LAST} nor {BEST}{begun * is_of_run(path)}"
             )
         path = found[0]
     try:
@@ -129,18 +129,23 @@ def load(path: Path, prefer: str = LAST) -> tuple[Path, dict[str, Any]]:
         # The unpickler's message advises to run the file's code.
         reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({first_line(error)})"
         raise UsageError(
-            f"checkpoint: {path} is broken or no checkpoint of this project{reason}; {_HINT}"
+            f"checkpoint: {path} is broken or no checkpoint of this project{reason}; {_hint()}"
         ) from None
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
         raise UsageError(
-            f"checkpoint: {path} was not written by `python -m models train`, or by another version; {_HINT}"
+            f"checkpoint: {path} was not written by `{program()} train`, or by another version; {_hint()}"
         )
     for name in ("net", "ema"):
         rename_old_keys(contents.get("task", {}).get(name, {}))
     return path, upgrade(contents)
 
 
-def _is_of_run(folder: Path) -> bool:
+def _hint() -> str:
+    return f"`{program()} import` reads the networks that the paper's authors released"
+
+
+def is_of_run(folder: Path) -> bool:
+    """Whether a folder is one of a run's, finished or not."""
     return (folder / CONFIG).is_file()
 
 
@@ -193,9 +198,14 @@ def check_inputs(path: Path, contents: dict[str, Any], now: dict[str, Any]) -> N
         raise UsageError(f"--resume: {path} was trained on classes of other names than data.root has")
 
 
+def header(name: str, recipe: Any) -> dict[str, Any]:
+    """What a file says of its recipe, by that name, and of the settings: the part that ``settings`` reads."""
+    return {**registry.record(name, recipe), "config": config.to_plain(recipe)}
+
+
 def settings(contents: dict[str, Any]) -> Any:
     """The recipe's settings as the checkpoint's run had them."""
-    return config.from_plain(registry.find(contents["recipe"]), contents["config"])
+    return config.from_plain(registry.recall(contents), contents["config"])
 
 
 def settings_here(contents: dict[str, Any], overrides: Sequence[str]) -> tuple[Any, list[str]]:
@@ -228,4 +238,4 @@ def system(path: Path) -> registry.System:
     Raises:
         UsageError: as ``load``.
     """
-    return registry.system_of(registry.find(load(path, BEST)[1]["recipe"]))
+    return registry.system_of(settings(load(path, BEST)[1]))

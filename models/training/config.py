@@ -4,6 +4,19 @@ A settings dataclass declares each field with ``setting``. Types: bool, int, flo
 strings, tuples of these, any of them ``| None``, another settings dataclass, a tuple of those (addressed by
 index, ``optim.stages.0.encoder_lr``), or a ``choice`` among the registered dataclasses of one kind. A
 ``__post_init__`` that raises a ValueError beginning with the field's name validates values.
+
+Why not a library. These settings, a frozen dataclass that holds a tuple of dataclasses, were tried with three
+(Python 3.11; CPU time of the import beyond a bare interpreter's, this module 75 ms):
+
+- OmegaConf 2.4.0, 145 ms: suggests the nearest name within a group, not across groups (``rate`` for
+  ``inner.rate``), and merging ``stages.1.rate=2`` from a list of assignments is a TypeError, ``names=rgb``
+  a ValidationError.
+- tyro 1.0.17, 165 ms: takes all of them, as ``--stages.1.rate 2``, and suggests; but 62 to 86 fields become
+  flags among the commands' own, and its errors are boxes of several lines.
+- simple-parsing 0.1.9, 152 ms: a tuple of dataclasses is a NotImplementedError.
+
+None of them knows which fields may change when a run is resumed, or which ones the command line gave: beside
+any of them ``differing``, ``changes``, ``describe``, ``recorded`` and ``forget_given`` would stay.
 """
 
 from __future__ import annotations
@@ -22,9 +35,9 @@ C = TypeVar("C")
 _BOOLS = {"true": True, "false": False}
 
 
-def setting(default: Any, help: str, *, free: bool = False) -> Any:
-    """A field with its one-line description; a ``free`` one may change when a run is resumed."""
-    return dataclasses.field(default=default, metadata={"help": help, "free": free})
+def setting(default: Any, help: str, *, resumable: bool = False) -> Any:
+    """A field with its one-line description; a ``resumable`` one may change when a run is resumed."""
+    return dataclasses.field(default=default, metadata={"help": help, "resumable": resumable})
 
 
 def choice(default: Any, help: str, registry: Registry[Any]) -> Any:
@@ -159,12 +172,12 @@ def changes(old: Any, new: Any, prefix: str = "") -> dict[str, str]:
 
 
 def differing(old: Any, new: Any) -> list[str]:
-    """The fields that differ and are not ``free``, as ``path: old -> new``."""
+    """The fields that differ and are not ``resumable``, as ``path: old -> new``."""
     known = flatten(new)
     return [
         change
         for path, change in changes(old, new).items()
-        if not _field(new if path in known else old, path).metadata.get("free")
+        if not _field(new if path in known else old, path).metadata.get("resumable")
     ]
 
 

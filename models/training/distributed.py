@@ -98,7 +98,7 @@ def parallel(module: nn.Module, device: torch.device) -> nn.Module:
     """``module``, whose gradients become the processes' mean during the backward pass."""
     if world_size() == 1:
         return module
-    # Statistics are frozen, synchronised, or averaged after the step by ``average_buffers``. Torch 2.13 has
+    # Statistics are frozen, synchronized, or averaged after the step by ``average_buffers``. Torch 2.13 has
     # another name for it and warns of the old one.
     known = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     buffers = {"forward_sync_buffers" if known else "broadcast_buffers": False}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 
@@ -10,6 +11,15 @@ from models.networks.messages import suggest
 
 class UsageError(ValueError):
     """A wrong name, value or path. The command line prints the message alone and exits with 2."""
+
+
+class RecipeError(UsageError):
+    """A recipe's own code fails; the error that this one is chained to is printed as well, for its author."""
+
+
+def program() -> str:
+    """The command that was called, as a message tells to call it again: ``cen`` or ``python -m models``."""
+    return "cen" if Path(sys.argv[0]).stem == "cen" else "python -m models"
 
 
 def existing(path: Path, what: str) -> Path:

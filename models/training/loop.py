@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class Task(Protocol):
-    """What is trained: networks, data, optimisers, metrics.
+    """What is trained: networks, data, optimizers, metrics.
 
     Attributes:
         shown: the losses that a terminal has room for.
@@ -62,7 +62,7 @@ class Task(Protocol):
         """What is filed with the weights beside the settings, as JSON has it; ``inputs``: what is fed."""
 
     def start_stage(self, index: int, begin: int) -> None:
-        """Make the fresh optimisers of a stage whose first step is ``begin``."""
+        """Make the fresh optimizers of a stage whose first step is ``begin``."""
 
     def batches(self, epoch: int, start_step: int) -> Iterable[Any]:
         """The epoch's batches from ``start_step`` on; the same whenever asked for."""
@@ -79,7 +79,7 @@ class Task(Protocol):
         """0-d values on the device that are shown beside the losses."""
 
     def learning_rates(self) -> dict[str, float]:
-        """The optimisers' learning rates by parameter group."""
+        """The optimizers' learning rates by parameter group."""
 
     def evaluate(self, stop: Callable[[], bool]) -> dict[str, float] | None:
         """Validation metrics, the same in all processes; None once ``stop()`` is true in one of them.

@@ -1,13 +1,20 @@
-"""The one list of recipes, plain functions that return the settings of a whole training, and of systems."""
+"""The one list of recipes, plain functions that return the settings of a whole training, and of systems.
+
+A recipe of this list has a short name, its function's. Any other one is named ``package.module:function``,
+wherever a command takes a recipe.
+"""
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from models.networks.messages import suggest
-from models.training.errors import UsageError
+from models.networks.messages import first_line, suggest
+from models.training.errors import RecipeError, UsageError, program
+from models.training.importable import MissingModule, function_at, module_at
 from models.training.settings import RunSettings
 
 
@@ -18,7 +25,7 @@ class System(Protocol):
     """
 
     def task(self, recipe: Any, /) -> Any:
-        """Build a training's networks, data and optimisers: a ``models.training.loop.Task``."""
+        """Build a training's networks, data and optimizers: a ``models.training.loop.Task``."""
 
     def evaluate(self, checkpoint: Path, overrides: Sequence[str], output: Path | None) -> Any:
         """Print the metrics on the validation images; write them to a folder, or beside the checkpoint."""
@@ -56,27 +63,104 @@ class Recipe(Protocol):
 F = TypeVar("F", bound=Callable[[], Any])
 RECIPES: dict[str, Callable[[], Any]] = {}
 SYSTEMS: dict[type, System] = {}  # by the class of their recipes' settings
+_LOG = logging.getLogger(__name__)
+_MISSING: set[str] = set()  # modules that the log has named already
 
 
-def recipe(function: F) -> F:
-    """Decorator: list a function without arguments as the recipe of its name; its docstring describes it."""
-    if function.__name__ in RECIPES:
-        raise ValueError(f"there are two recipes named {function.__name__!r}")
+def register_recipe(function: F) -> F:
+    """Decorator: list a function without arguments as the recipe of its name; its docstring describes it.
+
+    Raises:
+        ValueError: there is one of that name already; but one of a script or a notebook, ``__main__``, may
+            be defined again, by a cell that runs twice or by an import of the script.
+    """
+    known = RECIPES.get(function.__name__)
+    if known is not None and known.__module__ != "__main__":
+        raise ValueError(
+            f"there are two recipes named {function.__name__!r}, of {known.__module__} and "
+            f"{function.__module__}: rename one"
+        )
     RECIPES[function.__name__] = function
     return function
 
 
+recipe = register_recipe  # the old name
+
+
 def find(name: str) -> Any:
-    """The recipe's settings.
+    """The settings of a recipe, by its short name or as ``package.module:function``.
 
     Raises:
-        UsageError: no recipe has that name; the nearest is suggested.
+        UsageError: there is none (the nearest is suggested), or its function returns something else.
+        RecipeError: its function, or the import of its module, fails; chained to the error.
     """
-    if name not in RECIPES:
+    make = function_at(name) if ":" in name else RECIPES.get(name)
+    if make is None:
         raise UsageError(
-            f"unknown recipe {name!r}{suggest(name, RECIPES)} (python -m models recipes lists them)"
+            f"unknown recipe {name!r}{suggest(name, RECIPES)} ({program()} recipes lists them; "
+            "one of your own is package.module:function)"
         )
-    return RECIPES[name]()
+    try:
+        made = make()
+    except Exception as error:
+        raise RecipeError(
+            f"recipe {name!r}: its function fails with {type(error).__name__}: {first_line(error)}"
+        ) from error
+    if type(made) not in SYSTEMS:
+        kinds = " or ".join(kind.__name__ for kind in SYSTEMS)
+        got = f"the class {made.__name__}" if isinstance(made, type) else f"a {type(made).__name__}"
+        raise UsageError(f"recipe {name!r}: its function must return a {kinds}, got {got}")
+    return made
+
+
+def record(name: str, made: Recipe) -> dict[str, str | None]:
+    """What a file says of its recipe beside the settings, so that other processes can ``recall`` it.
+
+    Returns:
+        ``recipe``, its name; ``recipe_module``, which module to import for it, None where a script without
+        such a name has registered it; ``recipe_kind``, the class of its settings.
+    """
+    module: str | None = _module(name)
+    if module == "__main__":
+        module = getattr(sys.modules[module].__spec__, "name", None)  # of python -m package.module
+    return {"recipe": name, "recipe_module": module, "recipe_kind": type(made).__name__}
+
+
+def is_recorded(name: str, recorded: Mapping[str, Any]) -> bool:
+    """Whether ``record`` spoke of the recipe of that name, be it short or ``package.module:function``."""
+    kept, module = recorded["recipe"], recorded.get("recipe_module")
+    full = name if ":" in name else f"{_module(name)}:{name}"
+    return kept in (name, full) or name == f"{module}:{kept}"
+
+
+def _module(name: str) -> str | None:
+    if ":" in name:
+        return name.partition(":")[0]
+    return RECIPES[name].__module__ if name in RECIPES else None
+
+
+def recall(recorded: Mapping[str, Any]) -> Any:
+    """Settings of the kind that ``record`` told, to be filled with those that the file holds.
+
+    The module of an unknown recipe is imported for what it registers, such as an encoder; the recipe's
+    function is not called. Where the module is missing, the log says so: settings that need nothing of it
+    work without.
+
+    Raises:
+        UsageError: the file is from before ``record``, and there is no recipe of its name.
+        RecipeError: the module's import fails; chained to the error.
+    """
+    name, module = recorded["recipe"], recorded.get("recipe_module")
+    if name not in RECIPES and module is not None:
+        try:
+            module_at(module, f"recipe {name!r}")
+        except MissingModule as error:
+            if module not in _MISSING:
+                _LOG.warning("warning: %s; going on without what it registers", error)
+            _MISSING.add(module)
+    kinds = {kind.__name__: kind for kind in SYSTEMS}
+    kind = kinds.get(recorded.get("recipe_kind", ""))
+    return find(name) if kind is None else kind()
 
 
 def system_of(recipe: Recipe) -> System:
@@ -85,6 +169,7 @@ def system_of(recipe: Recipe) -> System:
 
 
 def listing() -> list[str]:
-    """One line a recipe: its name and what it is."""
+    """One line per recipe: its name and the first line of its docstring."""
     width = max(map(len, RECIPES))
-    return [f"{name:<{width}}  {(make.__doc__ or '').splitlines()[0]}" for name, make in RECIPES.items()]
+    first = {name: (make.__doc__ or "").strip().partition("\n")[0] for name, make in RECIPES.items()}
+    return [f"{name:<{width}}  {line}".rstrip() for name, line in first.items()]

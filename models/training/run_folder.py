@@ -86,8 +86,8 @@ class RunFolder:
 
 
 def default_output(recipe: str) -> Path:
-    """``runs/<recipe>/<time>``."""
-    return Path("runs") / recipe / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    """``runs/<recipe>/<time>``; ``module:function`` has a dot for its colon, which some systems refuse."""
+    return Path("runs") / recipe.replace(":", ".") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
 
 
 def environment() -> dict[str, Any]:

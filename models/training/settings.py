@@ -36,36 +36,40 @@ def require_at_least(least: int, settings: Any, *names: str) -> None:
 class RunSettings:
     """Where a run writes, on what it runs, and how often it looks up from training."""
 
-    output: Path | None = setting(None, "run folder; none: runs/<recipe>/<time>", free=True)
+    output: Path | None = setting(None, "run folder; none: runs/<recipe>/<time>", resumable=True)
     seed: int = setting(0, "seeds the weights, the order and the augmentation of the data")
-    device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: cuda where there is one", free=True)
+    device: str = setting("auto", "cpu, cuda, cuda:1, ...; auto: cuda where there is one", resumable=True)
     workers: int = setting(
-        2, "processes that load data for each that trains; 0 loads in the training process", free=True
+        2, "processes that load data for each that trains; 0 loads in the training process", resumable=True
     )
     precision: Literal["fp32", "bf16", "fp16"] = setting(
         "fp32", "of the networks' arithmetic, by autocast; weights, norms' statistics and losses are float32"
     )
     tf32: bool = setting(True, "a GPU's float32 convolutions and matrix products round their inputs to TF32")
     channels_last: bool | None = setting(
-        None, "channels_last images and weights; none: yes, but of translation's U-Nets on a CPU", free=True
+        None,
+        "channels_last images and weights; none: yes, but of translation's U-Nets on a CPU",
+        resumable=True,
     )
     recompute: bool = setting(
         True,
         "segmentation: outputs of norms are computed again in the backward pass, less memory at no time",
-        free=True,
+        resumable=True,
     )
-    compile: bool = setting(False, "torch.compile of network and loss", free=True)
+    compile: bool = setting(False, "torch.compile of network and loss", resumable=True)
     cuda_graphs: bool = setting(
-        False, "record forward and backward pass once and replay them; one CUDA device only", free=True
+        False, "record forward and backward pass once and replay them; one CUDA device only", resumable=True
     )
-    steps: int | None = setting(None, "stop after so many steps in all; none: run every stage", free=True)
-    log_steps: int = setting(20, "steps between two looks at the losses", free=True)
-    checkpoint_steps: int = setting(500, "steps between two checkpoints", free=True)
+    steps: int | None = setting(
+        None, "stop after so many steps in all; none: run every stage", resumable=True
+    )
+    log_steps: int = setting(20, "steps between two looks at the losses", resumable=True)
+    checkpoint_steps: int = setting(500, "steps between two checkpoints", resumable=True)
     evaluate_epochs: int = setting(
-        5, "epochs between two evaluations; there is one at the end as well", free=True
+        5, "epochs between two evaluations; there is one at the end as well", resumable=True
     )
     evaluate_steps: int | None = setting(
-        None, "steps between two evaluations, instead of evaluate_epochs", free=True
+        None, "steps between two evaluations, instead of evaluate_epochs", resumable=True
     )
 
     def __post_init__(self) -> None:
@@ -78,7 +82,7 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class UpdateSettings:
-    """How a system's gradients become updates of its weights, whichever the optimiser."""
+    """How a system's gradients become updates of its weights, whichever the optimizer."""
 
     accumulate: int = setting(1, "parts a batch is computed in, one after the other, for less memory")
     clip: float | None = setting(None, "largest norm of all gradients; larger ones are scaled to it")
@@ -100,7 +104,7 @@ class UpdateSettings:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training with settings of its own and fresh optimisers."""
+    """A stretch of training with settings of its own and fresh optimizers."""
 
     epochs: int = setting(100, "length in epochs; 0 leaves the stage out")
     steps: int | None = setting(None, "length in steps, instead of epochs")

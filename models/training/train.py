@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from models.training import checkpoint, config, distributed, registry
-from models.training.errors import UsageError
+from models.training.errors import UsageError, program
 from models.training.interrupt import Interrupt
 from models.training.loop import Loop
 from models.training.precision import set_tf32
@@ -26,7 +26,7 @@ def train(name: str, overrides: Sequence[str], resume: Path | bool = False) -> i
         name: the recipe's.
         overrides: ``field=value`` assignments.
         resume: True continues the run in ``run.output``, a path that run or checkpoint. The settings are the
-            run's own; overrides may change those that are marked free.
+            run's own; overrides may change those that are marked resumable.
 
     Returns:
         The exit code: 0, or 128 + the signal's number when interrupted.
@@ -48,7 +48,7 @@ def _train(name: str, overrides: Sequence[str], resume: Path | bool) -> int:
     set_tf32(recipe.run.tf32)
     seed_all(recipe.run.seed)
     task = registry.system_of(recipe).task(recipe)
-    header = {"recipe": name, "config": config.to_plain(recipe), **task.describe()}
+    header = {**checkpoint.header(name, recipe), **task.describe()}
     if resumed:
         checkpoint.check_inputs(*resumed, header)
     notes = [] if resumed else task.initialise()
@@ -73,7 +73,7 @@ def _train(name: str, overrides: Sequence[str], resume: Path | bool) -> int:
         if not loop.signal:
             log.info("done: %s", folder.path)
             return 0
-        again = f"python -m models train {name} --resume {folder.path}"
+        again = f"{program()} train {name} --resume {folder.path}"
         log.info("interrupted at step %d and saved; continue with: %s", loop.progress.step, again)
         return 128 + loop.signal
 
@@ -82,16 +82,15 @@ def _settings(
     name: str, overrides: Sequence[str], resume: Path | bool
 ) -> tuple[registry.Recipe, tuple[Path, dict[str, Any]] | None]:
     """The settings to run with, and the path and contents of the checkpoint to continue from."""
-    recipe = config.override(registry.find(name), overrides)
     if resume is False:
-        return recipe, None
-    source = recipe.run.output if resume is True else resume
+        return config.override(registry.find(name), overrides), None
+    source = _output(name, overrides) if resume is True else resume
     if source is None:
         raise UsageError("--resume needs a run: give its folder, --resume FOLDER, or set run.output=FOLDER")
     path, contents = checkpoint.load(source)
     if "loop" not in contents:
         raise UsageError(f"--resume: {path} holds a network alone; start from it with model.start={path}")
-    if contents["recipe"] != name:
+    if not registry.is_recorded(name, contents):
         raise UsageError(f"--resume: {path} is of the recipe {contents['recipe']!r}, not of {name!r}")
     saved = checkpoint.settings(contents)
     recipe = config.override(saved, overrides)
@@ -103,3 +102,11 @@ def _settings(
     if not any(assignment.startswith("run.output=") for assignment in overrides):
         recipe = replace(recipe, run=replace(recipe.run, output=path.parent))
     return recipe, (path, contents)
+
+
+def _output(name: str, overrides: Sequence[str]) -> Path | None:
+    """The recipe's ``run.output``; a run that lies there tells its recipe even where the name does not."""
+    typed = [assignment.partition("=")[2] for assignment in overrides if assignment.startswith("run.output=")]
+    if typed and typed[-1] and checkpoint.is_of_run(Path(typed[-1])):
+        return Path(typed[-1])
+    return config.override(registry.find(name), overrides).run.output

@@ -29,14 +29,14 @@ class FidSettings:
     """FID and KID."""
 
     weights: Path | None = setting(
-        None, "FID's Inception weights, .pth or .safetensors; none: neither FID nor KID", free=True
+        None, "FID's Inception weights, .pth or .safetensors; none: neither FID nor KID", resumable=True
     )
     preparation: Literal["clean", "released"] = setting(
-        "clean", "clean: resize with antialiasing; released: without, as the released code", free=True
+        "clean", "clean: resize with antialiasing; released: without, as the released code", resumable=True
     )
-    kid_subsets: int = setting(100, "random subsets that KID is averaged over; 0: no KID", free=True)
-    kid_subset_size: int = setting(100, "images in each subset", free=True)
-    kid_seed: int = setting(0, "seeds the choice of the subsets", free=True)
+    kid_subsets: int = setting(100, "random subsets that KID is averaged over; 0: no KID", resumable=True)
+    kid_subset_size: int = setting(100, "images in each subset", resumable=True)
+    kid_seed: int = setting(0, "seeds the choice of the subsets", resumable=True)
 
     def __post_init__(self) -> None:
         require_at_least(0, self, "kid_subsets")

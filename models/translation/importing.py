@@ -48,7 +48,7 @@ def import_released(released: Path, name: str, overrides: Sequence[str], output:
         raise
     except ValueError as error:
         raise UsageError(f"RELEASED: {error}") from None
-    contents = {"recipe": name, "config": config.to_plain(recipe), **described}
+    contents = {**checkpoint.header(name, recipe), **described}
     checkpoint.save_network(output, {**contents, "task": {"net": net.state_dict()}})
     parameters = sum(parameter.numel() for parameter in net.parameters()) / 1e6
     domains = " + ".join(recipe.data.domains)

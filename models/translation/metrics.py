@@ -1,4 +1,10 @@
-"""Scores of the branches' and the ensemble's images against the target's: errors, PSNR, SSIM, FID, KID."""
+"""Scores of the branches' and the ensemble's images against the target's: errors, PSNR, SSIM, FID, KID.
+
+Not torchmetrics' SSIM, with which a test compares it: version 1.9.0 counts windows that reach over the edges
+(0.356 instead of 0.362 on a noisy image of 256x256), and took 2.69 s for three RGB images of that size in
+float64, this 0.18 s (2026-11-29, medians of 5, CPU time of one thread on a shared machine). PSNR is one line
+from the squared error, which is needed anyway.
+"""
 
 from __future__ import annotations
 

@@ -20,9 +20,11 @@ PASSES = (1, 2)
 class DataSettings:
     """Where the pictures are, how they are read and augmented."""
 
-    root: Path | None = setting(None, "the data set's folder, in Taskonomy's layout; required", free=True)
+    root: Path | None = setting(
+        None, "the data set's folder, in Taskonomy's layout; required", resumable=True
+    )
     lists: tuple[str, ...] = setting(
-        (), "training and validation list in the folder; none: the layout's", free=True
+        (), "training and validation list in the folder; none: the layout's", resumable=True
     )
     domains: tuple[str, ...] = setting(
         ("reshading", "edge_texture"), "inputs, one branch each: rgb, normal, reshading, depth_zbuffer, ..."
@@ -43,7 +45,7 @@ class ModelSettings:
     """The networks; the arguments of their builders but for what the data decides."""
 
     start: Path | None = setting(
-        None, "run, checkpoint or exported network whose weights the training starts from", free=True
+        None, "run, checkpoint or exported network whose weights the training starts from", resumable=True
     )
     size: int = setting(256, "side of the pictures that the encoder's last level reduces to one pixel")
     base_width: int = setting(64, "channels of the generator's finest level")
@@ -121,20 +123,26 @@ class EvalSettings:
     """Evaluation."""
 
     batch_size: int = setting(
-        1, "views that the generator sees at once; with dropout it sees one after the other", free=True
+        1, "views that the generator sees at once; with dropout it sees one after the other", resumable=True
     )
     dropout: bool = setting(
-        True, "translate with dropout, as the paper; drawn anew for every view, always the same", free=True
+        True,
+        "translate with dropout, as the paper; drawn anew for every view, always the same",
+        resumable=True,
     )
-    limit: int | None = setting(None, "evaluate the first so many views only; none: all", free=True)
+    limit: int | None = setting(None, "evaluate the first so many views only; none: all", resumable=True)
     value_range: tuple[float, float] | None = setting(
-        None, "what -1 and 1 are in MAE and MSE; none: 0,1, or of depth 0,11.1: ln(1 + stored)", free=True
+        None,
+        "what -1 and 1 are in MAE and MSE; none: 0,1, or of depth 0,11.1: ln(1 + stored)",
+        resumable=True,
     )
     best: Literal["l1", "psnr", "ssim", "fid", "kid"] = setting(
-        "l1", "score of the ensemble by which the best checkpoint is chosen", free=True
+        "l1", "score of the ensemble by which the best checkpoint is chosen", resumable=True
     )
-    pictures: int = setting(4, "validation views shown in TensorBoard and in the run's folder", free=True)
-    sheet: int = setting(8, "views on the contact sheet of evaluate and predict; 0: no sheet", free=True)
+    pictures: int = setting(
+        4, "validation views shown in TensorBoard and in the run's folder", resumable=True
+    )
+    sheet: int = setting(8, "views on the contact sheet of evaluate and predict; 0: no sheet", resumable=True)
     fid: FidSettings = setting(FidSettings(), "")
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
-"""A step of adversarial training: two networks, two optimisers, one pass of the generator.
+"""A step of adversarial training: two networks, two optimizers, one pass of the generator.
 
-The released code runs the generator twice a step, once for each optimiser. Here the discriminator learns from
+The released code runs the generator twice a step, once for each optimizer. Here the discriminator learns from
 the detached pictures of the same pass whose gradients the generator needs afterwards, as in pix2pix; with
 ``optim.passes=2`` there are two passes, which differ in what dropout draws.
 """
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from models.networks.systems.patchgan import PatchGAN
 from models.networks.systems.unet import UNet
-from models.training import compilation, distributed
+from models.training import distributed, graphs
 from models.training.ema import Ema
-from models.training.optimisation import Optimisation, fused
+from models.training.optimization import Optimization, fused
 from models.training.precision import loss_scaler
 from models.translation.objective import DiscriminatorObjective, Generation, GeneratorObjective
 from models.translation.settings import TranslationRecipe, TranslationStage
@@ -42,7 +42,7 @@ class GANTrainer:
     def __init__(
         self, generator: UNet, discriminator: PatchGAN, recipe: TranslationRecipe, device: torch.device
     ) -> None:
-        compilation.check(recipe.run, device)
+        graphs.check(recipe.run, device)
         self.generator, self.discriminator = generator, discriminator
         self.recipe, self.device = recipe, device
         chosen = recipe.run.channels_last
@@ -54,7 +54,7 @@ class GANTrainer:
         self.ema = None if recipe.optim.ema is None else Ema(generator, recipe.optim.ema)
 
         def prepared(module: nn.Module) -> nn.Module:
-            return compilation.compiled(module, recipe.run)
+            return graphs.compiled(module, recipe.run)
 
         self.generate = distributed.parallel(prepared(Generation(generator, recipe, device)), device)
         self.discriminator_objective = distributed.parallel(
@@ -63,17 +63,17 @@ class GANTrainer:
         # The processes' gradients meet in ``generate``, through which all but the penalty's flow: that is
         # the same in all of them.
         self.generator_objective = prepared(GeneratorObjective(generator, discriminator, recipe, device))
-        self.optimisations: dict[str, Optimisation] = {}
+        self.optimizations: dict[str, Optimization] = {}
         self.kept: tuple[Tensor, ...] = ()  # between a step's two parts: images, target, generated
 
     def start_stage(self, stage: TranslationStage, begin: int, steps: int) -> None:
-        """Make the fresh optimisers of a stage of so many steps, whose first is ``begin``."""
+        """Make the fresh optimizers of a stage of so many steps, whose first is ``begin``."""
         groups = parameter_groups(self.generator, self.discriminator, stage)
         precision = self.recipe.run.precision
         nets = {"generator": self.generator, "discriminator": self.discriminator}
         averages = {} if self.ema is None else {"generator": (self.ema, self.generator)}
-        self.optimisations = {
-            name: Optimisation(
+        self.optimizations = {
+            name: Optimization(
                 torch.optim.Adam(own, betas=self.recipe.optim.betas, fused=fused(nets[name], precision)),
                 self.recipe.optim,
                 begin,
@@ -87,7 +87,7 @@ class GANTrainer:
         if self.recipe.run.cuda_graphs:
             # What was recorded belongs to the last stage's loss scales.
             both = nn.ModuleList([self.generator, self.discriminator])
-            recorded = compilation.GraphedStep(first, both, second)
+            recorded = graphs.GraphedStep(first, both, second)
             first, second = recorded, recorded.finish
         self.parts = first, second
 
@@ -105,12 +105,12 @@ class GANTrainer:
         discriminator_gradients, generator_gradients = self.parts
         images, target = (x.contiguous(memory_format=self.layout) for x in (images, target))
         judged, real, fake = discriminator_gradients(images, target)
-        self.optimisations["discriminator"].step(step)
+        self.optimizations["discriminator"].step(step)
         total, adversarial, l1, penalty = generator_gradients()
         # Instance norms need no other process in the pass; their running statistics are to be the whole
         # batch's, before the average follows them.
         distributed.average_buffers(self.generator, self.discriminator)
-        self.optimisations["generator"].step(step)
+        self.optimizations["generator"].step(step)
         totals = {"loss": total, "penalty": penalty, "discriminator": judged}
         return {**totals, "adversarial": adversarial, "l1": l1, "real": real, "fake": fake}
 
@@ -119,7 +119,7 @@ class GANTrainer:
         with torch.set_grad_enabled(self.recipe.optim.passes == 1):
             output = self.generate(images)
         self.kept = (images, target, *output)
-        return self.optimisations["discriminator"].gradients(
+        return self.optimizations["discriminator"].gradients(
             self.discriminator_objective, [(images, target, output.branches.detach())]
         )
 
@@ -129,7 +129,7 @@ class GANTrainer:
         if self.recipe.optim.passes > 1:
             output = self.generate(images)
         with frozen(self.discriminator):
-            losses = self.optimisations["generator"].gradients(
+            losses = self.optimizations["generator"].gradients(
                 self.generator_objective, [(images, target, *output)]
             )
         self.kept = ()
@@ -137,7 +137,7 @@ class GANTrainer:
 
     def learning_rates(self) -> dict[str, float]:
         """Those of the last step: ``generator``, ``ensemble`` and ``discriminator``."""
-        rates = (each.learning_rates() for each in self.optimisations.values())
+        rates = (each.learning_rates() for each in self.optimizations.values())
         return {name: rate for each in rates for name, rate in each.items()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -148,8 +148,8 @@ class GANTrainer:
         }
         if self.ema is not None:
             state["ema"] = self.ema.net.state_dict()
-        return state | {
-            "optimisations": {name: each.state_dict() for name, each in self.optimisations.items()}
+        return state | {  # the old spelling, so that runs of every version resume
+            "optimisations": {name: each.state_dict() for name, each in self.optimizations.items()}
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -158,14 +158,14 @@ class GANTrainer:
         self.discriminator.load_state_dict(state["discriminator"])
         if self.ema is not None:
             self.ema.net.load_state_dict(state["ema"])
-        for name, each in self.optimisations.items():
+        for name, each in self.optimizations.items():
             each.load_state_dict(state["optimisations"][name])
 
 
 def parameter_groups(
     generator: UNet, discriminator: PatchGAN, stage: TranslationStage
 ) -> dict[str, list[dict[str, Any]]]:
-    """What each network's optimiser updates, with its learning rates."""
+    """What each network's optimizer updates, with its learning rates."""
     rest = [parameter for name, parameter in generator.named_parameters() if name != "alpha"]
     ensemble_lr = stage.generator_lr if stage.ensemble_lr is None else stage.ensemble_lr
     parameters = list(discriminator.parameters())

@@ -14,12 +14,13 @@ import pytest
 import torch
 
 import cen_ext
-from bench import devices, operator, plot, providers, report, run, shapes
-from bench.files import write
-from bench.machine import cache_sizes
-from bench.memory import tensor_bytes
-from bench.shapes import GROUPS, Case
-from cen_ext.reference import Options
+from bench import operator
+from bench.harness import devices, plot, providers, report, run, shapes
+from bench.harness.files import write
+from bench.harness.machine import cache_sizes
+from bench.harness.memory import tensor_bytes
+from bench.harness.shapes import GROUPS, Case
+from cen_ext.ops.norm_exchange.reference import Options
 from tests.helpers.cases import Shape
 from tests.helpers.paths import ROOT
 
@@ -257,7 +258,7 @@ def test_tensor_bytes_counts_what_is_left_and_the_most() -> None:
 def test_tensors_take_no_new_memory_from_the_system() -> None:
     script = """
 import resource, torch
-from bench.memory import keep_freed_memory, populate
+from bench.harness.memory import keep_freed_memory, populate
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(10_000_000)  # 40 MB, which glibc takes from the system and returns each time

@@ -1,14 +1,17 @@
-"""The table of ``bench.exchange``: means and ranges over seeds, shares by layer; its trainings exist."""
+"""Table of ``bench.experiments.exchange``: means and ranges over seeds, shares by layer; its trainings."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
 import models.recipes  # noqa: F401 - fills the registry
-from bench import exchange
+from bench.experiments import exchange
 from models.training import config, registry
+from tests.helpers.paths import ROOT
 
 
 def result(rgb: float | None, ensemble: float, shares: dict[str, float]) -> dict[str, Any]:
@@ -40,3 +43,9 @@ def test_every_training_has_a_title_and_settings_of_the_recipe(name: str) -> Non
     recipe = config.override(registry.find(exchange.RECIPE), [*exchange.BUDGET, *exchange.RUNS[name]])
     assert sum(stage.length(1) for stage in recipe.optim.stages) == 500
     assert exchange.TITLES[name]
+
+
+def test_the_commands_earlier_name_still_runs_it() -> None:
+    command = [sys.executable, "-m", "bench.exchange", "--help"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert shown.startswith("usage: bench.experiments.exchange")

@@ -1,10 +1,10 @@
-"""What is made of the figures of a GPU: tables in two modes, goals, pictures."""
+"""Tables of a GPU's figures in two modes, goals and plots."""
 
 from __future__ import annotations
 
 import pytest
 
-from bench import goals, plot, providers, report
+from bench.harness import goals, plot, providers, report
 from tests.helpers.made_up import case, made_up_rows
 
 
@@ -100,4 +100,4 @@ def test_the_picture_is_of_the_kernels_alone(monkeypatch: pytest.MonkeyPatch) ->
     pictures = plot.plot(rows)
     assert pictures["contiguous"].startswith(b"\x89PNG")
     assert drawn == [[r for r in rows if r.mode == "graph"]]
-    assert set(plot.COLOURS) >= set(providers.MAKERS) - {"copy"}
+    assert set(plot.COLORS) >= set(providers.MAKERS) - {"copy"}

@@ -14,15 +14,16 @@ import pytest
 import torch
 
 import cen_ext
-from bench import capture, devices, operator, providers, shapes
-from bench.shapes import GROUPS
+from bench import operator
+from bench.harness import capture, devices, providers, shapes
+from bench.harness.shapes import GROUPS
 from tests.helpers.made_up import case
 
 L2 = 1000
 
 
 class Pretended:
-    """What ``torch.cuda`` does, without a GPU: work is done at once, and noted in order."""
+    """``torch.cuda`` without a GPU: work is done at once, and noted in order."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []

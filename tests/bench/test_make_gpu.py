@@ -13,8 +13,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import gpu, machine
+from bench import gpu
 from bench.gpu import Task
+from bench.harness import machine
 
 OUT = Path("results")
 
@@ -248,7 +249,7 @@ def test_the_gpu_and_its_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_versions_are_written_as_json(tmp_path: Path) -> None:
     path = tmp_path / "versions.json"
     subprocess.run(
-        [sys.executable, "-m", "bench.machine", str(path)], cwd=gpu.ROOT, check=True, env=os.environ
+        [sys.executable, "-m", "bench.harness.machine", str(path)], cwd=gpu.ROOT, check=True, env=os.environ
     )
     versions = json.loads(path.read_text())
     assert versions["torch"] == torch.__version__

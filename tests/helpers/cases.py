@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.shapes import Shape
+from bench.harness.shapes import Shape
 
 # Small, and each awkward in its own way: one modality, odd sizes, C not divisible by M, one row, 0 to 3-d.
 SMALL = [

@@ -26,6 +26,25 @@ def replaced(weight: Tensor, threshold: float, region: str, criterion: str) -> T
     return table
 
 
+def activated(u: Tensor, activation: str, negative_slope: float) -> Tensor:
+    """The activation of u."""
+    if activation == "relu6":
+        return u.clamp(0, 6)
+    slope = {"identity": 1.0, "relu": 0.0, "leaky_relu": negative_slope}[activation]
+    return torch.where(u > 0, u, slope * u)
+
+
+def derivative(u: Tensor, activation: str, negative_slope: float) -> Tensor:
+    """Its derivative at u, one of its one-sided ones at a kink."""
+    above = torch.zeros_like(u) if activation == "relu6" else torch.ones_like(u)
+    below = {"leaky_relu": negative_slope, "identity": 1.0}.get(activation, 0.0)
+    return torch.where(u <= 0, below, torch.where(u < 6, 1.0, above))
+
+
+# Arguments at which the derivative jumps.
+KINKS = {"identity": (), "relu": (0.0,), "relu6": (0.0, 6.0), "leaky_relu": (0.0,)}
+
+
 def _normalised(x: Tensor, mean: Tensor | None, var: Tensor | None, norm: str, eps: float) -> Tensor:
     """xhat of one modality ``[N, C, *spatial]``."""
     if norm == "instance" and mean is None:
@@ -67,8 +86,7 @@ def forward(
             exchanged[:, table[m]] = others[:, table[m]]
         u.append(exchanged)
     argument = torch.cat(u) if residual is None else torch.cat(u) + residual
-    slope = {"identity": 1.0, "relu": 0.0, "leaky_relu": negative_slope}[activation]
-    return torch.where(argument > 0, argument, slope * argument), argument
+    return activated(argument, activation, negative_slope), argument
 
 
 def backward(
@@ -84,13 +102,8 @@ def backward(
     """dx, dweight, dbias, dresidual by the equations of the backward pass."""
     num_modalities, channels = weight.shape
     norm, eps = options.get("norm", "batch"), options.get("eps", 1e-5)
-    slope = {
-        "identity": 1.0,
-        "relu": 0.0,
-        "leaky_relu": options.get("negative_slope", 0.01),
-    }[options.get("activation", "identity")]
     _, argument = forward(x, weight, bias, mean, var, residual, **options)
-    g = torch.where(argument > 0, dy, slope * dy)
+    g = dy * derivative(argument, options.get("activation", "identity"), options.get("negative_slope", 0.01))
     table = replaced(
         weight,
         options.get("threshold", 0.0),

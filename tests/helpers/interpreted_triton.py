@@ -14,8 +14,9 @@ import triton
 import triton.language as tl
 from triton.runtime import interpreter
 
-from cen_ext import triton_ops, triton_pooling
-from cen_ext.triton_ops import Geometry, Plan
+from cen_ext.ops.max_pool_same import triton as pooling_kernels
+from cen_ext.ops.norm_exchange.triton import launch
+from cen_ext.ops.norm_exchange.triton.launch import Geometry, Plan
 
 
 def _cut_in_pieces(g: Geometry, dtype: torch.dtype, *_: int) -> Plan:
@@ -25,12 +26,12 @@ def _cut_in_pieces(g: Geometry, dtype: torch.dtype, *_: int) -> Plan:
 
 
 if "PASSES" in os.environ:
-    triton_ops.WHOLE_VALUES = 0
-    triton_ops.pass_plan = _cut_in_pieces
+    launch.WHOLE_VALUES = 0
+    launch.pass_plan = _cut_in_pieces
 else:
-    triton_ops.WHOLE_VALUES = triton_ops.FORWARD_VALUES = 2**20
+    launch.WHOLE_VALUES = launch.FORWARD_VALUES = 2**20
 
-triton_pooling.VALUES = 2**14
+pooling_kernels.VALUES = 2**14
 
 _patched: set[str] = set()
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bench import report, shapes
-from bench.shapes import GROUPS, Case, Shape
+from bench.harness import report, shapes
+from bench.harness.shapes import GROUPS, Case, Shape
 
 
 def case(group: str = "resnet", *, size: tuple[int, int, int] = (2, 20, 5), **changes: object) -> Case:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from models.fusion import Discard, Exchange, FixedPortion, Fusion, GatedSum, LateConcat, NoFusion, Sum
 from torch import Tensor, nn
 
 import cen_ext
 import models
 from models.__main__ import main
 from models.data import prepare_synthetic
+from models.fusion import Discard, Exchange, FixedPortion, Fusion, GatedSum, LateConcat, NoFusion, Sum
 from models.networks.encoders import ExchangeResNet, load_imagenet
 from models.networks.fusion.ablations import MixedBatchNorm2d
 from models.networks.fusion.base import exchange_points, scale_penalty

@@ -195,7 +195,7 @@ def test_bad_arguments_are_refused() -> None:
         models.pspnet("resnet18", width=0)
     with pytest.raises(ValueError, match="dropout"):
         models.pspnet("resnet18", dropout=2.0)
-    with pytest.raises(ValueError, match="more than one value a channel is needed in training"):
+    with pytest.raises(ValueError, match="more than one value per channel is needed in training"):
         small_net(1).train()(images(1)[:1])
     with pytest.raises(ValueError, match=r"net must be as the released networks are, a RefineNet .*a PSPNet"):
         models.load_released(small_net(), {})

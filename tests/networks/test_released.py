@@ -97,7 +97,8 @@ def loss_at_label_resolution(logits: Tensor, target: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_eval_logits(run: Run, output: str) -> None:
-    assert_matches(run.logits[torch.float32][output], GOLDEN["logits"][output], 1e-5)
+    # A mean error of half an ulp was measured on a processor with AVX2 alone, none with AVX-512.
+    assert_matches(run.logits[torch.float32][output], GOLDEN["logits"][output], 1e-5, common=2.0**-23)
     # The golden logits are float64 rounded to float32: round ours too.
     assert_matches(run.logits[torch.float64][output].float(), GOLDEN["logits"][output], 2e-7)
 

@@ -7,14 +7,11 @@ import torch
 from torch import Tensor
 
 import models
-from bench.straightforward import (
-    StraightforwardNetwork,
-    StraightforwardPSPNet,
-    StraightforwardRefineNet,
-    exchange,
-    exchange_where,
-    split_state,
-    stacked_state,
+from bench.baselines.exchange import exchange, exchange_where, split_state, stacked_state
+from bench.baselines.segmentation import (
+    EagerNetwork,
+    EagerPSPNet,
+    EagerRefineNet,
 )
 from tests.helpers.networks import randomise_norms
 
@@ -28,18 +25,18 @@ CASES = [
     ("pspnet", "resnet18", 3, "own", False),
     ("pspnet", "resnet50", 2, "all", True),
 ]
-STRAIGHTFORWARD = {"refinenet": StraightforwardRefineNet, "pspnet": StraightforwardPSPNet}
+EAGER_NETWORKS = {"refinenet": EagerRefineNet, "pspnet": EagerPSPNet}
 
 
 def pair(
     network: str, encoder: str, num_modalities: int, region: str, frozen: bool
-) -> tuple[models.RefineNet | models.PSPNet, StraightforwardNetwork]:
+) -> tuple[models.RefineNet | models.PSPNet, EagerNetwork]:
     """The two networks with equal float64 weights."""
     options = {"region": region, "dropout": 0.0, "width": 6, "frozen_statistics": frozen}
     net = getattr(models, network)(encoder, 5, num_modalities, **options).double()
     randomise_norms(net)
     torch.nn.init.normal_(net.alpha)
-    usual = STRAIGHTFORWARD[network](encoder, 5, num_modalities, **options).double()
+    usual = EAGER_NETWORKS[network](encoder, 5, num_modalities, **options).double()
     usual.load_state_dict(split_state(net.state_dict()))
     return net, usual
 

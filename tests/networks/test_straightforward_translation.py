@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import models
-from bench.straightforward import split_state, stacked_state
-from bench.straightforward_translation import StraightforwardPatchGAN, StraightforwardUNet
+from bench.baselines.exchange import split_state, stacked_state
+from bench.baselines.translation import EagerPatchGAN, EagerUNet
 from models.translation import discriminate
 from tests.helpers.networks import randomise_norms
 
@@ -46,7 +46,7 @@ def test_unet(num_modalities: int, region: str, threshold: float, decoder_norms:
     net = models.unet(num_modalities=num_modalities, decoder_norms=decoder_norms, **options).double()
     randomise_norms(net)
     nn.init.normal_(net.alpha)
-    usual = StraightforwardUNet(num_modalities, decoder_norms=decoder_norms, **options).double()
+    usual = EagerUNet(num_modalities, decoder_norms=decoder_norms, **options).double()
     usual.load_state_dict(split_state(net.state_dict()))
     net.train(training)
     usual.train(training)
@@ -74,7 +74,7 @@ def test_unet(num_modalities: int, region: str, threshold: float, decoder_norms:
 def test_patchgan() -> None:
     net = models.patchgan(base_width=6).double()
     randomise_norms(net)
-    usual = StraightforwardPatchGAN(base_width=6).double()
+    usual = EagerPatchGAN(base_width=6).double()
     usual.load_state_dict(split_state(net.state_dict()))
     inputs, images = [randn(2, 3, 40, 32) for _ in range(3)], [randn(2, 3, 40, 32) for _ in range(3)]
     (found,) = discriminate(net, torch.cat(inputs), torch.stack(images))

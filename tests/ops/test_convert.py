@@ -4,6 +4,8 @@ exchange made by hand with forward hooks on the original with it."""
 from __future__ import annotations
 
 import copy
+import pickle
+import warnings
 
 import pytest
 import torch
@@ -14,13 +16,18 @@ from cen_ext import (
     ExchangeInstanceNorm2d,
     exchanging_layers,
     make_multimodal,
-    stack_modalities,
-    unstack_modalities,
+    recompute_outputs,
 )
+from cen_ext.convert import replace_norms
 from cen_ext.modules import ExchangeNorm
-from tests.helpers import formulas
-
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+from tests.helpers import vision
+from tests.helpers.converted import (
+    NORMS,
+    assert_equals_copies,
+    assert_equals_exchange_by_hand,
+    run,
+    with_history,
+)
 
 
 class DenseNet(nn.Module):
@@ -79,7 +86,7 @@ def volume() -> nn.Module:
 
 
 def resnet() -> nn.Module:
-    return pytest.importorskip("torchvision").models.resnet18(num_classes=4)
+    return vision.torchvision().models.resnet18(num_classes=4)
 
 
 # network, spatial size of x
@@ -92,85 +99,16 @@ NETWORKS = {
 
 
 def make(name: str) -> tuple[nn.Module, tuple[int, ...]]:
-    """A network in float64 whose norms have some history and affines of every size."""
     build, spatial = NETWORKS[name]
-    net = build().double()
-    for layer in net.modules():
-        if isinstance(layer, NORMS):
-            if layer.weight is not None:
-                nn.init.uniform_(layer.weight, 0.01, 1.0)
-                nn.init.normal_(layer.bias, std=0.1)
-            if layer.running_mean is not None:
-                nn.init.normal_(layer.running_mean, std=0.1)
-                nn.init.uniform_(layer.running_var, 0.5, 1.5)
-    return net, spatial
-
-
-def run(net: nn.Module, x: Tensor, dy: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """The output, the gradients of x and of the output; those of the parameters lie in the network."""
-    x = x.clone().requires_grad_()
-    y = net(x)
-    dy = torch.randn_like(y) if dy is None else dy
-    y.backward(dy)
-    return y.detach(), x.grad, dy
+    return with_history(build()), spatial
 
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_without_exchange_every_modality_gets_the_original(name, training):
     net, spatial = make(name)
-    ours = make_multimodal(net.train(training), 3, threshold=0)
     x = torch.randn(2, 3, *spatial, dtype=torch.float64)
-    parts = [x, -x, x]  # the same and another
-    y, dx, dy = run(ours, stack_modalities(parts))
-    theirs = [copy.deepcopy(net) for _ in parts]
-    for m, single in enumerate(theirs):
-        expected_y, expected_dx, _ = run(single, parts[m], unstack_modalities(dy, 3)[m])
-        torch.testing.assert_close(unstack_modalities(y, 3)[m], expected_y)
-        torch.testing.assert_close(unstack_modalities(dx, 3)[m], expected_dx)
-
-    states = [single.state_dict(keep_vars=True) for single in theirs]
-    for key, value in ours.state_dict(keep_vars=True).items():
-        # A norm without affine has none to compare with, and torch's instance norm does not count.
-        if key not in states[0] or key.endswith("num_batches_tracked"):
-            continue
-        private = value.shape != states[0][key].shape
-        each = torch.stack([state[key] for state in states])
-        torch.testing.assert_close(value, each if private else each[0])
-        if isinstance(value, nn.Parameter):
-            each = torch.stack([state[key].grad for state in states])
-            torch.testing.assert_close(value.grad, each if private else each.sum(0))
-
-
-def exchange_by_hand(net: nn.Module, ours: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The original with hooks that put ``formulas.forward`` in the place of each norm; their scales."""
-    net = copy.deepcopy(net)
-    private = dict(ours.named_modules(remove_duplicate=False))
-    scales = {}
-
-    def hook_for(layer: ExchangeNorm, weight: Tensor):
-        def hook(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            frozen = not layer.training and layer.running_mean is not None
-            return formulas.forward(
-                inputs[0],
-                weight,
-                layer.bias.detach(),
-                layer.running_mean if frozen else None,
-                layer.running_var if frozen else None,
-                None,
-                threshold=layer.threshold,
-                region=layer.region,
-                norm=layer.norm,
-                eps=norm.eps,
-            )[0]
-
-        return hook
-
-    for name, norm in net.named_modules():
-        if isinstance(norm, NORMS):
-            scales[name] = private[name].weight.detach().clone().requires_grad_()
-            norm.register_forward_hook(hook_for(private[name], scales[name]))
-    return net, scales
+    assert_equals_copies(net.train(training), [x, -x, x])  # the same and another
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -184,18 +122,7 @@ def test_with_exchange_it_is_the_original_with_an_exchange_made_by_hand(name, tr
         nn.init.uniform_(layer.weight, -1, 1)
         nn.init.normal_(layer.bias, std=0.3)
     assert any(layer.replaced().any() for layer in exchanging_layers(ours).values())
-    by_hand, scales = exchange_by_hand(net, ours)
-    x = torch.randn(4, 3, *spatial, dtype=torch.float64)
-    y, dx, dy = run(ours, x)
-    expected_y, expected_dx, _ = run(by_hand, x, dy)
-    torch.testing.assert_close(y, expected_y)
-    torch.testing.assert_close(dx, expected_dx)
-    parameters = dict(ours.named_parameters())
-    for key, scale in scales.items():
-        torch.testing.assert_close(parameters[f"{key}.weight"].grad, scale.grad)
-    for key, parameter in by_hand.named_parameters():
-        if parameter.grad is not None:  # those of the norms have none: the hooks put others in their place
-            torch.testing.assert_close(parameters[key].grad, parameter.grad)
+    assert_equals_exchange_by_hand(net, ours, torch.randn(4, 3, *spatial, dtype=torch.float64))
 
 
 def test_the_layers_keep_what_the_norms_are():
@@ -260,6 +187,150 @@ def test_where_picks_the_layers_that_exchange(case):
     assert list(exchanging_layers(ours)) == expected
     thresholds = {layer.threshold for layer in ours.modules() if isinstance(layer, ExchangeNorm)}
     assert thresholds <= {0.0, 0.02}
+
+
+class BatchNormAct2d(nn.BatchNorm2d):
+    """timm's layer as far as a conversion sees it."""
+
+    def __init__(self, channels: int, act: nn.Module, drop: nn.Module | None = None) -> None:
+        super().__init__(channels)
+        self.drop = drop or nn.Identity()
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
+class Derived(BatchNormAct2d):
+    """One that only has other defaults."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, nn.ReLU())
+
+
+class Bent(BatchNormAct2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(x)
+
+
+class KeepsHalf(nn.Module):
+    """A drop that can be compared: dropout without chance."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(torch.arange(x.shape[-1]) % 2 == 0, x, -1)
+
+
+# layer -> what the operator applies itself
+NORM_ACTS = {
+    "relu": (lambda: BatchNormAct2d(4, nn.ReLU(inplace=True)), "relu"),
+    "leaky relu": (lambda: BatchNormAct2d(4, nn.LeakyReLU(0.3)), "leaky_relu"),
+    "none": (lambda: BatchNormAct2d(4, nn.Identity()), "identity"),
+    "derived": (lambda: Derived(4), "relu"),
+    "silu": (lambda: BatchNormAct2d(4, nn.SiLU(inplace=True)), None),
+    "prelu": (lambda: BatchNormAct2d(4, nn.PReLU(4)), None),
+    "drop": (lambda: BatchNormAct2d(4, nn.ReLU(), KeepsHalf()), None),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("case", NORM_ACTS)
+def test_a_norm_that_ends_in_an_activation_keeps_it(case, training):
+    build, fused = NORM_ACTS[case]
+    net = with_history(nn.Sequential(nn.Conv2d(3, 4, 3), build(), nn.Conv2d(4, 2, 1))).train(training)
+    x = torch.randn(2, 3, 6, 5, dtype=torch.float64)
+    assert_equals_copies(net, [x, -x])
+    ours = make_multimodal(net, 2, threshold=0.3)
+    with torch.no_grad():
+        # Channel 0 is the first modality's own, channel 3 the second's.
+        ours[1].weight[:] = torch.tensor([0.1, 0.5, 0.5, 0.1])
+    assert ours[1].replaced().sum() == 2
+    assert_equals_exchange_by_hand(net, ours, torch.cat([x, -x]))
+    assert ours[1].activation == (fused or "identity")
+    assert type(ours[1].act) is (nn.Identity if fused else type(net[1].act))
+    assert list(ours.state_dict()) == list(net.state_dict())
+    ours.load_state_dict(net.state_dict())
+    assert torch.equal(ours[1].weight, net[1].weight.expand(2, -1))
+
+
+def test_an_activation_is_a_copy_and_stays_one_where_it_was_shared():
+    act = nn.PReLU()
+    net = nn.Sequential(BatchNormAct2d(3, act), act, BatchNormAct2d(3, act))
+    ours = make_multimodal(net, 2)
+    assert ours[0].act is ours[1] is ours[2].act
+    assert ours[1] is not act
+    again = copy.deepcopy(ours)
+    assert again[0].act is again[1]
+    x = torch.randn(4, 3, 5, 5)
+    assert torch.equal(pickle.loads(pickle.dumps(ours))(x), again(x))
+
+
+def test_an_unfused_activation_is_compiled_exported_and_recomputed():
+    net = nn.Sequential(BatchNormAct2d(3, nn.SiLU(inplace=True)), nn.Conv2d(3, 4, 3))
+    ours = make_multimodal(with_history(net), 2, threshold=0.5)
+    x = torch.randn(4, 3, 5, 5, dtype=torch.float64)
+    again, compiled = copy.deepcopy(ours), copy.deepcopy(ours)
+    y, dx, dy = run(ours, x)
+    results = [run(torch.compile(compiled, backend="aot_eager", fullgraph=True), x, dy)]
+    with recompute_outputs():
+        results.append(run(again, x, dy))
+    for other_y, other_dx, _ in results:
+        torch.testing.assert_close(other_y, y)
+        torch.testing.assert_close(other_dx, dx)
+    exported = torch.export.export(ours.eval(), (x,)).module()
+    torch.testing.assert_close(exported(x), ours(x))
+
+
+class BatchRenorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        self.register_buffer("running_var", torch.ones(3))
+
+
+class FrozenBatchNorm2d(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, torch.ones(3))
+
+
+def test_all_that_cannot_be_converted_is_named_at_once():
+    net = nn.Sequential(Scaled(3), nn.BatchNorm2d(3), nn.Sequential(BatchRenorm(), Bent(3, nn.ReLU())))
+    with pytest.raises(
+        ValueError, match=r"norm '0' is a Scaled, .*; norm '2\.0' is a Batch.*'2\.1' is a Bent"
+    ):
+        make_multimodal(net, 2)
+
+
+def test_norms_of_single_rows_and_constants_stay_shared_and_are_named():
+    net = nn.Sequential(nn.GroupNorm(1, 3), nn.BatchNorm2d(3), FrozenBatchNorm2d(), nn.LayerNorm(5))
+    named = r"'0' \(GroupNorm\), '2' \(FrozenBatchNorm2d\), '3' \(LayerNorm\)"
+    with pytest.warns(UserWarning, match=f"stay shared between the modalities: {named}$"):
+        ours = make_multimodal(net, 2)
+    assert ours[0].weight.shape == (3,)
+    with pytest.raises(ValueError, match=r"or InstanceNorm layer; those that it has .*: GroupNorm$"):
+        make_multimodal(net[:1], 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_multimodal(nn.Sequential(make_multimodal(net[1], 2), nn.BatchNorm2d(3)), 2)
+
+
+def test_norms_of_ones_own_begin_as_the_original():
+    net = nn.Sequential(BatchNormAct2d(3, nn.LeakyReLU(0.3)), nn.BatchNorm2d(3, eps=0.1, momentum=0.5))
+    with_history(net).eval()
+    calls = []
+
+    def make_norm(norm: nn.BatchNorm2d, exchanges: bool, activation: str) -> nn.Module:
+        calls.append((norm, exchanges, activation))
+        return ExchangeBatchNorm2d(3, 1, activation=activation)
+
+    ours = replace_norms(net, make_norm, where=["1"])
+    assert calls == [(net[0], False, "leaky_relu"), (net[1], True, "identity")]
+    assert (ours[1].eps, ours[1].momentum, ours[0].negative_slope) == (0.1, 0.5, 0.3)
+    x = torch.randn(4, 3, 5, 5, dtype=torch.float64)
+    torch.testing.assert_close(ours(x), net(x))
+    with pytest.raises(ValueError, match="ExchangeInstanceNorm2d for norm '0' and the original differ in"):
+        replace_norms(net, lambda norm, *_: ExchangeInstanceNorm2d(3, 2))
 
 
 class Scaled(nn.BatchNorm2d):

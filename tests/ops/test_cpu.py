@@ -14,17 +14,18 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 import cen_ext
-from bench.machine import cache_sizes
+from bench.harness.machine import cache_sizes
 from cen_ext.functional import DTYPES
-from cen_ext.reference import Options
+from cen_ext.ops.norm_exchange.reference import Options
 from tests.helpers.cases import Shape, make_inputs
-from tests.helpers.covered import NORMS
+from tests.helpers.covered import NORMS, activations_of
 from tests.helpers.tolerance import Call, Results, check, run
 
 if cen_ext.available_backends()["cpu"] != "ok":
     pytest.skip(cen_ext.available_backends()["cpu"], allow_module_level=True)
 
-from cen_ext import _C, compiled
+from cen_ext import _C
+from cen_ext.ops.norm_exchange import native
 from tests.helpers.paths import ROOT
 
 THRESHOLD = 2.0**-6
@@ -61,7 +62,7 @@ NARROW = [Shape(2, 2, 21, (11, 13)), Shape(3, 2, 40, (5, 5)), Shape(2, 3, 3, (9,
 
 def check_this_process() -> None:
     """What the processes of test_every_instruction_set do."""
-    activations = itertools.cycle(["relu", "leaky_relu", "identity"])
+    activations = itertools.cycle(activations_of("cpu"))
     for shape, dtype, norm, channels_last, given in itertools.product(
         NARROW, DTYPES, NORMS, [False, True], [False, True]
     ):
@@ -213,11 +214,11 @@ def test_results_lie_in_memory_as_the_fake_kernels_say(size, layout, norm):
     mean, var = torch.rand(2, 2 if norm == "batch" else size[0], size[1])
     options = Options(0.5, norm=norm, activation="relu")
     for op, arguments in (
-        (compiled.norm_exchange, (x, weight, bias, None, None, residual, *options)),
-        (compiled.norm_exchange, (x, weight.t().contiguous().t(), bias, mean, var, None, *options)),
-        (compiled.norm_exchange_backward, (dy, x, weight, bias, mean, var, residual, True, *options)),
+        (native.norm_exchange_op, (x, weight, bias, None, None, residual, *options)),
+        (native.norm_exchange_op, (x, weight.t().contiguous().t(), bias, mean, var, None, *options)),
+        (native.norm_exchange_backward_op, (dy, x, weight, bias, mean, var, residual, True, *options)),
         (
-            compiled.norm_exchange_backward,
+            native.norm_exchange_backward_op,
             (dy, x, weight.t().contiguous().t(), bias, mean, var, None, True, *options),
         ),
     ):
@@ -232,7 +233,7 @@ def test_compiles_without_a_break():
     options = Options(THRESHOLD, activation="relu")
 
     def step(x, weight, bias):
-        y = compiled.norm_exchange((x * 2).mT, weight.t(), bias, None, None, x.mT, *options)[0]
+        y = native.norm_exchange_op((x * 2).mT, weight.t(), bias, None, None, x.mT, *options)[0]
         return y.square().sum()
 
     leaves = [t.clone().requires_grad_() for t in (i.x, i.weight.t().contiguous(), i.bias)]
@@ -277,7 +278,7 @@ def test_saves_nothing_of_the_size_of_x_but_x(training, activation):
 def test_the_op_refuses_unknown_options(change, message):
     i = make_inputs(Shape(2, 2, 6, (4, 5)))
     with pytest.raises(RuntimeError, match=message):
-        compiled.norm_exchange(i.x, i.weight, i.bias, None, None, None, *Options()._replace(**change))
+        native.norm_exchange_op(i.x, i.weight, i.bias, None, None, None, *Options()._replace(**change))
 
 
 def test_the_ops_refuse_tensors_that_do_not_fit():
@@ -291,7 +292,7 @@ def test_the_ops_refuse_tensors_that_do_not_fit():
         (i.x, i.weight, i.bias, None, None, i.residual[:, :3]),
     ):
         with pytest.raises(RuntimeError, match="cen_ext: "):
-            compiled.norm_exchange(*arguments, *Options())
+            native.norm_exchange_op(*arguments, *Options())
     for dy in (i.dy[:, :3], i.dy.float()):
         with pytest.raises(RuntimeError, match="cen_ext: dy "):
-            compiled.norm_exchange_backward(dy, i.x, i.weight, i.bias, i.mean, i.var, None, True, *Options())
+            native.norm_exchange_backward_op(dy, i.x, i.weight, i.bias, i.mean, i.var, None, True, *Options())

@@ -11,7 +11,8 @@ from torch import Tensor
 
 import cen_ext
 from cen_ext.functional import DTYPES
-from cen_ext.reference import Options
+from cen_ext.ops.activation import NAMES
+from cen_ext.ops.norm_exchange.reference import Options
 from tests.helpers.cases import SMALL, Shape, make_inputs
 from tests.helpers.covered import NORMS
 from tests.helpers.tolerance import Call, Results, assert_within, bounds, run_definition, without_kinks
@@ -107,7 +108,7 @@ def test_given_statistics(shape, dtype, channels_last, norm):
     check(call, dy, "auto")
 
 
-@pytest.mark.parametrize("activation", ["identity", "relu", "leaky_relu"])
+@pytest.mark.parametrize("activation", NAMES)
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize(("region", "criterion"), [("own", "signed"), ("all", "abs")])
 @pytest.mark.parametrize("plan", PLANS)

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cen_ext.reference import Options, statistics_dtype
+from cen_ext.ops.norm_exchange.reference import Options, statistics_dtype
 from tests.helpers import host_device
 from tests.helpers.cases import SMALL, Shape, make_inputs
 from tests.helpers.covered import NORMS

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cen_ext.reference import Options, memory_format
+from cen_ext.ops.activation import NAMES
+from cen_ext.ops.norm_exchange.reference import Options, memory_format
+from tests.helpers import formulas
 from tests.helpers.cases import Shape, make_inputs
 from tests.helpers.covered import every_kind
 from tests.helpers.tolerance import (
@@ -161,7 +163,7 @@ def test_float16_at_its_largest(backend, norm, dtype, channels_last):
 
 @every_kind(HALF)
 @both_layouts
-@pytest.mark.parametrize("activation", ["identity", "relu", "leaky_relu"])
+@pytest.mark.parametrize("activation", NAMES)
 def test_half_types_are_rounded_once(backend, norm, dtype, channels_last, activation):
     """x + residual and nothing else, so that every bit is known; beyond 65504 float16 has only inf."""
     call, dy = make_call(norm, dtype, channels_last, threshold=0.0, eps=0.0, activation=activation)
@@ -169,9 +171,8 @@ def test_half_types_are_rounded_once(backend, norm, dtype, channels_last, activa
     x, residual = ((t * 2e4).clamp(-65504, 65504) for t in (call.x, torch.randn_like(call.x)))
     call = Call(x, one, zero, zero, one, residual, call.options)
     exact = x.float() + residual.float()
-    slope = {"identity": 1.0, "relu": 0.0, "leaky_relu": call.options.negative_slope}[activation]
-    expected = torch.where(exact > 0, exact, slope * exact).to(dtype)
-    assert expected.isinf().any() == (dtype == torch.float16)
+    expected = formulas.activated(exact, activation, call.options.negative_slope).to(dtype)
+    assert expected.isinf().any() == (dtype == torch.float16 and activation != "relu6")
     assert torch.equal(run(backend, call, dy).y, expected)
 
 
@@ -234,7 +235,7 @@ def modalities(t: Tensor) -> Tensor:
 @every_kind(SINGLE)
 @both_layouts
 @pytest.mark.parametrize("statistics_given", [False, True])
-@pytest.mark.parametrize("activation", ["identity", "relu", "leaky_relu"])
+@pytest.mark.parametrize("activation", NAMES)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_a_channel_keeps_what_is_not_finite(
     backend, norm, dtype, channels_last, statistics_given, activation, value
@@ -250,8 +251,10 @@ def test_a_channel_keeps_what_is_not_finite(
     assert torch.equal(modalities(clean.y)[2], modalities(found.y)[2])
     assert modalities(found.dx)[2].isfinite().all()
     poisoned_values = modalities(found.y)[:2, 2, 1, 1, 1]
-    if value == -torch.inf and activation == "relu" and statistics_given:
+    if value == -torch.inf and activation in ("relu", "relu6") and statistics_given:
         assert not poisoned_values.any()
+    elif value == torch.inf and activation == "relu6" and statistics_given:
+        assert (poisoned_values == 6).all()
     else:
         assert not poisoned_values.isfinite().any()
 
@@ -259,7 +262,7 @@ def test_a_channel_keeps_what_is_not_finite(
 @every_kind(SINGLE)
 @both_layouts
 @pytest.mark.parametrize("statistics_given", [False, True])
-@pytest.mark.parametrize("activation", ["identity", "relu", "leaky_relu"])
+@pytest.mark.parametrize("activation", NAMES)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_channel_that_nobody_reads_may_be_anything(
     backend, norm, dtype, channels_last, statistics_given, activation, value

@@ -11,9 +11,8 @@ import torch
 import cen_ext
 from tests.helpers import cases, formulas
 from tests.helpers.cases import Shape, make_inputs
-from tests.helpers.covered import BACKENDS, NORMS, every_kind, skip_if_refused
+from tests.helpers.covered import BACKENDS, NORMS, activations_of, every_kind, skip_if_refused
 
-ACTIVATIONS = ["identity", "relu", "leaky_relu"]
 CLOSE = {"rtol": 1e-11, "atol": 1e-11}  # float64; sums of at most a few hundred values of size one
 
 
@@ -27,7 +26,7 @@ def test_values_and_gradients(backend, training, norm, channels_last, shape):
         pytest.skip("instance norm needs more than one value a row")
     given = make_inputs(shape, channels_last=channels_last)
     skip_if_refused(backend, given.x, norm=norm)
-    flags = itertools.product(["own", "all"], ["abs", "signed"], ACTIVATIONS, [False, True])
+    flags = itertools.product(["own", "all"], ["abs", "signed"], activations_of(backend), [False, True])
     for region, criterion, activation, with_residual in flags:
         options = dict(
             threshold=0.02,
@@ -214,8 +213,12 @@ BAD = [
     (dict(negative_slope=None), TypeError, "negative_slope must be a number, got NoneType"),
     (dict(momentum=None), TypeError, "momentum must be a number, got NoneType"),
     (dict(training=True, momentum=torch.ones(6)), ValueError, "momentum must be a number or a 0-d tensor"),
-    (dict(training=True, x=torch.zeros(2, 6, 1, 1)), ValueError, "more than one value a channel"),
-    (dict(training=True, norm="instance", x=torch.zeros(4, 6)), ValueError, "more than one value a channel"),
+    (dict(training=True, x=torch.zeros(2, 6, 1, 1)), ValueError, "more than one value per channel"),
+    (
+        dict(training=True, norm="instance", x=torch.zeros(4, 6)),
+        ValueError,
+        "more than one value per channel",
+    ),
 ]
 
 

@@ -12,15 +12,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import cen_ext
-from bench.memory import tensor_bytes
-from cen_ext import backends, max_pool_same, pooling
+from bench.harness.memory import tensor_bytes
+from cen_ext import max_pool_same
 from cen_ext.functional import DTYPES
-from cen_ext.reference import memory_format
+from cen_ext.ops import dispatch
+from cen_ext.ops.norm_exchange.reference import memory_format
 from tests.helpers.alone import check_instruction_set, run_alone
 from tests.ops.test_contract import layouts
 
-BACKENDS = [name for name, backend in pooling._BACKENDS.items() if backend.why_not() is None]
-INTERPRETED = backends._INTERPRETED
+BACKENDS = [name for name, backend in dispatch.BACKENDS["max_pool_same"].items() if backend.why_not() is None]
+INTERPRETED = dispatch._INTERPRETED
 DEVICE = "cuda" if "triton" in BACKENDS and not INTERPRETED else "cpu"
 
 every_backend = pytest.mark.parametrize("backend", BACKENDS)

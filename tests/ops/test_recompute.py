@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import cen_ext
-from bench.memory import tensor_bytes
+from bench.harness.memory import tensor_bytes
 
 SIZE = (4, 6, 10, 10)
 

@@ -262,9 +262,9 @@ def test_the_group_is_set_on_batch_norm_below_and_kept_by_copies(group):
 
 def test_mistakes(group):
     layer = ExchangeBatchNorm2d(4, 2, process_group=group)
-    with pytest.raises(ValueError, match="more than one value a channel"):
+    with pytest.raises(ValueError, match="more than one value per channel"):
         layer(torch.randn(2, 4))
-    with pytest.raises(ValueError, match="process_group synchronises batch norm, but norm is 'instance'"):
+    with pytest.raises(ValueError, match="process_group synchronizes batch norm, but norm is 'instance'"):
         ExchangeInstanceNorm2d(4, 2, process_group=group)
     with pytest.raises(TypeError, match=r"process_group must be a torch.distributed.ProcessGroup .* got str"):
         synchronise_statistics(layer, "gloo")

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import cen_ext
-from cen_ext import backends
 from cen_ext.functional import DTYPES
-from cen_ext.reference import Options, memory_format, statistics_dtype
+from cen_ext.ops import dispatch
+from cen_ext.ops.activation import NAMES
+from cen_ext.ops.norm_exchange.reference import Options, memory_format, statistics_dtype
 from tests.helpers.alone import run_alone
 from tests.helpers.cases import SMALL, Shape, make_inputs
 from tests.helpers.covered import NORMS, every_kind
@@ -41,9 +42,9 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from cen_ext import triton_backward, triton_forward, triton_ops  # noqa: E402
-from cen_ext.triton_ops import Geometry, Plan, pass_plan, whole_plan  # noqa: E402
-from cen_ext.triton_tile import INTERPRETED  # noqa: E402
+from cen_ext.ops.norm_exchange.triton import backward, forward, launch  # noqa: E402
+from cen_ext.ops.norm_exchange.triton.launch import Geometry, Plan, pass_plan, whole_plan  # noqa: E402
+from cen_ext.ops.norm_exchange.triton.tile import INTERPRETED  # noqa: E402
 
 THRESHOLD = 2.0**-6
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in processes of test_through_the_interpreter")
@@ -137,11 +138,11 @@ def test_interpreted_opcheck(norm, statistics_given):
     options = Options(THRESHOLD, norm=norm, activation="relu")
     leaves = [t.clone().requires_grad_() for t in (i.x, i.weight, i.bias)]
     residual = i.residual.requires_grad_()
-    torch.library.opcheck(triton_ops.norm_exchange, (*leaves, mean, var, residual, *options))
+    torch.library.opcheck(launch.triton_norm_exchange, (*leaves, mean, var, residual, *options))
     if mean is None or var is None:
-        _, mean, var = triton_ops.norm_exchange(i.x, i.weight, i.bias, None, None, None, *options)
+        _, mean, var = launch.triton_norm_exchange(i.x, i.weight, i.bias, None, None, None, *options)
     torch.library.opcheck(
-        triton_ops.norm_exchange_backward,
+        launch.triton_norm_exchange_backward,
         (i.dy, i.x, i.weight, i.bias, mean, var, i.residual.detach(), not statistics_given, *options),
     )
 
@@ -158,7 +159,7 @@ def assert_same_bits(a: Results, b: Results) -> None:
 def test_refuses_what_it_cannot_run():
     x = torch.randn(2, 3, 4)
     reason = "x is on cpu"
-    assert backends.why_not_triton(x) == reason
+    assert dispatch.why_not_triton(x) == reason
     table = torch.ones(2, 3)
     with pytest.raises(RuntimeError, match=f"backend 'triton' cannot run this call: {reason}"):
         cen_ext.norm_exchange(x, table, table, table, table, backend="triton")
@@ -188,7 +189,7 @@ def test_passes_cover_x_and_keep_the_device_busy(g, dtype, values, multiprocesso
     tile = plan.channels * plan.lines * plan.positions
     assert tile * g.modalities <= max(values, 256 * g.modalities)
     if plan.tiles > 1:
-        assert plan.programs(g) >= triton_ops.PROGRAMS_A_MULTIPROCESSOR * multiprocessors
+        assert plan.programs(g) >= launch.PROGRAMS_A_MULTIPROCESSOR * multiprocessors
     assert pass_plan(g, dtype, values, multiprocessors, 4).tiles <= 4
 
 
@@ -198,12 +199,12 @@ def test_whole_channels_fit_a_program(g, dtype, tensors):
     plan = whole_plan(g, dtype, tensors)
     if plan is None:
         one = triton.next_power_of_2(g.lines) * triton.next_power_of_2(g.positions) * g.modalities * tensors
-        assert one * (32 // dtype.itemsize if g.channels_last else 1) > triton_ops.WHOLE_VALUES // 2
+        assert one * (32 // dtype.itemsize if g.channels_last else 1) > launch.WHOLE_VALUES // 2
         return
     assert_powers_of_two(plan)
     assert plan.pieces(g) == plan.chunks(g) == 1
     tile = plan.channels * plan.lines * plan.positions * g.modalities * tensors
-    assert tile <= triton_ops.WHOLE_VALUES
+    assert tile <= launch.WHOLE_VALUES
     assert tile <= 64 * 32 * plan.warps * (2 if plan.warps < 16 else 1)
 
 
@@ -215,13 +216,13 @@ def assert_powers_of_two(plan: Plan) -> None:
 # --- ahead of time, for GPUs that need not be there ---
 
 KERNELS = {
-    "statistics": triton_forward.statistics_kernel,
-    "join": triton_forward.join_kernel,
-    "forward": triton_forward.forward_kernel,
-    "forward_whole": triton_forward.forward_whole_kernel,
-    "backward_sums": triton_backward.backward_sums_kernel,
-    "backward": triton_backward.backward_kernel,
-    "backward_whole": triton_backward.backward_whole_kernel,
+    "statistics": forward.statistics_kernel,
+    "join": forward.join_kernel,
+    "forward": forward.forward_kernel,
+    "forward_whole": forward.forward_whole_kernel,
+    "backward_sums": backward.backward_sums_kernel,
+    "backward": backward.backward_kernel,
+    "backward_whole": backward.backward_whole_kernel,
 }
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
 TENSORS = ("x", "y", "dy", "dx", "residual", "dresidual")
@@ -238,8 +239,8 @@ def compile_ahead(
     if name.endswith("whole"):
         plan = whole_plan(g, dtype, tensors=1)
     assert plan is not None
-    cut = triton_ops.constants_of_a_pass(g, plan) | dict(CHUNKS=4)
-    constants = triton_ops.constants_of(options, shape.num_modalities) | cut
+    cut = launch.pass_constants(g, plan) | dict(CHUNKS=4)
+    constants = launch.call_constants(options, shape.num_modalities) | cut
     sizes = dict(zip(("units", "C", "L", "P", "chunks"), (*g.sizes, plan.chunks(g)), strict=True))
 
     signature, compiled_in, attributes = {}, {}, {}
@@ -332,7 +333,7 @@ def test_compilers_see_the_kernels(shape, statistics_given, kernels, monkeypatch
 
     def call(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> tuple[Tensor]:
         statistics = (bias.detach(), weight.detach()) if statistics_given else (None, None)
-        return (triton_ops.norm_exchange(x, weight, bias, *statistics, residual, *options)[0],)
+        return (launch.triton_norm_exchange(x, weight, bias, *statistics, residual, *options)[0],)
 
     device = SimpleNamespace(get_current_target=lambda: GPUTarget("cuda", 90, 32))
     monkeypatch.setattr(triton.runtime.driver, "_active", device)  # there need be none
@@ -343,10 +344,10 @@ def test_compilers_see_the_kernels(shape, statistics_given, kernels, monkeypatch
     launches = [node for node in graph.nodes if "triton_kernel_wrapper" in str(node.target)]
     assert len(launches) == kernels
     inputs = {node for node in graph.nodes if node.op == "placeholder"}
-    for launch in launches:  # nothing but what was allocated for results is written
-        written = launch.kwargs["tensors_to_clone"]
+    for node in launches:  # nothing but what was allocated for results is written
+        written = node.kwargs["tensors_to_clone"]
         assert written
-        assert not inputs & {launch.kwargs["kwargs"][name] for name in written}
+        assert not inputs & {node.kwargs["kwargs"][name] for name in written}
 
 
 # --- on a GPU ---
@@ -366,7 +367,7 @@ def draw_kinds() -> Iterator[tuple[Shape, bool, bool, torch.dtype, str, str]]:
     for shape, channels_last, statistics_given in itertools.product(
         [*SMALL, *LARGE], [False, True], [False, True]
     ):
-        activation = draw(["identity", "relu", "leaky_relu"])
+        activation = draw(NAMES)
         yield shape, channels_last, statistics_given, draw(DTYPES), draw(NORMS), activation
 
 
@@ -497,13 +498,14 @@ def test_more_than_two_billion_values(channels_last):
     table = torch.randn(4, 2, 64, device="cuda")
     options = Options(0.5, region="all")
     weight, bias, mean, var = table[0], table[1], table[2], table[3].square() + 0.1
-    y = backends.choose("triton", x, options)(x, weight, bias, mean, var, None, options)[0]
-    rows = [8, 17]  # the last of each modality
-    expected = backends.choose("reference", x, options)(x[rows], weight, bias, mean, var, None, options)[0]
-    torch.testing.assert_close(y[rows], expected)
-    _, found_mean, found_var = backends.choose("triton", x, options)(
-        x, weight, bias, None, None, None, options
+    run_triton, run_reference = (
+        dispatch.choose("norm_exchange", name, x, options).run for name in ("triton", "reference")
     )
+    y = run_triton(x, weight, bias, mean, var, None, options)[0]
+    rows = [8, 17]  # the last of each modality
+    expected = run_reference(x[rows], weight, bias, mean, var, None, options)[0]
+    torch.testing.assert_close(y[rows], expected)
+    _, found_mean, found_var = run_triton(x, weight, bias, None, None, None, options)
     wanted_var, wanted_mean = torch.var_mean(x[9:, 63].float(), correction=0)
     torch.testing.assert_close(found_mean[1, 63], wanted_mean, rtol=0, atol=1e-5)
     torch.testing.assert_close(found_var[1, 63], wanted_var, rtol=1e-5, atol=0)

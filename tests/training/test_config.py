@@ -21,7 +21,7 @@ from models.training.settings import RunSettings, Stage, require, stage_ends
 @dataclass(frozen=True)
 class Inner:
     rate: float = setting(0.5, "a rate")
-    steps: int | None = setting(None, "a length", free=True)
+    steps: int | None = setting(None, "a length", resumable=True)
 
     def __post_init__(self) -> None:
         require(self.rate >= 0, f"rate must not be negative, got {self.rate}")
@@ -125,13 +125,13 @@ def test_from_plain_takes_defaults_for_new_fields_and_drops_old_ones() -> None:
     assert restored == Outer(flag=True, inner=Inner(steps=4))
 
 
-def test_differing_leaves_free_fields_out() -> None:
+def test_differing_leaves_resumable_fields_out() -> None:
     new = config.override(Outer(), ["inner.steps=9", "items.1.rate=3", "flag=true"])
     assert config.differing(Outer(), new) == ["flag: false -> true", "items.1.rate: 0.25 -> 3.0"]
     assert config.differing(Outer(), Outer(items=(Inner(),))) == ["items.1.rate: 0.25 -> none"]
 
 
-def test_changes_hold_free_fields_and_those_of_mappings() -> None:
+def test_changes_hold_resumable_fields_and_those_of_mappings() -> None:
     new = config.override(Outer(), ["inner.steps=9", "flag=true"])
     changes = {"flag": "flag: false -> true", "inner.steps": "inner.steps: none -> 9"}
     assert config.changes(Outer(), new) == changes

@@ -19,9 +19,9 @@ from models.networks.fusion import exchange_points
 from models.networks.released.segmentation import released_names
 from models.segmentation.objective import Objective
 from models.segmentation.settings import LossSettings, SegmentationRecipe
-from models.training import checkpoint, compilation, distributed
+from models.training import checkpoint, distributed, graphs
 from models.training.errors import UsageError
-from models.training.optimisation import Optimisation
+from models.training.optimization import Optimization
 from models.training.precision import loss_scaler
 from models.training.settings import RunSettings, UpdateSettings
 from tests.helpers.golden_numbers import assert_matches, draw, released_form
@@ -63,12 +63,12 @@ def assert_golden(mode: str, parts: int) -> None:
     net.train()
     objective = Objective(net, SegmentationRecipe(loss=LossSettings(sparsity=0.0)), CPU)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    optimisation = Optimisation(optimizer, UpdateSettings(), 0, 1, loss_scaler("fp32", CPU))
+    optimization = Optimization(optimizer, UpdateSettings(), 0, 1, loss_scaler("fp32", CPU))
     xs, target = inputs_and_target()
     pixels = (target != 255).sum().double() / (parts * distributed.world_size())
     images = torch.cat(xs).double().to(memory_format=torch.channels_last)
     share = Batch(images, target, ["", ""]).split(distributed.world_size())[distributed.rank()]
-    loss, *_ = optimisation.gradients(
+    loss, *_ = optimization.gradients(
         distributed.parallel(objective, CPU),
         [(part.images, part.target, pixels) for part in share.split(parts)],
     )
@@ -144,7 +144,7 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch, "compile", none)
     with pytest.raises(UsageError, match=r"run\.compile=true: .* not work for cpu here \(no c"):
-        compilation.check(RunSettings(compile=True), CPU)
+        graphs.check(RunSettings(compile=True), CPU)
 
 
 def test_graphs_need_a_gpu(rooms: Path) -> None:

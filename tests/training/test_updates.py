@@ -16,7 +16,7 @@ from models.segmentation.settings import OptimSettings, SegmentationStage
 from models.segmentation.task import make_optimizer
 from models.training import run_folder
 from models.training.ema import Ema
-from models.training.optimisation import Optimisation, fused
+from models.training.optimization import Optimization, fused
 from models.training.precision import at_least_float32, autocast, loss_scaler
 from models.training.schedules import rate_factor
 from models.training.settings import UpdateSettings
@@ -114,19 +114,19 @@ class Ones(nn.Module):
         return loss, loss
 
 
-def optimisation(net: nn.Module, settings: UpdateSettings, precision: str = "fp32") -> Optimisation:
+def optimization(net: nn.Module, settings: UpdateSettings, precision: str = "fp32") -> Optimization:
     optimizer = torch.optim.SGD([{"params": list(net.parameters()), "lr": 0.1, "name": "all"}], fused=True)
-    return Optimisation(optimizer, settings, 10, 5, loss_scaler(precision, CPU))
+    return Optimization(optimizer, settings, 10, 5, loss_scaler(precision, CPU))
 
 
 def test_gradients_of_parts_are_those_of_their_mean() -> None:
     net = small_net().eval()
     twin = copy.deepcopy(net)
     x = torch.randn(6, 2, 5, 5, dtype=torch.float64)
-    expected = optimisation(net, UpdateSettings()).gradients(Squares(net), [(x,)])
+    expected = optimization(net, UpdateSettings()).gradients(Squares(net), [(x,)])
     for _ in range(2):  # the second call starts anew
         parts = [(part,) for part in x.split(2)]
-        found = optimisation(twin, UpdateSettings()).gradients(Squares(twin), parts)
+        found = optimization(twin, UpdateSettings()).gradients(Squares(twin), parts)
     torch.testing.assert_close(found, expected)
     assert not any(value.requires_grad for value in found)
     for one, other in zip(twin.parameters(), net.parameters(), strict=True):
@@ -139,7 +139,7 @@ def test_an_update(clip: float | None, precision: str) -> None:
     """Scheduled rate times the gradient, scaled to the clipped norm; the loss scale leaves no trace."""
     net = small_net().eval()
     before = [parameter.detach().clone() for parameter in net.parameters()]
-    update = optimisation(net, UpdateSettings(clip=clip, schedule="polynomial", power=1), precision)
+    update = optimization(net, UpdateSettings(clip=clip, schedule="polynomial", power=1), precision)
     x = torch.randn(6, 2, 5, 5, dtype=torch.float64)
     update.gradients(Squares(net), [(x,)])
     scale = 65536.0 if precision == "fp16" else 1.0
@@ -156,7 +156,7 @@ def test_an_update(clip: float | None, precision: str) -> None:
 @pytest.mark.parametrize("clip", [None, 1.0])
 def test_a_step_that_overflows_is_left_out_and_the_scale_halved(clip: float | None) -> None:
     net = small_net().eval()
-    update = optimisation(net, UpdateSettings(clip=clip), "fp16")
+    update = optimization(net, UpdateSettings(clip=clip), "fp16")
     x = torch.randn(6, 2, 5, 5, dtype=torch.float64)
     for factor, scale in ((float("inf"), 32768.0), (1.0, 32768.0)):
         before = [parameter.detach().clone() for parameter in net.parameters()]
@@ -166,7 +166,7 @@ def test_a_step_that_overflows_is_left_out_and_the_scale_halved(clip: float | No
         moved = [not torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True)]
         assert all(moved) if factor == 1 else not any(moved)
         assert update.state_dict()["scaler"]["scale"] == scale
-    other = optimisation(net, UpdateSettings(), "fp16")
+    other = optimization(net, UpdateSettings(), "fp16")
     other.load_state_dict(update.state_dict())
     assert other.state_dict()["scaler"] == update.state_dict()["scaler"]
 
@@ -177,7 +177,7 @@ def test_an_overflow_in_the_first_step_leaves_no_momentum() -> None:
     settings = OptimSettings(momentum=0.5, weight_decay=0)
     stage = SegmentationStage(steps=2, encoder_lr=0.1, decoder_lr=0.1)
     optimizer = make_optimizer(net, settings, stage, "fp16")
-    update = Optimisation(optimizer, settings, 0, 2, loss_scaler("fp16", CPU))
+    update = Optimization(optimizer, settings, 0, 2, loss_scaler("fp16", CPU))
     before = [parameter.detach().clone() for parameter in net.parameters()]
     for factor, moved in ((float("inf"), 0.0), (1.0, 1.0), (1.0, 2.5)):
         update.gradients(Ones(net), [(torch.tensor(factor),)])

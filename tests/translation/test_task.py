@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.straightforward import split_state, stacked_state
-from bench.straightforward_translation import StraightforwardPatchGAN, StraightforwardUNet
+from bench.baselines.exchange import split_state, stacked_state
+from bench.baselines.translation import EagerPatchGAN, EagerUNet
 from models.data import DataError
 from models.training import distributed
 from models.training.errors import UsageError
@@ -46,8 +46,8 @@ class Usual:
         model, loss = task.recipe.model, task.recipe.loss
         options = {"size": model.size, "base_width": model.base_width, "dropout": 0.0}
         options |= {"threshold": task.recipe.fusion.threshold, "region": task.recipe.fusion.region}
-        self.generator = StraightforwardUNet(len(DOMAINS), decoder_norms=model.decoder_norms, **options)
-        self.discriminator = StraightforwardPatchGAN(base_width=model.discriminator_width)
+        self.generator = EagerUNet(len(DOMAINS), decoder_norms=model.decoder_norms, **options)
+        self.discriminator = EagerPatchGAN(base_width=model.discriminator_width)
         for usual, ours in zip(self.nets(), (task.nets.generator, task.nets.discriminator), strict=True):
             usual.double().load_state_dict(split_state(ours.state_dict()))
         self.optimizers = [
@@ -202,7 +202,7 @@ def test_half_precision_trains_as_float32_does(views: Path) -> None:
     for precision in ("fp32", "bf16", "fp16"):
         task = tiny_task(views, f"run.precision={precision}", "model.dropout=0")
         found[precision] = torch.stack([task.step(batch, 0)["loss"] for batch in task.batches(0, 0)])
-        scalers = [each.scaler for each in task.nets.optimisations.values()]
+        scalers = [each.scaler for each in task.nets.optimizations.values()]
         assert len({id(scaler) for scaler in scalers}) == 2
         assert all(scaler.is_enabled() == (precision == "fp16") for scaler in scalers)
     for precision, tolerance in (("bf16", 2e-2), ("fp16", 1e-2)):

@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cen_ext import ExchangeBatchNorm2d, ExchangeInstanceNorm2d, replaced_channels
 from cen_ext.modules import ExchangeNorm
+from cen_ext.ops.activation import ACTIVATIONS
 from models.networks.fusion.base import Fusion, mark, option, register_fusion, scale_penalty
 from models.networks.fusion.exchange import (
     AT_HELP,
@@ -167,10 +167,7 @@ class MixedNorm(ExchangeNorm):
         u = self.mix(z, self.weight).flatten(0, 1)
         if residual is not None:
             u = u + residual
-        if self.mixed_activation == "identity":
-            return u
-        slope = {"negative_slope": self.mixed_slope} if self.mixed_activation == "leaky_relu" else {}
-        return getattr(F, self.mixed_activation)(u, **slope)
+        return ACTIVATIONS[self.mixed_activation].value(u, self.mixed_slope)
 
 
 class MixedBatchNorm2d(MixedNorm, ExchangeBatchNorm2d):

@@ -71,7 +71,9 @@ class Fusion:
             value, choices = getattr(self, field.name), get_args(hints[field.name])
             if get_origin(hints[field.name]) is Literal and value not in choices:
                 hint = suggest(str(value), choices)
-                raise ValueError(f"{field.name} must be one of {', '.join(choices)}, got {value!r}{hint}")
+                raise ValueError(
+                    f"{field.name} must be one of {', '.join(map(repr, choices))}, got {value!r}{hint}"
+                )
 
     def check(self, num_modalities: int) -> None:
         """Refuse options that contradict each other or the number of modalities, before a network is built.

@@ -1,0 +1,1 @@
+"""Experiments that train: questions about the method, not about speed."""

@@ -1,0 +1,1 @@
+"""Max pooling that keeps its size: the definition, the compiled op and the Triton kernels."""

@@ -1,0 +1,1 @@
+"""Normalize, exchange, add, activate: the definition, the compiled op, Triton, process groups."""

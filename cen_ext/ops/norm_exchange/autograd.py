@@ -1,0 +1,64 @@
+"""The gradient of an op ``norm_exchange`` that comes with an op ``norm_exchange_backward``.
+
+    norm_exchange(x, weight, bias, mean?, var?, residual?, *options) -> (y, mean, var)
+    norm_exchange_backward(dy, x, weight, bias, mean, var, residual?, batch_statistics, *options)
+        -> (dx, dweight, dbias, dresidual)
+
+mean and var that come out are those of x, and empty where statistics were given; dresidual is empty
+without a residual. The backward recomputes the activation's argument, so that nothing but the inputs and
+the statistics is kept for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from cen_ext.ops.norm_exchange.options import Options
+
+
+def options_of(arguments: Sequence[Any]) -> Options:
+    """Parse the options among an op's last arguments, ignoring extras such as plan."""
+    return Options(*arguments[: len(Options._fields)])
+
+
+def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Keeps what the backward pass needs."""
+    x, weight, bias, mean, var, residual, *options = inputs
+    _, batch_mean, batch_var = output
+    ctx.mark_non_differentiable(batch_mean, batch_var)
+    ctx.set_materialize_grads(False)
+    ctx.options = options
+    ctx.batch_statistics = mean is None
+    ctx.has_residual = residual is not None
+    # Without an activation the residual's gradient is dy itself and the residual is not needed again.
+    kept = residual if options_of(options).activation != "identity" else None
+    ctx.save_for_backward(x, weight, bias, *((batch_mean, batch_var) if mean is None else (mean, var)), kept)
+
+
+def gradient(norm_exchange_backward: Callable[..., Any]) -> Callable[..., tuple[Tensor | None, ...]]:
+    """The backward pass as autograd wants it, of one that takes and returns tensors."""
+
+    def backward(ctx: Any, dy: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        none = (None,) * len(ctx.options)
+        if dy is None:  # nothing depends on y
+            return None, None, None, None, None, None, *none
+        x, weight, bias, mean, var, residual = ctx.saved_tensors
+        dx, dweight, dbias, dresidual = norm_exchange_backward(
+            dy, x, weight, bias, mean, var, residual, ctx.batch_statistics, *ctx.options
+        )
+        grad_residual = None
+        if ctx.has_residual:
+            grad_residual = dy if residual is None else dresidual
+        return dx, dweight, dbias, None, None, grad_residual, *none
+
+    return backward
+
+
+def refuse_second_gradient(ctx: Any, *_: Tensor) -> None:
+    """Refuse; registered as the gradient of the backward pass."""
+    raise RuntimeError(
+        "norm_exchange cannot be differentiated twice by the compiled backends; use backend='reference'"
+    )

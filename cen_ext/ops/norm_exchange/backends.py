@@ -1,0 +1,89 @@
+"""The backends of ``norm_exchange``, registered when ``cen_ext`` is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cen_ext.ops import dispatch
+from cen_ext.ops.dispatch import Backend, why_not_cpu, why_not_cuda, why_not_reference, why_not_triton
+from cen_ext.ops.norm_exchange.options import Options
+from cen_ext.ops.norm_exchange.reference import norm_exchange_reference
+
+if dispatch.IS_COMPILED:
+    from cen_ext.ops.norm_exchange import native
+
+
+def _run_native(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    residual: Tensor | None,
+    options: Options,
+) -> tuple[Tensor, Tensor, Tensor]:
+    # Compilers see through the op, eager calls are quicker without the gradient that is registered for it.
+    run: Any = native.norm_exchange_op if torch.compiler.is_compiling() else native.NativeNormExchange.apply
+    outputs: tuple[Tensor, Tensor, Tensor] = run(x, weight, bias, mean, var, residual, *options)
+    return outputs
+
+
+def _update_native(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    residual: Tensor | None,
+    momentum: float,
+    options: Options,
+) -> tuple[Tensor, Tensor, Tensor]:
+    run: Any = native.NativeNormExchangeUpdating.apply
+    outputs: tuple[Tensor, Tensor, Tensor] = run(
+        x, weight, bias, running_mean, running_var, residual, momentum, *options
+    )
+    return outputs
+
+
+def _run_triton(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    residual: Tensor | None,
+    options: Options,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from cen_ext.ops.norm_exchange.triton import launch
+
+    # As for the compiled op; tensors that stand for others (fake ones, say) must meet the op as well.
+    eager = type(x) is Tensor and not torch.compiler.is_compiling()
+    run: Any = launch.TritonNormExchange.apply if eager else launch.triton_norm_exchange
+    outputs: tuple[Tensor, Tensor, Tensor] = run(x, weight, bias, mean, var, residual, *options)
+    return outputs
+
+
+def _knowing(why_not: Callable[..., str | None]) -> Callable[..., str | None]:
+    """Extend a compiled backend's predicate: it refuses activations that its kernels do not have."""
+
+    def why_not_call(x: Tensor | None = None, options: Options | None = None, *_: Any) -> str | None:
+        if options is not None and options.activation not in _COMPILED_ACTIVATIONS:
+            return f"the compiled kernels do not have the activation {options.activation!r}"
+        return why_not(x)
+
+    return why_not_call
+
+
+_COMPILED_ACTIVATIONS = ("identity", "relu", "leaky_relu")
+
+dispatch.register(
+    "norm_exchange",
+    cuda=Backend(_knowing(why_not_cuda), _run_native, _update_native),
+    triton=Backend(why_not_triton, _run_triton),
+    cpu=Backend(_knowing(why_not_cpu), _run_native, _update_native),
+    reference=Backend(why_not_reference, norm_exchange_reference),
+)

@@ -1,0 +1,126 @@
+"""The compiled operator's registration: fake kernels and autograd for ``torch.ops.cen_ext.*``.
+
+``cen_ext._C`` defines the ops and their kernels through the LibTorch stable ABI (``csrc/norm_exchange.cpp``):
+
+    norm_exchange(x, weight, bias, mean?, var?, residual?, *options, plan) -> (y, mean, var)
+    norm_exchange_updating(x, weight, bias, running_mean, running_var, residual?, momentum, *options, plan)
+        -> (y, mean, var)
+    norm_exchange_backward(dy, x, weight, bias, mean, var, residual?, batch_statistics, *options, plan)
+        -> (dx, dweight, dbias, dresidual)
+
+The second updates running statistics on the way, which on a GPU saves three launches; gradients can be
+registered for ops without such effects only, so compilers are shown the first. plan is how a GPU goes over
+memory: ``"auto"`` (the default), ``"stream"``, ``"cluster"`` or ``"grid"`` (``csrc/cuda/kernels.h``).
+
+What they return and what is kept for the backward pass is told in ``cen_ext/ops/norm_exchange/autograd.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cen_ext.ops.norm_exchange import autograd
+from cen_ext.ops.norm_exchange.reference import statistics_dtype
+
+norm_exchange_op = torch.ops.cen_ext.norm_exchange.default
+norm_exchange_updating_op = torch.ops.cen_ext.norm_exchange_updating.default
+norm_exchange_backward_op = torch.ops.cen_ext.norm_exchange_backward.default
+
+
+def _norm_exchange_fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    residual: Tensor | None,
+    *options: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = weight.shape[0] if autograd.options_of(options).norm == "batch" else x.shape[0]
+    shape = (rows, x.shape[1]) if mean is None else (0,)
+    dtype = statistics_dtype(x.dtype)
+    return torch.empty_like(x), x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
+
+
+def _norm_exchange_updating_fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    residual: Tensor | None,
+    momentum: float,
+    *options: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _norm_exchange_fake(x, weight, bias, None, None, residual, *options)
+
+
+def _norm_exchange_backward_fake(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    residual: Tensor | None,
+    batch_statistics: bool,
+    *options: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dresidual = x.new_empty((0,)) if residual is None else torch.empty_like(x)
+    return torch.empty_like(x), weight.new_empty(weight.shape), bias.new_empty(bias.shape), dresidual
+
+
+_backward = autograd.gradient(norm_exchange_backward_op)
+
+
+class NativeNormExchange(torch.autograd.Function):
+    """``norm_exchange`` with its gradient, for eager calls.
+
+    The gradient that is registered for the op costs about 30 µs more a call, three times the op itself on a
+    small layer; compilers see through the op only with that one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        output: tuple[Tensor, Tensor, Tensor] = norm_exchange_op(*inputs)
+        autograd.setup_context(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_backward)
+
+
+class NativeNormExchangeUpdating(torch.autograd.Function):
+    """``norm_exchange_updating`` with its gradient, for eager calls."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        residual: Tensor | None,
+        momentum: float,
+        *options: Any,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        output: tuple[Tensor, Tensor, Tensor] = norm_exchange_updating_op(
+            x, weight, bias, running_mean, running_var, residual, momentum, *options
+        )
+        torch.autograd.graph.increment_version((running_mean, running_var))
+        autograd.setup_context(ctx, (x, weight, bias, None, None, residual, *options), output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        return *_backward(ctx, *gradients), None  # one more for momentum
+
+
+torch.library.register_fake("cen_ext::norm_exchange", _norm_exchange_fake)
+torch.library.register_fake("cen_ext::norm_exchange_updating", _norm_exchange_updating_fake)
+torch.library.register_fake("cen_ext::norm_exchange_backward", _norm_exchange_backward_fake)
+torch.library.register_autograd("cen_ext::norm_exchange", _backward, setup_context=autograd.setup_context)
+torch.library.register_autograd("cen_ext::norm_exchange_backward", autograd.refuse_second_gradient)

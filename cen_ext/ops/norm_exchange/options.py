@@ -1,0 +1,17 @@
+"""The options of a call of the operator, apart from its tensors."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Options(NamedTuple):
+    """Options of one call, in the ops' order of arguments; ``norm_exchange`` documents each field."""
+
+    threshold: float = 0.0
+    region: str = "own"
+    criterion: str = "abs"
+    norm: str = "batch"
+    eps: float = 1e-5
+    activation: str = "identity"
+    negative_slope: float = 0.01

@@ -1,0 +1,1 @@
+"""The Triton kernels of ``norm_exchange`` and their launches."""

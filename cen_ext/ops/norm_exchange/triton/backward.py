@@ -1,0 +1,307 @@
+"""Triton kernels of the backward pass; ``tile`` says what sizes and constants mean."""
+
+# As in tile.py.
+# mypy: ignore-errors
+# ruff: noqa: RUF005
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from cen_ext.ops.norm_exchange.triton.activation import activate_backward
+from cen_ext.ops.norm_exchange.triton.tile import (
+    exchange,
+    exchange_back,
+    inverse_std,
+    load_centered,
+    load_rows,
+    load_tile,
+    locate_tile,
+    program_coords,
+    replaced_channels,
+    store_tile,
+    zero_where,
+)
+
+
+@triton.jit
+def backward_sums_kernel(
+    dy,
+    x,
+    weight,  # [M, C]
+    bias,
+    mean,  # [M * units, C], given or of x
+    var,
+    residual,  # as x, or None
+    dx,  # as x, or None: with given statistics it waits for no sums
+    dresidual,  # as x, or None
+    dweight,  # [chunks, M * units, C]
+    dbias,
+    units,
+    C,
+    L,
+    P,
+    chunks,
+    M: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    OWN_REGION: tl.constexpr,
+    SIGNED: tl.constexpr,
+    EPS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    SLOPE: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    TILES: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    INT64: tl.constexpr,
+):
+    """The sums of dz * xhat and of dz over every chunk of tiles, the residual's gradient, dx if it can be."""
+    sizes = (units, C, L, P)
+    unit, chunk, channels = program_coords(tl.program_id(0), sizes, chunks, BLOCK_C)
+    affine, statistics, masks = _load_tables(
+        weight, bias, mean, var, unit, units, channels, C, M, THRESHOLD, OWN_REGION, SIGNED, EPS
+    )
+    scales = _scales(affine, statistics, M)
+    dweights, dbiases = (), ()
+    for m in tl.static_range(M):
+        dweights = dweights + (tl.zeros([BLOCK_C, BLOCK_L * BLOCK_P], scales[m].dtype),)
+        dbiases = dbiases + (tl.zeros([BLOCK_C, BLOCK_L * BLOCK_P], scales[m].dtype),)
+    for i in range(TILES):
+        index = chunk * TILES + i
+        tile = locate_tile(index, unit, channels, sizes, BLOCK_L, BLOCK_P, CHANNELS_LAST, INT64)
+        dzs, xhats = _load_gradients(
+            dy,
+            x,
+            residual,
+            dresidual,
+            affine,
+            statistics,
+            masks,
+            tile,
+            M,
+            THRESHOLD,
+            ACTIVATION,
+            SLOPE,
+            CHANNELS_LAST,
+        )
+        dweight_sums, dbias_sums = (), ()
+        for m in tl.static_range(M):
+            if dx is not None:
+                store_tile(dx, m, tile, scales[m][:, None] * dzs[m])
+            dweight_sums = dweight_sums + (dweights[m] + dzs[m] * xhats[m],)
+            dbias_sums = dbias_sums + (dbiases[m] + dzs[m],)
+        dweights, dbiases = dweight_sums, dbias_sums
+    for m in tl.static_range(M):
+        at = ((chunk.to(tl.int64) * M + m) * units + unit) * C + channels
+        tl.store(dweight + at, tl.sum(dweights[m], axis=1), mask=channels < C)
+        tl.store(dbias + at, tl.sum(dbiases[m], axis=1), mask=channels < C)
+
+
+@triton.jit
+def backward_kernel(
+    dy,
+    x,
+    weight,
+    bias,
+    mean,
+    var,
+    residual,
+    dx,
+    dweight,  # [M * units, C], the sums
+    dbias,
+    units,
+    C,
+    L,
+    P,
+    chunks,
+    M: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    OWN_REGION: tl.constexpr,
+    SIGNED: tl.constexpr,
+    EPS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    SLOPE: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    TILES: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    INT64: tl.constexpr,
+):
+    """dx from the sums, with the statistics of x."""
+    sizes = (units, C, L, P)
+    # The last program's share first: what the sums' pass read last is still in the L2 cache.
+    pid = tl.num_programs(0) - 1 - tl.program_id(0)
+    unit, chunk, channels = program_coords(pid, sizes, chunks, BLOCK_C)
+    affine, statistics, masks = _load_tables(
+        weight, bias, mean, var, unit, units, channels, C, M, THRESHOLD, OWN_REGION, SIGNED, EPS
+    )
+    scales = _scales(affine, statistics, M)
+    dweights = load_rows(dweight, unit, units, channels, C, M)
+    dbiases = load_rows(dbias, unit, units, channels, C, M)
+    for i in range(TILES):
+        index = chunk * TILES + i
+        tile = locate_tile(index, unit, channels, sizes, BLOCK_L, BLOCK_P, CHANNELS_LAST, INT64)
+        dzs, xhats = _load_gradients(
+            dy,
+            x,
+            residual,
+            None,
+            affine,
+            statistics,
+            masks,
+            tile,
+            M,
+            THRESHOLD,
+            ACTIVATION,
+            SLOPE,
+            CHANNELS_LAST,
+        )
+        for m in tl.static_range(M):
+            _store_dx(dx, m, tile, dzs[m], xhats[m], scales[m], dweights[m], dbiases[m], sizes)
+
+
+@triton.jit
+def backward_whole_kernel(
+    dy,
+    x,
+    weight,
+    bias,
+    mean,
+    var,
+    residual,
+    dx,
+    dresidual,
+    dweight,  # [M * units, C]
+    dbias,
+    units,
+    C,
+    L,
+    P,
+    M: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    OWN_REGION: tl.constexpr,
+    SIGNED: tl.constexpr,
+    EPS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    SLOPE: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    INT64: tl.constexpr,
+):
+    """All gradients where a tile holds whole channels: x and dy are read once."""
+    sizes = (units, C, L, P)
+    unit, _, channels = program_coords(tl.program_id(0), sizes, 1, BLOCK_C)
+    affine, statistics, masks = _load_tables(
+        weight, bias, mean, var, unit, units, channels, C, M, THRESHOLD, OWN_REGION, SIGNED, EPS
+    )
+    scales = _scales(affine, statistics, M)
+    tile = locate_tile(0, unit, channels, sizes, BLOCK_L, BLOCK_P, CHANNELS_LAST, INT64)
+    dzs, xhats = _load_gradients(
+        dy,
+        x,
+        residual,
+        dresidual,
+        affine,
+        statistics,
+        masks,
+        tile,
+        M,
+        THRESHOLD,
+        ACTIVATION,
+        SLOPE,
+        CHANNELS_LAST,
+    )
+    for m in tl.static_range(M):
+        dweight_sum, dbias_sum = tl.sum(dzs[m] * xhats[m], axis=1), tl.sum(dzs[m], axis=1)
+        row = (m * units + unit) * C + channels
+        tl.store(dweight + row, dweight_sum, mask=channels < C)
+        tl.store(dbias + row, dbias_sum, mask=channels < C)
+        _store_dx(dx, m, tile, dzs[m], xhats[m], scales[m], dweight_sum, dbias_sum, sizes)
+
+
+@triton.jit
+def _load_tables(
+    weight,
+    bias,
+    mean,
+    var,
+    unit,
+    units,
+    channels,
+    C,
+    M: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    OWN_REGION: tl.constexpr,
+    SIGNED: tl.constexpr,
+    EPS: tl.constexpr,
+):
+    """(weight, bias), (mean, 1 / standard deviation), (replaced, unread), each a tuple of ``[BLOCK_C]``."""
+    weights = load_rows(weight, 0, 1, channels, C, M)
+    replaced, unread = replaced_channels(weights, channels, C, M, THRESHOLD, OWN_REGION, SIGNED)
+    variances = load_rows(var, unit, units, channels, C, M)
+    invstds = ()
+    for m in tl.static_range(M):
+        invstds = invstds + (inverse_std(variances[m], EPS),)
+    means = zero_where(unread, load_rows(mean, unit, units, channels, C, M), M)
+    affine = (zero_where(unread, weights, M), load_rows(bias, 0, 1, channels, C, M))
+    return affine, (means, zero_where(unread, invstds, M)), (replaced, unread)
+
+
+@triton.jit
+def _scales(affine, statistics, M: tl.constexpr):
+    """weight / standard deviation."""
+    scales = ()
+    for m in tl.static_range(M):
+        scales = scales + (affine[0][m] * statistics[1][m],)
+    return scales
+
+
+@triton.jit
+def _load_gradients(
+    dy,
+    x,
+    residual,
+    dresidual,
+    affine,
+    statistics,
+    masks,
+    tile,
+    M: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    SLOPE: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+):
+    """dz and xhat of all modalities; the activation's argument is computed again from x."""
+    xhats, zs, gs = (), (), ()
+    for m in tl.static_range(M):
+        d = load_centered(x, m, tile, statistics[0][m], masks[1][m], CHANNELS_LAST)
+        xhat = tl.where(tile.mask, d * statistics[1][m][:, None], 0.0)
+        xhats = xhats + (xhat,)
+        zs = zs + (xhat * affine[0][m][:, None] + affine[1][m][:, None],)
+    us = exchange(zs, masks[0], M, THRESHOLD)
+    for m in tl.static_range(M):
+        g = load_tile(dy, m, tile, xhats[m].dtype)
+        if ACTIVATION != "identity":
+            u = us[m]
+            if residual is not None:
+                u += load_tile(residual, m, tile, u.dtype)
+            g = activate_backward(g, u, ACTIVATION, SLOPE)
+        if dresidual is not None:
+            store_tile(dresidual, m, tile, g)
+        gs = gs + (g,)
+    return exchange_back(gs, masks[0], M, THRESHOLD), xhats
+
+
+@triton.jit
+def _store_dx(dx, m, tile, dz, xhat, scale, dweight, dbias, sizes):
+    """``scale * dz`` less what flows through the statistics of x."""
+    _, _, L, P = sizes
+    count = tl.full((), 1.0, scale.dtype) * L * P
+    inner = dz - (dbias / count)[:, None] - xhat * (dweight / count)[:, None]
+    store_tile(dx, m, tile, scale[:, None] * inner)

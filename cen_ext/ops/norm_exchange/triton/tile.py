@@ -1,0 +1,184 @@
+"""Code that the Triton kernels share: where a tile lies, and ``reference.py`` on a tile of all modalities.
+
+x is cut into ``M * units`` units, each with statistics of its own: one a modality with batch norm (or given
+statistics), one a row with instance norm. A channel of a unit is ``L`` lines of ``P`` positions: where x is
+contiguous the unit's rows, each with its spatial positions; where x is channels_last a single line of both.
+A tile is ``BLOCK_C`` channels by ``BLOCK_L * BLOCK_P`` values, ``[BLOCK_C, values]``, at the same place in
+every modality, so that partners are at hand. Tables (parameters, statistics, sums) are ``[M, C]`` or
+``[M * units, C]`` and all is computed in their type, float32 or float64. Tuples have an element a modality.
+
+Numbers that define the operator are compile-time constants, since a float argument is a float32. THRESHOLD is
+0 where nothing is exchanged. ``activation`` says what ACTIVATION and SLOPE are.
+"""
+
+# The language is Triton, not Python: what functions take has no type there, and tuples grow by sums alone.
+# mypy: ignore-errors
+# ruff: noqa: RUF005
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+# TRITON_INTERPRET was set when this was imported: kernels run on the CPU, for tests.
+INTERPRETED = triton.knobs.runtime.interpret
+
+
+class Tile(NamedTuple):
+    """The addresses of a tile: ``base + m * stride + offsets`` in modality m, where the mask is set."""
+
+    base: tl.tensor
+    stride: tl.tensor
+    offsets: tl.tensor  # [BLOCK_C, BLOCK_L * BLOCK_P]
+    mask: tl.tensor
+
+
+@triton.jit
+def program_coords(pid, sizes, chunks, BLOCK_C: tl.constexpr):
+    """The unit, the chunk of its tiles and the channels ``[BLOCK_C]`` of a program."""
+    _, C, _, _ = sizes
+    blocks = tl.cdiv(C, BLOCK_C)
+    channels = pid % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    return (pid // (blocks * chunks)).to(tl.int64), pid // blocks % chunks, channels
+
+
+@triton.jit
+def locate_tile(
+    index,
+    unit,
+    channels,
+    sizes,
+    BLOCK_L: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    INT64: tl.constexpr,
+):
+    """Locate tile number ``index`` of a unit; offsets have 64 bits where the unit is that large."""
+    units, C, L, P = sizes
+    integer: tl.constexpr = tl.int64 if INT64 else tl.int32
+    pieces = tl.cdiv(P, BLOCK_P)
+    value = tl.arange(0, BLOCK_L * BLOCK_P)
+    line = (index // pieces * BLOCK_L).to(integer) + value // BLOCK_P
+    position = (index % pieces * BLOCK_P).to(integer) + value % BLOCK_P
+    mask = (channels < C)[:, None] & ((line < L) & (position < P))[None, :]
+    if CHANNELS_LAST:
+        offsets = ((line * P + position) * C)[None, :] + channels.to(integer)[:, None]
+    else:
+        offsets = (line * P * C + position)[None, :] + (channels.to(integer) * P)[:, None]
+    unit_size = tl.full((), 1, tl.int64) * C * L * P
+    return Tile(unit * unit_size, units * unit_size, offsets, mask)
+
+
+@triton.jit
+def load_tile(tensor, m, tile, dtype: tl.constexpr):
+    """Load the values of modality m as ``dtype``, with 0 outside."""
+    pointers = tensor + (tile.base + m * tile.stride) + tile.offsets
+    return tl.load(pointers, mask=tile.mask, other=0.0).to(dtype)
+
+
+@triton.jit
+def store_tile(tensor, m, tile, values):
+    """Store the values of modality m."""
+    pointers = tensor + (tile.base + m * tile.stride) + tile.offsets
+    tl.store(pointers, values.to(tensor.dtype.element_ty), mask=tile.mask)
+
+
+@triton.jit
+def load_rows(table, unit, units, channels, C, M: tl.constexpr):
+    """The channels of a unit's rows of a table ``[M * units, C]``."""
+    rows = ()
+    for m in tl.static_range(M):
+        at = (m * units + unit) * C + channels
+        rows = rows + (tl.load(table + at, mask=channels < C, other=0.0),)
+    return rows
+
+
+@triton.jit
+def replaced_channels(
+    weights,
+    channels,
+    C,
+    M: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    OWN_REGION: tl.constexpr,
+    SIGNED: tl.constexpr,
+):
+    """Which channels are replaced (Eq. 6), and which of these nobody borrows: no part of y."""
+    replaced = ()
+    count = tl.zeros_like(channels)
+    for m in tl.static_range(M):
+        threshold = tl.full((), THRESHOLD, weights[m].dtype)
+        below = (weights[m] <= threshold) if SIGNED else (tl.abs(weights[m]) < threshold)
+        below = below & (THRESHOLD > 0.0)
+        if OWN_REGION:
+            below = below & (channels >= m * C // M) & (channels < (m + 1) * C // M)
+        count += below.to(tl.int32)
+        replaced = replaced + (below,)
+    unread = ()
+    for m in tl.static_range(M):
+        unread = unread + (replaced[m] & (count == 1),)
+    return replaced, unread
+
+
+@triton.jit
+def zero_where(unread, tables, M: tl.constexpr):
+    """Zero the unread channels, whose results must stay finite whatever x and its statistics are."""
+    kept = ()
+    for m in tl.static_range(M):
+        kept = kept + (tl.where(unread[m], 0.0, tables[m]),)
+    return kept
+
+
+@triton.jit
+def inverse_std(var, EPS: tl.constexpr):
+    shifted = var + tl.full((), EPS, var.dtype)
+    if var.dtype == tl.float64:
+        inverse = 1.0 / tl.sqrt(shifted)
+    else:
+        inverse = tl.div_rn(tl.full(shifted.shape, 1.0, tl.float32), tl.sqrt_rn(shifted))
+    return inverse
+
+
+@triton.jit
+def load_centered(x, m, tile, mean, unread, CHANNELS_LAST: tl.constexpr):
+    """Load x - mean of modality m, 0 where it is unread."""
+    if CHANNELS_LAST:  # Nothing is spared by not reading single channels, and vectors would fall apart.
+        return tl.where(unread[:, None], 0.0, load_tile(x, m, tile, mean.dtype) - mean[:, None])
+    read = Tile(tile.base, tile.stride, tile.offsets, tile.mask & (unread == 0)[:, None])
+    return load_tile(x, m, read, mean.dtype) - mean[:, None]
+
+
+@triton.jit
+def exchange(zs, replaced, M: tl.constexpr, THRESHOLD: tl.constexpr):
+    """u: the mean of the other modalities' z where a channel is replaced, else its own."""
+    if THRESHOLD == 0.0:
+        return zs
+    us = ()
+    for m in tl.static_range(M):
+        others = tl.zeros_like(zs[m])
+        for k in tl.static_range(M):
+            if k != m:
+                others += zs[k]
+        if M > 2:
+            others = others / (M - 1)
+        us = us + (tl.where(replaced[m][:, None], others, zs[m]),)
+    return us
+
+
+@triton.jit
+def exchange_back(gs, replaced, M: tl.constexpr, THRESHOLD: tl.constexpr):
+    """dz from the gradients of u: its own where not replaced, and its share of its borrowers'."""
+    if THRESHOLD == 0.0:
+        return gs
+    dzs = ()
+    for m in tl.static_range(M):
+        borrowed = tl.zeros_like(gs[m])
+        for k in tl.static_range(M):
+            if k != m:
+                borrowed += tl.where(replaced[k][:, None], gs[k], 0.0)
+        if M > 2:
+            borrowed = borrowed / (M - 1)
+        dzs = dzs + (tl.where(replaced[m][:, None], 0.0, gs[m]) + borrowed,)
+    return dzs

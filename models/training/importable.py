@@ -1,0 +1,88 @@
+"""Functions of other people's modules, named ``package.module:function`` on the command line."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from models.networks.messages import first_line, suggest
+from models.training.errors import RecipeError, UsageError
+
+
+class MissingModule(UsageError):
+    """A module is not on the import path."""
+
+
+def use_current_folder() -> None:
+    """Put the current folder first on the import path, as ``python -m`` does and a console script does not.
+
+    Python's own switch against that, ``-P`` or ``PYTHONSAFEPATH``, holds here as well.
+    """
+    here = str(Path.cwd())
+    if not getattr(sys.flags, "safe_path", False) and here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+
+
+def function_at(reference: str) -> Callable[[], Any]:
+    """Import the function that ``package.module:function`` names.
+
+    Raises:
+        UsageError: not of that form, or no such function in the module; as ``module_at``.
+    """
+    module_name, _, name = reference.partition(":")
+    if not name.isidentifier() or not all(part.isidentifier() for part in module_name.split(".")):
+        path = module_name.removesuffix(".py").strip("./").replace("/", ".")
+        named = path.replace(".", "").isidentifier() and name.isidentifier()
+        hint = f"; did you mean '{path}:{name}'?" if named else ""
+        raise UsageError(f"recipe {reference!r}: expected package.module:function{hint}")
+    module = module_at(module_name, f"recipe {reference!r}")
+    found = getattr(module, name, None)
+    if callable(found):
+        return found
+    what = f"has no function {name!r}" if found is None else f"holds {name!r}, but it is no function"
+    functions = [key for key, value in vars(module).items() if callable(value)]
+    raise UsageError(f"recipe {reference!r}: {_where(module)} {what}{suggest(name, functions)}")
+
+
+def module_at(name: str, what: str) -> ModuleType:
+    """Import a module by its dotted name.
+
+    Args:
+        name: such as ``package.module``.
+        what: needs the module, for the message.
+
+    Raises:
+        MissingModule: it is not on the import path.
+        RecipeError: its import fails; chained to the error.
+    """
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        absent = error.name if isinstance(error, ModuleNotFoundError) else None
+        if absent is not None and f"{name}.".startswith(f"{absent}."):
+            raise MissingModule(f"{what}: {_not_found(absent)}") from None
+        raise RecipeError(
+            f"{what}: importing {name} fails with {type(error).__name__}: {first_line(error)}"
+        ) from error
+
+
+def _not_found(name: str) -> str:
+    """Say that there is no such module, where it was looked for, and what there is that is like it."""
+    parent, _, last = name.rpartition(".")
+    if not parent:
+        places = [str(Path(place).absolute()) for place in sys.path]
+    elif hasattr(sys.modules[parent], "__path__"):
+        places = list(sys.modules[parent].__path__)
+    else:
+        return f"there is no module {name!r}: {_where(sys.modules[parent])} is no package"
+    names = [module.name for module in pkgutil.iter_modules(places[:1])]  # mostly of the current folder
+    return f"there is no module {name!r} in {', '.join(places)}{suggest(last, names)}"
+
+
+def _where(module: ModuleType) -> str:
+    return f"{module.__name__} ({getattr(module, '__file__', None) or 'no file'})"

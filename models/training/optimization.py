@@ -1,0 +1,104 @@
+"""One optimizer and all that stands between a loss and the weights: scaling, clipping, schedule, average."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.training import distributed
+from models.training.ema import Ema
+from models.training.schedules import rate_factor
+from models.training.settings import UpdateSettings
+
+
+def fused(net: nn.Module, precision: str) -> bool:
+    """Whether a network's optimizer should be one of torch's fused ones.
+
+    They alone leave out fp16's overflowing steps without asking the device. On a CPU they copy channels_last
+    weights, gradients and state back and forth, three quarters of what they take (RefineNet-50, SGD).
+    """
+    weights = list(net.parameters())
+    copied = any(weight.device.type == "cpu" and not weight.is_contiguous() for weight in weights)
+    return precision == "fp16" or not copied
+
+
+class Optimization:
+    """Turns losses into updates: ``gradients`` of a batch, then ``step``.
+
+    Nothing in it waits for the device, if the optimizer is a fused one, or on a CPU.
+
+    Args:
+        optimizer: fresh; its groups' learning rates are the stage's.
+        settings: clipping and schedule.
+        begin, steps: the stage's first step, and how many it has.
+        scaler: ``models.training.precision.loss_scaler``'s.
+        average: what follows, and the network that it follows.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        settings: UpdateSettings,
+        begin: int,
+        steps: int,
+        scaler: torch.amp.GradScaler,
+        average: tuple[Ema, nn.Module] | None = None,
+    ) -> None:
+        self.optimizer = optimizer
+        self.settings = settings
+        self.begin, self.steps = begin, steps
+        self.scaler = scaler
+        self.average = average
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+
+    def gradients(self, objective: nn.Module, parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Set the gradients of the mean of the parts' losses.
+
+        Args:
+            objective: called with each part, returns a loss, 0-d, and other tensors; a ``parallel`` one for
+                the mean of all processes' parts.
+            parts: of the batch, of which one after the other is in memory.
+
+        Returns:
+            The mean over the parts, detached, of all that the objective returned.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: tuple[Tensor, ...] = ()
+        for i, part in enumerate(parts):
+            last = i == len(parts) - 1
+            with nullcontext() if last else distributed.gradients_stay(objective):
+                values = objective(*part)
+                self.scaler.scale(values[0] / len(parts)).backward()
+            values = tuple(value.detach() for value in values)
+            sums = tuple(a + b for a, b in zip(sums, values, strict=True)) if sums else values
+        return tuple(value / len(parts) for value in sums)
+
+    def step(self, step: int) -> None:
+        """Update the weights by the gradients; ``step`` counts the run's steps from 0."""
+        factor = rate_factor(self.settings, step - self.begin, self.steps)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        if self.settings.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.settings.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            ema, net = self.average
+            ema.update(net, step)
+
+    def learning_rates(self) -> dict[str, float]:
+        """Those of the last step, by the groups' ``name``."""
+        return {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])

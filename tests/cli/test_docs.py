@@ -1,0 +1,85 @@
+"""The commands of the pages in docs, run as they stand but for folders, weights and the training's size."""
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.helpers.own_recipes import SHORT, cen, write_package
+from tests.helpers.paths import ROOT
+from tests.helpers.training_runs import prepare_rooms
+from tests.helpers.trees import scene, void_255, write
+
+SMALL = [*SHORT["segmentation"], "model.encoder=resnet18", "model.frozen_statistics=false", "eval.sheet=2"]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The page's code in a language, block by block."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / "docs" / page).read_text(), re.M | re.S)
+    return [code for name, code in found if name == language]
+
+
+def commands(page: str, changes: dict[str, str]) -> list[list[str]]:
+    """What the page tells to type after ``cen``, with words of it changed or, where empty, left out."""
+    lines = [line for block in blocks(page, "") for line in block.splitlines() if line.startswith("cen ")]
+    found = []
+    for line in lines:
+        words = [changes.get(word, word) for word in shlex.split(line, comments=True)[1:]]
+        small = SMALL if words[0] in ("train", "data") and "--resume" not in words else []
+        found.append([*filter(None, words), *small, *(["run.steps=2"] if words[0] == "train" else [])])
+    return found
+
+
+def test_adding_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rooms = prepare_rooms(tmp_path / "rooms")
+    recipe, short = blocks("adding_a_recipe.md", "python")
+    listed = recipe.replace("def small", "@models.register_recipe\ndef small")
+    write_package(tmp_path, "my_package", f"import models\n{listed}")
+    for name, folder in (("photo", "rgb"), ("depth", "depth")):
+        shutil.copy(rooms / folder / "000001.png", tmp_path / f"{name}.png")
+    found = commands("adding_a_recipe.md", {"data.root=/data/nyudv2": f"data.root={rooms}"})
+    names = [words[0] for words in found]
+    assert names == ["recipes", "data", "train", "train", "evaluate", "predict", "export"]
+    cen(
+        tmp_path,
+        *([*words, "data.num_classes=11"] if words[0] in ("data", "train") else words for words in found),
+    )
+    config = json.loads((tmp_path / "runs" / "small" / "config.json").read_text())
+    assert config["config"]["loss"]["sparsity"] == 1e-3
+    assert (tmp_path / "net.safetensors").is_file()
+    assert list((tmp_path / "out").rglob("*.png"))
+    # The program of the page, of which only the command's settings are longer.
+    monkeypatch.chdir(tmp_path)
+    program = short.replace("data.root=/data/nyudv2", f"data.root={rooms}").replace(
+        "runs/small", "runs/short"
+    )
+    small = ", ".join(map(repr, [*SMALL, "data.num_classes=11", "run.steps=1"]))
+    (tmp_path / "program.py").write_text(program.replace('runs/short"', f'runs/short", {small}'))
+    cen(tmp_path, ["recipes"], imports="program")  # which trains as it is imported
+    cen(tmp_path, ["train", "small_crops", "--resume", "runs/short", "run.steps=2"])
+
+
+def test_adding_a_layout(tmp_path: Path) -> None:
+    root = tmp_path / "own"
+    (description,) = blocks("adding_a_layout.md", "json")
+    for split, names in (("train", "abcdefgh"), ("val", "xyz")):
+        for name in names:
+            one = scene(ord(name), 4)
+            write(root / "color" / f"{name}.jpg", one.rgb)
+            write(root / "depth" / f"{name}.png", (1000 * one.depth).astype(np.uint16))
+            write(root / "labels" / f"{name}.png", void_255(one.classes))
+        (root / f"{split}.txt").write_text("\n".join(names))
+    (root / "layout.json").write_text(description)
+    changes = {"data.root=FOLDER": f"data.root={root}", "model.weights=resnet50.pth": ""}
+    found = commands("adding_a_layout.md", changes)
+    names = [words[0] for words in found]
+    assert names == ["data", "train"]
+    cen(tmp_path, *([*words, "run.output=run"] if words[0] == "train" else words for words in found))
+    assert cv2.imread(str(tmp_path / "data_sheet.png")) is not None
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["classes"], config["layout"]["depth_scale"]) == (["soil", "crop", "weed", "stone"], 1000)

@@ -1,0 +1,108 @@
+"""Converted networks compared with copies of the original, and with an exchange made by hand."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cen_ext import make_multimodal, stack_modalities, unstack_modalities
+from cen_ext.modules import ExchangeNorm
+from tests.helpers import formulas
+
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+
+
+def with_history(net: nn.Module) -> nn.Module:
+    """The network in float64 with norms that have some history and affines of every size."""
+    for layer in net.double().modules():
+        if isinstance(layer, NORMS):
+            if layer.weight is not None:
+                nn.init.uniform_(layer.weight, 0.01, 1.0)
+                nn.init.normal_(layer.bias, std=0.1)
+            if layer.running_mean is not None:
+                nn.init.normal_(layer.running_mean, std=0.1)
+                nn.init.uniform_(layer.running_var, 0.5, 1.5)
+    return net
+
+
+def run(net: nn.Module, x: Tensor, dy: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """The output, the gradients of x and of the output; those of the parameters lie in the network."""
+    x = x.clone().requires_grad_()
+    y = net(x)
+    dy = torch.randn_like(y) if dy is None else dy
+    y.backward(dy)
+    return y.detach(), x.grad, dy
+
+
+def assert_equals_copies(net: nn.Module, parts: Sequence[Tensor]) -> None:
+    """Without exchange, each modality gets the original's outputs, gradients and running statistics."""
+    count = len(parts)
+    ours = make_multimodal(net, count, threshold=0)
+    y, dx, dy = run(ours, stack_modalities(parts))
+    theirs = [copy.deepcopy(net) for _ in parts]
+    for m, single in enumerate(theirs):
+        expected_y, expected_dx, _ = run(single, parts[m], unstack_modalities(dy, count)[m])
+        torch.testing.assert_close(unstack_modalities(y, count)[m], expected_y)
+        torch.testing.assert_close(unstack_modalities(dx, count)[m], expected_dx)
+
+    states = [single.state_dict(keep_vars=True) for single in theirs]
+    for key, value in ours.state_dict(keep_vars=True).items():
+        # A norm without affine has none to compare with, and torch's instance norm does not count.
+        if key not in states[0] or key.endswith("num_batches_tracked"):
+            continue
+        private = value.shape != states[0][key].shape
+        each = torch.stack([state[key] for state in states])
+        torch.testing.assert_close(value, each if private else each[0])
+        if isinstance(value, nn.Parameter):
+            each = torch.stack([state[key].grad for state in states])
+            torch.testing.assert_close(value.grad, each if private else each.sum(0))
+
+
+def exchange_by_hand(net: nn.Module, ours: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The original with hooks that put ``formulas.forward`` in the place of each norm; their scales."""
+    net = copy.deepcopy(net)
+    private = dict(ours.named_modules(remove_duplicate=False))
+    scales = {}
+
+    def hook_for(layer: ExchangeNorm, weight: Tensor):
+        def hook(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            frozen = not layer.training and layer.running_mean is not None
+            y = formulas.forward(
+                inputs[0],
+                weight,
+                layer.bias.detach(),
+                layer.running_mean if frozen else None,
+                layer.running_var if frozen else None,
+                None,
+                threshold=layer.threshold,
+                region=layer.region,
+                norm=layer.norm,
+                eps=norm.eps,
+            )[0]
+            return norm.act(norm.drop(y)) if hasattr(norm, "act") else y  # timm's ends in both
+
+        return hook
+
+    for name, norm in net.named_modules():
+        if isinstance(norm, NORMS):
+            scales[name] = private[name].weight.detach().clone().requires_grad_()
+            norm.register_forward_hook(hook_for(private[name], scales[name]))
+    return net, scales
+
+
+def assert_equals_exchange_by_hand(net: nn.Module, ours: nn.Module, x: Tensor) -> None:
+    """Outputs and gradients are those of the original with an exchange made by hand."""
+    by_hand, scales = exchange_by_hand(net, ours)
+    y, dx, dy = run(ours, x)
+    expected_y, expected_dx, _ = run(by_hand, x, dy)
+    torch.testing.assert_close(y, expected_y)
+    torch.testing.assert_close(dx, expected_dx)
+    parameters = dict(ours.named_parameters())
+    for key, scale in scales.items():
+        torch.testing.assert_close(parameters[f"{key}.weight"].grad, scale.grad)
+    for key, parameter in by_hand.named_parameters():
+        if parameter.grad is not None:  # those of the norms have none: the hooks put others in their place
+            torch.testing.assert_close(parameters[key].grad, parameter.grad)

@@ -1,0 +1,45 @@
+"""The contract of an encoder as a test that a new one inherits."""
+
+from __future__ import annotations
+
+import torch
+
+from cen_ext import ExchangeBatchNorm2d
+from models.networks.encoders import make_encoder
+from models.networks.fusion import Exchange, NoFusion, exchange_points
+from tests.helpers.networks import randomise_norms
+
+
+def check_encoder(name: str, size: int = 64) -> None:
+    """Build the registered encoder and hold it to what decoders and fusions need of one."""
+    torch.manual_seed(0)
+    encoder = make_encoder(name, 2, NoFusion(), frozen_statistics=False).double()
+    randomise_norms(encoder)
+    x = torch.randn(4, 3, size, size, dtype=torch.float64)
+    assert len(encoder.channels) == len(encoder.strides) == 4
+    assert encoder.stem_weight in encoder.state_dict()
+    features = encoder.eval()(x)
+    for feature, channels, stride in zip(features, encoder.channels, encoder.strides, strict=True):
+        assert feature.shape == (4, channels, size // stride, size // stride)
+
+    # Without exchange no modality sees another, in training either.
+    for mode in (False, True):
+        encoder.train(mode)
+        moved = torch.cat([x[:2], 2 * x[2:]])
+        for one, other in zip(encoder(x), encoder(moved), strict=True):
+            torch.testing.assert_close(one[:2], other[:2])
+            assert not torch.equal(one[2:], other[2:])
+
+    frozen = make_encoder(name, 2, NoFusion(), frozen_statistics=True).train()
+    norms = [module for module in frozen.modules() if isinstance(module, ExchangeBatchNorm2d)]
+    assert norms
+    assert not any(norm.training for norm in norms)
+
+    # Where the fusion replaces every channel of its own share, modalities meet.
+    exchanging = make_encoder(name, 2, Exchange(threshold=1e9), frozen_statistics=False).double().eval()
+    assert list(exchange_points(exchanging))
+    exchanging.load_state_dict(encoder.state_dict())
+    assert any(
+        not torch.equal(one[:2], other[:2])
+        for one, other in zip(exchanging(x), exchanging(moved), strict=True)
+    )

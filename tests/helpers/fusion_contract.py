@@ -1,0 +1,45 @@
+"""The contract of a fusion as a test that a new one inherits."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+import models
+from models.networks.fusion import Fusion
+from models.networks.fusion.base import FUSIONS
+from models.training import config, registry
+
+
+def check_fusion(fusion: Fusion, num_modalities: int = 2) -> None:
+    """Build networks with the fusion and hold them, and its options, to the contract."""
+    name = FUSIONS.name_of(fusion)
+    assert isinstance(FUSIONS[name](), type(fusion))  # every option has a default
+    assert all(field.metadata.get("help") for field in dataclasses.fields(fusion))
+    recipe = dataclasses.replace(registry.find("synthetic_demo"), fusion=fusion)
+    assert config.from_plain(recipe, config.to_plain(recipe)) == recipe
+    chosen = config.override(registry.find("synthetic_demo"), [f"fusion={name}"]).fusion
+    assert type(chosen) is type(fusion)
+
+    branches = fusion.branches(num_modalities)
+    assert branches in (1, num_modalities)
+    for build in (models.refinenet, models.pspnet):
+        torch.manual_seed(0)
+        options = {"width": 8, "dropout": 0.0, "frozen_statistics": False}
+        net = build("resnet18", 5, num_modalities, fusion=fusion, **options).double().train()
+        x = torch.randn(2 * num_modalities, 3, 33, 49, dtype=torch.float64)
+        out = net(x)
+        assert out.branches.shape[:3] == (branches, 2, 5)
+        assert out.ensemble.shape == out.branches.shape[1:]
+        assert (out.alpha is None) == (net.head is not None)
+        assert fusion.penalty_on_scales(net).shape == ()
+        loss = fusion.loss(net)
+        assert loss is None or loss.shape == ()
+        total = out.branches.square().sum() + out.ensemble.square().sum() + (0 if loss is None else loss)
+        total.backward()
+        unused = {key for key, p in net.named_parameters() if p.grad is None and "auxiliary" not in key}
+        assert not unused - {"alpha"}
+        twin = build("resnet18", 5, num_modalities, fusion=fusion, **options).double()
+        twin.load_state_dict(net.state_dict())
+        assert torch.equal(twin.eval()(x).branches, net.eval()(x).branches)
