@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 from torch.utils.tensorboard import SummaryWriter
 
-from cen_ext import synchronise_statistics
+from cen_ext import synchronize_statistics
 from models.data import Batch
 from models.data.loading import on_device
 from models.networks.fusion import FusionStage
@@ -73,7 +73,7 @@ class SegmentationTask:
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.net.to(memory_format=self.layout)
         if distributed.world_size() > 1:
-            synchronise_statistics(self.net)
+            synchronize_statistics(self.net)
         self.ema = None if recipe.optim.ema is None else Ema(self.net, recipe.optim.ema)
         objective = graphs.compiled(Objective(self.net, recipe, self.device), recipe.run)
         self.objective = distributed.parallel(objective, self.device)
