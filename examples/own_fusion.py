@@ -1,6 +1,6 @@
 """A fusion of one's own: concatenation and a 1x1 convolution after stage 3, one stream from there.
 
-    cen train examples.own_fusion:recipe data.root=ROOT fusion.stage=2
+cen train examples.own_fusion:recipe data.root=ROOT fusion.stage=2
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cen_ext import ExchangeBatchNorm2d
+from models.networks.fusion import Exchange
 from models.networks.outputs import AuxiliaryOutput, SegmentationOutput, with_ensemble
 from models.segmentation.cross_entropy import resized_cross_entropies
 from models.segmentation.losses import cross_entropies, segmentation_loss
@@ -48,8 +48,9 @@ class Layers(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.exchanging = ExchangeBatchNorm2d(4, M, threshold=0.02, dtype=torch.float64)
-        self.plain = ExchangeBatchNorm2d(4, M, dtype=torch.float64)
+        self.fusion = Exchange(threshold=0.02)
+        self.exchanging = self.fusion.norm(4, M, exchange_point=True, dtype=torch.float64)
+        self.plain = self.fusion.norm(4, M, dtype=torch.float64)
         nn.init.normal_(self.exchanging.weight)
 
 
@@ -82,7 +83,7 @@ def test_loss_is_their_sum_and_the_penalty(
     output: SegmentationOutput, target: Tensor, per_output: bool, times: int
 ) -> None:
     net = Layers()
-    loss, entropies, found, auxiliary = segmentation_loss(
+    loss, entropies, found, auxiliary, fusion = segmentation_loss(
         net, output, target, sparsity=0.25, per_output=per_output, ignore_index=255
     )
     scales = net.exchanging.weight.detach().abs()
@@ -90,7 +91,7 @@ def test_loss_is_their_sum_and_the_penalty(
     torch.testing.assert_close(entropies, expected_entropies(output, target))
     torch.testing.assert_close(found, 0.25 * times * penalty)
     torch.testing.assert_close(loss, expected_entropies(output, target).sum() + 0.25 * times * penalty)
-    assert auxiliary == 0
+    assert auxiliary == fusion == 0
     loss.backward()
     signs = net.exchanging.weight.detach().sign()
     own = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1]])

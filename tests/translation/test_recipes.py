@@ -60,8 +60,8 @@ def test_the_papers_tables_differ_in_their_inputs_alone(name: str, domains: tupl
 def test_released_recipes_differ_as_the_released_code_does(pair: str) -> None:
     paper, released = recipe(f"taskonomy_cen_{pair}_rgb"), recipe(f"taskonomy_cen_{pair}_rgb_released")
     assert config.differing(paper, released) == [
-        "fusion.region: own -> all",
         "model.decoder_norms: shared -> private",
+        "fusion.region: own -> all",
         "optim.passes: 1 -> 2",
         "loss.per_output: false -> true",
     ]
