@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cen_ext import ExchangeBatchNorm2d, ExchangeInstanceNorm2d, replaced_channels
 from cen_ext.modules import ExchangeNorm
 from cen_ext.ops.activation import ACTIVATIONS
-from models.networks.fusion.base import Fusion, mark, option, register_fusion, scale_penalty
+from models.networks.fusion.base import Fusion, check_rule, mark, option, register_fusion, scale_penalty
 from models.networks.fusion.exchange import (
     AT_HELP,
     CONVOLUTIONS_HELP,
@@ -273,7 +273,7 @@ class Discard(_Ablation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        replaced_channels(torch.ones(1, 1), self.threshold, self.region, self.criterion)
+        check_rule(self.threshold, self.region, self.criterion)
 
     def mix(self, channels: int, num_modalities: int) -> Mix:
         return DiscardMix(self.threshold, self.region, self.criterion)

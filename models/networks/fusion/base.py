@@ -180,6 +180,17 @@ def resolve(
     return fusion
 
 
+def check_rule(threshold: float, region: str, criterion: str) -> None:
+    """Refuse what the operator would refuse at the first batch only.
+
+    Raises:
+        ValueError: a negative threshold, or none; an unknown region or criterion.
+    """
+    if not threshold >= 0:
+        raise ValueError(f"threshold must be at least 0, got {threshold}")
+    replaced_channels(torch.ones(1, 1), threshold, region, criterion)
+
+
 def mark(norm: ExchangeNorm) -> ExchangeNorm:
     """Mark a norm as an exchange point, so that it is known in a network that exchanges nothing, too."""
     norm.exchange_point = True

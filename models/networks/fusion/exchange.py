@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from cen_ext import ExchangeBatchNorm2d, replaced_channels
+from cen_ext import ExchangeBatchNorm2d
 from cen_ext.modules import ExchangeNorm
-from models.networks.fusion.base import Fusion, mark, option, register_fusion, scale_penalty
+from models.networks.fusion.base import Fusion, check_rule, mark, option, register_fusion, scale_penalty
 
 Penalty = Literal["own", "all", "none"]
 Convolutions = Literal["shared", "private"]
@@ -46,8 +46,7 @@ class Exchange(Fusion):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # The operator's own check, at the size of a single channel.
-        replaced_channels(torch.ones(1, 1), self.threshold, self.region, self.criterion)
+        check_rule(self.threshold, self.region, self.criterion)
 
     def norm(
         self,
