@@ -187,7 +187,7 @@ def check_rule(threshold: float, region: str, criterion: str) -> None:
         ValueError: a negative threshold, or none; an unknown region or criterion.
     """
     if not threshold >= 0:
-        raise ValueError(f"threshold must be at least 0, got {threshold}")
+        raise ValueError(f"threshold must not be negative, got {threshold}")
     replaced_channels(torch.ones(1, 1), threshold, region, criterion)
 
 
