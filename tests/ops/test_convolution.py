@@ -12,13 +12,13 @@ import math
 
 import pytest
 import torch
-from bench.memory import tensor_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
 import cen_ext
+from bench.harness.memory import tensor_bytes
 from cen_ext import Conv3x3, conv3x3
 from cen_ext.ops.conv3x3 import _why_not_cpu
 from tests.helpers.alone import check_instruction_set
