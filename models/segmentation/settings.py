@@ -202,7 +202,7 @@ class SegmentationRecipe(WithFusion):
 
     data: DataSettings = setting(DataSettings(), "")
     model: ModelSettings = setting(ModelSettings(), "")
-    fusion: Fusion = choice(Exchange(), "how the modalities meet; `recipes` lists the fusions", FUSIONS)
+    fusion: Fusion = choice(Exchange(), "how the modalities meet", FUSIONS)
     optim: OptimSettings = setting(OptimSettings(), "")
     loss: LossSettings = setting(LossSettings(), "")
     eval: EvalSettings = setting(EvalSettings(), "")

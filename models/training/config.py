@@ -49,6 +49,13 @@ def choice(default: Any, help: str, registry: Registry[Any]) -> Any:
     return dataclasses.field(default=default, metadata={"help": help, "registry": registry})
 
 
+def _help(field: dataclasses.Field[Any]) -> str:
+    """A field's description; a choice's names what can be chosen, which other modules may add to."""
+    registry = field.metadata.get("registry")
+    names = "" if registry is None else f": {', '.join(registry.names())}"
+    return f"{field.metadata['help']}{names}"
+
+
 def recorded() -> Any:
     """A field for the names of the fields beside it that ``override`` has set; itself it cannot be set."""
     return dataclasses.field(default=(), compare=False, metadata={"recorded": True})
@@ -108,7 +115,7 @@ def describe(config: Any) -> list[str]:
     """One line a field, as it can be overridden: ``path=value  # what it means``."""
     values = {path: f"{path}={show(value)}" for path, value in flatten(config).items()}
     width = max(map(len, values.values()))
-    return [f"{line:<{width}}  # {_field(config, path).metadata['help']}" for path, line in values.items()]
+    return [f"{line:<{width}}  # {_help(_field(config, path))}" for path, line in values.items()]
 
 
 def show(value: Any) -> str:

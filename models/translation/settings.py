@@ -159,9 +159,7 @@ class TranslationRecipe(WithFusion):
 
     data: DataSettings = setting(DataSettings(), "")
     model: ModelSettings = setting(ModelSettings(), "")
-    fusion: Fusion = choice(
-        Exchange(threshold=0.01), "how the domains meet in the encoder; `recipes` lists the fusions", FUSIONS
-    )
+    fusion: Fusion = choice(Exchange(threshold=0.01), "how the domains meet in the encoder", FUSIONS)
     optim: OptimSettings = setting(OptimSettings(), "")
     loss: LossSettings = setting(LossSettings(), "")
     eval: EvalSettings = setting(EvalSettings(), "")

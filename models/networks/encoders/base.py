@@ -44,7 +44,6 @@ class Encoder(nn.Module):
     Attributes:
         stem_weight: the name of the first convolution's weight in the state dict.
         weights_kind: the networks whose weights it loads, in words.
-        input_mean, input_std: of red, green and blue in [0, 1], that pretrained weights expect.
 
     Raises:
         ValueError: num_modalities or in_channels below 1.
@@ -52,8 +51,6 @@ class Encoder(nn.Module):
 
     stem_weight: ClassVar[str] = "conv1.weight"
     weights_kind: ClassVar[str] = "this encoder"
-    input_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    input_std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
     def __init__(
         self,

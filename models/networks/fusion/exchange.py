@@ -144,7 +144,7 @@ class ConcatHead(nn.Module):
 @register_fusion
 @dataclass(frozen=True)
 class LateConcat(Exchange):
-    """Exchanges, and joins the branches' logits by a learnt convolution instead of the ensemble.
+    """Exchanges, and joins the branches' logits by a learned convolution instead of the ensemble.
 
     Section 4.1, ablation 4: "replace the ensemble of expert with a concat-fusion block".
     """
