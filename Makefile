@@ -18,7 +18,7 @@ demo: build
 
 # Side by side, a file on one core at a time: those of a file share trained networks.
 test: build
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 build: $(VENV)/installed
 	$(BIN)/python setup.py --quiet build_ext --inplace
