@@ -121,7 +121,7 @@ def test_variance_overflows(backend, norm, dtype, channels_last):
     assert ((found.y - bias).abs() <= 1e-5).all() or ((found.y - expected.y).abs() <= 1e-5).all()
     assert (found.dx.abs() <= 1e-28).all()
     assert found.dweight.isfinite().all()
-    # A sum in float32 is as good as one rounding of the sum of magnitudes, whatever order a processor adds in.
+    # A float32 sum is as good as one rounding of the sum of magnitudes, whatever order a processor adds in.
     magnitudes = dy.double().unflatten(0, (SHAPE.num_modalities, -1)).abs().sum((1, 3, 4))
     assert ((found.dbias.double() - expected.dbias).abs() <= 2.0**-23 * magnitudes).all()
 
