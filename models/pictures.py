@@ -55,7 +55,8 @@ def thumbnail(picture: Picture) -> Picture:
     """The picture ``CELL`` pixels wide."""
     size = (CELL, max(1, round(picture.shape[0] * CELL / picture.shape[1])))
     smaller = picture.shape[1] > CELL
-    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_NEAREST)
+    how = cv2.INTER_AREA if smaller else cv2.INTER_NEAREST
+    return np.asarray(cv2.resize(picture, size, interpolation=how), np.uint8)
 
 
 def write_picture(path: Path, picture: NDArray[np.unsignedinteger[Any]]) -> None:

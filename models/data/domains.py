@@ -182,7 +182,7 @@ def normal_colours(planes: Array) -> NDArray[np.uint8]:
     Each is 127.5 + 127.5 times the component: a wall straight ahead is (128, 128, 255), a floor has little
     green. Missing ones are (128, 128, 128).
     """
-    return np.rint(127.5 + 127.5 * plane_normals(planes) * (1, 1, -1)).astype(np.uint8)
+    return np.asarray(np.rint(127.5 + 127.5 * plane_normals(planes) * (1, 1, -1)), np.uint8)
 
 
 def reshading(planes: Array, camera: Camera) -> NDArray[np.uint8]:
@@ -196,7 +196,7 @@ def reshading(planes: Array, camera: Camera) -> NDArray[np.uint8]:
     inverse = _inverse_depth(planes, rays)
     cosine = np.divide(inverse, ray * length, out=np.zeros_like(inverse), where=length > 0)
     distance = np.divide(ray, inverse, out=np.full_like(inverse, np.inf), where=inverse > 0)
-    return np.rint(255 * cosine.clip(0, 1) / (1 + (distance / _HALF_LIFE) ** 2)).astype(np.uint8)
+    return np.asarray(np.rint(255 * cosine.clip(0, 1) / (1 + (distance / _HALF_LIFE) ** 2)), np.uint8)
 
 
 def stored_depth(metres: Array) -> NDArray[np.uint16]:
@@ -220,7 +220,7 @@ def occlusion_edges(planes: Array, camera: Camera) -> NDArray[np.uint16]:
     """
     rays = _rays(camera, planes.shape[1:])
     planes = _without_shadows(planes, rays)
-    known = planes.any(axis=0)
+    known = np.asarray(planes.any(axis=0))
     square = np.zeros(known.shape, np.float32)
     for here, there in _NEIGHBOURS:
         own, other = _root_depth(planes[here], rays[here]), _root_depth(planes[there], rays[there])
@@ -232,7 +232,7 @@ def occlusion_edges(planes: Array, camera: Camera) -> NDArray[np.uint16]:
         larger[here] = jump
         larger[there] = np.maximum(larger[there], jump)
         square += larger * larger
-    return np.rint(_FULL * np.sqrt(square / 2)).astype(np.uint16)
+    return np.asarray(np.rint(_FULL * np.sqrt(square / 2)), np.uint16)
 
 
 def _without_shadows(planes: Array, rays: Array) -> Array:
@@ -267,7 +267,7 @@ def texture_edges(rgb: NDArray[np.uint8]) -> NDArray[np.uint16]:
         for order in ((1, 0), (0, 1))
     )
     magnitude = np.sqrt((along_x**2 + along_y**2) / 2)
-    return np.rint(_FULL * magnitude).clip(0, _FULL).astype(np.uint16)
+    return np.asarray(np.rint(_FULL * magnitude).clip(0, _FULL), np.uint16)
 
 
 def _rays(camera: Camera, size: Sequence[int]) -> Array:
@@ -276,7 +276,7 @@ def _rays(camera: Camera, size: Sequence[int]) -> Array:
 
 
 def _length(vectors: Array) -> Array:
-    return np.sqrt(np.einsum("ihw,ihw->hw", vectors, vectors))
+    return np.asarray(np.sqrt(np.einsum("ihw,ihw->hw", vectors, vectors)))
 
 
 def _inverse_depth(planes: Array, rays: Array) -> Array:
@@ -286,7 +286,7 @@ def _inverse_depth(planes: Array, rays: Array) -> Array:
 
 def _root_depth(planes: Array, rays: Array) -> Array:
     """√(depth / 128 m), at most 1; also where a plane is not met at all."""
-    return 1 / np.sqrt(np.maximum(_FARTHEST * _inverse_depth(planes, rays), 1))
+    return np.asarray(1 / np.sqrt(np.maximum(_FARTHEST * _inverse_depth(planes, rays), 1)))
 
 
 def _overview(layout: Layout, scenes: Mapping[str, Sequence[Entry]]) -> Overview:

@@ -97,8 +97,8 @@ class Folders:
                     names[composed(Path(name).stem)].append(folder / name)
         found = self._by_stem[folder].get(composed(path.name.removesuffix(_ANY)), [path])
         if len(found) > 1:
-            names = sorted(file.name for file in found)
-            raise DataError(f"{folder}: {' and '.join(names)} differ in the suffix only")
+            twins = sorted(file.name for file in found)
+            raise DataError(f"{folder}: {' and '.join(twins)} differ in the suffix only")
         return found[0]
 
     def spelled(self, path: Path) -> Path:

@@ -140,7 +140,8 @@ def _fit_planes(inverse: Array, known: NDArray[np.bool_], radius: int) -> tuple[
     one = np.ones_like(ramp)
 
     def moment(image: Array, along_x: Array, along_y: Array) -> Array:
-        return cv2.sepFilter2D(image, cv2.CV_32F, along_x, along_y, borderType=cv2.BORDER_CONSTANT)
+        sums = cv2.sepFilter2D(image, cv2.CV_32F, along_x, along_y, borderType=cv2.BORDER_CONSTANT)
+        return np.asarray(sums, np.float32)
 
     weight = known.astype(np.float32)
     count = moment(weight, one, one)
@@ -215,7 +216,7 @@ def height_above_ground(depth: Array, camera: Camera, normals: Array, down: Arra
     x, y = camera.directions(*depth.shape)
     height = depth * -(x * down[0] + y * down[1] + down[2])
     ground = _ground(height[::2, ::2][normals[::2, ::2] @ down < -np.float32(np.cos(np.radians(15)))])
-    return np.where(depth > 0, height - np.float32(ground), np.float32(0))
+    return np.asarray(np.where(depth > 0, height - np.float32(ground), np.float32(0)))
 
 
 def _ground(heights: Array) -> float:

@@ -147,7 +147,10 @@ def layout_from_plain(plain: Mapping[str, Any]) -> Layout:
     found = _with_tuples(plain)
     if found["camera"] is not None:
         camera = Camera(*found["camera"])
-        found["camera"] = camera._replace(size=camera.size and tuple(camera.size))
+        if camera.size is not None:
+            height, width = camera.size
+            camera = camera._replace(size=(height, width))
+        found["camera"] = camera
     found["ranges"] = _with_tuples(found["ranges"])
     modalities = found.get("modalities", {})
     found["modalities"] = {name: Modality(**_with_tuples(told)) for name, told in modalities.items()}

@@ -71,11 +71,12 @@ def resized(image: Array, size: Sequence[int], kind: str | None) -> Array:
     width_height = (size[1], size[0])
     shape = (size[0], size[1], image.shape[2])
     if not is_mixed(kind):
-        return cv2.resize(image, width_height, interpolation=cv2.INTER_NEAREST_EXACT).reshape(shape)
+        nearest = cv2.resize(image, width_height, interpolation=cv2.INTER_NEAREST_EXACT)
+        return np.asarray(nearest.reshape(shape))
     linear = cv2.resize(image, width_height, interpolation=cv2.INTER_LINEAR).reshape(shape)
     if kind != SPARSE:
         return np.asarray(linear)
-    known = image.any(axis=-1)
+    known = np.asarray(image.any(axis=-1))
     share = cv2.resize(known.astype(np.float32), width_height, interpolation=cv2.INTER_LINEAR)[:, :, None]
     there = cv2.resize(known.astype(np.uint8), width_height, interpolation=cv2.INTER_NEAREST_EXACT)[
         :, :, None

@@ -122,10 +122,10 @@ def read_layout(path: Path) -> Layout:
                     f"{suggest(kind, layout.files)}"
                 )
     for name, told in layout.modalities.items():
-        kind = layout.modality(name).kind
-        if told.range is not None and kind not in (None, "intensity", "categorical"):
+        own_kind = layout.modality(name).kind
+        if told.range is not None and own_kind not in (None, "intensity", "categorical"):
             raise DataError(
-                f"{path}: range of {name} is for intensity and categorical ones, but its kind is {kind}"
+                f"{path}: range of {name} is for intensity and categorical ones, but its kind is {own_kind}"
             )
     return layout
 
@@ -136,7 +136,10 @@ def _checked(path: Path, name: str, value: Any) -> Any:
     if not valid(value):
         raise DataError(f"{path}: {name} is {value!r}; expected {expected}")
     if name == "camera":
-        return None if value is None else Camera(*map(float, value))
+        if value is None:
+            return None
+        fx, fy, cx, cy = map(float, value)
+        return Camera(fx, fy, cx, cy)
     if name == "ranges":
         return {kind: tuple(limits) for kind, limits in value.items()}
     if name == "modalities":

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from models.data.dataset import Sample
 from models.data.images import DataError, size_of
@@ -31,6 +31,11 @@ class SampleSet(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Any: ...
+
+
+def subset(dataset: SampleSet, indices: Sequence[int]) -> SampleSet:
+    """The samples at these indices, in this order."""
+    return Subset(dataset, indices)  # type: ignore[arg-type]  # it uses of a Dataset what a SampleSet has
 
 
 @dataclass

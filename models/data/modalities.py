@@ -230,7 +230,10 @@ class Reader:
         path = paths["depth" if "depth" in paths else "disparity"]
         camera = self.layout.camera
         if CAMERA in paths:
-            camera = read_camera(paths[CAMERA])
+            file = paths[CAMERA]
+            if isinstance(file, Frame):
+                raise DataError(f"{file}: expected the path of a camera's file, got an array")
+            camera = read_camera(file)
         if camera is None:
             raise DataError(
                 f"{path}: its camera is not known to the layout {self.layout.name}; give"
@@ -299,13 +302,15 @@ def configured(
         raise ValueError(f"camera must be fx,fy,cx,cy in pixels, got {','.join(map(str, camera))}")
     if hha_floor is not None and hha_floor not in FLOORS:
         raise ValueError(f"hha_floor must be {FLOORS[0]} or {FLOORS[1]}, got {hha_floor}")
-    known = {
+    known: dict[str, Any] = {
         "depth_scale": depth_scale,
         "bit_shift": bit_shift,
-        "camera": Camera(*camera) if camera else None,
         "label_offset": label_offset,
         "hha_floor": hha_floor,
     }
+    if camera:
+        fx, fy, cx, cy = camera
+        known["camera"] = Camera(fx, fy, cx, cy)
     return replace(layout, **{name: value for name, value in known.items() if value is not None})
 
 
@@ -320,8 +325,8 @@ def read_camera(path: Path) -> Camera:
         if path.suffix == ".json":
             found = json.loads(text)
             inner = found["intrinsic"]
-            numbers = [float(inner[name]) for name in ("fx", "fy", "u0", "v0")]
-            return Camera(*numbers, baseline=float(found["extrinsic"]["baseline"]))
+            fx, fy, cx, cy = (float(inner[name]) for name in ("fx", "fy", "u0", "v0"))
+            return Camera(fx, fy, cx, cy, baseline=float(found["extrinsic"]["baseline"]))
         fx, _, cx, _, fy, cy, *_ = map(float, text.split())
         return Camera(fx, fy, cx, cy)
     except OSError as error:
@@ -337,7 +342,7 @@ def _from_disparity(disparity: Image, camera: Camera, path: Path | Frame) -> Ima
     """Metres, of pixels."""
     if camera.baseline is None:
         raise DataError(f"{path}: metres cannot be told from disparity without a camera file's baseline")
-    return _inverse(disparity) * np.float32(camera.fx * camera.baseline)
+    return np.asarray(_inverse(disparity) * np.float32(camera.fx * camera.baseline))
 
 
 def _inverse(image: Image) -> Image:
@@ -349,7 +354,8 @@ def _as_color(encoded: Image, upside_down: bool) -> Image:
     known = encoded.any(axis=-1, keepdims=True)
     if upside_down:
         encoded[:, :, 2] = sum(FLOORS) - encoded[:, :, 2]
-    return ((encoded / 255 - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD) * known).astype(np.float32)
+    mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
+    return ((encoded / 255 - mean) / std * known).astype(np.float32)
 
 
 def _picked(path: Path | Frame, stored: NDArray[Any], channels: Sequence[int]) -> NDArray[Any]:

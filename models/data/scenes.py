@@ -206,7 +206,7 @@ def _photograph(colours: Array, rng: Generator) -> NDArray[np.uint8]:
     image = cv2.resize(colours, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
     light = cv2.resize(rng.uniform(0.7, 1.1, (3, 4)), image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
     image = image * light[:, :, None] * rng.uniform(0.92, 1.08, 3) + rng.normal(0, 0.025, image.shape)
-    return np.rint(255 * image.clip(0, 1)).astype(np.uint8)
+    return np.asarray(np.rint(255 * image.clip(0, 1)), np.uint8)
 
 
 def _measure(depth: Array, rng: Generator) -> NDArray[np.uint16]:

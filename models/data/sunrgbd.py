@@ -67,7 +67,7 @@ def prepare_sunrgbd(out: Path | str, archive: Path | str, toolbox: Path | str) -
         labels = _labels(file, segmentations, len(scenes))
 
         def label_map(scene: _Scene) -> NDArray[Any]:
-            found = np.asarray(file[labels[scene.place]]).T
+            found: NDArray[Any] = np.asarray(file[labels[scene.place]]).T
             if found.max() > len(SUN37):
                 raise DataError(f"{segmentations}: image {scene.place + 1} has label {found.max()}, above 37")
             return found

@@ -28,7 +28,6 @@ class Scenes(Protocol):
     root: Path
     split: str
     source: str
-    scenes: Sequence[Mapping[str, Path]]
     class_names: tuple[str, ...]
     ignore_index: int
     layout: Layout
@@ -36,6 +35,8 @@ class Scenes(Protocol):
     reader: Reader
     surveyed: bool
 
+    @property
+    def scenes(self) -> Sequence[Mapping[str, Path]]: ...
     def __len__(self) -> int: ...
     def sample(self, index: int, /) -> Any: ...
     def classes_of(self, path: Path, values: NDArray[Any], /) -> NDArray[np.uint8]: ...
@@ -239,7 +240,8 @@ def _add_labels(found: Survey, dataset: Scenes, index: int) -> None:
 
 def spread(count: int, most: int) -> list[int]:
     """Indices spread evenly."""
-    return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
+    indices: list[int] = np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
+    return indices
 
 
 def _thinned(values: NDArray[Any]) -> NDArray[Any]:

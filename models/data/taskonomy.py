@@ -85,7 +85,7 @@ class Domain:
         values = stored.astype(np.float32)
         if self.logarithmic:
             np.log1p(values, out=values)
-        return np.minimum(values * np.float32(self.scale), 255) / np.float32(127.5) - 1
+        return np.asarray(np.minimum(values * np.float32(self.scale), 255) / np.float32(127.5) - 1)
 
     def decode(self, values: Tensor) -> Tensor:
         """The inverse of ``encode``, for what a network makes: stored values, not rounded.

@@ -23,7 +23,7 @@ class Texture(NamedTuple):
         rows, columns = self.colours.shape[:2]
         column, row = np.floor(u / self.cell[0]).astype(int), np.floor(v / self.cell[1]).astype(int)
         colours = self.colours[(row + rows // 2) % rows, (column + columns // 2) % columns]
-        return colours * (1 - self.glow * np.hypot(u, v))[:, None] if self.glow else colours
+        return np.asarray(colours * (1 - self.glow * np.hypot(u, v))[:, None]) if self.glow else colours
 
 
 def shade(texture: Texture, factor: float) -> Texture:
@@ -81,4 +81,4 @@ def blotches(rng: Generator) -> Texture:
 def _vivid(rng: Generator, count: int) -> Array:
     """Saturated colours, [count, 3]."""
     hsv = np.stack([rng.uniform(0, 360, count), rng.uniform(0.6, 1, count), rng.uniform(0.5, 1, count)], -1)
-    return cv2.cvtColor(hsv[None].astype(np.float32), cv2.COLOR_HSV2RGB)[0]
+    return np.asarray(cv2.cvtColor(hsv[None].astype(np.float32), cv2.COLOR_HSV2RGB)[0])

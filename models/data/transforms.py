@@ -68,11 +68,11 @@ class TrainTransform:
             cut(resized(image, size, kind), 0) for image, kind in zip(sample.images, kinds, strict=True)
         ]
         target = cv2.resize(sample.target, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-        target = cut(target.reshape(size), self.ignore_index)
+        labels = np.asarray(cut(target.reshape(size), self.ignore_index), np.uint8)
         if mirror:
             images = [mirrored(image, kind) for image, kind in zip(images, kinds, strict=True)]
-            target = np.ascontiguousarray(target[:, ::-1])
-        return sample._replace(images=tuple(images), target=target)
+            labels = np.ascontiguousarray(labels[:, ::-1])
+        return sample._replace(images=tuple(images), target=labels)
 
     def _window(self, length: int, rng: np.random.Generator) -> _Window:
         if length > self.crop:

@@ -211,4 +211,5 @@ def _resized(image: Image, domain: Domain, size: tuple[int, int]) -> Image:
         how = cv2.INTER_NEAREST_EXACT
     else:
         how = cv2.INTER_AREA if size[0] < image.shape[0] else cv2.INTER_LINEAR
-    return cv2.resize(image, size[::-1], interpolation=how).reshape(*size, image.shape[2])
+    smaller = cv2.resize(image, size[::-1], interpolation=how)
+    return np.asarray(smaller.reshape(*size, image.shape[2]))

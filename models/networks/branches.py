@@ -34,7 +34,8 @@ def stacked_input(x: Tensor | Sequence[Tensor], num_modalities: int, in_channels
 
 def split_branches(stacked: Tensor, num_modalities: int) -> Tensor:
     """Stacked ``[M*N, C, H, W]`` to ``[M, N, C, H, W]``, a view."""
-    return stacked.unflatten(0, (num_modalities, stacked.shape[0] // num_modalities))
+    branches: Tensor = stacked.unflatten(0, (num_modalities, stacked.shape[0] // num_modalities))
+    return branches
 
 
 def weighted_ensemble(

@@ -73,6 +73,7 @@ class SegmentationNetwork(nn.Module):
         features = self.encoder(x)
         logits = self.decoder(features)
         if self.head is None:
+            assert self.alpha is not None  # it is there if and only if no head is
             output = with_ensemble(logits, self.alpha)
         else:
             branches = split_branches(logits, self.num_branches)
@@ -83,7 +84,7 @@ class SegmentationNetwork(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
         rename_old_keys(state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[arg-type]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def rename_old_keys(state_dict: dict[str, Tensor], prefix: str = "") -> None:

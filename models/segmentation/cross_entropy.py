@@ -26,7 +26,7 @@ def resized_cross_entropies(logits: Tensor, target: Tensor, ignore_index: int) -
         ``[outputs]``.
     """
     wide = logits.dtype if logits.dtype == torch.float64 else torch.float32
-    sums: Tensor = _ResizedCrossEntropies.apply(logits.to(wide), target, ignore_index)
+    sums: Tensor = _ResizedCrossEntropies.apply(logits.to(wide), target, ignore_index)  # type: ignore[no-untyped-call]
     return sums
 
 
@@ -70,6 +70,7 @@ def _slope(
     """The summed cross-entropy's gradient by the logits before resizing, ``[1, K, h, w]``."""
     minus_one = log_softmax.new_full((), -1).expand_as(classes)
     difference = log_softmax.exp_().scatter_add_(-1, classes, minus_one).where(counted, 0).permute(0, 3, 1, 2)
-    return torch.ops.aten.upsample_bilinear2d_backward(
+    gradient: Tensor = torch.ops.aten.upsample_bilinear2d_backward(
         difference, difference.shape[-2:], [*difference.shape[:2], *size], False, None, None
     )
+    return gradient

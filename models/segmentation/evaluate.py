@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.utils.data import Subset
 from tqdm import tqdm
 
 from models.data import DataError, Loader, eval_loader
-from models.data.loading import SampleSet
+from models.data.loading import SampleSet, subset
 from models.networks.segmentor import SegmentationNetwork
 from models.pictures import Picture, write_picture
 from models.segmentation.build import open_split, output_names
@@ -91,7 +90,7 @@ def example_pictures(
     chosen = torch.linspace(0, len(dataset) - 1, count).long().tolist()
     pictures = {}
     with evaluating(net):
-        for batch in eval_loader(Subset(dataset, chosen)):
+        for batch in eval_loader(subset(dataset, chosen)):
             size = batch.target.shape[-2:]
             labels = predict_labels(net, batch.images.to(device), size, recipe, batch.kinds)
             maps = {"target": batch.target[0], **dict(zip(names, (each[0] for each in labels), strict=True))}
@@ -127,6 +126,7 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | Non
     # Not among the results: who reads those may stop, as head does, and everything is to be written by then.
     overview(recipe.data, (dataset,)).show(sys.stderr)
     counts = evaluate(net, dataset, recipe)
+    assert counts is not None  # nothing stops it
     metrics, classes = counts.compute(), class_rows(counts, dataset.class_names)
     count = min(recipe.eval.limit or len(dataset), len(dataset))
     alpha = dict(zip(output_names(recipe), net.branch_weights(), strict=False))
@@ -136,7 +136,7 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | Non
     write_json(file, {"checkpoint": str(path), "changed": changed, **found})
     write_class_csv(file.with_suffix(".csv"), classes)
     if recipe.eval.sheet:
-        seen = Subset(dataset, range(count))
+        seen = subset(dataset, range(count))
         examples = example_pictures(net, seen, recipe, recipe.eval.sheet, trained.palette)
         sheet = contact_sheet(examples, dataset.class_names, trained.palette)
         write_picture(file.with_suffix(".png"), sheet)
@@ -163,6 +163,6 @@ def evaluating(net: nn.Module) -> Iterator[None]:
 
 def _loader(dataset: SampleSet, recipe: SegmentationRecipe) -> Loader:
     settings = recipe.eval
-    chosen = dataset if settings.limit is None else Subset(dataset, range(min(settings.limit, len(dataset))))
+    chosen = dataset if settings.limit is None else subset(dataset, range(min(settings.limit, len(dataset))))
     # Windows fill the batches: images may be of any size then.
     return eval_loader(chosen, 1 if settings.window else settings.batch_size, recipe.run.workers)

@@ -156,7 +156,8 @@ class _Look(NamedTuple):
 
 
 def _look(net: nn.Module, images: Tensor, recipe: SegmentationRecipe, kinds: Sequence[str | None]) -> _Look:
-    size = images.shape[-2:]
+    height, width = images.shape[-2:]
+    size = (height, width)
     found = places(size, recipe.eval.window, recipe.eval.overlap)
     at_once = max(1, recipe.eval.batch_size // images.shape[1])
     logits = []

@@ -44,7 +44,8 @@ class SegmentationMetrics:
     @property
     def confusion(self) -> Tensor:
         """``[outputs, K, K]`` pixels of each true class (rows) that were taken for each class (columns)."""
-        return self._counts[:, :-1].unflatten(1, (self.num_classes, self.num_classes))
+        counts: Tensor = self._counts[:, :-1].unflatten(1, (self.num_classes, self.num_classes))
+        return counts
 
     def update(self, labels: Sequence[Tensor], target: Tensor) -> None:
         """Count one batch: ``[N, H, W]`` predicted labels of every output, and the target of that shape."""

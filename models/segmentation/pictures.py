@@ -23,7 +23,7 @@ def show_input(image: NDArray[np.float32], modality: str) -> Picture:
         pixels = pixels * np.array(IMAGENET_STD) + np.array(IMAGENET_MEAN)
     else:
         pixels = pixels / max(float(pixels.max()), 1e-6)
-    return (255 * pixels.clip(0, 1)).round().astype(np.uint8)
+    return np.asarray((255 * pixels.clip(0, 1)).round(), np.uint8)
 
 
 def colour(labels: NDArray[np.integer], num_classes: int, colors: NDArray[np.uint8] | None = None) -> Picture:
@@ -36,7 +36,7 @@ def colour(labels: NDArray[np.integer], num_classes: int, colors: NDArray[np.uin
 
 def overlay(picture: Picture, coloured: Picture, strength: float = 0.5) -> Picture:
     """A coloured label map laid over a picture of the same size."""
-    return cv2.addWeighted(picture, 1 - strength, coloured, strength, 0)
+    return np.asarray(cv2.addWeighted(picture, 1 - strength, coloured, strength, 0), np.uint8)
 
 
 def scene_pictures(

@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
 from torch.utils.tensorboard import SummaryWriter
 
 from cen_ext import synchronize_statistics
 from models.data import Batch
-from models.data.loading import on_device
+from models.data.loading import on_device, subset
 from models.networks.fusion import FusionStage
 from models.networks.segmentor import SegmentationNetwork
 from models.pictures import Picture, beside
@@ -71,7 +70,7 @@ class SegmentationTask:
         self.net.to(self.device).train()
         channels_last = recipe.run.channels_last is not False
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.net.to(memory_format=self.layout)
+        self.net.to(memory_format=self.layout)  # type: ignore[call-overload]  # torch's own types leave it out
         if distributed.world_size() > 1:
             synchronize_statistics(self.net)
         self.ema = None if recipe.optim.ema is None else Ema(self.net, recipe.optim.ema)
@@ -103,6 +102,11 @@ class SegmentationTask:
         recorded = self.recipe.run.cuda_graphs
         self.gradients = graphs.GraphedStep(self._gradients, self.net) if recorded else self._gradients
 
+    @property
+    def _updates(self) -> Optimization:
+        assert self.optimization is not None, "a stage has been started"
+        return self.optimization
+
     def batches(self, epoch: int, start_step: int) -> Iterable[Batch]:
         self.loader.seek(epoch, start_step)
         return on_device(self.loader, self.device)
@@ -110,7 +114,7 @@ class SegmentationTask:
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         images = batch.images.contiguous(memory_format=self.layout)
         total, entropies, penalty, auxiliary, fusion = self.gradients(images, batch.target)
-        self.optimization.step(step)
+        self._updates.step(step)
         losses = {"loss": total, "cross_entropy": entropies.sum(), "penalty": penalty}
         if self.net.auxiliary is not None:
             losses["auxiliary"] = auxiliary
@@ -129,22 +133,20 @@ class SegmentationTask:
         pixels = distributed.total(counted_pixels(target, self.recipe.data.ignore_index)).clamp(min=1)
         # float64, because the mean count of a part need not be whole.
         pixels = pixels.double() / (accumulate * distributed.world_size())
-        return self.optimization.gradients(
-            self.objective, [(part.images, part.target, pixels) for part in parts]
-        )
+        return self._updates.gradients(self.objective, [(part.images, part.target, pixels) for part in parts])
 
     def status(self) -> dict[str, Tensor]:
         return {"exchanged": exchanged_share(self.net)}
 
     def learning_rates(self) -> dict[str, float]:
-        return self.optimization.learning_rates()
+        return self._updates.learning_rates()
 
     def evaluate(self, stop: Callable[[], bool]) -> dict[str, float] | None:
         """Each process evaluates every n-th of the images."""
         limit = self.recipe.eval.limit or len(self.validation)
         chosen = range(min(limit, len(self.validation)))[distributed.rank() :: distributed.world_size()]
-        counts = evaluate(self.evaluated, Subset(self.validation, chosen), self.recipe, stop)
-        if distributed.largest(counts is None):
+        counts = evaluate(self.evaluated, subset(self.validation, chosen), self.recipe, stop)
+        if distributed.largest(counts is None) or counts is None:
             return None
         counts.reduce()
         return counts.compute()
@@ -213,12 +215,12 @@ def make_optimizer(
         {"name": "encoder", "params": list(net.encoder.parameters()), "lr": stage.encoder_lr},
         {"name": "decoder", "params": rest, "lr": stage.decoder_lr},
     ]
-    options = {"weight_decay": settings.weight_decay, "fused": fused(net, precision)}
+    decay, at_once = settings.weight_decay, fused(net, precision)
     if settings.method == "sgd":
-        sgd = torch.optim.SGD(groups, momentum=settings.momentum, **options)
+        sgd = torch.optim.SGD(groups, momentum=settings.momentum, weight_decay=decay, fused=at_once)
         sgd.register_step_pre_hook(_start_momenta)
         return sgd
-    return torch.optim.AdamW(groups, betas=(settings.momentum, 0.999), **options)
+    return torch.optim.AdamW(groups, betas=(settings.momentum, 0.999), weight_decay=decay, fused=at_once)
 
 
 def _start_momenta(optimizer: torch.optim.Optimizer, *_: Any) -> None:

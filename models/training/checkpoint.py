@@ -163,7 +163,8 @@ def _read(path: Path) -> Any:
 def weights(contents: dict[str, Any]) -> dict[str, Tensor]:
     """The weights to use a network with: their average over the training, where the run kept one."""
     task = contents["task"]
-    return task.get("ema") or task["net"]
+    found: dict[str, Tensor] = task.get("ema") or task["net"]
+    return found
 
 
 def fill(net: nn.Module, path: Path, contents: dict[str, Any]) -> None:

@@ -91,7 +91,8 @@ def from_first(make: Callable[[], T]) -> T:
     dist.broadcast_object_list(made)
     if made[1] is not None:
         raise UsageError(made[1])
-    return made[0]
+    result: T = made[0]
+    return result
 
 
 def parallel(module: nn.Module, device: torch.device) -> nn.Module:
@@ -101,7 +102,7 @@ def parallel(module: nn.Module, device: torch.device) -> nn.Module:
     # Statistics are frozen, synchronized, or averaged after the step by ``average_buffers``. Torch 2.13 has
     # another name for it and warns of the old one.
     known = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    buffers = {"forward_sync_buffers" if known else "broadcast_buffers": False}
+    buffers: dict[str, Any] = {"forward_sync_buffers" if known else "broadcast_buffers": False}
     ids = [device] if device.type == "cuda" else None
     return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True, **buffers)
 

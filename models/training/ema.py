@@ -9,7 +9,7 @@ decay. Its state dict, with ``n_averaged`` and the prefix ``module.``, is not th
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 Network = TypeVar("Network", bound=nn.Module)
 
 
-class Ema:
+class Ema(Generic[Network]):
     """A copy of a network that follows it slowly: ``average += (1 - decay) * (weights - average)`` a step.
 
     Running statistics are averaged with the weights, counters are copied. The decay of step t is at most

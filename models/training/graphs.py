@@ -71,11 +71,10 @@ class GraphedStep:
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """What the function returns; overwritten by the next call, as are the gradients."""
-        if self.graph is None:
-            self._record(inputs)
+        graph = self.graph or self._record(inputs)
         for held, given in zip(self.inputs, inputs, strict=True):
             held.copy_(given, non_blocking=True)
-        self.graph.replay()
+        graph.replay()
         return self.outputs
 
     def finish(self) -> tuple[Tensor, ...]:
@@ -84,7 +83,7 @@ class GraphedStep:
         self.rest_graph.replay()
         return self.rest_outputs
 
-    def _record(self, inputs: tuple[Tensor, ...]) -> None:
+    def _record(self, inputs: tuple[Tensor, ...]) -> torch.cuda.CUDAGraph:
         self.inputs = tuple(tensor.clone() for tensor in inputs)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -107,3 +106,4 @@ class GraphedStep:
             ):
                 self.rest_outputs = self.rest()
         self.graph, self.rest_graph = graph, rest_graph
+        return graph

@@ -43,7 +43,8 @@ def function_at(reference: str) -> Callable[[], Any]:
     module = module_at(module_name, f"recipe {reference!r}")
     found = getattr(module, name, None)
     if callable(found):
-        return found
+        function: Callable[[], Any] = found
+        return function
     what = f"has no function {name!r}" if found is None else f"holds {name!r}, but it is no function"
     functions = [key for key, value in vars(module).items() if callable(value)]
     raise UsageError(f"recipe {reference!r}: {_where(module)} {what}{suggest(name, functions)}")

@@ -46,7 +46,7 @@ class Optimization:
         begin: int,
         steps: int,
         scaler: torch.amp.GradScaler,
-        average: tuple[Ema, nn.Module] | None = None,
+        average: tuple[Ema[Any], nn.Module] | None = None,
     ) -> None:
         self.optimizer = optimizer
         self.settings = settings

@@ -32,11 +32,9 @@ def loss_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
 
 def at_least_float32(outputs: Outputs) -> Outputs:
     """The tensors of a network's output in float32, or as they are if of float64."""
-    return type(outputs)(
-        *(
-            value.to(torch.promote_types(value.dtype, torch.float32)) if isinstance(value, Tensor) else value
-            for value in outputs
-        )
+    return type(outputs)._make(
+        value.to(torch.promote_types(value.dtype, torch.float32)) if isinstance(value, Tensor) else value
+        for value in outputs
     )
 
 

@@ -30,7 +30,9 @@ def rng_state() -> dict[str, Any]:
 
     Of the GPUs' generators that of the current device.
     """
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002
+    state = np.random.get_state()  # noqa: NPY002
+    assert isinstance(state, tuple)  # a dict is returned on request only
+    name, keys, *rest = state
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,

@@ -109,4 +109,5 @@ def _output(name: str, overrides: Sequence[str]) -> Path | None:
     typed = [assignment.partition("=")[2] for assignment in overrides if assignment.startswith("run.output=")]
     if typed and typed[-1] and checkpoint.is_of_run(Path(typed[-1])):
         return Path(typed[-1])
-    return config.override(registry.find(name), overrides).run.output
+    output: Path | None = config.override(registry.find(name), overrides).run.output
+    return output

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
 from tqdm import tqdm
 
 from models.data import DOMAINS, DataError, Square, collate_translation
-from models.data.loading import SampleSet
+from models.data.loading import SampleSet, subset
 from models.networks.messages import first_line
 from models.networks.systems.unet import UNet
 from models.pictures import Picture, contact_sheet, write_picture
@@ -171,14 +170,16 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | Non
     check_scores(recipe, len(views))
     file = writable((output or path.parent) / f"evaluation_{path.stem}.json", "--output")
     overview({"val": dataset}).show(sys.stderr)
-    seen = Subset(dataset, views)
+    seen = subset(dataset, views)
     constant: Tensor | None = None
     baseline = "mean target of the training views"
     try:
         constant = mean_target(recipe)
     except DataError as error:
         baseline = f"left out, for want of training views ({first_line(error)})"
-    metrics = evaluate(net, seen, recipe, constant=constant).compute()  # type: ignore[union-attr]
+    scores = evaluate(net, seen, recipe, constant=constant)
+    assert scores is not None  # nothing stops it
+    metrics = scores.compute()
     alpha = dict(zip(recipe.data.domains, net.branch_weights(), strict=True))
     how = {
         "dropout": recipe.eval.dropout,

@@ -167,14 +167,16 @@ def frechet_distance(mean_a: Tensor, root_a: Tensor, mean_b: Tensor, root_b: Ten
     """
     spread = root_a.square().sum() + root_b.square().sum()
     overlap = torch.linalg.svdvals(root_a.T @ root_b).sum()
-    return (mean_a - mean_b).square().sum() + spread - 2 * overlap
+    distance: Tensor = (mean_a - mean_b).square().sum() + spread - 2 * overlap
+    return distance
 
 
 def covariance_root(covariance: Tensor) -> Tensor:
     """``[D, r]`` root R with R Rᵀ = Σ ``[D, D]``, by eigenvalues; r is the rank, up to rounding."""
     values, vectors = torch.linalg.eigh(covariance)
     positive = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
-    return vectors[:, positive] * values[positive].sqrt()
+    root: Tensor = vectors[:, positive] * values[positive].sqrt()
+    return root
 
 
 def kernel_distance(a: Tensor, b: Tensor, subsets: int, subset_size: int, seed: int) -> Tensor:

@@ -145,7 +145,10 @@ def _window_means(x: Tensor) -> Tensor:
     weights = [exp(-(((i - _WINDOW // 2) / _SIGMA) ** 2) / 2) for i in range(_WINDOW)]
     for dim in (-2, -1):
         size = x.shape[dim] - _WINDOW + 1
-        x = sum(weight / sum(weights) * x.narrow(dim, i, size) for i, weight in enumerate(weights))
+        total = sum(weights)
+        x = sum(
+            (weight / total * x.narrow(dim, i, size) for i, weight in enumerate(weights)), x.new_zeros(())
+        )
     return x
 
 

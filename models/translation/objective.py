@@ -33,7 +33,7 @@ class Generation(nn.Module):
 
     def forward(self, images: Tensor) -> TranslationOutput:
         with autocast(self.precision, self.device):
-            output = self.generator(images)
+            output: TranslationOutput = self.generator(images)
         return at_least_float32(output)
 
 

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import Subset
 from torch.utils.tensorboard import SummaryWriter
 
 from models.data import TranslationBatch
-from models.data.loading import on_device
+from models.data.loading import on_device, subset
 from models.networks.systems.unet import UNet
 from models.pictures import beside, contact_sheet, write_picture
 from models.training import distributed
@@ -95,7 +94,7 @@ class TranslationTask:
     def evaluate(self, stop: Callable[[], bool]) -> dict[str, float] | None:
         """Each process evaluates every n-th of the views."""
         part = self.views[distributed.rank() :: distributed.world_size()]
-        views = Subset(self.validation, part)
+        views = subset(self.validation, part)
         metrics = evaluate(self.evaluated, views, self.recipe, stop, total=len(self.views))
         if distributed.largest(metrics is None) or metrics is None:
             return None

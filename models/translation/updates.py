@@ -83,7 +83,8 @@ class GANTrainer:
             )
             for name, own in groups.items()
         }
-        first, second = self._discriminator_gradients, self._generator_gradients
+        first: graphs.Recordable = self._discriminator_gradients
+        second: graphs.Recordable = self._generator_gradients
         if self.recipe.run.cuda_graphs:
             # What was recorded belongs to the last stage's loss scales.
             both = nn.ModuleList([self.generator, self.discriminator])

@@ -35,7 +35,8 @@ class ConvNorm(nn.Module):
         self.norm = norm_layer(conv.out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x))
+        y: Tensor = self.norm(self.conv(x))
+        return y
 
 
 class PyramidHead(nn.Module):
@@ -67,7 +68,8 @@ class PyramidHead(nn.Module):
         levels = zip(BINS, self.pyramid, strict=True)
         averages = [level(F.adaptive_avg_pool2d(x, bins)) for bins, level in levels]
         context = [F.interpolate(y, x.shape[-2:], mode="bilinear", align_corners=True) for y in averages]
-        return self.classifier(self.dropout(self.merge(torch.cat([x, *context], 1))))
+        logits: Tensor = self.classifier(self.dropout(self.merge(torch.cat([x, *context], 1))))
+        return logits
 
 
 class AuxiliaryHead(nn.Module):
@@ -81,7 +83,8 @@ class AuxiliaryHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """The encoder's four features to logits ``[M*N, K, h, w]`` of the third one's size."""
-        return self.classifier(self.dropout(self.reduce(features[2])))
+        logits: Tensor = self.classifier(self.dropout(self.reduce(features[2])))
+        return logits
 
 
 class PSPNet(SegmentationNetwork):

@@ -33,7 +33,8 @@ class ResidualConvUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(x)
-        return x + self.conv2(F.relu_(self.conv1(x)))
+        update: Tensor = self.conv2(F.relu_(self.conv1(x)))
+        return x + update
 
 
 class ChainedResidualPooling(nn.Module):
@@ -75,7 +76,8 @@ class RefineNetBlock(nn.Module):
         if self.join is not None and coarser is not None:
             x = self.join(x) + F.interpolate(coarser, x.shape[-2:], mode="bilinear", align_corners=True)
         x = self.refine(self.pool(F.relu(x)))
-        return x if self.project is None else self.project(x)
+        y: Tensor = x if self.project is None else self.project(x)
+        return y
 
 
 class RefineNetDecoder(nn.Module):
@@ -94,19 +96,18 @@ class RefineNetDecoder(nn.Module):
     ) -> None:
         super().__init__()
         finest, fine, coarse, coarsest = in_channels
-        self.cascades = nn.ModuleList(
-            [
-                RefineNetBlock(coarsest, 2 * width, width, joins=False),
-                RefineNetBlock(coarse, width, width, joins=True),
-                RefineNetBlock(fine, width, width, joins=True),
-                RefineNetBlock(finest, width, None, joins=True),
-            ]
-        )
+        blocks = [
+            RefineNetBlock(coarsest, 2 * width, width, joins=False),
+            RefineNetBlock(coarse, width, width, joins=True),
+            RefineNetBlock(fine, width, width, joins=True),
+            RefineNetBlock(finest, width, None, joins=True),
+        ]
+        self.cascades = nn.ModuleList(blocks)
         self.dropout = nn.Dropout(dropout)
         self.classifier = Conv3x3(width, num_classes)
         if init == "kaiming":
-            for cascade in self.cascades:
-                for conv in (cascade.reduce, cascade.join, cascade.project):
+            for block in blocks:
+                for conv in (block.reduce, block.join, block.project):
                     if conv is not None:
                         nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
 
@@ -117,7 +118,8 @@ class RefineNetDecoder(nn.Module):
         x = None
         for cascade, feature in zip(self.cascades, levels, strict=True):
             x = cascade(feature, x)
-        return self.classifier(self.dropout(x))
+        logits: Tensor = self.classifier(self.dropout(x))
+        return logits
 
 
 class RefineNet(SegmentationNetwork):

@@ -43,7 +43,8 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         skip = x if self.downsample is None else self.downsample(x)
         x = self.bn1(self.conv1(x))
-        return self.bn2(self.conv2(x), skip)
+        y: Tensor = self.bn2(self.conv2(x), skip)
+        return y
 
 
 class Bottleneck(nn.Module):
@@ -68,7 +69,8 @@ class Bottleneck(nn.Module):
         skip = x if self.downsample is None else self.downsample(x)
         x = self.bn1(self.conv1(x))
         x = self.bn2(self.conv2(x))
-        return self.bn3(self.conv3(x), skip)
+        y: Tensor = self.bn3(self.conv3(x), skip)
+        return y
 
 
 def _conv3x3(in_channels: int, out_channels: int, stride: int, dilation: int) -> nn.Conv2d:
@@ -122,6 +124,11 @@ class ExchangeResNet(Encoder):
 
     weights_kind = "a torchvision ResNet"
 
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
     def __init__(
         self,
         name: str = "resnet101",
@@ -171,7 +178,8 @@ class ExchangeResNet(Encoder):
         self.finish()
 
     def stem(self, x: Tensor) -> Tensor:
-        return self.maxpool(self.bn1(self.conv1(x)))
+        y: Tensor = self.maxpool(self.bn1(self.conv1(x)))
+        return y
 
     def stages(self) -> Sequence[nn.Module]:
         return (self.layer1, self.layer2, self.layer3, self.layer4)

@@ -261,7 +261,8 @@ def _timm() -> ModuleType:
         import timm  # here, so that the other networks need torch alone
     except ImportError as error:
         raise ImportError("encoders of timm need it: pip install 'cen_ext[timm]'") from error
-    return timm
+    module: ModuleType = timm
+    return module
 
 
 def _pyramid(timm: ModuleType, name: str, options: Mapping[str, Any]) -> Any:

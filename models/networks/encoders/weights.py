@@ -136,10 +136,11 @@ def _numpy_globals() -> list[Any]:
     """
     import numpy as np  # here, so that the networks need torch alone
 
+    functions: tuple[Any, ...] = (np.float64().__reduce__()[0], np.empty(0).__reduce__()[0])
     return [
         *(
             (function, f"numpy.{core}.multiarray.{function.__name__}")
-            for function in (np.float64().__reduce__()[0], np.empty(0).__reduce__()[0])
+            for function in functions
             for core in ("core", "_core")
         ),
         np.ndarray,

@@ -172,7 +172,7 @@ def resolve(
     if isinstance(fusion, str):
         fusion = FUSIONS[fusion]()
     elif fusion is None:
-        fusion = dataclasses.replace(default, **given)  # type: ignore[arg-type]
+        fusion = dataclasses.replace(default, **given)
     elif not isinstance(fusion, Fusion):
         raise TypeError(f"fusion must be a Fusion or a registered name, got {type(fusion).__name__}")
     if num_modalities >= 1:  # another number is for the network to refuse
@@ -193,7 +193,7 @@ def check_rule(threshold: float, region: str, criterion: str) -> None:
 
 def mark(norm: ExchangeNorm) -> ExchangeNorm:
     """Mark a norm as an exchange point, so that it is known in a network that exchanges nothing, too."""
-    norm.exchange_point = True
+    norm.exchange_point = True  # type: ignore[assignment]  # torch declares attributes to be tensors or modules
     return norm
 
 

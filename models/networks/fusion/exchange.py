@@ -60,8 +60,15 @@ class Exchange(Fusion):
     ) -> ExchangeNorm:
         if not exchange_point or (self.at == "downsampling" and not downsampling):
             return layer(channels, streams, **options)
-        rule = {"threshold": self.threshold, "region": self.region, "criterion": self.criterion}
-        return mark(layer(channels, streams, **rule, **options))
+        norm = layer(
+            channels,
+            streams,
+            threshold=self.threshold,
+            region=self.region,
+            criterion=self.criterion,
+            **options,
+        )
+        return mark(norm)
 
     def private_convolutions(self, stage: int) -> bool:
         return self.convolutions == "private"
@@ -138,7 +145,8 @@ class ConcatHead(nn.Module):
 
     def forward(self, branches: Tensor) -> Tensor:
         """``[B, N, K, h, w]`` to ``[N, K, h, w]``."""
-        return self.conv(torch.cat(branches.detach().unbind(), 1))
+        logits: Tensor = self.conv(torch.cat(branches.detach().unbind(), 1))
+        return logits
 
 
 @register_fusion

@@ -26,7 +26,7 @@ from __future__ import annotations
 import re
 
 from models.networks.systems.patchgan import PatchGAN
-from models.networks.systems.unet import UNet
+from models.networks.systems.unet import UNet, Up
 
 _LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")  # of a norm
 
@@ -39,7 +39,7 @@ def released_names(net: UNet | PatchGAN) -> dict[str, list[str]]:
     """
     if isinstance(net, PatchGAN):
         return {key: [_discriminator_name(key, len(net.levels))] for key in net.state_dict()}
-    norms = {level.norm.num_modalities for level in net.decoder.levels}
+    norms = {level.norm.num_modalities for level in net.decoder.levels if isinstance(level, Up)}
     if norms != {net.num_modalities}:
         raise ValueError(
             "net must be as the released networks are, a UNet of decoder_norms='private', got one of "

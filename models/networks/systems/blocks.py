@@ -49,7 +49,8 @@ INSTANCE_NORM: dict[str, Any] = {
 def instance_norm(channels: int, num_modalities: int, **options: Any) -> ExchangeInstanceNorm2d:
     """Make an instance norm without exchange; LeakyReLU(0.2) follows unless options say otherwise."""
     options = {**INSTANCE_NORM, **options}
-    return options.pop("layer")(channels, num_modalities, **options)
+    norm: ExchangeInstanceNorm2d = options.pop("layer")(channels, num_modalities, **options)
+    return norm
 
 
 def initialise(net: nn.Module) -> None:
@@ -58,4 +59,5 @@ def initialise(net: nn.Module) -> None:
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | ExchangeInstanceNorm2d):
             centre = 1.0 if isinstance(module, ExchangeInstanceNorm2d) else 0.0
             nn.init.normal_(module.weight, centre, 0.02)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

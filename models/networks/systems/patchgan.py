@@ -44,7 +44,8 @@ class PatchGAN(nn.Module):
         if min(x.shape[-2:]) < LEAST:
             height, width = x.shape[-2:]
             raise ValueError(f"x must be of at least {LEAST} x {LEAST} pixels, got {height} x {width}")
-        return self.decide(self.levels(x))
+        logits: Tensor = self.decide(self.levels(x))
+        return logits
 
 
 def patchgan(in_channels: int = 6, base_width: int = 64) -> PatchGAN:
@@ -90,7 +91,9 @@ def discriminate(
     stacked = [_stacked(images, inputs.shape[0]) for images in candidates]
     pairs = torch.cat([torch.cat([inputs] * len(stacked)), torch.cat(stacked)], 1)
     batch = candidates[0].shape[-4]
-    return discriminator(pairs).unflatten(0, (len(stacked), -1, batch)).unbind()
+    logits: Tensor = discriminator(pairs)
+    split: Tensor = logits.unflatten(0, (len(stacked), -1, batch))
+    return split.unbind()
 
 
 def _stacked(images: Tensor, rows: int) -> Tensor:
