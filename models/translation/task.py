@@ -24,10 +24,10 @@ from models.translation.build import (
     output_names,
 )
 from models.translation.evaluate import check_scores, chosen_views, evaluate, example_pictures
+from models.translation.initial import load_start
 from models.translation.load import describe
 from models.translation.overview import overview
 from models.translation.settings import TranslationRecipe, TranslationStage
-from models.translation.start import load_start
 from models.translation.updates import GANTrainer
 
 _HIGHER_IS_BETTER = ("psnr", "ssim")

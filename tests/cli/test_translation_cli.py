@@ -23,7 +23,7 @@ from models.training import checkpoint
 from models.training.errors import UsageError
 from models.translation.build import build_generator
 from models.translation.evaluate import MEAN_IMAGE, evaluate_checkpoint
-from models.translation.start import load_start
+from models.translation.initial import load_start
 from models.translation.task import TranslationTask
 from tests.helpers.golden_numbers import released_form
 from tests.helpers.same import assert_same
