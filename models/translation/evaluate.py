@@ -19,10 +19,10 @@ from models.pictures import Picture, contact_sheet, write_picture
 from models.training.errors import UsageError, writable
 from models.training.files import replacing, write_json
 from models.translation.build import build_eval_loader, open_split, output_names
-from models.translation.fid import feature_scores
 from models.translation.inference import translate, translate_views, translating
 from models.translation.load import load
 from models.translation.metrics import TranslationMetrics, table
+from models.translation.metrics.fid import feature_scores
 from models.translation.overview import overview
 from models.translation.pictures import view_pictures
 from models.translation.settings import TranslationRecipe

@@ -13,7 +13,7 @@ from models.networks.fusion import Exchange
 from models.training.registry import SYSTEMS, recipe
 from models.training.settings import RunSettings
 from models.translation import system
-from models.translation.fid import FidSettings
+from models.translation.metrics.fid import FidSettings
 from models.translation.settings import (
     DataSettings,
     EvalSettings,

@@ -11,7 +11,7 @@ from models.networks.fusion.base import FUSIONS
 from models.training.config import choice, setting
 from models.training.fusions import WithFusion
 from models.training.settings import RunSettings, Stage, UpdateSettings, require, require_at_least
-from models.translation.fid import FidSettings
+from models.translation.metrics.fid import FidSettings
 
 PASSES = (1, 2)
 

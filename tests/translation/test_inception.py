@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.training.errors import UsageError
-from models.translation import inception
-from models.translation.inception import Inception, load_inception
+from models.translation.metrics import inception
+from models.translation.metrics.inception import Inception, load_inception
 
 Array = np.ndarray
 

@@ -15,7 +15,8 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from models.training.config import override
 from models.training.errors import UsageError
-from models.translation.fid import (
+from models.translation.metrics import SCORES, TranslationMetrics, structural_similarity, table
+from models.translation.metrics.fid import (
     FeatureScores,
     FeatureStatistics,
     FidSettings,
@@ -28,8 +29,7 @@ from models.translation.fid import (
     released,
     squared_mmd,
 )
-from models.translation.inception import Inception
-from models.translation.metrics import SCORES, TranslationMetrics, structural_similarity, table
+from models.translation.metrics.inception import Inception
 
 NAMES = ("shade", "texture", "ensemble")
 

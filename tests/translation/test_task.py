@@ -19,10 +19,10 @@ from bench.baselines.translation import EagerPatchGAN, EagerUNet
 from models.data import DataError
 from models.training import distributed
 from models.training.errors import UsageError
-from models.translation import fid
 from models.translation.build import open_split
-from models.translation.fid import FidSettings
 from models.translation.inference import translate, translate_views, translating
+from models.translation.metrics import fid
+from models.translation.metrics.fid import FidSettings
 from models.translation.task import TranslationTask
 from tests.helpers.training_runs import together
 from tests.helpers.translation_runs import DOMAINS, batches_of, prepare_views, tiny_recipe, tiny_task
@@ -433,7 +433,7 @@ def test_fid_is_asked_for_as_set(views: Path, monkeypatch: pytest.MonkeyPatch) -
         return made[-1]
 
     monkeypatch.setattr("models.translation.evaluate.feature_scores", feature_scores)
-    monkeypatch.setattr("models.translation.fid.load_inception", lambda _: nn.Identity())
+    monkeypatch.setattr("models.translation.metrics.fid.load_inception", lambda _: nn.Identity())
     task = tiny_task(views, "eval.fid.weights=w.pth", "eval.fid.kid_subset_size=2", "eval.best=fid")
     metrics = task.evaluate(lambda: False)
     (features,) = made

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from models.training.config import setting
 from models.training.errors import UsageError
 from models.training.settings import require, require_at_least
-from models.translation.inception import FEATURES, SIZE, Inception, load_inception
+from models.translation.metrics.inception import FEATURES, SIZE, Inception, load_inception
 
 FEATURE_SCORES = ("fid", "kid")
 

@@ -14,7 +14,7 @@ from math import exp
 import torch
 from torch import Tensor, distributed
 
-from models.translation.fid import FEATURE_SCORES, FeatureScores
+from models.translation.metrics.fid import FEATURE_SCORES, FeatureScores
 
 SCORES = ("l1", "l2", "mae", "mse", "psnr", "ssim")
 _WINDOW = 11  # pixels; Wang et al. (2004)
@@ -30,7 +30,7 @@ class TranslationMetrics:
       factors the paper's L1, L2, MAE and MSE are, its text does not say.
     - ``psnr``: in dB, the peak being the whole range; infinite for an image without error.
     - ``ssim``: as ``structural_similarity``, averaged over channels.
-    - ``fid``, ``kid``: with ``features`` only; see ``models.translation.fid``.
+    - ``fid``, ``kid``: with ``features`` only; see ``models.translation.metrics.fid``.
 
     All are of the channels that the generator gives, three also where the target's files have one, which is
     tiled. ``predict`` writes their mean into such a file, whose errors are therefore a little smaller (and
