@@ -19,9 +19,9 @@ from models.segmentation.load import TrainedNetwork, load
 from models.segmentation.pictures import colour, contact_sheet, overlay, scene_pictures, show_input
 from models.segmentation.settings import SegmentationRecipe
 from models.segmentation.sources import Frames, match_frames
-from models.segmentation.video import Video, writing_video
 from models.sources import check_inputs, is_video, match_files
 from models.training.errors import UsageError
+from models.video import Video, writing_video
 
 LABELS, COLOURED, OVERLAYS = FOLDERS = ("labels", "coloured", "overlays")
 

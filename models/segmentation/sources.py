@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from models.segmentation.video import Video
 from models.sources import images_of, is_video, option_of
 from models.training.errors import UsageError
+from models.video import Video
 
 VIDEO_KINDS = ("rgb", "depth")  # what frames of 8 bits can be read as
 

@@ -15,9 +15,9 @@ from models.segmentation.evaluate import evaluate_checkpoint
 from models.segmentation.load import describe, load
 from models.segmentation.predict import predict, predict_files
 from models.segmentation.sources import match_frames
-from models.segmentation.video import Video, writing_video
 from models.training import checkpoint, config, registry
 from models.training.errors import UsageError
+from models.video import Video, writing_video
 from tests.helpers.networks import randomise_norms
 
 SIZE = (48, 64)
