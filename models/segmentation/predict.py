@@ -18,8 +18,7 @@ from models.segmentation.build import output_names
 from models.segmentation.load import TrainedNetwork, load
 from models.segmentation.pictures import colour, contact_sheet, overlay, scene_pictures, show_input
 from models.segmentation.settings import SegmentationRecipe
-from models.segmentation.sources import Frames, match_frames
-from models.sources import check_inputs, is_video, match_files
+from models.sources import Frames, check_inputs, is_video, match_files, match_frames
 from models.training.errors import UsageError
 from models.video import Video, writing_video
 

@@ -14,7 +14,7 @@ from models.segmentation.build import build_network
 from models.segmentation.evaluate import evaluate_checkpoint
 from models.segmentation.load import describe, load
 from models.segmentation.predict import predict, predict_files
-from models.segmentation.sources import match_frames
+from models.sources import match_frames
 from models.training import checkpoint, config, registry
 from models.training.errors import UsageError
 from models.video import Video, writing_video
