@@ -20,10 +20,9 @@ from models.pictures import Picture, write_picture
 from models.segmentation.build import open_split, output_names
 from models.segmentation.inference import predict_labels
 from models.segmentation.load import load
-from models.segmentation.metrics import SegmentationMetrics, table
+from models.segmentation.metrics import SegmentationMetrics, class_rows, class_table, table, write_class_csv
 from models.segmentation.overview import overview
 from models.segmentation.pictures import contact_sheet, scene_pictures
-from models.segmentation.report import class_rows, class_table, write_class_csv
 from models.segmentation.settings import SegmentationRecipe
 from models.training import distributed
 from models.training.config import show

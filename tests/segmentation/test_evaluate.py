@@ -16,9 +16,8 @@ from models.data import DataError, Sample, palette
 from models.pictures import CELL
 from models.segmentation import SegmentationOutput
 from models.segmentation.evaluate import evaluate, example_pictures
-from models.segmentation.metrics import SegmentationMetrics
+from models.segmentation.metrics import SHARE, SegmentationMetrics, class_rows, class_table, write_class_csv
 from models.segmentation.pictures import contact_sheet, legend
-from models.segmentation.report import SHARE, class_rows, class_table, write_class_csv
 from models.segmentation.settings import DataSettings, EvalSettings, SegmentationRecipe
 from models.training.settings import RunSettings
 
