@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from models.networks.fusion import Exchange
 from models.networks.outputs import AuxiliaryOutput, SegmentationOutput, with_ensemble
-from models.segmentation.cross_entropy import resized_cross_entropies
-from models.segmentation.losses import cross_entropies, segmentation_loss
+from models.segmentation.losses import cross_entropies, resized_cross_entropies, segmentation_loss
 
 M, N, K = 2, 2, 3
 SIZE = (5, 7)
