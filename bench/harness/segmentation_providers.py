@@ -26,7 +26,6 @@ from cen_ext import exchanging_layers
 from models.data import SYNTHETIC_CLASSES, Batch, prepare_synthetic
 from models.segmentation.build import build_network, build_train_loader
 from models.segmentation.losses import counted_pixels
-from models.segmentation.objective import Objective
 from models.segmentation.settings import (
     DataSettings,
     ModelSettings,
@@ -34,6 +33,7 @@ from models.segmentation.settings import (
     SegmentationRecipe,
     SegmentationStage,
 )
+from models.segmentation.step import Objective
 from models.segmentation.task import make_optimizer
 from models.training import graphs
 from models.training.optimization import Optimization

@@ -26,9 +26,9 @@ from models.segmentation.evaluate import evaluate, example_pictures
 from models.segmentation.initial import load_weights
 from models.segmentation.load import describe
 from models.segmentation.losses import counted_pixels
-from models.segmentation.objective import Objective
 from models.segmentation.overview import overview
 from models.segmentation.settings import OptimSettings, SegmentationRecipe, SegmentationStage
+from models.segmentation.step import Objective
 from models.training import distributed, graphs
 from models.training.devices import device_of
 from models.training.ema import Ema

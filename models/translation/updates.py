@@ -20,8 +20,8 @@ from models.training import distributed, graphs
 from models.training.ema import Ema
 from models.training.optimization import Optimization, fused
 from models.training.precision import loss_scaler
-from models.translation.objective import DiscriminatorObjective, Generation, GeneratorObjective
 from models.translation.settings import TranslationRecipe, TranslationStage
+from models.translation.step import DiscriminatorObjective, Generation, GeneratorObjective
 
 
 class GANTrainer:

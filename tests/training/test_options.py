@@ -17,8 +17,8 @@ from models.__main__ import main
 from models.data import Batch
 from models.networks.fusion import exchange_points
 from models.networks.released.segmentation import released_names
-from models.segmentation.objective import Objective
 from models.segmentation.settings import LossSettings, SegmentationRecipe
+from models.segmentation.step import Objective
 from models.training import checkpoint, distributed, graphs
 from models.training.errors import UsageError
 from models.training.optimization import Optimization
