@@ -33,8 +33,7 @@ from models.segmentation.settings import (
     SegmentationRecipe,
     SegmentationStage,
 )
-from models.segmentation.step import Objective
-from models.segmentation.task import make_optimizer
+from models.segmentation.step import Objective, make_optimizer
 from models.training import graphs
 from models.training.optimization import Optimization
 from models.training.precision import autocast, loss_scaler

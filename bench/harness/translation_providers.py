@@ -32,7 +32,7 @@ from models.translation.settings import (
     TranslationRecipe,
     TranslationStage,
 )
-from models.translation.updates import GANTrainer
+from models.translation.step import GANTrainer
 
 STAGE = TranslationStage(steps=10**6)
 

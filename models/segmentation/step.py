@@ -1,8 +1,9 @@
-"""What a segmentation network is trained by: network and loss as one module."""
+"""A step of training a segmentation network: network and loss as one module, and the optimizer."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from cen_ext import recompute_outputs
 from models.networks.segmentor import SegmentationNetwork
 from models.segmentation.losses import SegmentationLoss, segmentation_loss
-from models.segmentation.settings import SegmentationRecipe
+from models.segmentation.settings import OptimSettings, SegmentationRecipe, SegmentationStage
+from models.training.optimization import fused
 from models.training.precision import at_least_float32, autocast
 
 
@@ -52,3 +54,29 @@ class Objective(nn.Module):
             auxiliary=settings.auxiliary,
             pixels=pixels,
         )
+
+
+def make_optimizer(
+    net: SegmentationNetwork, settings: OptimSettings, stage: SegmentationStage, precision: str
+) -> torch.optim.Optimizer:
+    """A fresh optimizer; the ensemble's weights learn with the decoder."""
+    rest = [parameter for name, parameter in net.named_parameters() if not name.startswith("encoder.")]
+    groups = [
+        {"name": "encoder", "params": list(net.encoder.parameters()), "lr": stage.encoder_lr},
+        {"name": "decoder", "params": rest, "lr": stage.decoder_lr},
+    ]
+    decay, at_once = settings.weight_decay, fused(net, precision)
+    if settings.method == "sgd":
+        sgd = torch.optim.SGD(groups, momentum=settings.momentum, weight_decay=decay, fused=at_once)
+        sgd.register_step_pre_hook(_start_momenta)
+        return sgd
+    return torch.optim.AdamW(groups, betas=(settings.momentum, 0.999), weight_decay=decay, fused=at_once)
+
+
+def _start_momenta(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Zeros before the first step: torch leaves its own uninitialised where that one overflows."""
+    if not optimizer.state:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                momentum = torch.zeros_like(parameter, requires_grad=False)
+                optimizer.state[parameter]["momentum_buffer"] = momentum

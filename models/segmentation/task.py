@@ -27,14 +27,14 @@ from models.segmentation.initial import load_weights
 from models.segmentation.load import describe
 from models.segmentation.losses import counted_pixels
 from models.segmentation.overview import overview
-from models.segmentation.settings import OptimSettings, SegmentationRecipe, SegmentationStage
-from models.segmentation.step import Objective
+from models.segmentation.settings import SegmentationRecipe
+from models.segmentation.step import Objective, make_optimizer
 from models.training import distributed, graphs
 from models.training.devices import device_of
 from models.training.ema import Ema
 from models.training.errors import UsageError
 from models.training.exchange import exchanged_share, record_exchange
-from models.training.optimization import Optimization, fused
+from models.training.optimization import Optimization
 from models.training.precision import loss_scaler
 
 
@@ -204,29 +204,3 @@ def check_batch_size(recipe: SegmentationRecipe) -> None:
             "data.batch_size / optim.accumulate must be at least 2 with model.network=pspnet: a norm of its "
             f"pyramid has a single value an image, got {size} / {parts}"
         )
-
-
-def make_optimizer(
-    net: SegmentationNetwork, settings: OptimSettings, stage: SegmentationStage, precision: str
-) -> torch.optim.Optimizer:
-    """A fresh optimizer; the ensemble's weights learn with the decoder."""
-    rest = [parameter for name, parameter in net.named_parameters() if not name.startswith("encoder.")]
-    groups = [
-        {"name": "encoder", "params": list(net.encoder.parameters()), "lr": stage.encoder_lr},
-        {"name": "decoder", "params": rest, "lr": stage.decoder_lr},
-    ]
-    decay, at_once = settings.weight_decay, fused(net, precision)
-    if settings.method == "sgd":
-        sgd = torch.optim.SGD(groups, momentum=settings.momentum, weight_decay=decay, fused=at_once)
-        sgd.register_step_pre_hook(_start_momenta)
-        return sgd
-    return torch.optim.AdamW(groups, betas=(settings.momentum, 0.999), weight_decay=decay, fused=at_once)
-
-
-def _start_momenta(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Zeros before the first step: torch leaves its own uninitialised where that one overflows."""
-    if not optimizer.state:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                momentum = torch.zeros_like(parameter, requires_grad=False)
-                optimizer.state[parameter]["momentum_buffer"] = momentum

@@ -12,7 +12,7 @@ from models.data import differing_inputs, input_from_plain
 from models.networks.encoders.weights import misfits
 from models.training import checkpoint
 from models.training.errors import UsageError, existing
-from models.translation.updates import GANTrainer
+from models.translation.step import GANTrainer
 
 
 def load_start(nets: GANTrainer, path: Path, here: Mapping[str, Any]) -> list[str]:

@@ -28,7 +28,7 @@ from models.translation.initial import load_start
 from models.translation.load import describe
 from models.translation.overview import overview
 from models.translation.settings import TranslationRecipe, TranslationStage
-from models.translation.updates import GANTrainer
+from models.translation.step import GANTrainer
 
 _HIGHER_IS_BETTER = ("psnr", "ssim")
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.segmentation.settings import OptimSettings, SegmentationStage
-from models.segmentation.task import make_optimizer
+from models.segmentation.step import make_optimizer
 from models.training import run_folder
 from models.training.ema import Ema
 from models.training.optimization import Optimization, fused
