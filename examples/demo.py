@@ -13,7 +13,6 @@ from pathlib import Path
 
 import models.segmentation.recipes  # noqa: F401 - fills the registry
 from models.data import DataError, prepare_synthetic
-from models.pictures import Picture, below, beside, captioned, write_picture
 from models.segmentation.build import open_split
 from models.segmentation.evaluate import evaluate, example_pictures
 from models.segmentation.load import load
@@ -21,6 +20,7 @@ from models.segmentation.metrics import table
 from models.training import checkpoint
 from models.training.errors import UsageError
 from models.training.train import train
+from models.visualize import Picture, below, beside, captioned, write_picture
 
 RUNS = {
     "rgb alone": "rgb",

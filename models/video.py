@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.data.images import DataError, Frame
-from models.pictures import Picture
 from models.training.errors import UsageError
 from models.training.files import replacing
+from models.visualize import Picture
 
 _GREY_16 = int.from_bytes(b"Y1\0\x10", "little")  # FFmpeg's tag of the pixel format gray16le
 _CODEC = cv2.VideoWriter.fourcc(*"mp4v")  # MPEG-4 Part 2, which every build of OpenCV can write

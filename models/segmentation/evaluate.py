@@ -16,18 +16,18 @@ from tqdm import tqdm
 from models.data import DataError, Loader, eval_loader
 from models.data.loading import SampleSet, subset
 from models.networks.segmentor import SegmentationNetwork
-from models.pictures import Picture, write_picture
 from models.segmentation.build import open_split, output_names
 from models.segmentation.inference import predict_labels
 from models.segmentation.load import load
 from models.segmentation.metrics import SegmentationMetrics, class_rows, class_table, table, write_class_csv
 from models.segmentation.overview import overview
-from models.segmentation.pictures import contact_sheet, scene_pictures
 from models.segmentation.settings import SegmentationRecipe
+from models.segmentation.visualize import contact_sheet, scene_pictures
 from models.training import distributed
 from models.training.config import show
 from models.training.errors import writable
 from models.training.files import write_json
+from models.visualize import Picture, write_picture
 
 _HOW = ("scales", "flip", "window", "overlap", "interpolation")
 

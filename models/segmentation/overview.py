@@ -13,12 +13,12 @@ from models.data import DataError, Layout, SegmentationSet, find_layout
 from models.data.contradictions import check, shared_scenes
 from models.data.layouts import CAMERA
 from models.data.survey import Overview, survey
-from models.pictures import Picture, write_picture
 from models.segmentation.build import build_train_loader, open_split, precedence
-from models.segmentation.pictures import contact_sheet, scene_pictures
 from models.segmentation.settings import OF_LAYOUT, DataSettings, SegmentationRecipe
+from models.segmentation.visualize import contact_sheet, scene_pictures
 from models.training.config import show
 from models.training.errors import UsageError, data_root, writable
+from models.visualize import Picture, write_picture
 
 
 def overview(settings: DataSettings, datasets: Sequence[SegmentationSet]) -> Overview:

@@ -13,14 +13,14 @@ from tqdm import tqdm
 
 from models.data.images import Frame
 from models.networks.messages import suggest
-from models.pictures import Picture, thumbnail, write_picture
 from models.segmentation.build import output_names
 from models.segmentation.load import TrainedNetwork, load
-from models.segmentation.pictures import colour, contact_sheet, overlay, scene_pictures, show_input
 from models.segmentation.settings import SegmentationRecipe
+from models.segmentation.visualize import colour, contact_sheet, overlay, scene_pictures, show_input
 from models.sources import Frames, check_inputs, is_video, match_files, match_frames
 from models.training.errors import UsageError
 from models.video import Video, writing_video
+from models.visualize import Picture, thumbnail, write_picture
 
 LABELS, COLOURED, OVERLAYS = FOLDERS = ("labels", "coloured", "overlays")
 

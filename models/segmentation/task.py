@@ -15,7 +15,6 @@ from models.data import Batch
 from models.data.loading import on_device, subset
 from models.networks.fusion import FusionStage
 from models.networks.segmentor import SegmentationNetwork
-from models.pictures import Picture, beside
 from models.segmentation.build import (
     build_network,
     build_train_loader,
@@ -36,6 +35,7 @@ from models.training.errors import UsageError
 from models.training.exchange import exchanged_share, record_exchange
 from models.training.optimization import Optimization
 from models.training.precision import loss_scaler
+from models.visualize import Picture, beside
 
 
 class SegmentationTask:

@@ -15,7 +15,6 @@ from models.data import DOMAINS, DataError, Square, collate_translation
 from models.data.loading import SampleSet, subset
 from models.networks.messages import first_line
 from models.networks.systems.unet import UNet
-from models.pictures import Picture, contact_sheet, write_picture
 from models.training.errors import UsageError, writable
 from models.training.files import replacing, write_json
 from models.translation.build import build_eval_loader, open_split, output_names
@@ -24,8 +23,9 @@ from models.translation.load import load
 from models.translation.metrics import TranslationMetrics, table
 from models.translation.metrics.fid import feature_scores
 from models.translation.overview import overview
-from models.translation.pictures import view_pictures
 from models.translation.settings import TranslationRecipe
+from models.translation.visualize import view_pictures
+from models.visualize import Picture, contact_sheet, write_picture
 
 MEAN_IMAGE = "mean image"
 

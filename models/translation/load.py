@@ -33,8 +33,8 @@ from models.training.devices import device_of
 from models.training.errors import UsageError
 from models.translation.build import build_generator, output_names
 from models.translation.inference import translate, translating
-from models.translation.pictures import stored
 from models.translation.settings import DataSettings, TranslationRecipe
+from models.translation.visualize import stored
 
 
 @dataclass(frozen=True)

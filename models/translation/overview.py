@@ -13,11 +13,11 @@ from models.data.layouts import SPLITS
 from models.data.modalities import File
 from models.data.survey import SCENES, Overview, Survey, spread
 from models.data.taskonomy import MISSING_DEPTH
-from models.pictures import Picture, contact_sheet, write_picture
 from models.training.errors import writable
 from models.translation.build import build_train_loader, open_split
-from models.translation.pictures import show
 from models.translation.settings import TranslationRecipe
+from models.translation.visualize import show
+from models.visualize import Picture, contact_sheet, write_picture
 
 
 def overview(datasets: Mapping[str, TranslationSet]) -> Overview:

@@ -9,12 +9,12 @@ import numpy as np
 from tqdm import tqdm
 
 from models.networks.messages import suggest
-from models.pictures import contact_sheet, thumbnail, write_picture
 from models.sources import check_inputs, is_video, match_files
 from models.training.errors import UsageError
 from models.translation.build import output_names
 from models.translation.load import load
-from models.translation.pictures import stored, view_pictures
+from models.translation.visualize import stored, view_pictures
+from models.visualize import contact_sheet, thumbnail, write_picture
 
 
 def predict_files(

@@ -12,7 +12,6 @@ from torch.utils.tensorboard import SummaryWriter
 from models.data import TranslationBatch
 from models.data.loading import on_device, subset
 from models.networks.systems.unet import UNet
-from models.pictures import beside, contact_sheet, write_picture
 from models.training import distributed
 from models.training.devices import device_of
 from models.training.exchange import exchanged_share, record_exchange
@@ -29,6 +28,7 @@ from models.translation.load import describe
 from models.translation.overview import overview
 from models.translation.settings import TranslationRecipe, TranslationStage
 from models.translation.step import GANTrainer
+from models.visualize import beside, contact_sheet, write_picture
 
 _HIGHER_IS_BETTER = ("psnr", "ssim")
 

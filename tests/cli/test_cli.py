@@ -19,10 +19,10 @@ from torch import Tensor
 
 from models.__main__ import main
 from models.data import SYNTHETIC_CLASSES, palette
-from models.pictures import CELL
 from models.segmentation.metrics import SCORES
 from models.segmentation.task import SegmentationTask
 from models.training import checkpoint
+from models.visualize import CELL
 from tests.helpers.paths import ROOT
 from tests.helpers.same import assert_same
 

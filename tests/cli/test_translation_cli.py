@@ -18,13 +18,13 @@ from torch import Tensor, nn
 import models
 from models.__main__ import main
 from models.networks.released.translation import released_names, unused_names
-from models.pictures import CELL
 from models.training import checkpoint
 from models.training.errors import UsageError
 from models.translation.build import build_generator
 from models.translation.evaluate import MEAN_IMAGE, evaluate_checkpoint
 from models.translation.initial import load_start
 from models.translation.task import TranslationTask
+from models.visualize import CELL
 from tests.helpers.golden_numbers import released_form
 from tests.helpers.same import assert_same
 from tests.helpers.training_runs import assert_same_runs, start

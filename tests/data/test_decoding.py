@@ -19,7 +19,7 @@ from models.__main__ import main
 from models.data import DataError, SegmentationSet, palette, read_depth, read_labels, read_rgb
 from models.data.images import depth_image, intensity_image, read_normals
 from models.data.stored import Frame, read_label_values, read_stored
-from models.segmentation.pictures import colour
+from models.segmentation.visualize import colour
 
 SIZE = (9, 13)  # of odd width: no row of few bits ends with a byte
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from models.data import DataError, Sample, palette
-from models.pictures import CELL
 from models.segmentation import SegmentationOutput
 from models.segmentation.evaluate import evaluate, example_pictures
 from models.segmentation.metrics import SHARE, SegmentationMetrics, class_rows, class_table, write_class_csv
-from models.segmentation.pictures import contact_sheet, legend
 from models.segmentation.settings import DataSettings, EvalSettings, SegmentationRecipe
+from models.segmentation.visualize import contact_sheet, legend
 from models.training.settings import RunSettings
+from models.visualize import CELL
 
 K, IGNORE = 4, 255
 SIZES = [(40, 56), (40, 56), (40, 56), (33, 70), (64, 40)]

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models import pictures
+from models import visualize
 from models.data import IMAGENET_MEAN, IMAGENET_STD, palette
-from models.pictures import Picture, below, write_text
+from models.visualize import Picture, below, write_text
 
 
 def show_input(image: NDArray[np.float32], modality: str) -> Picture:
@@ -67,14 +67,14 @@ def contact_sheet(
     class_names: Sequence[str] = (),
     colors: NDArray[np.uint8] | None = None,
 ) -> Picture:
-    """``models.pictures.contact_sheet`` of the scenes, the classes' colours below.
+    """``models.visualize.contact_sheet`` of the scenes, the classes' colours below.
 
     Args:
         scenes: by name, each with pictures of the same names, in that order.
         class_names: of all K classes; none: no colours below.
         colors: as for ``colour``.
     """
-    sheet = pictures.contact_sheet(scenes)
+    sheet = visualize.contact_sheet(scenes)
     return below([sheet, legend(class_names, sheet.shape[1], colors)] if class_names else [sheet])
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.data import Domain
-from models.pictures import Picture
+from models.visualize import Picture
 
 
 def show(image: Tensor) -> Picture:
