@@ -1,4 +1,4 @@
-"""What the predict commands are given: which files belong together."""
+"""The files that the predict commands are given: which of them belong together."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class Video:
                 yield Frame(name, self._channels(name, pixels), is_video=True)
 
     def _channels(self, name: str, pixels: NDArray[Any]) -> NDArray[Any]:
-        """What OpenCV decoded, colors red first."""
+        """Convert what OpenCV decoded: colors red first."""
         if pixels.ndim == 2:
             return pixels
         return _grey(name, pixels) if self.depth else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)

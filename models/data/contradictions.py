@@ -1,4 +1,4 @@
-"""What of a data set contradicts its layout, in words, for a warning before any work is done.
+"""Contradictions of a data set to its layout, in words, for a warning before any work is done.
 
 Files that are broken raise. What is whole may still be wrong: a depth scale, labels that count from another
 number, a class that never appears.
@@ -35,7 +35,7 @@ def first_look(dataset: Scenes) -> None:
 
 
 def check(dataset: Scenes, found: Survey) -> list[str]:
-    """What is to be warned of before a set is trained or evaluated on.
+    """List the warnings to give before a set is trained or evaluated on.
 
     Raises:
         DataError: nothing is labeled.

@@ -171,7 +171,7 @@ class SegmentationSet:
         return Path(path).with_suffix("").as_posix()
 
     def _label_map(self, merge: str | None) -> tuple[int, ...]:
-        """What the classes of the files become."""
+        """Map the classes of the files to those of the samples."""
         if merge is None:
             if max(self.layout.label_map, default=-1) >= self.num_classes:
                 raise DataError(

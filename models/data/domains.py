@@ -290,7 +290,7 @@ def _root_depth(planes: Array, rays: Array) -> Array:
 
 
 def _overview(layout: Layout, scenes: Mapping[str, Sequence[Entry]]) -> Overview:
-    """What the source holds; its labels are not looked at."""
+    """Describe the source; its labels are not looked at."""
     reader = Reader(layout, ("rgb", "depth"))
     lines: list[str] = []
     warnings: list[str] = []

@@ -1,4 +1,4 @@
-"""What depth says about surfaces: normals, gravity, height above ground, and HHA of them.
+"""Geometry from depth: normals, gravity, height above ground, and HHA of them.
 
 Camera axes: x to the right, y down, z forward; metres. Missing depth is 0, and so is all that follows from
 it.

@@ -1,4 +1,4 @@
-"""What a network is fed, in words and numbers that go with its weights and are checked where it is used."""
+"""A network's inputs, in words and numbers that go with its weights and are checked where it is used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from models.data.modalities import FLOORS, Reader
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What the numbers of one modality mean; its channels are tiled to as many as the network takes.
+    """The meaning of one modality's numbers; its channels are tiled to as many as the network takes.
 
     Attributes:
         name: the modality.
@@ -40,7 +40,7 @@ _EITHER = "full brightness, or "
 
 
 def input_specs(reader: Reader) -> tuple[InputSpec, ...]:
-    """What a reader makes of files, by modality in their order."""
+    """Specify the inputs that a reader makes of files, by modality in their order."""
     return tuple(_spec(reader, modality) for modality in reader.modalities)
 
 

@@ -36,7 +36,7 @@ _UNMIXED = frozenset({"depth", "disparity", "hha", "normals", "categorical"})
 
 @dataclass(frozen=True)
 class Modality:
-    """What ``layout.json`` says of a modality beside where its files are.
+    """The entry of a modality in ``layout.json``, beside where its files are.
 
     Attributes:
         kind: one of ``KINDS``; None: told by the name, or by the files.

@@ -148,7 +148,7 @@ def _checked(path: Path, name: str, value: Any) -> Any:
 
 
 def _modality(path: Path, name: str, told: Mapping[str, Any]) -> Modality:
-    """What ``layout.json`` says of one modality."""
+    """Read one modality's entry of ``layout.json``."""
     for part, value in told.items():
         if part not in _MODALITY_FIELDS:
             raise DataError(

@@ -28,7 +28,7 @@ KINECT = Camera(518.85790, 519.46961, 324.58245, 252.73617, (640, 480))
 
 @dataclass(frozen=True)
 class Layout:
-    """What a folder holds.
+    """The files of a data set's folder, and what they store.
 
     Paths are relative to the root. In them ``{name}`` is the sample's name, ``{split}`` the split's in this
     layout, ``{number}`` the name as a number to which ``label_shift`` is added in those of labels (with a
@@ -81,12 +81,12 @@ class Layout:
     stated: tuple[str, ...] = field(default=(), compare=False, metadata={"recorded": True})
 
     def modality(self, name: str) -> Modality:
-        """What is known of a modality: told of it, or by its name."""
+        """Look up what is known of a modality: told of it, or by its name."""
         told = self.modalities.get(name, Modality())
         return replace(told, kind=told.kind or kind_by_name(name), range=told.range or self.ranges.get(name))
 
     def split(self, name: str) -> str:
-        """What the layout calls ``train`` or ``val``; other names are its own."""
+        """The layout's name for ``train`` or ``val``; other names are its own."""
         return dict(zip(SPLITS, self.splits, strict=True)).get(name, name)
 
     def folder(self, kind: str, split: str) -> str:

@@ -27,7 +27,7 @@ _STEM_CHANNELS = 3  # encoders take three channels, so that ImageNet weights fit
 
 
 class SampleSet(Protocol):
-    """What loaders need of a data set."""
+    """The part of a data set that loaders need."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Any: ...

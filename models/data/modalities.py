@@ -48,7 +48,7 @@ _LIKE_A_CROP = 0.8  # of a side: the paper's archive keeps 0.875 and 0.885 of th
 
 
 class File(NamedTuple):
-    """What one file gave: the stored values of the modality, and what a network is fed of them."""
+    """The values of one file: as stored, and as a network is fed them."""
 
     stored: NDArray[Any]
     image: Image

@@ -108,7 +108,7 @@ def _overview(
     read: Callable[[int], tuple[NDArray[Any], NDArray[Any], NDArray[Any]]],
     becomes: NDArray[np.uint8],
 ) -> Overview:
-    """What the archive holds, of some images of each split."""
+    """Describe some images of each split of the archive."""
     lines: list[str] = []
     warnings: list[str] = []
     for split, chosen in numbers.items():
@@ -128,7 +128,7 @@ def _overview(
 
 
 def _mapping(path: Path) -> NDArray[np.uint8]:
-    """What each of the labels 0 ... 894 is stored as."""
+    """The stored value of each of the labels 0 ... 894."""
     (mapped,) = load_mat(path, "mapClass")
     mapped = np.atleast_1d(mapped).astype(int)
     if mapped.min() < 1 or mapped.max() > len(NYU40):

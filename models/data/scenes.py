@@ -113,7 +113,7 @@ class Room(NamedTuple):
 
 
 class View(NamedTuple):
-    """What a perfect camera sees of a room."""
+    """The image of a room that a perfect camera takes."""
 
     rgb: NDArray[np.uint8]  # [H, W, 3], red first
     depth: Array  # [H, W] in metres
@@ -168,7 +168,7 @@ def camera(size: tuple[int, int]) -> Camera:
 
 
 def cast(room: Room, rays: Array) -> tuple[Array, NDArray[np.intp], Array, Array]:
-    """What each ray from the camera meets first.
+    """Find the patch that each ray from the camera meets first.
 
     Args:
         room: a closed one.
@@ -210,7 +210,7 @@ def _photograph(colours: Array, rng: Generator) -> NDArray[np.uint8]:
 
 
 def _measure(depth: Array, rng: Generator) -> NDArray[np.uint16]:
-    """What a Kinect would say: noisy disparity in whole steps, shadows beside near edges, blind spots."""
+    """Simulate a Kinect's depth: noisy disparity in whole steps, shadows beside near edges, blind spots."""
     disparity = np.rint(DISPARITY / depth + rng.normal(0, 0.4, depth.shape))
     measured = DISPARITY / np.maximum(disparity, 1)
     # The projector sits to the right of the camera: left of a near edge the far surface lies in its shadow.

@@ -1,4 +1,4 @@
-"""What a file holds, as it is stored: images, arrays, and the values of label maps.
+"""The content of a file as it is stored: images, arrays, and the values of label maps.
 
 Decoders like to help: OpenCV stretches gray of fewer than 8 bits to 255 and replaces palette indices by their
 colors, and viewers turn photographs by their EXIF data. Labels and distances must survive all of that.

@@ -102,7 +102,7 @@ def prepare_sunrgbd(out: Path | str, archive: Path | str, toolbox: Path | str) -
 def _overview(
     scenes: Sequence[_Scene], release: _Release, label_map: Callable[[_Scene], NDArray[Any]]
 ) -> Overview:
-    """What the release holds, of some images of each split."""
+    """Describe some images of each split of the release."""
     lines: list[str] = []
     warnings: list[str] = []
     for split in ("train", "test"):

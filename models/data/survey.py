@@ -1,4 +1,4 @@
-"""What a data set holds, summed up from a sample of its scenes."""
+"""A summary of a data set, from a sample of its scenes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LABEL_MAPS = 1000  # looked at while classes are missing
 
 
 class Scenes(Protocol):
-    """What is looked at of a ``SegmentationSet``, which knows the attributes' meaning."""
+    """The part of a ``SegmentationSet`` that a survey reads, which knows the attributes' meaning."""
 
     root: Path
     split: str
@@ -43,7 +43,7 @@ class Scenes(Protocol):
 
 
 class Overview(NamedTuple):
-    """What is said of a data set before work starts: what it holds, and what of it looks wrong."""
+    """A summary of a data set before work starts: what it holds, and what of it looks wrong."""
 
     lines: list[str]
     warnings: list[str]
@@ -57,7 +57,7 @@ class Overview(NamedTuple):
 
 @dataclass
 class Values:
-    """What the looked-at files of one modality hold.
+    """A summary of the sampled files of one modality.
 
     Attributes:
         kinds: how many files there are of each type and channel count, in words.
@@ -102,7 +102,7 @@ class Values:
 
 @dataclass
 class Survey:
-    """What some scenes of a split hold.
+    """A summary of some scenes of a split.
 
     Attributes:
         split: its name.

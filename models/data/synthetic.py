@@ -122,7 +122,7 @@ def _check_finished(out: Path, record: dict[str, int], names: dict[str, list[str
 
 
 def _layout(size: tuple[int, int]) -> str:
-    """What ``layout.json`` says: nyu_cen's own camera is NYUDv2's."""
+    """The content of ``layout.json``: nyu_cen's own camera is NYUDv2's."""
     fx, fy, cx, cy, *_ = camera(size)
     return json.dumps({"base": "nyu_cen", "camera": [fx, fy, cx, cy]}, indent=2) + "\n"
 

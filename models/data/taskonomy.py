@@ -45,7 +45,7 @@ _THIRD = 3  # of the points are for validation where no list says otherwise
 
 @dataclass(frozen=True)
 class Domain:
-    """What a domain's files hold and how networks see it; see the table above.
+    """The values in a domain's files, and how networks see them; see the table above.
 
     Attributes:
         name: Taskonomy's.

@@ -1,4 +1,4 @@
-"""What the surfaces of the procedural rooms look like: grids of colours."""
+"""Textures of the surfaces of the procedural rooms: grids of colours."""
 
 from __future__ import annotations
 

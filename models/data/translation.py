@@ -142,7 +142,7 @@ class Jitter:
 
 @dataclass(frozen=True)
 class Square:
-    """What evaluation does: the shorter side becomes ``size`` pixels, and the square in the middle is kept.
+    """Evaluation's transform: the shorter side becomes ``size`` pixels, and the square in the middle is kept.
 
     Raises:
         ValueError: ``size`` is not positive.

@@ -1,4 +1,4 @@
-"""What every helper process of this package does first."""
+"""The start of every helper process of this package."""
 
 import signal
 

@@ -1,4 +1,4 @@
-"""What every network of M branches does with its input and its outputs: stack, split, weigh."""
+"""The input and the outputs of networks of M branches: stacked, split, weighed."""
 
 from __future__ import annotations
 

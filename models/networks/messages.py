@@ -1,4 +1,4 @@
-"""What error messages share."""
+"""Parts of error messages."""
 
 from __future__ import annotations
 

@@ -106,8 +106,9 @@ def open_split(settings: DataSettings, split: str) -> SegmentationSet:
 
 
 def precedence(settings: DataSettings, layout: Layout) -> tuple[dict[str, Any], list[str]]:
-    """What settings change in a layout: the command line goes before ``layout.json``, that before the recipe,
-    and the recipe before a known layout.
+    """Find what settings change in a layout.
+
+    The command line goes before ``layout.json``, that before the recipe, and it before a known layout.
 
     Returns:
         By field the values that take the place of the layout's; and in words, which of two won.
@@ -138,7 +139,7 @@ def precedence(settings: DataSettings, layout: Layout) -> tuple[dict[str, Any], 
 
 
 def build_reader(settings: DataSettings, layout: Layout | None = None) -> Reader:
-    """What makes the network's inputs of a scene's files.
+    """Make the reader of a scene's files, which returns the network's inputs.
 
     Args:
         settings: what they say of the files, as ``precedence`` has it.

@@ -38,7 +38,7 @@ def evaluate(
     recipe: SegmentationRecipe,
     stop: Callable[[], bool] = lambda: False,
 ) -> SegmentationMetrics | None:
-    """What the outputs take for what, over a data set.
+    """Count over a data set which classes the outputs take pixels of each class for.
 
     Args:
         net: in any mode, which is restored.

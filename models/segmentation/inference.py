@@ -1,4 +1,4 @@
-"""What a network says of images: the scores and labels of every branch and of the ensemble.
+"""A network's scores and labels of images, by every branch and by the ensemble.
 
 Images are looked at in several sizes (``eval.scales``), mirrored as well (``eval.flip``), and through a
 window that slides over each size (``eval.window``). The paper's multi-scale evaluation (section 4.1) says
@@ -124,7 +124,7 @@ def _spans(length: int, side: int, overlap: float) -> list[slice]:
 
 
 class _Look(NamedTuple):
-    """What the network says of images in one size."""
+    """The network's logits of images in one size."""
 
     size: tuple[int, int]
     places: list[Place]

@@ -1,4 +1,4 @@
-"""What a network's training starts from: ImageNet weights in the encoder, or a trained network."""
+"""The weights that a training starts from: ImageNet weights in the encoder, or a trained network."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class TrainedNetwork:
         return torch.from_numpy(stacked).to(next(self.net.parameters()).device)
 
     def label(self, images: Tensor) -> dict[str, Tensor]:
-        """What every branch, by its modality, and the ``ensemble`` take ``read``'s return for.
+        """Label ``read``'s return by every branch, named after its modality, and by the ``ensemble``.
 
         Returns:
             Classes ``[H, W]`` uint8, on the network's device.
@@ -165,7 +165,7 @@ def differing_names(before: Sequence[str], now: Sequence[str]) -> str:
 def describe(
     reader: Reader, class_names: Sequence[str], palette: NDArray[np.uint8] | None = None
 ) -> dict[str, Any]:
-    """What a checkpoint says of a network beside its settings: inputs, layout, classes and their palette."""
+    """A checkpoint's record of a network beside its settings: inputs, layout, classes and their palette."""
     return {
         "inputs": [to_plain(spec) for spec in input_specs(reader)],
         "layout": to_plain(reader.layout),

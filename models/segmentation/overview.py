@@ -1,4 +1,4 @@
-"""What a recipe's data sets hold, for the start of a training or evaluation and for the data command."""
+"""The content of a recipe's data sets, for the start of a training or evaluation and for the data command."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from models.visualize import Picture, write_picture
 
 
 def overview(settings: DataSettings, datasets: Sequence[SegmentationSet]) -> Overview:
-    """What the sets of a recipe hold, and what of it looks wrong.
+    """Describe the sets of a recipe, and what in them looks wrong.
 
     Args:
         settings: the recipe's.

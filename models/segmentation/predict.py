@@ -72,7 +72,7 @@ def predict_files(
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says of one scene.
+    """A network's labels of one scene.
 
     Attributes:
         recipe: the network's.
@@ -115,7 +115,7 @@ class Prediction:
 
 
 def predict(trained: TrainedNetwork, files: Mapping[str, Path | Frame]) -> Prediction:
-    """What a network says of one scene, by modality its files or frames.
+    """Label one scene, given by modality as files or frames.
 
     Raises:
         DataError: as ``TrainedNetwork.read``.

@@ -32,7 +32,7 @@ class Objective(nn.Module):
         self.device = device
 
     def forward(self, images: Tensor, target: Tensor, pixels: Tensor) -> SegmentationLoss:
-        """What ``segmentation_loss`` returns.
+        """Compute the ``segmentation_loss``.
 
         Args:
             images, target: ``[M*N, C, H, W]`` and ``[N, H, W]``.

@@ -1,4 +1,4 @@
-"""What the commands do for segmentation recipes: a ``models.training.registry.System``."""
+"""The commands' work for segmentation recipes: a ``models.training.registry.System``."""
 
 from models.segmentation.evaluate import evaluate_checkpoint as evaluate
 from models.segmentation.importing import import_released

@@ -1,1 +1,1 @@
-"""What every training shares: typed configuration, registry, run folder, checkpoints, the loop."""
+"""The parts that all training shares: typed configuration, registry, run folder, checkpoints, the loop."""

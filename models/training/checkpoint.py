@@ -200,7 +200,7 @@ def check_inputs(path: Path, contents: dict[str, Any], now: dict[str, Any]) -> N
 
 
 def header(name: str, recipe: Any) -> dict[str, Any]:
-    """What a file says of its recipe, by that name, and of the settings: the part that ``settings`` reads."""
+    """A file's record of its recipe, by that name, and of the settings: the part that ``settings`` reads."""
     return {**registry.record(name, recipe), "config": config.to_plain(recipe)}
 
 
@@ -234,7 +234,7 @@ def settings_here(contents: dict[str, Any], overrides: Sequence[str]) -> tuple[A
 
 
 def system(path: Path) -> registry.System:
-    """What the commands do for the kind of network in a file or run folder.
+    """Find the system of the network in a file or run folder.
 
     Raises:
         UsageError: as ``load``.

@@ -79,7 +79,7 @@ def gathered(value: T) -> list[T]:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What rank 0 makes, in every process; a UsageError there is raised everywhere."""
+    """Make an object in rank 0 and send it to every process; a UsageError there is raised everywhere."""
     if world_size() == 1:
         return make()
     made: list[Any] = [None, None]

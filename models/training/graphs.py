@@ -70,7 +70,7 @@ class GraphedStep:
         self.rest_outputs: tuple[Tensor, ...] = ()
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """What the function returns; overwritten by the next call, as are the gradients."""
+        """Replay the function and return its outputs, which the next call overwrites with the gradients."""
         graph = self.graph or self._record(inputs)
         for held, given in zip(self.inputs, inputs, strict=True):
             held.copy_(given, non_blocking=True)
@@ -78,7 +78,7 @@ class GraphedStep:
         return self.outputs
 
     def finish(self) -> tuple[Tensor, ...]:
-        """What ``rest`` returns, after a call; overwritten by the next one, as are the gradients."""
+        """Replay ``rest`` after a call and return its outputs, which the next one overwrites."""
         assert self.rest_graph is not None, "there is a rest to replay once the first function was called"
         self.rest_graph.replay()
         return self.rest_outputs

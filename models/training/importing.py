@@ -1,4 +1,4 @@
-"""What the import commands of all systems ask of a recipe."""
+"""The check of a recipe that the import commands of all systems make."""
 
 from __future__ import annotations
 

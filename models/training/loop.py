@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class Task(Protocol):
-    """What is trained: networks, data, optimizers, metrics.
+    """The object of training: networks, data, optimizers, metrics.
 
     Attributes:
         shown: the losses that a terminal has room for.
@@ -59,7 +59,7 @@ class Task(Protocol):
         """Load the weights to start from; what is to be noted about them. Not called when resuming."""
 
     def describe(self) -> dict[str, Any]:
-        """What is filed with the weights beside the settings, as JSON has it; ``inputs``: what is fed."""
+        """The record to file with the weights beside the settings, as JSON has it, with the ``inputs``."""
 
     def start_stage(self, index: int, begin: int) -> None:
         """Make the fresh optimizers of a stage whose first step is ``begin``."""
@@ -88,7 +88,7 @@ class Task(Protocol):
         """
 
     def score(self, metrics: dict[str, float]) -> float:
-        """What the best checkpoint is chosen by, of ``best_metric``: higher is better."""
+        """The score of ``best_metric`` that the best checkpoint is chosen by: higher is better."""
 
     def record(self, board: SummaryWriter, folder: Path, step: int) -> None:
         """Write pictures and histograms to TensorBoard and the run's folder; in the first process only."""

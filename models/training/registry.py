@@ -19,7 +19,7 @@ from models.training.settings import RunSettings
 
 
 class System(Protocol):
-    """What the commands do for one kind of recipes; a module, such as ``models.segmentation.system``.
+    """The commands' work for one kind of recipes; a module, such as ``models.segmentation.system``.
 
     All of them raise UsageError and DataError for what the caller can mend.
     """
@@ -54,7 +54,7 @@ class System(Protocol):
 
 
 class Recipe(Protocol):
-    """What the command line and the loop ask of a recipe; each system's dataclass adds its own groups."""
+    """The fields that the command line and the loop read; each system's dataclass adds its own groups."""
 
     @property
     def run(self) -> RunSettings: ...
@@ -114,7 +114,7 @@ def find(name: str) -> Any:
 
 
 def record(name: str, made: Recipe) -> dict[str, str | None]:
-    """What a file says of its recipe beside the settings, so that other processes can ``recall`` it.
+    """A file's record of its recipe beside the settings, so that other processes can ``recall`` it.
 
     Returns:
         ``recipe``, its name; ``recipe_module``, which module to import for it, None where a script without

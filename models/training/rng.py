@@ -53,7 +53,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 @contextmanager
 def preserved_rng() -> Iterator[None]:
-    """What the block draws does not change what is drawn after it."""
+    """Restore the generators' states after the block, whatever it draws."""
     state = rng_state()
     try:
         yield

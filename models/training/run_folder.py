@@ -91,7 +91,7 @@ def default_output(recipe: str) -> Path:
 
 
 def environment() -> dict[str, Any]:
-    """What ran, for the record: command, versions, machine."""
+    """A record of what ran: command, versions, machine."""
     return {
         "command": sys.argv,
         "python": platform.python_version(),

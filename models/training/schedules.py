@@ -15,7 +15,7 @@ from models.training.settings import UpdateSettings
 
 
 def rate_factor(settings: UpdateSettings, step: int, steps: int) -> float:
-    """What a stage's learning rates are multiplied by.
+    """The factor of a stage's learning rates.
 
     ``constant``: 1; ``polynomial``: ``(1 - t) ** power`` (Chen et al., "DeepLab", 2017: power 0.9);
     ``cosine``: ``(1 + cos(pi t)) / 2`` (Loshchilov and Hutter, "SGDR", 2017). Here t runs from 0, after the

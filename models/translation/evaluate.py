@@ -74,7 +74,7 @@ def evaluate(
 
 
 def value_range(recipe: TranslationRecipe) -> tuple[float, float]:
-    """What -1 and 1 stand for in MAE and MSE: ``eval.value_range``, or (0, 1), or (0, 11.1) for depth."""
+    """The meaning of -1 and 1 in MAE and MSE: ``eval.value_range``, or (0, 1), or (0, 11.1) for depth."""
     domain = DOMAINS[recipe.data.target]
     return recipe.eval.value_range or (0.0, 255 / domain.scale if domain.logarithmic else 1.0)
 

@@ -1,4 +1,4 @@
-"""What a generator makes of pictures, in the way that the paper evaluates it."""
+"""A generator's outputs, computed in the way that the paper evaluates it."""
 
 from __future__ import annotations
 

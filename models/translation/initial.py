@@ -1,4 +1,4 @@
-"""What a translation's training starts from other than random weights."""
+"""The weights that a translation's training starts from, if not random ones."""
 
 from __future__ import annotations
 

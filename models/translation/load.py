@@ -85,7 +85,7 @@ class TrainedGenerator:
         return batch.images.to(next(self.net.parameters()).device)
 
     def translate(self, images: Tensor, name: str = "") -> dict[str, Tensor]:
-        """What every branch, by its domain, and the ``ensemble`` make of ``read``'s return.
+        """Translate ``read``'s return by every branch, named after its domain, and by the ``ensemble``.
 
         Args:
             images: ``[M, 3, H, W]``.
@@ -99,7 +99,7 @@ class TrainedGenerator:
         return {name: each[0] for name, each in zip(output_names(self.recipe), outputs, strict=True)}
 
     def predict(self, **files: Given) -> dict[str, NDArray[np.uint8] | NDArray[np.uint16]]:
-        """What ``translate`` makes of one view, as the target's files store it; takes and raises as ``read``.
+        """Translate one view to what the target's files store; takes and raises as ``read``.
 
         Returns:
             By output ``[H, W, 3]`` of 8 bits, red first, or ``[H, W]`` of 16.
@@ -143,7 +143,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainedGenerator:
 
 
 def describe(settings: DataSettings) -> dict[str, Any]:
-    """What a checkpoint says of a generator beside its settings: ``inputs`` and ``target``."""
+    """A checkpoint's record of a generator beside its settings: ``inputs`` and ``target``."""
     return {
         "inputs": [to_plain(_spec(find_domain(name))) for name in settings.domains],
         "target": to_plain(_spec(find_domain(settings.target))),

@@ -1,4 +1,4 @@
-"""What a recipe's views hold, for the start of a training or evaluation and for the data command."""
+"""The content of a recipe's views, for the start of a training or evaluation and for the data command."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from models.visualize import Picture, contact_sheet, write_picture
 
 
 def overview(datasets: Mapping[str, TranslationSet]) -> Overview:
-    """What the sets of a recipe hold, and what of it looks wrong.
+    """Describe the sets of a recipe, and what in them looks wrong.
 
     Args:
         datasets: by split, of the recipe's.

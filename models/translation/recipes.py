@@ -38,7 +38,7 @@ def _taskonomy(*domains: str, target: str = "rgb") -> TranslationRecipe:
 
 
 def _released(paper: TranslationRecipe) -> TranslationRecipe:
-    """What the released code does where it differs from the paper."""
+    """The released code's settings where they differ from the paper's."""
     return replace(
         paper,
         model=ModelSettings(decoder_norms="private"),
@@ -123,7 +123,7 @@ def taskonomy_cen_rgb_texture_depth() -> TranslationRecipe:
 
 @recipe
 def taskonomy_cen_shade_texture_rgb_released() -> TranslationRecipe:
-    """What the released code does: exchange anywhere, private decoder norms, two generator passes a step."""
+    """As the released code: exchange anywhere, private decoder norms, two generator passes a step."""
     return _released(taskonomy_cen_shade_texture_rgb())
 
 

@@ -61,7 +61,7 @@ class DiscriminatorObjective(nn.Module):
         self.device = device
 
     def forward(self, images: Tensor, target: Tensor, branches: Tensor) -> tuple[Tensor, ...]:
-        """What ``discriminator_loss`` returns.
+        """Compute the ``discriminator_loss``.
 
         Args:
             images, target: ``[M*N, C, H, W]`` and ``[N, C', H, W]``.
@@ -92,7 +92,7 @@ class GeneratorObjective(nn.Module):
     def forward(
         self, images: Tensor, target: Tensor, branches: Tensor, ensemble: Tensor, alpha: Tensor
     ) -> tuple[Tensor, ...]:
-        """What ``generator_loss`` returns; the arguments after ``target`` are ``Generation``'s output."""
+        """Compute the ``generator_loss``; the arguments after ``target`` are ``Generation``'s output."""
         settings = self.recipe.loss
         with autocast(self.recipe.run.precision, self.device):
             (decisions,) = discriminate(self.discriminator, images, branches)
@@ -250,7 +250,7 @@ class GANTrainer:
 def parameter_groups(
     generator: UNet, discriminator: PatchGAN, stage: TranslationStage
 ) -> dict[str, list[dict[str, Any]]]:
-    """What each network's optimizer updates, with its learning rates."""
+    """Parameter groups of each network's optimizer, with their learning rates."""
     rest = [parameter for name, parameter in generator.named_parameters() if name != "alpha"]
     ensemble_lr = stage.generator_lr if stage.ensemble_lr is None else stage.ensemble_lr
     parameters = list(discriminator.parameters())

@@ -1,4 +1,4 @@
-"""What the commands do for translation recipes: a ``models.training.registry.System``."""
+"""The commands' work for translation recipes: a ``models.training.registry.System``."""
 
 from models.translation.evaluate import evaluate_checkpoint as evaluate
 from models.translation.importing import import_released

@@ -32,7 +32,7 @@ def view_pictures(
 
 
 def stored(image: Tensor, domain: Domain) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """What a file of the domain would hold: ``[H, W, 3]`` of 8 bits, or ``[H, W]`` of 16.
+    """Convert to what a file of the domain would hold: ``[H, W, 3]`` of 8 bits, or ``[H, W]`` of 16.
 
     Args:
         image: ``[3, H, W]`` in [-1, 1]; a domain of one channel gets the mean of the three.

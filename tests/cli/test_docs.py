@@ -25,7 +25,7 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def commands(page: str, changes: dict[str, str]) -> list[list[str]]:
-    """What the page tells to type after ``cen``, with words of it changed or, where empty, left out."""
+    """The words of the page's commands after ``cen``, some of them changed or, where empty, left out."""
     lines = [line for block in blocks(page, "") for line in block.splitlines() if line.startswith("cen ")]
     found = []
     for line in lines:

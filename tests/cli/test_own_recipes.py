@@ -89,7 +89,7 @@ def test_a_run_of_ones_own_recipe_serves_every_command(
 def test_an_exported_network_serves_where_its_recipe_is_missing(
     system: str, home: Path, run: Path, tmp_path: Path
 ) -> None:
-    """What the file records suffices, as far as the recipe's module has registered nothing."""
+    """The file's record suffices, as far as the recipe's module has registered nothing."""
     cen(home, ["export", run, "--output", tmp_path / "net.pt"])
     code = "import models; trained = models.load('net.pt'); print(trained.recipe.loss.sparsity)"
     done = fresh([sys.executable, "-c", code], tmp_path)

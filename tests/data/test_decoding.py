@@ -1,4 +1,4 @@
-"""What files hold is what comes out: indices, signs, floats, orientation, whatever way files store them."""
+"""Stored values come out unchanged: indices, signs, floats, orientation, whatever way files store them."""
 
 from __future__ import annotations
 
@@ -422,7 +422,7 @@ def test_broken_arrays_are_named(tmp_path: Path, contents: bytes) -> None:
 
 
 def metres(stored: np.ndarray, scale: float | None) -> np.ndarray:
-    """What depth must come out as, in float64."""
+    """The expected depth in float64."""
     values = stored.astype(np.float64)
     if stored.dtype.kind == "f":
         return np.where(np.isfinite(values) & (values > 0), values, 0)

@@ -261,7 +261,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def test_rgbd_to_domains(tmp_path: Path) -> None:
-    """What was copied reads back; the rest is what ``derive`` makes of it."""
+    """Copied files read back; the rest is what ``derive`` makes of it."""
     tree = trees.nyu_cen(tmp_path / "rgbd")
     out = prepare_domains(tmp_path / "domains", tree.root, processes=1)
     every = [*tree.scenes["train"], *tree.scenes["val"]]

@@ -64,7 +64,7 @@ def assert_scenes(dataset: SegmentationSet, count: int) -> None:
 
 
 def litter(folder: Path) -> None:
-    """What macOS, Windows and version control leave in a folder; none of it is an image."""
+    """Files that macOS, Windows and version control leave in a folder are no images."""
     names = [path.name for path in folder.iterdir() if path.is_file()]
     for pattern in SYSTEM:
         for name in names:

@@ -16,7 +16,7 @@ POSES = {"level": (0, 0, 1.3), "down": (22, -4, 1.6), "tilted": (12, 9, 1.2), "u
 
 
 class View(NamedTuple):
-    """What a camera in a room must measure; in camera axes."""
+    """The depths that a camera in a room must measure; in camera axes."""
 
     depth: np.ndarray
     normals: np.ndarray
@@ -120,7 +120,7 @@ def test_room(pose: str, measured: type) -> None:
 
 
 def test_height_with_gravity_given() -> None:
-    """What gravity's error leaves out: the height itself is exact."""
+    """Without gravity's error the height itself is exact."""
     true = view(*POSES["down"])
     height = height_above_ground(true.depth, CAMERA, true.normals, true.down)
     np.testing.assert_allclose(height, true.height, atol=1e-4)

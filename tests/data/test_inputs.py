@@ -1,4 +1,4 @@
-"""What a network is fed: told of a layout, kept as JSON, compared."""
+"""The record of a network's inputs: made from a layout, kept as JSON, compared."""
 
 from __future__ import annotations
 

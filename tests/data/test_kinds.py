@@ -1,4 +1,4 @@
-"""What a modality is decides how it is read, filled, resized and mirrored; ``layout.json`` says so."""
+"""The kind of a modality decides how it is read, filled, resized and mirrored; ``layout.json`` says so."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ NAN = float("nan")
 
 
 def color_of(stored: np.ndarray) -> np.ndarray:
-    """What ImageNet's networks take of 8-bit colors, in float64."""
+    """The inputs of ImageNet's networks from 8-bit colors, in float64."""
     return (stored / 255.0 - IMAGENET_MEAN) / IMAGENET_STD
 
 
@@ -79,7 +79,7 @@ def write(path: Path, image: np.ndarray) -> None:
 
 
 def read(root: Path, stored: np.ndarray, name: str = "thermal", suffix: str = ".png") -> np.ndarray:
-    """What the modality of a scene comes out as, where all scenes have these stored values."""
+    """The modality of a scene as it is read, where all scenes have these stored values."""
     for scene in "ab":
         write(root / f"{name}/{scene}{suffix}", stored)
     return opened(root, name)[0].images[0].astype(np.float64)
@@ -348,7 +348,7 @@ def test_missing_intensity_is_zero(
     missing=st.lists(st.sampled_from([0.1, -9999.9, 37.5, NAN, np.inf]), max_size=3),
 )
 def test_missing_values_of_floating_point(stored: np.ndarray, missing: list[float]) -> None:
-    """What people write in layout.json is the decimal of what a file of 32 bits holds."""
+    """People write in layout.json the decimal of what a file of 32 bits holds."""
     near = [stored.dtype.type(value) for value in missing]
     found = intensity_image(Path("a.npy"), stored, (0, 100), missing)
     np.testing.assert_allclose(
@@ -596,7 +596,7 @@ def test_channels_that_a_file_has_not(tmp_path: Path, channels: list[int], count
 
 @pytest.mark.parametrize("kind", ["depth", "categorical"])
 def test_depth_and_categories_in_a_channel_of_their_own(tmp_path: Path, kind: str) -> None:
-    """Whatever the kind is, the channels told are those that are read."""
+    """The channels told are those that are read, whatever the kind is."""
     stored = np.stack([values(seed, np.uint16) % 100 + 300 for seed in range(3)], axis=-1)
     root = own(tmp_path, {"kind": kind, "channels": [1], **({"range": [0, 1]} if kind != "depth" else {})})
     (root / "layout.json").write_text(

@@ -94,7 +94,7 @@ def in_words(name: str, place: str) -> str:
 def test_who_is_nearer_to_the_files_goes_before(
     tmp_path: Path, name: str, in_command: bool, in_json: bool, in_recipe: bool
 ) -> None:
-    """What was typed holds; then what lies beside the files; a recipe's words are of other files."""
+    """Typed settings hold; then those beside the files; a recipe's words are of other files."""
     flags = {"command line": in_command, "layout.json": in_json, "recipe": in_recipe, "known": True}
     places = {place for place, there in flags.items() if there}
     root = folder(tmp_path, **({name: SAID[name]["layout.json"]} if in_json else {}))
@@ -269,7 +269,7 @@ OLD_HHA = "255 of HHA's encoding"
 
 
 def old_contents(layout: str, modalities: tuple[str, ...], **settings: Any) -> dict[str, Any]:
-    """What a checkpoint said of its inputs before kinds, records and the right way up of HHA."""
+    """A checkpoint's record of its inputs before kinds, records and the right way up of HHA."""
     recipe = SegmentationRecipe(data=DataSettings(modalities=modalities, **settings))
     plain = json.loads(json.dumps(config.to_plain(recipe)))
     reader = build_reader(recipe.data, LAYOUTS[layout])

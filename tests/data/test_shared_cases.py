@@ -31,7 +31,7 @@ def of_case(shared: Path, number: str, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def run(command: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What a case's command prints, run in this process; commands that it starts as well."""
+    """The output of a case's command, run in this process; commands that it starts as well."""
     python, *words = shlex.split(command)
     assert python == "python"
     printed = io.StringIO()

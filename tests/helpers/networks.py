@@ -1,4 +1,4 @@
-"""What the network tests share."""
+"""Parts that the network tests share."""
 
 from __future__ import annotations
 

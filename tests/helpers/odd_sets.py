@@ -22,7 +22,7 @@ CLASSES = 3
 
 
 class OddSet(NamedTuple):
-    """What is odd, and what comes of it.
+    """An oddity of a data set, and what comes of it.
 
     Attributes:
         change: makes the sound set in a folder odd.

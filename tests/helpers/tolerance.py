@@ -71,7 +71,7 @@ class Call(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What a call gives, or the bounds of each; without a residual the last is None."""
+    """The results of a call, or the bounds of each; without a residual the last is None."""
 
     y: Tensor
     mean: Tensor
@@ -169,7 +169,7 @@ def exact_mean(x: Tensor, over: tuple[int, ...]) -> Tensor:
 
 
 def _stored(error: Tensor, value: Tensor, call: Call) -> Tensor:
-    """What a result as x may be off, once it is stored."""
+    """The error that storing a result such as x may add."""
     dtype = call.x.dtype
     bound = _slack(call) * error + rounding_unit(dtype) * value.abs() + smallest_number(dtype)
     return bound.reshape(call.x.shape)

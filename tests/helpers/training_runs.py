@@ -1,4 +1,4 @@
-"""What the tests of training at scale share: a tiny run, and processes to run it in.
+"""Parts of the tests of training at scale: a tiny run, and processes to run it in.
 
 Processes come from a server that has imported everything, so that each costs milliseconds instead of seconds.
 """

@@ -1,4 +1,4 @@
-"""What the tests of translation's training share: generated domains, tiny settings."""
+"""Parts of the tests of translation's training: generated domains, tiny settings."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ COUNTS = {"train": 3, "val": 2}
 
 
 class Scene(NamedTuple):
-    """What a sample must turn out to be."""
+    """The sample that is expected."""
 
     rgb: np.ndarray  # [H, W, 3] uint8, red first
     depth: np.ndarray  # [H, W] float64 in metres, whole millimetres, 0 where missing

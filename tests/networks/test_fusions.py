@@ -211,7 +211,7 @@ def private_norm(layer: cen_ext.ExchangeBatchNorm2d, x: Tensor) -> list[Tensor]:
 def by_hand(
     kind: str, layer: MixedBatchNorm2d, z: list[Tensor], chosen: Tensor, gate: Tensor | None
 ) -> Tensor:
-    """What every channel of every modality becomes, one by one."""
+    """Mix every channel of every modality, one by one."""
     num_modalities, channels = layer.weight.shape
     rows = []
     for m in range(num_modalities):

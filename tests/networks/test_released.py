@@ -49,7 +49,7 @@ def inputs_and_target() -> tuple[list[Tensor], Tensor]:
 
 
 class Run(NamedTuple):
-    """What one backend computes from the golden weights."""
+    """The outputs of one backend with the golden weights."""
 
     logits: dict[torch.dtype, dict[str, Tensor]]  # eval, by output
     alpha: Tensor

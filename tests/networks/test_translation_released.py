@@ -46,7 +46,7 @@ def released_state(net: nn.Module) -> dict[str, Tensor]:
 
 
 class Run(NamedTuple):
-    """What one backend computes from the golden weights; by mode and, in the middle, by dtype."""
+    """The outputs of one backend with the golden weights; by mode and, in the middle, by dtype."""
 
     outputs: dict[tuple[str, torch.dtype], dict[str, Tensor]]
     decisions: dict[tuple[str, torch.dtype], dict[str, Tensor]]

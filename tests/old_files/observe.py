@@ -1,4 +1,4 @@
-"""What a version makes of a run or of a network's file, through public entry points alone.
+"""A version's results from a run or from a network's file, through public entry points alone.
 
 ``write.py`` records it with the version that wrote the files; the tests ask today's for the same.
 """
@@ -25,7 +25,7 @@ _HERE = ["run.device=cpu", "run.workers=0"]
 
 
 def machine() -> dict[str, str]:
-    """What the bits of a float32 network depend on beside the code: kernels and the processor they suit."""
+    """The machine that the bits of a float32 network depend on: kernels and the processor they suit."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     lines = dict(line.split(":", 1) for line in info.split("\n\n")[0].splitlines() if ":" in line)
     processor = {name.strip(): value.strip() for name, value in lines.items()}

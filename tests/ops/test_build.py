@@ -1,4 +1,4 @@
-"""What the build made, and the package without it."""
+"""The built extension, and the package without it."""
 
 from __future__ import annotations
 

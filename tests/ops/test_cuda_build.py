@@ -1,4 +1,4 @@
-"""What nvcc makes of the CUDA kernels: registers, spills, the width of their accesses. No GPU is needed."""
+"""The compiled CUDA kernels: registers, spills, the width of their accesses. No GPU is needed."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ MOMENTUM = 0.3
 
 
 class Device(NamedTuple):
-    """What plans are made from, ``Device`` of ``csrc/cuda/kernels.h``."""
+    """The properties that plans are made from, ``Device`` of ``csrc/cuda/kernels.h``."""
 
     multiprocessors: int = 4
     capability: int = 90
@@ -72,7 +72,7 @@ class Case(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What came of a case; whether forward and backward refused the plan and were run as streams."""
+    """The outcome of a case; whether forward and backward refused the plan and were run as streams."""
 
     results: Results
     running: tuple[Tensor, Tensor] | None
@@ -233,7 +233,7 @@ both_layouts = pytest.mark.parametrize("channels_last", [False, True])
 def make_case(
     rng: random.Random, shape: Shape, dtype: torch.dtype, channels_last: bool, given: bool, norm: str
 ) -> Case:
-    """What is not asked for is drawn."""
+    """A random case; only what is not asked for is drawn."""
     i = make_inputs(shape, dtype)
     drawn = (rng.choice(values) for values in (REGIONS, CRITERIA, ACTIVATIONS, [1e-5, 0.5]))
     region, criterion, activation, eps = drawn

@@ -128,7 +128,7 @@ def train(net: nn.Module, rank: int | None = None) -> dict[str, Tensor]:
 
 
 def work(rank: int, folder: Path) -> None:
-    """What each of the two processes does; the tests look at what it leaves in the folder."""
+    """The work of each of the two processes; the tests look at what it leaves in the folder."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     results: dict[Any, Any] = {}

@@ -66,7 +66,7 @@ def train_and_save(rooms: Path, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def results(rooms: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
-    """What one process computes, and what two do, each of them."""
+    """The results of one process, and of each of two."""
     found = {}
     for processes in (1, 2):
         folder = tmp_path_factory.mktemp("results")

@@ -172,7 +172,7 @@ def test_a_broken_training_image_costs_no_steps(tmp_path: Path, broken_at: int) 
 
 
 def test_a_broken_validation_image_costs_no_steps(tmp_path: Path) -> None:
-    """What is resumed evaluates first, once, and the table has every row once."""
+    """A resumed run evaluates first, once, and the table has every row once."""
     rarely = RunSettings(log_steps=3, checkpoint_steps=100, evaluate_steps=5)
     run(tmp_path / "a", Toy(), rarely)
     for resume in (False, True):

@@ -51,7 +51,7 @@ def assert_as_then(found: dict[str, Any], contents: dict[str, Any], *names: str)
 
 
 def assert_close(key: str, now: np.ndarray, then: np.ndarray, scenes: str) -> None:
-    """What another processor's rounding allows.
+    """The tolerance that another processor's rounding needs.
 
     Three steps with batch statistics over two images multiply it: with plain kernels in place of AVX2's,
     outputs after the resumed steps differed by a tenth of the largest. They are to be finite there, no more.

@@ -93,7 +93,7 @@ def test_sizes_through_the_network(net: Inception) -> None:
 
 
 def network_input(net: Inception, images: Tensor) -> Tensor:
-    """What the first convolution is given."""
+    """The input of the first convolution."""
     seen: list[Tensor] = []
     hook = net.Conv2d_1a_3x3.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     net(images)

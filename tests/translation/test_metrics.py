@@ -340,7 +340,7 @@ FEATURES, TARGETS = np.random.default_rng(7).standard_normal((2, 5, 4))
 
 
 def work(rank: int, folder: Path) -> None:
-    """What each of two processes does: three images, and two, by turns."""
+    """The work of each of two processes: three images and two, alternating."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     part = slice(rank, None, 2)

@@ -1,4 +1,4 @@
-"""What is said of views before work starts, and the data command of translation."""
+"""The overview of views before work starts, and the data command of translation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What generator and discriminator are built of: pix2pix's down-sampling block and initial weights.
+"""Parts of generator and discriminator: pix2pix's down-sampling block and initial weights.
 
 Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks", CVPR 2017, appendix A.
 """

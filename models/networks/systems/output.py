@@ -1,4 +1,4 @@
-"""What a translation network returns: every branch's image and their ensemble."""
+"""The output of a translation network: every branch's image and their ensemble."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def quantise(images: Tensor) -> Tensor:
 
 
 def clean(images: Tensor) -> Tensor:
-    """What Parmar et al. (2022, "clean-fid") recommend: ``[N, 3, 299, 299]`` for the Inception.
+    """Resize as Parmar et al. (2022, "clean-fid") do: ``[N, 3, 299, 299]`` for the Inception.
 
     8 bits, as losslessly saved; bicubic resizing with antialiasing (a = -1/2), in floating point, clipped and
     not rounded again. Their network reads (v - 128) / 128 of grey values v, hence the last factor.
