@@ -180,8 +180,8 @@ def report(rows: Sequence[Row], settings: Mapping[str, object], out: Path, devic
     goals = goal_tables(rows, device.l2) if isinstance(device, Gpu) else {}
     print(as_text(rows, settings, goals))
     write(out.with_name(f"{out.name}.md"), as_markdown(rows, settings, goals))
-    for layout, picture in plot(rows).items():
-        write(out.with_name(f"{out.name}_{layout}.png"), picture)
+    for layout, image in plot(rows).items():
+        write(out.with_name(f"{out.name}_{layout}.png"), image)
     print(f"\nwritten to {out}*")
 
 

@@ -214,8 +214,8 @@ def main(argv: list[str] | None = None) -> int:
     header = f"`python -m bench.training`: {', '.join(facts)}\n\n"
     write(out.with_suffix(".md"), header + table)
     write(out.with_suffix(".json"), json.dumps(everything, indent=2) + "\n")
-    if losses and (picture := plot(losses)):
-        write(out.with_suffix(".png"), picture)
+    if losses and (image := plot(losses)):
+        write(out.with_suffix(".png"), image)
     print(f"written to {out}.*")
     return 0
 

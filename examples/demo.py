@@ -1,7 +1,7 @@
 """Channel exchanging against single modalities, in minutes on a CPU: ``python examples/demo.py [FOLDER]``.
 
 Makes the procedural rooms, trains the recipe ``synthetic_demo`` with RGB and depth, with RGB alone and with
-depth alone for the same number of steps, prints one table and writes one picture. Started again, it takes up
+depth alone for the same number of steps, prints one table and writes one image. Started again, it takes up
 where it stopped.
 """
 
@@ -14,13 +14,13 @@ from pathlib import Path
 import models.segmentation.recipes  # noqa: F401 - fills the registry
 from models.data import DataError, prepare_synthetic
 from models.segmentation.build import open_split
-from models.segmentation.evaluate import evaluate, example_pictures
+from models.segmentation.evaluate import evaluate, example_images
 from models.segmentation.load import load
 from models.segmentation.metrics import table
 from models.training import checkpoint
 from models.training.errors import UsageError
 from models.training.train import train
-from models.visualize import Picture, below, beside, captioned, write_picture
+from models.visualize import Image, below, beside, captioned, save_image
 
 RUNS = {
     "rgb alone": "rgb",
@@ -41,22 +41,22 @@ def main(folder: Path) -> int:
         if code:
             return code
     metrics: dict[str, float] = {}
-    columns: dict[str, list[Picture]] = {"input rgb": [], "input depth": [], "target": []}
+    columns: dict[str, list[Image]] = {"input rgb": [], "input depth": [], "target": []}
     for name in RUNS:
         _measure(name, folder / name.replace(" ", "_"), metrics, columns)
     constant = {key: metrics.pop(key) for key in list(metrics) if key.startswith("constant/")}
     print(f"\nvalidation images, in per cent, after {time.perf_counter() - start:.0f} s")
     print(table(metrics | constant))
-    picture = folder / "demo.png"
+    image = folder / "demo.png"
     for name, column in columns.items():
         column[0] = captioned(column[0], name)
-    write_picture(picture, below([beside(row) for row in zip(*columns.values(), strict=True)]))
-    print(f"picture: {picture}")
+    save_image(image, below([beside(row) for row in zip(*columns.values(), strict=True)]))
+    print(f"image: {image}")
     return 0
 
 
-def _measure(name: str, run: Path, metrics: dict[str, float], columns: dict[str, list[Picture]]) -> None:
-    """Add a run's scores and pictures: all of its outputs, or the ensemble alone for a single modality's."""
+def _measure(name: str, run: Path, metrics: dict[str, float], columns: dict[str, list[Image]]) -> None:
+    """Add a run's scores and images: all of its outputs, or the ensemble alone for a single modality's."""
     trained = load(run / checkpoint.LAST, [f"eval.pictures={SCENES}"])
     net, recipe = trained.net, trained.recipe
     dataset = open_split(recipe.data, "val")
@@ -67,7 +67,7 @@ def _measure(name: str, run: Path, metrics: dict[str, float], columns: dict[str,
             metrics[key] = value
         elif output == "ensemble" or not alone:
             metrics[f"{name}/{score}" if alone else f"{name}: {output}/{score}"] = value
-    scenes = example_pictures(net, dataset, recipe).values()
+    scenes = example_images(net, dataset, recipe).values()
     columns[name] = [scene["ensemble"] for scene in scenes]
     for key in ("target", *(f"input {modality}" for modality in recipe.data.modalities)):
         columns[key] = [scene[key] for scene in scenes]

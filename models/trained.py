@@ -17,7 +17,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Any:
 
     Returns:
         A ``models.segmentation.load.TrainedNetwork`` or ``models.translation.load.TrainedGenerator``: ``net``
-        in evaluation mode, ``recipe``, ``inputs``; ``predict``, label maps or pictures of image files or
+        in evaluation mode, ``recipe``, ``inputs``; ``predict``, label maps or images of image files or
         arrays; and ``read``, which makes the network's input of them.
 
     Raises:

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from models.data.images import DataError, Frame
 from models.training.errors import UsageError
 from models.training.files import replacing
-from models.visualize import Picture
+from models.visualize import Image
 
 _GREY_16 = int.from_bytes(b"Y1\0\x10", "little")  # FFmpeg's tag of the pixel format gray16le
 _CODEC = cv2.VideoWriter.fourcc(*"mp4v")  # MPEG-4 Part 2, which every build of OpenCV can write
 _UNKNOWN_RATE = 25.0
-_COLOURED = 8.0  # mean difference of a picture's channels that no compression of a grey one makes
+_COLOURED = 8.0  # mean difference of an image's channels that no compression of a grey one makes
 
 
 class Video:
@@ -84,10 +84,10 @@ class Video:
 
 
 @contextmanager
-def writing_video(path: Path, fps: float) -> Iterator[Callable[[Picture], None]]:
-    """A function that appends a picture to an MP4 file, which is there once the block is left.
+def writing_video(path: Path, fps: float) -> Iterator[Callable[[Image], None]]:
+    """A function that appends an image to an MP4 file, which is there once the block is left.
 
-    All pictures are of the first one's size; of an odd side the last row or column is lost.
+    All images are of the first one's size; of an odd side the last row or column is lost.
 
     Raises:
         UsageError: it cannot be written there.
@@ -95,11 +95,11 @@ def writing_video(path: Path, fps: float) -> Iterator[Callable[[Picture], None]]
     writer = cv2.VideoWriter()
     with replacing(path) as temporary:
 
-        def write(picture: Picture) -> None:
-            height, width = picture.shape[:2]
+        def write(image: Image) -> None:
+            height, width = image.shape[:2]
             if not writer.isOpened() and not writer.open(str(temporary), _CODEC, fps, (width, height)):
                 raise UsageError(f"{path}: cannot be written as video")
-            writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+            writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
 
         try:
             yield write
@@ -108,7 +108,7 @@ def writing_video(path: Path, fps: float) -> Iterator[Callable[[Picture], None]]
 
 
 def _grey(name: str, pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """The one channel of a grey picture that was decoded as blue, green and red."""
+    """The one channel of a grey image that was decoded as blue, green and red."""
     blue, green, red = cv2.split(pixels)
     if max(cv2.mean(cv2.absdiff(blue, green))[0], cv2.mean(cv2.absdiff(green, red))[0]) > _COLOURED:
         raise DataError(f"{name}: depth must be grey, darker the nearer, found colours")

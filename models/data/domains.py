@@ -1,4 +1,4 @@
-"""Taskonomy's domains derived from RGB-D pictures, or from rooms whose geometry is exact.
+"""Taskonomy's domains derived from RGB-D images, or from rooms whose geometry is exact.
 
 - normal, reshading and edge_occlusion come of the planes that ``geometry.surface_planes`` fits to depth
   ``without_steps``, so that steps and noise are smoothed, but not edges;
@@ -39,8 +39,8 @@ DERIVED = (
     *("edge_occlusion", "edge_texture"),
 )
 
-# To be raised with every change of what the same pictures, or the same rooms, give.
-_OF_PICTURES, _OF_ROOMS = 3, 1
+# To be raised with every change of what the same images, or the same rooms, give.
+_OF_IMAGES, _OF_ROOMS = 3, 1
 _SOURCES = "sources.txt"
 _HALF_LIFE = 8.0  # metres from the lamp at which its light has halved, Taskonomy's
 _SIGMA = 3.0  # of the blur before texture edges are looked for, in pixels of Taskonomy's 512
@@ -66,7 +66,7 @@ def prepare_domains(
     """Derive the domains ``DERIVED`` from an RGB-D data set; resumable, and idempotent once done.
 
     Both splits are written in Taskonomy's layout, numbered from ``point_0_view_0`` on, with ``train.txt`` and
-    ``val.txt``; ``sources.txt`` says which picture each was.
+    ``val.txt``; ``sources.txt`` says which image each was.
 
     Args:
         out: folder to make.
@@ -107,7 +107,7 @@ def prepare_domains(
     return _prepare(
         out,
         {
-            "generator": _OF_PICTURES,
+            "generator": _OF_IMAGES,
             "source": source.resolve().name,
             "layout": known.name,
             "depth_scale": known.depth_scale,
@@ -162,7 +162,7 @@ def derive(rgb: NDArray[np.uint8], depth: Array, planes: Array, camera: Camera) 
         rgb: ``[H, W, 3]``, red first.
         depth: ``[H, W]`` in metres, 0 where missing.
         planes: ``[3, H, W]``, as ``surface_planes`` gives them; exact ones give exact domains.
-        camera: of pictures of this size.
+        camera: of images of this size.
     """
     rays = _rays(camera, depth.shape)
     return {
@@ -240,7 +240,7 @@ def _without_shadows(planes: Array, rays: Array) -> Array:
     known = planes.any(axis=0)
     width = known.shape[1]
     columns = np.arange(width)
-    # The nearest known columns; outside the picture where there is none.
+    # The nearest known columns; outside the image where there is none.
     left = np.maximum.accumulate(np.where(known, columns, -1), axis=1)
     right = np.minimum.accumulate(np.where(known, columns, width)[:, ::-1], axis=1)[:, ::-1]
     inverse = np.pad(_inverse_depth(planes, rays), ((0, 0), (1, 1)), constant_values=np.inf)
@@ -251,11 +251,11 @@ def _without_shadows(planes: Array, rays: Array) -> Array:
 
 
 def texture_edges(rgb: NDArray[np.uint8]) -> NDArray[np.uint16]:
-    """The gradient's magnitude of the blurred grey picture, in Taskonomy's scale.
+    """The gradient's magnitude of the blurred grey image, in Taskonomy's scale.
 
     That is Canny's detector without thinning and thresholds: a Gaussian of σ = 3 pixels, Sobel's operator
     (its weights summing to 1 on either side), the root mean square of both directions, times 65535; grey from
-    0 to 1. Pixels are those of pictures whose shorter side is 512: smaller ones are blurred accordingly less
+    0 to 1. Pixels are those of images whose shorter side is 512: smaller ones are blurred accordingly less
     and their gradients, a pixel being larger, count accordingly less. A straight edge from black to white
     peaks at 11992 in 512 pixels, at 11097 in 256.
     """

@@ -32,11 +32,11 @@ class Camera(NamedTuple):
     fy: float
     cx: float
     cy: float
-    size: tuple[int, int] | None = None  # width and height of its pictures; None: whatever they have
+    size: tuple[int, int] | None = None  # width and height of its images; None: whatever they have
     baseline: float | None = None  # to the second camera of a stereo pair, in metres
 
     def scaled(self, height: int, width: int) -> Camera:
-        """The camera of pictures of another size that show the same.
+        """The camera of images of another size that show the same.
 
         Raises:
             ValueError: the sides are not in the same proportion to within one per cent: cropped, not resized.
@@ -187,7 +187,7 @@ def _best_windows(plane: Array, error: Array, inverse: Array, x: Array, y: Array
 def gravity(normals: Array) -> Array:
     """The direction of gravity in camera axes, a unit vector ``[3]``, from normals ``[H, W, 3]``.
 
-    Starting from straight down the picture, floors and the like are told from walls by their angle with the
+    Starting from straight down the image, floors and the like are told from walls by their angle with the
     estimate, and the direction that is most parallel to the former's normals and most orthogonal to the
     latter's takes its place: five times with a tolerance of 45 degrees, five with 15 (Gupta et al.,
     "Learning Rich Features from RGB-D Images", ECCV 2014; the iteration is in their CVPR 2013 paper).

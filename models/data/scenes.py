@@ -127,7 +127,7 @@ def render(
     """A random room.
 
     Args:
-        size: height and width of the pictures.
+        size: height and width of the images.
         rng: decides everything.
 
     Returns:
@@ -139,7 +139,7 @@ def render(
 
 
 def view(size: tuple[int, int], rng: Generator) -> View:
-    """A random room, its geometry exact; the same room and picture as ``render`` makes of ``rng``."""
+    """A random room, its geometry exact; the same room and image as ``render`` makes of ``rng``."""
     room = random_room(rng)
     image = (2 * size[0], 2 * size[1])  # two by two rays a pixel smooth the colours
     rays = _rays(image)

@@ -35,7 +35,7 @@ class _Scene(NamedTuple):
     number: int  # counted from 1 within the split
     label: int  # the number of its label map: test images come first
     place: int  # in the tables of meta data and labels
-    picture: str  # paths in the release
+    image: str  # paths in the release
     depth: str
     camera: str
 
@@ -43,8 +43,8 @@ class _Scene(NamedTuple):
 def prepare_sunrgbd(out: Path | str, archive: Path | str, toolbox: Path | str) -> Path:
     """Write images, depth, cameras and labels of the 37 classes; resumable, and idempotent once done.
 
-    Pictures and depth are copied as they are, so that depth stays rotated by three bits; a ``layout.json``
-    says so, and where every picture's camera lies.
+    Images and depth are copied as they are, so that depth stays rotated by three bits; a ``layout.json``
+    says so, and where every image's camera lies.
 
     Args:
         out: folder to make.
@@ -73,9 +73,9 @@ def prepare_sunrgbd(out: Path | str, archive: Path | str, toolbox: Path | str) -
             return found
 
         def write(scene: _Scene) -> None:
-            picture, depth, camera, label = (out / name for name in _files(scene))
+            image, depth, camera, label = (out / name for name in _files(scene))
             found = label_map(scene)
-            write_bytes(picture, release.read(scene.picture))
+            write_bytes(image, release.read(scene.image))
             write_bytes(depth, release.read(scene.depth))
             write_bytes(camera, release.read(scene.camera))
             write_image(label, found.astype(np.uint8))
@@ -110,7 +110,7 @@ def _overview(
         looked = spread(len(chosen), SCENES)
         found = Survey(split, "the release", len(chosen), SUN37, looked=len(looked))
         for scene in (chosen[index] for index in looked):
-            rgb, stored = (decode(Path(name), release.read(name)) for name in (scene.picture, scene.depth))
+            rgb, stored = (decode(Path(name), release.read(name)) for name in (scene.image, scene.depth))
             depth = depth_image(Path(scene.depth), stored, _SCALE, _BIT_SHIFT)
             found.add_file("rgb", File(rgb, rgb.astype(np.float32).reshape(*rgb.shape[:2], -1)))
             found.add_file("depth", File(stored, depth, metric=True), is_depth=True, has_holes=True)
@@ -123,14 +123,14 @@ def _overview(
 
 
 def _files(scene: _Scene) -> tuple[str, str, str, str]:
-    """The paths of picture, depth, camera and labels in the data set."""
+    """The paths of image, depth, camera and labels in the data set."""
     files = {**_LAYOUT.files, "camera": _INTRINSICS}
 
     def path(kind: str, suffix: str, number: int) -> str:
         return files[kind].removesuffix(".*").format(split=scene.split, number=number) + suffix
 
     return (
-        path("rgb", Path(scene.picture).suffix, scene.number),
+        path("rgb", Path(scene.image).suffix, scene.number),
         path("depth", ".png", scene.number),
         path("camera", "", scene.number),
         path("labels", ".png", scene.label),
@@ -144,8 +144,8 @@ def _scenes(toolbox: Path) -> list[_Scene]:
     (meta,) = load_mat(path, "SUNRGBDMeta")
     entries = {}
     for index, entry in enumerate(np.atleast_1d(meta)):
-        picture = _folder(_field(path, entry, "rgbpath"))
-        entries[str(PurePosixPath(picture).parents[1])] = index, entry
+        image = _folder(_field(path, entry, "rgbpath"))
+        entries[str(PurePosixPath(image).parents[1])] = index, entry
     scenes: list[_Scene] = []
     for split, names in zip(("test", "train"), load_mat(split_path, "alltest", "alltrain"), strict=True):
         for number, name in enumerate(np.atleast_1d(names), 1):
@@ -153,10 +153,10 @@ def _scenes(toolbox: Path) -> list[_Scene]:
             if folder not in entries:
                 raise DataError(f"{path}: nothing about {folder}, which {split_path} names")
             index, entry = entries[folder]
-            picture = f"{folder}/image/{_field(path, entry, 'rgbname')}"
+            image = f"{folder}/image/{_field(path, entry, 'rgbname')}"
             depth = f"{folder}/depth_bfx/{_field(path, entry, 'depthname')}"
             camera = f"{folder}/intrinsics.txt"
-            scenes.append(_Scene(split, number, len(scenes) + 1, index, picture, depth, camera))
+            scenes.append(_Scene(split, number, len(scenes) + 1, index, image, depth, camera))
     return scenes
 
 

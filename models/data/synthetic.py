@@ -38,7 +38,7 @@ def prepare_synthetic(
 
     Their camera, which is not NYUDv2's, is in ``layout.json``.
 
-    The same parameters give the same files, whatever the number of processes; the pictures of one split do
+    The same parameters give the same files, whatever the number of processes; the images of one split do
     not depend on the length of the other. The folder appears under its name once it is complete; one that is
     there already, from the same parameters, is kept.
 

@@ -52,7 +52,7 @@ class Domain:
         bits: of the files: 8 with one or three channels, or 16 with one.
         scale: the encoded value of a stored 1, or of a logarithm of 1.
         logarithmic: ln(1 + stored) takes the place of the stored value.
-        mixed: whether neighbouring pixels may be averaged when a picture is resized. Nothing lies between an
+        mixed: whether neighbouring pixels may be averaged when an image is resized. Nothing lies between an
             object and the wall behind it, nor between two numbers of segments.
     """
 
@@ -97,7 +97,7 @@ class Domain:
         return torch.expm1(values) if self.logarithmic else values
 
     def mirrored(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """A picture as ``read`` gives it, mirrored; of normals the one of the mirrored scene."""
+        """An image as ``read`` gives it, mirrored; of normals the one of the mirrored scene."""
         image = image[:, ::-1].copy()
         if self.name == "normal":
             image[:, :, 0] *= -1

@@ -26,7 +26,7 @@ class TrainTransform:
     normalized), depth and what comes of it with 0 (missing), labels with ``ignore_index``. A modality's kind
     decides how it is resized and mirrored (``models.data.kinds``).
 
-    Pictures come normalised as float32: OpenCV resizes those at least as fast as 8-bit ones (0.20 against
+    Images come normalised as float32: OpenCV resizes those at least as fast as 8-bit ones (0.20 against
     0.32 ms for 640x480), so that nothing would be gained by normalising the crop instead.
 
     Raises:
@@ -84,7 +84,7 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class _Window:
-    """Along one axis: which pixels of the resized picture fill which of the crop."""
+    """Along one axis: which pixels of the resized image fill which of the crop."""
 
     source: slice
     inside: slice

@@ -1,4 +1,4 @@
-"""Samples and batches of image translation: one picture an input domain, and one of the target's."""
+"""Samples and batches of image translation: one image an input domain, and one of the target's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CHANNELS = 3
 
 
 class TranslationSample(NamedTuple):
-    """One view: a picture a domain, all of one size."""
+    """One view: an image a domain, all of one size."""
 
     images: tuple[Image, ...]  # M
     target: Image
@@ -112,7 +112,7 @@ class Jitter:
     """The augmentation of the paper and of pix2pix, the same for all domains of a sample and its target.
 
     The shorter side becomes ``resize`` pixels, a square of ``crop`` is cut out at random, half of the samples
-    are mirrored (of normals: the scene is). Pictures are averaged when they shrink and interpolated linearly
+    are mirrored (of normals: the scene is). Images are averaged when they shrink and interpolated linearly
     when they grow, but for depth and segments, of which the nearest pixel is taken.
 
     Raises:
@@ -128,7 +128,7 @@ class Jitter:
             raise ValueError(f"crop must be from 1 to resize={self.resize}, got {self.crop}")
 
     def __call__(self, sample: TranslationSample, rng: np.random.Generator) -> TranslationSample:
-        """The augmented sample, pictures ``[crop, crop, C]``; draws row, column and mirror, in this order."""
+        """The augmented sample, images ``[crop, crop, C]``; draws row, column and mirror, in this order."""
         size = _with_shorter_side(self.resize, sample.target)
         top, left = (int(rng.integers(length - self.crop + 1)) for length in size)
         mirror = self.mirror and rng.random() < 0.5
@@ -155,7 +155,7 @@ class Square:
             raise ValueError(f"size must be positive, got {self.size}")
 
     def __call__(self, sample: TranslationSample, _: np.random.Generator | None = None) -> TranslationSample:
-        """The sample in pictures ``[size, size, C]``."""
+        """The sample in images ``[size, size, C]``."""
         size = _with_shorter_side(self.size, sample.target)
         top, left = ((length - self.size) // 2 for length in size)
 
@@ -194,13 +194,13 @@ def _stack(images: Sequence[Image]) -> Tensor:
 
 
 def _each(sample: TranslationSample, change: Callable[[Image, Domain], Image]) -> TranslationSample:
-    pictures = (*sample.images, sample.target)
-    *images, target = (change(*each) for each in zip(pictures, sample.domains, strict=True))
+    sources = (*sample.images, sample.target)
+    *images, target = (change(*each) for each in zip(sources, sample.domains, strict=True))
     return sample._replace(images=tuple(images), target=target)
 
 
 def _with_shorter_side(length: int, image: Image) -> tuple[int, int]:
-    """Height and width of a picture that is resized so; never less than ``length``."""
+    """Height and width of an image that is resized so; never less than ``length``."""
     height, width = image.shape[:2]
     scale = length / min(height, width)
     return max(length, round(height * scale)), max(length, round(width * scale))

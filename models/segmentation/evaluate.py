@@ -1,4 +1,4 @@
-"""Metrics of a network on the validation images, and pictures of what it does there."""
+"""Metrics of a network on the validation images, and images of what it does there."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from models.segmentation.load import load
 from models.segmentation.metrics import SegmentationMetrics, class_rows, class_table, table, write_class_csv
 from models.segmentation.overview import overview
 from models.segmentation.settings import SegmentationRecipe
-from models.segmentation.visualize import contact_sheet, scene_pictures
+from models.segmentation.visualize import contact_sheet, scene_images
 from models.training import distributed
 from models.training.config import show
 from models.training.errors import writable
 from models.training.files import write_json
-from models.visualize import Picture, write_picture
+from models.visualize import Image, save_image
 
 _HOW = ("scales", "flip", "window", "overlap", "interpolation")
 
@@ -67,13 +67,13 @@ def evaluate(
     return metrics
 
 
-def example_pictures(
+def example_images(
     net: SegmentationNetwork,
     dataset: SampleSet,
     recipe: SegmentationRecipe,
     count: int | None = None,
     colors: NDArray[np.uint8] | None = None,
-) -> dict[str, dict[str, Picture]]:
+) -> dict[str, dict[str, Image]]:
     """Of a few images: every ``input <modality>``, the ``target``, and what every output says.
 
     Args:
@@ -87,16 +87,16 @@ def example_pictures(
     device = next(net.parameters()).device
     count = min(recipe.eval.pictures if count is None else count, len(dataset))
     chosen = torch.linspace(0, len(dataset) - 1, count).long().tolist()
-    pictures = {}
+    images = {}
     with evaluating(net):
         for batch in eval_loader(subset(dataset, chosen)):
             size = batch.target.shape[-2:]
             labels = predict_labels(net, batch.images.to(device), size, recipe, batch.kinds)
             maps = {"target": batch.target[0], **dict(zip(names, (each[0] for each in labels), strict=True))}
-            pictures[batch.names[0]] = scene_pictures(
+            images[batch.names[0]] = scene_images(
                 batch.images, maps, modalities, recipe.data.num_classes, colors
             )
-    return pictures
+    return images
 
 
 def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | None) -> dict[str, float]:
@@ -136,9 +136,9 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | Non
     write_class_csv(file.with_suffix(".csv"), classes)
     if recipe.eval.sheet:
         seen = subset(dataset, range(count))
-        examples = example_pictures(net, seen, recipe, recipe.eval.sheet, trained.palette)
+        examples = example_images(net, seen, recipe, recipe.eval.sheet, trained.palette)
         sheet = contact_sheet(examples, dataset.class_names, trained.palette)
-        write_picture(file.with_suffix(".png"), sheet)
+        save_image(file.with_suffix(".png"), sheet)
     print(f"{path}, {count} images, {', '.join(f'{name} {show(value)}' for name, value in how.items())}")
     for change in changed:
         print(f"other than in training: {change}")

@@ -15,10 +15,10 @@ from models.data.layouts import CAMERA
 from models.data.survey import Overview, survey
 from models.segmentation.build import build_train_loader, open_split, precedence
 from models.segmentation.settings import OF_LAYOUT, DataSettings, SegmentationRecipe
-from models.segmentation.visualize import contact_sheet, scene_pictures
+from models.segmentation.visualize import contact_sheet, scene_images
 from models.training.config import show
 from models.training.errors import UsageError, data_root, writable
-from models.visualize import Picture, write_picture
+from models.visualize import Image, save_image
 
 
 def overview(settings: DataSettings, datasets: Sequence[SegmentationSet]) -> Overview:
@@ -87,27 +87,27 @@ def show_data(recipe: SegmentationRecipe, output: Path) -> None:
     overview(recipe.data, (train, val)).show()
     samples = augmented(recipe, recipe.eval.sheet, train.palette)
     if samples:
-        write_picture(output, contact_sheet(samples, train.class_names, train.palette))
+        save_image(output, contact_sheet(samples, train.class_names, train.palette))
         print(f"written: {output}, {len(samples)} augmented samples")
 
 
 def augmented(
     recipe: SegmentationRecipe, count: int, palette: NDArray[np.uint8] | None
-) -> dict[str, dict[str, Picture]]:
+) -> dict[str, dict[str, Image]]:
     """Samples as training sees them in its first steps: every ``input <modality>``, and the ``target``."""
     data = recipe.data
-    pictures: dict[str, dict[str, Picture]] = {}
+    samples: dict[str, dict[str, Image]] = {}
     # Order and augmentation of samples do not depend on the batch; a set smaller than one has a sheet, too.
     single = replace(recipe, data=replace(data, batch_size=1), run=replace(recipe.run, workers=0))
     for batch in build_train_loader(single):
         inputs = batch.images.unflatten(0, (len(data.modalities), -1)).transpose(0, 1)
         for name, images, target in zip(batch.names, inputs, batch.target, strict=True):
-            if len(pictures) == count:
-                return pictures
-            pictures[name] = scene_pictures(
+            if len(samples) == count:
+                return samples
+            samples[name] = scene_images(
                 images, {"target": target}, data.modalities, data.num_classes, palette
             )
-    return pictures
+    return samples
 
 
 def _text(layout: Layout, name: str) -> str:

@@ -16,11 +16,11 @@ from models.networks.messages import suggest
 from models.segmentation.build import output_names
 from models.segmentation.load import TrainedNetwork, load
 from models.segmentation.settings import SegmentationRecipe
-from models.segmentation.visualize import colour, contact_sheet, overlay, scene_pictures, show_input
+from models.segmentation.visualize import colour, contact_sheet, overlay, scene_images, show_input
 from models.sources import Frames, check_inputs, is_video, match_files, match_frames
 from models.training.errors import UsageError
 from models.video import Video, writing_video
-from models.visualize import Picture, thumbnail, write_picture
+from models.visualize import Image, save_image, thumbnail
 
 LABELS, COLOURED, OVERLAYS = FOLDERS = ("labels", "coloured", "overlays")
 
@@ -90,28 +90,28 @@ class Prediction:
         """An output's label map."""
         return self.labels[which].cpu().numpy()
 
-    def colored(self, which: str) -> Picture:
+    def colored(self, which: str) -> Image:
         """An output's label map in the classes' colors."""
         return colour(self.classes(which), self.recipe.data.num_classes, self.palette)
 
-    def overlay(self, which: str) -> Picture:
-        """An output's coloured label map laid over the colour picture, or the first input without one."""
+    def overlay(self, which: str) -> Image:
+        """An output's coloured label map laid over the colour image, or the first input without one."""
         modalities = self.recipe.data.modalities
         shown = modalities.index("rgb") if "rgb" in modalities else 0
-        picture = show_input(self.images[shown].numpy(), modalities[shown])
-        return overlay(picture, self.colored(which))
+        image = show_input(self.images[shown].numpy(), modalities[shown])
+        return overlay(image, self.colored(which))
 
-    def thumbnails(self) -> dict[str, Picture]:
-        """Small pictures of every ``input <modality>`` and of every output's coloured label map."""
+    def thumbnails(self) -> dict[str, Image]:
+        """Small images of every ``input <modality>`` and of every output's coloured label map."""
         data = self.recipe.data
-        pictures = scene_pictures(self.images, self.labels, data.modalities, data.num_classes, self.palette)
-        return {name: thumbnail(picture) for name, picture in pictures.items()}
+        images = scene_images(self.images, self.labels, data.modalities, data.num_classes, self.palette)
+        return {name: thumbnail(image) for name, image in images.items()}
 
     def write(self, folder: Path, name: str, which: str) -> None:
         """Write an output's label map, coloured map and overlay below ``FOLDERS``, as ``<name>.png``."""
-        write_picture(folder / LABELS / f"{name}.png", self.classes(which))
-        write_picture(folder / COLOURED / f"{name}.png", self.colored(which))
-        write_picture(folder / OVERLAYS / f"{name}.png", self.overlay(which))
+        save_image(folder / LABELS / f"{name}.png", self.classes(which))
+        save_image(folder / COLOURED / f"{name}.png", self.colored(which))
+        save_image(folder / OVERLAYS / f"{name}.png", self.overlay(which))
 
 
 def predict(trained: TrainedNetwork, files: Mapping[str, Path | Frame]) -> Prediction:
@@ -156,7 +156,7 @@ def _predict_scenes(
         if index in chosen:
             shown[name] = prediction.thumbnails()
     if shown:
-        write_picture(output / "sheet.png", contact_sheet(shown, trained.class_names, trained.palette))
+        save_image(output / "sheet.png", contact_sheet(shown, trained.class_names, trained.palette))
 
 
 def _predict_video(trained: TrainedNetwork, sources: Mapping[str, Frames], output: Path, which: str) -> str:

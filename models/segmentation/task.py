@@ -21,7 +21,7 @@ from models.segmentation.build import (
     open_split,
     output_names,
 )
-from models.segmentation.evaluate import evaluate, example_pictures
+from models.segmentation.evaluate import evaluate, example_images
 from models.segmentation.initial import load_weights
 from models.segmentation.load import describe
 from models.segmentation.losses import counted_pixels
@@ -35,7 +35,7 @@ from models.training.errors import UsageError
 from models.training.exchange import exchanged_share, record_exchange
 from models.training.optimization import Optimization
 from models.training.precision import loss_scaler
-from models.visualize import Picture, beside
+from models.visualize import Image, beside
 
 
 class SegmentationTask:
@@ -163,11 +163,11 @@ class SegmentationTask:
         record_exchange(self.net, self.recipe.data.modalities, board, step)
         for name, weight in zip(self.names, self.net.branch_weights(), strict=False):
             board.add_scalar(f"alpha/{name}", weight, step)
-        for name, pictures in self._examples().items():
-            board.add_image(f"examples/{name}", beside(list(pictures.values())), step, dataformats="HWC")
+        for name, images in self._examples().items():
+            board.add_image(f"examples/{name}", beside(list(images.values())), step, dataformats="HWC")
 
-    def _examples(self) -> dict[str, dict[str, Picture]]:
-        return example_pictures(self.evaluated, self.validation, self.recipe, colors=self.palette)
+    def _examples(self) -> dict[str, dict[str, Image]]:
+        return example_images(self.evaluated, self.validation, self.recipe, colors=self.palette)
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"net": self.net.state_dict()}

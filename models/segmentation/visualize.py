@@ -1,4 +1,4 @@
-"""Pictures of a segmentation: inputs, label maps in colour, overlays, sheets with a legend."""
+"""Images of a segmentation: inputs, label maps in colour, overlays, sheets with a legend."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torch import Tensor
 
 from models import visualize
 from models.data import IMAGENET_MEAN, IMAGENET_STD, palette
-from models.visualize import Picture, below, write_text
+from models.visualize import Image, below, write_text
 
 
-def show_input(image: NDArray[np.float32], modality: str) -> Picture:
-    """A network's input ``[3, H, W]`` as a picture; depth from dark (near, or missing) to bright (far)."""
+def show_input(image: NDArray[np.float32], modality: str) -> Image:
+    """A network's input ``[3, H, W]`` as an image; depth from dark (near, or missing) to bright (far)."""
     pixels = image.transpose(1, 2, 0)
     if modality == "normals":
         pixels = (pixels + 1) / 2
-    elif modality == "rgb" or pixels.min() < 0:  # normalised as colour pictures are
+    elif modality == "rgb" or pixels.min() < 0:  # normalised as colour images are
         pixels = pixels * np.array(IMAGENET_STD) + np.array(IMAGENET_MEAN)
     else:
         pixels = pixels / max(float(pixels.max()), 1e-6)
     return np.asarray((255 * pixels.clip(0, 1)).round(), np.uint8)
 
 
-def colour(labels: NDArray[np.integer], num_classes: int, colors: NDArray[np.uint8] | None = None) -> Picture:
+def colour(labels: NDArray[np.integer], num_classes: int, colors: NDArray[np.uint8] | None = None) -> Image:
     """A label map ``[H, W]`` in the classes' colours, ``models.data.palette``'s or others ``[K, 3]``; what is
     no class is black."""
     known = palette(num_classes) if colors is None else colors
@@ -34,18 +34,18 @@ def colour(labels: NDArray[np.integer], num_classes: int, colors: NDArray[np.uin
     return colours[np.where(labels < num_classes, labels, num_classes)]
 
 
-def overlay(picture: Picture, coloured: Picture, strength: float = 0.5) -> Picture:
-    """A coloured label map laid over a picture of the same size."""
-    return np.asarray(cv2.addWeighted(picture, 1 - strength, coloured, strength, 0), np.uint8)
+def overlay(image: Image, coloured: Image, strength: float = 0.5) -> Image:
+    """A coloured label map laid over an image of the same size."""
+    return np.asarray(cv2.addWeighted(image, 1 - strength, coloured, strength, 0), np.uint8)
 
 
-def scene_pictures(
+def scene_images(
     images: Tensor,
     maps: Mapping[str, Tensor],
     modalities: Sequence[str],
     num_classes: int,
     colors: NDArray[np.uint8] | None = None,
-) -> dict[str, Picture]:
+) -> dict[str, Image]:
     """A scene's inputs, as ``input <modality>``, and its label maps in colour.
 
     Args:
@@ -63,14 +63,14 @@ def scene_pictures(
 
 
 def contact_sheet(
-    scenes: Mapping[str, Mapping[str, Picture]],
+    scenes: Mapping[str, Mapping[str, Image]],
     class_names: Sequence[str] = (),
     colors: NDArray[np.uint8] | None = None,
-) -> Picture:
+) -> Image:
     """``models.visualize.contact_sheet`` of the scenes, the classes' colours below.
 
     Args:
-        scenes: by name, each with pictures of the same names, in that order.
+        scenes: by name, each with images of the same names, in that order.
         class_names: of all K classes; none: no colours below.
         colors: as for ``colour``.
     """
@@ -78,14 +78,14 @@ def contact_sheet(
     return below([sheet, legend(class_names, sheet.shape[1], colors)] if class_names else [sheet])
 
 
-def legend(class_names: Sequence[str], width: int, colors: NDArray[np.uint8] | None = None) -> Picture:
+def legend(class_names: Sequence[str], width: int, colors: NDArray[np.uint8] | None = None) -> Image:
     """The classes' names beside their colours, in rows of ``width`` pixels."""
     line, column = 20, 160
     columns = max(1, width // column)
-    picture = np.full((line * -(-len(class_names) // columns), width, 3), 255, np.uint8)
+    image = np.full((line * -(-len(class_names) // columns), width, 3), 255, np.uint8)
     shades = palette(len(class_names)) if colors is None else colors
     for index, (name, shade) in enumerate(zip(class_names, shades.tolist(), strict=True)):
         top, left = line * (index // columns), column * (index % columns)
-        cv2.rectangle(picture, (left + 2, top + 4), (left + 14, top + 16), shade, cv2.FILLED)
-        write_text(picture, name, (left + 20, top + 14))
-    return picture
+        cv2.rectangle(image, (left + 2, top + 4), (left + 14, top + 16), shade, cv2.FILLED)
+        write_text(image, name, (left + 20, top + 14))
+    return image

@@ -91,7 +91,7 @@ class Task(Protocol):
         """The score of ``best_metric`` that the best checkpoint is chosen by: higher is better."""
 
     def record(self, board: SummaryWriter, folder: Path, step: int) -> None:
-        """Write pictures and histograms to TensorBoard and the run's folder; in the first process only."""
+        """Write images and histograms to TensorBoard and the run's folder; in the first process only."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training changes, in tensors and plain containers."""

@@ -1,4 +1,4 @@
-"""Scores of a generator on the validation views, and pictures of what it makes of them."""
+"""Scores of a generator on the validation views, and images of what it makes of them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from models.translation.metrics import TranslationMetrics, table
 from models.translation.metrics.fid import feature_scores
 from models.translation.overview import overview
 from models.translation.settings import TranslationRecipe
-from models.translation.visualize import view_pictures
-from models.visualize import Picture, contact_sheet, write_picture
+from models.translation.visualize import view_images
+from models.visualize import Image, contact_sheet, save_image
 
 MEAN_IMAGE = "mean image"
 
@@ -48,7 +48,7 @@ def evaluate(
         recipe: how to evaluate, and the outputs' names.
         stop: asked after every batch.
         total: the number of views of all processes; None: those of ``dataset``.
-        constant: a picture ``[3, H, W]`` that is scored as an output as well, as ``MEAN_IMAGE``.
+        constant: an image ``[3, H, W]`` that is scored as an output as well, as ``MEAN_IMAGE``.
 
     Returns:
         The scores so far, to be computed; or None once ``stop()`` was true.
@@ -122,9 +122,9 @@ def mean_target(recipe: TranslationRecipe) -> Tensor:
     return (total / len(dataset)).float()
 
 
-def example_pictures(
+def example_images(
     net: UNet, dataset: SampleSet, recipe: TranslationRecipe, count: int | None = None
-) -> dict[str, dict[str, Picture]]:
+) -> dict[str, dict[str, Image]]:
     """Of a few views: every ``input <domain>``, what every output makes of them, and the ``target``.
 
     Args:
@@ -136,14 +136,14 @@ def example_pictures(
     device = next(net.parameters()).device
     count = min(recipe.eval.pictures if count is None else count, len(dataset))
     chosen = torch.linspace(0, len(dataset) - 1, count).long().tolist()
-    pictures, names = {}, output_names(recipe)
+    images, names = {}, output_names(recipe)
     with translating(net, recipe.eval.dropout):
         for index in chosen:
             batch = collate_translation([Square(recipe.data.crop)(dataset[index])])
             (name,) = batch.names
             outputs = [each[0] for each in translate(net, batch.images.to(device), name, recipe)]
-            pictures[name] = view_pictures(batch.images, outputs, names, batch.target[0])
-    return pictures
+            images[name] = view_images(batch.images, outputs, names, batch.target[0])
+    return images
 
 
 def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | None) -> dict[str, float]:
@@ -192,8 +192,8 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | Non
     write_json(file, {"checkpoint": str(path), "changed": trained.changed, **found})
     _write_csv(file.with_suffix(".csv"), metrics)
     if recipe.eval.sheet:
-        examples = example_pictures(net, seen, recipe, recipe.eval.sheet)
-        write_picture(file.with_suffix(".png"), contact_sheet(examples))
+        examples = example_images(net, seen, recipe, recipe.eval.sheet)
+        save_image(file.with_suffix(".png"), contact_sheet(examples))
     # Only now: whoever reads along may stop, as head does.
     print(f"{path}, {len(views)} views, {' + '.join(recipe.data.domains)} to {recipe.data.target}")
     for change in trained.changed:

@@ -18,7 +18,7 @@ from models.translation.settings import TranslationRecipe
 
 @contextmanager
 def translating(net: UNet, dropout: bool) -> Iterator[None]:
-    """In this context a generator normalises by each picture's own statistics, and drops out if ``dropout``.
+    """In this context a generator normalises by each image's own statistics, and drops out if ``dropout``.
 
     That is training mode, in which the paper evaluates, but for running statistics: they stay as they are.
     Afterwards the network is in the mode that it was in, and random numbers are drawn as if nothing had been.
@@ -31,7 +31,7 @@ def translating(net: UNet, dropout: bool) -> Iterator[None]:
         if isinstance(module, nn.Dropout):
             module.train(dropout)
     for norm in norms:
-        norm.running_mean = norm.running_var = None  # none to use: those of the picture
+        norm.running_mean = norm.running_var = None  # none to use: those of the image
     try:
         with preserved_rng():
             yield
@@ -43,7 +43,7 @@ def translating(net: UNet, dropout: bool) -> Iterator[None]:
 
 @torch.no_grad()
 def translate(net: UNet, images: Tensor, name: str, recipe: TranslationRecipe) -> list[Tensor]:
-    """Pictures ``[N, C, H, W]`` in [-1, 1] of every branch and, last, of the ensemble; float32.
+    """Images ``[N, C, H, W]`` in [-1, 1] of every branch and, last, of the ensemble; float32.
 
     Args:
         net: in the context ``translating``.
@@ -70,4 +70,4 @@ def translate_views(
         return translate(net, images, names[0], recipe)
     count = len(names)
     views = [translate(net, images[i::count], name, recipe) for i, name in enumerate(names)]
-    return [torch.cat(pictures) for pictures in zip(*views, strict=True)]
+    return [torch.cat(images) for images in zip(*views, strict=True)]

@@ -70,7 +70,7 @@ class TrainedGenerator:
 
         Raises:
             UsageError: a domain's file is missing, or is of none of them.
-            DataError: a broken picture, not what its domain stores, or pictures of different size.
+            DataError: a broken image, not what its domain stores, or images of different size.
         """
         check_complete(files, [domain.name for domain in self.domains])
         found = as_sources(files)
@@ -79,7 +79,7 @@ class TrainedGenerator:
         for image, source in zip(images, sources, strict=True):
             if image.shape[:2] != images[0].shape[:2]:
                 raise DataError(f"{source} is {size_of(image)}, but {sources[0]} is {size_of(images[0])}")
-        # The first picture stands in for a target.
+        # The first image stands in for a target.
         sample = TranslationSample(images, images[0], str(sources[0]), (*self.domains, self.domains[0]))
         batch = collate_translation([Square(self.recipe.data.crop)(sample)])
         return batch.images.to(next(self.net.parameters()).device)
@@ -92,7 +92,7 @@ class TrainedGenerator:
             name: of the view; dropout draws the same for the same name. ``eval.dropout=false`` is without.
 
         Returns:
-            Pictures ``[3, H, W]`` of the target's domain in [-1, 1]; ``target.decode`` gives stored values.
+            Images ``[3, H, W]`` of the target's domain in [-1, 1]; ``target.decode`` gives stored values.
         """
         with translating(self.net, self.recipe.eval.dropout):
             outputs = translate(self.net, images, name, self.recipe)
@@ -104,8 +104,8 @@ class TrainedGenerator:
         Returns:
             By output ``[H, W, 3]`` of 8 bits, red first, or ``[H, W]`` of 16.
         """
-        pictures = self.translate(self.read(**files))
-        return {name: stored(picture, self.target) for name, picture in pictures.items()}
+        images = self.translate(self.read(**files))
+        return {name: stored(image, self.target) for name, image in images.items()}
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainedGenerator:

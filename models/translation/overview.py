@@ -17,7 +17,7 @@ from models.training.errors import writable
 from models.translation.build import build_train_loader, open_split
 from models.translation.settings import TranslationRecipe
 from models.translation.visualize import show
-from models.visualize import Picture, contact_sheet, write_picture
+from models.visualize import Image, contact_sheet, save_image
 
 
 def overview(datasets: Mapping[str, TranslationSet]) -> Overview:
@@ -76,19 +76,19 @@ def show_data(recipe: TranslationRecipe, output: Path) -> None:
     overview(datasets).show()
     views = augmented(recipe, recipe.eval.sheet)
     if views:
-        write_picture(output, contact_sheet(views))
+        save_image(output, contact_sheet(views))
         print(f"written: {output}, {len(views)} augmented views")
 
 
-def augmented(recipe: TranslationRecipe, count: int) -> dict[str, dict[str, Picture]]:
+def augmented(recipe: TranslationRecipe, count: int) -> dict[str, dict[str, Image]]:
     """Views as training sees them in its first steps: every ``input <domain>``, and the ``target``."""
     domains = recipe.data.domains
-    pictures: dict[str, dict[str, Picture]] = {}
+    views: dict[str, dict[str, Image]] = {}
     for batch in build_train_loader(replace(recipe, run=replace(recipe.run, workers=0))):
         inputs = batch.images.unflatten(0, (len(domains), -1)).transpose(0, 1)
         for name, images, target in zip(batch.names, inputs, batch.target, strict=True):
-            if len(pictures) == count:
-                return pictures
+            if len(views) == count:
+                return views
             shown = {f"input {domain}": show(image) for domain, image in zip(domains, images, strict=True)}
-            pictures[name] = {**shown, "target": show(target)}
-    return pictures
+            views[name] = {**shown, "target": show(target)}
+    return views

@@ -1,4 +1,4 @@
-"""The predict command: pictures of several domains in, pictures of the target's domain out."""
+"""The predict command: images of several domains in, images of the target's domain out."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from models.sources import check_inputs, is_video, match_files
 from models.training.errors import UsageError
 from models.translation.build import output_names
 from models.translation.load import load
-from models.translation.visualize import stored, view_pictures
-from models.visualize import contact_sheet, thumbnail, write_picture
+from models.translation.visualize import stored, view_images
+from models.visualize import contact_sheet, save_image, thumbnail
 
 
 def predict_files(
     checkpoint: Path, inputs: Mapping[str, Path], output: Path, which: str | None, overrides: Sequence[str]
 ) -> list[str]:
-    """Translate pictures; write ``<output>/<view>.png`` for every output and view, as the target stores it.
+    """Translate images; write ``<output>/<view>.png`` for every output and view, as the target stores it.
 
     Of every view the middle square is taken, at ``data.crop`` pixels, as in evaluation. ``sheet.png`` shows
     the inputs and what every output says, of ``eval.sheet`` views spread evenly.
 
     Args:
         checkpoint: run folder or checkpoint.
-        inputs: by domain a picture, or a folder of pictures that are matched by their names without suffix,
+        inputs: by domain an image, or a folder of images that are matched by their names without suffix,
             in which the domain's own may stand: ``point_0_view_0_domain_normal`` goes with
             ``point_0_view_0_domain_reshading``.
         output: folder to write to.
@@ -38,8 +38,8 @@ def predict_files(
         The names of the views.
 
     Raises:
-        UsageError: a path, domain or output that does not exist; pictures that do not pair up.
-        DataError: a broken picture, or domains of different size; the message names the file.
+        UsageError: a path, domain or output that does not exist; images that do not pair up.
+        DataError: a broken image, or domains of different size; the message names the file.
     """
     trained = load(checkpoint, overrides)
     recipe = trained.recipe
@@ -50,7 +50,7 @@ def predict_files(
     paths = check_inputs(inputs, recipe.data.domains)
     for path in paths.values():
         if is_video(path):
-            raise UsageError(f"{path} is a video: translation takes pictures, or folders of them")
+            raise UsageError(f"{path} is a video: translation takes images, or folders of them")
     views = match_files(paths, "_domain_{}")
     try:
         for name in written:
@@ -64,10 +64,10 @@ def predict_files(
         images = trained.read(**files)
         outputs = trained.translate(images, view)
         for name in written:
-            write_picture(output / name / f"{view}.png", stored(outputs[name], trained.target))
+            save_image(output / name / f"{view}.png", stored(outputs[name], trained.target))
         if index in chosen:
-            pictures = view_pictures(images, list(outputs.values()), names)
-            shown[view] = {name: thumbnail(picture) for name, picture in pictures.items()}
+            drawn = view_images(images, list(outputs.values()), names)
+            shown[view] = {name: thumbnail(image) for name, image in drawn.items()}
     if shown:
-        write_picture(output / "sheet.png", contact_sheet(shown))
+        save_image(output / "sheet.png", contact_sheet(shown))
     return list(views)

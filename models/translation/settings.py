@@ -18,7 +18,7 @@ PASSES = (1, 2)
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Where the pictures are, how they are read and augmented."""
+    """Where the images are, how they are read and augmented."""
 
     root: Path | None = setting(
         None, "the data set's folder, in Taskonomy's layout; required", resumable=True
@@ -47,7 +47,7 @@ class ModelSettings:
     start: Path | None = setting(
         None, "run, checkpoint or exported network whose weights the training starts from", resumable=True
     )
-    size: int = setting(256, "side of the pictures that the encoder's last level reduces to one pixel")
+    size: int = setting(256, "side of the images that the encoder's last level reduces to one pixel")
     base_width: int = setting(64, "channels of the generator's finest level")
     discriminator_width: int = setting(64, "channels of the discriminator's first level")
     initial_scale: float | None = setting(

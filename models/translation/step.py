@@ -26,7 +26,7 @@ from models.translation.settings import TranslationRecipe, TranslationStage
 
 
 class Generation(nn.Module):
-    """The generator's pass: pictures ``[M*N, C, H, W]`` to a ``TranslationOutput`` in float32.
+    """The generator's pass: images ``[M*N, C, H, W]`` to a ``TranslationOutput`` in float32.
 
     Args:
         generator: runs in the precision of ``run.precision``.
@@ -47,7 +47,7 @@ class Generation(nn.Module):
 
 
 class DiscriminatorObjective(nn.Module):
-    """The discriminator's loss on real and on generated pictures.
+    """The discriminator's loss on real and on generated images.
 
     Args:
         discriminator: runs in the precision of ``run.precision``; the loss is float32.

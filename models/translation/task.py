@@ -22,13 +22,13 @@ from models.translation.build import (
     open_split,
     output_names,
 )
-from models.translation.evaluate import check_scores, chosen_views, evaluate, example_pictures
+from models.translation.evaluate import check_scores, chosen_views, evaluate, example_images
 from models.translation.initial import load_start
 from models.translation.load import describe
 from models.translation.overview import overview
 from models.translation.settings import TranslationRecipe, TranslationStage
 from models.translation.step import GANTrainer
-from models.visualize import beside, contact_sheet, write_picture
+from models.visualize import beside, contact_sheet, save_image
 
 _HIGHER_IS_BETTER = ("psnr", "ssim")
 
@@ -121,11 +121,11 @@ class TranslationTask:
             board.add_scalar(f"alpha/{name}", weight, step)
         if not self.recipe.eval.pictures:
             return
-        examples = example_pictures(self.evaluated, self.validation, self.recipe)
-        for name, pictures in examples.items():
-            board.add_image(f"examples/{name}", beside(list(pictures.values())), step, dataformats="HWC")
+        examples = example_images(self.evaluated, self.validation, self.recipe)
+        for name, images in examples.items():
+            board.add_image(f"examples/{name}", beside(list(images.values())), step, dataformats="HWC")
         (folder / "pictures").mkdir(exist_ok=True)
-        write_picture(folder / "pictures" / f"{step:08d}.png", contact_sheet(examples))
+        save_image(folder / "pictures" / f"{step:08d}.png", contact_sheet(examples))
 
     def state_dict(self) -> dict[str, Any]:
         return self.nets.state_dict()

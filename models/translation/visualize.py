@@ -1,4 +1,4 @@
-"""Pictures of a translation: inputs, branches, ensemble and target."""
+"""Images of a translation: inputs, branches, ensemble and target."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.data import Domain
-from models.visualize import Picture
+from models.visualize import Image
 
 
-def show(image: Tensor) -> Picture:
-    """``[3, H, W]`` in [-1, 1], black to white, as a picture; of any domain."""
+def show(image: Tensor) -> Image:
+    """``[3, H, W]`` in [-1, 1], black to white, as an image; of any domain."""
     grey = (127.5 * (image.float().cpu() + 1)).round().clamp(0, 255)
     return grey.to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 
-def view_pictures(
+def view_images(
     images: Tensor,  # [M, 3, H, W]
     outputs: Sequence[Tensor],  # M + 1 of [3, H, W]
     names: Sequence[str],  # of the outputs: the domains, then the ensemble
     target: Tensor | None = None,  # [3, H, W]
-) -> dict[str, Picture]:
+) -> dict[str, Image]:
     """A view's inputs, as ``input <domain>``, its branches and ensemble, and the ``target`` where given."""
-    pictures = {f"input {name}": show(image) for name, image in zip(names, images, strict=False)}
-    pictures |= {name: show(output) for name, output in zip(names, outputs, strict=True)}
-    return pictures if target is None else {**pictures, "target": show(target)}
+    shown = {f"input {name}": show(image) for name, image in zip(names, images, strict=False)}
+    shown |= {name: show(output) for name, output in zip(names, outputs, strict=True)}
+    return shown if target is None else {**shown, "target": show(target)}
 
 
 def stored(image: Tensor, domain: Domain) -> NDArray[np.uint8] | NDArray[np.uint16]:
@@ -36,7 +36,7 @@ def stored(image: Tensor, domain: Domain) -> NDArray[np.uint8] | NDArray[np.uint
 
     Args:
         image: ``[3, H, W]`` in [-1, 1]; a domain of one channel gets the mean of the three.
-        domain: the picture's.
+        domain: the image's.
     """
     image = image.double().cpu()
     if domain.bits == 16:

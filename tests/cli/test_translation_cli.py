@@ -352,7 +352,7 @@ def test_mistakes_in_what_is_predicted(
         path.rename(path.with_name(path.name.replace("domain_rgb", "domain_edge_texture")))
     assert "expected edge_texture of 16 bits" in error(normal, f"--input=edge_texture={tmp_path / 'rgb'}")
     (tmp_path / "clip.mp4").touch()
-    assert "translation takes pictures" in error(normal, f"--input=edge_texture={tmp_path / 'clip.mp4'}")
+    assert "translation takes images" in error(normal, f"--input=edge_texture={tmp_path / 'clip.mp4'}")
     assert not list((tmp_path / "out").rglob("*.png"))
     with pytest.raises(UsageError, match="expected a file of each of normal, edge_texture, got normal"):
         models.load(trained).read(normal="normal.png")

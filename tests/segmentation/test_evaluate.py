@@ -14,7 +14,7 @@ from torch.utils.data import Subset
 
 from models.data import DataError, Sample, palette
 from models.segmentation import SegmentationOutput
-from models.segmentation.evaluate import evaluate, example_pictures
+from models.segmentation.evaluate import evaluate, example_images
 from models.segmentation.metrics import SHARE, SegmentationMetrics, class_rows, class_table, write_class_csv
 from models.segmentation.settings import DataSettings, EvalSettings, SegmentationRecipe
 from models.segmentation.visualize import contact_sheet, legend
@@ -124,7 +124,7 @@ def test_it_stops_when_asked() -> None:
 
 def test_pictures_show_inputs_target_and_outputs() -> None:
     net, data = Reads(), samples()
-    found = example_pictures(net, data, recipe(pictures=3))
+    found = example_images(net, data, recipe(pictures=3))
     assert list(found) == ["scene 0", "scene 2", "scene 4"]
     assert net.training
     for name, pictures in found.items():
@@ -135,7 +135,7 @@ def test_pictures_show_inputs_target_and_outputs() -> None:
         np.testing.assert_array_equal(pictures["target"], shown)
         np.testing.assert_array_equal(pictures["depth"][5:], shown[5:])
         np.testing.assert_array_equal(pictures["rgb"][5:], palette(K)[(truth + 1) % K][5:])
-    assert list(example_pictures(net, data, recipe(pictures=3), 9)) == [sample.name for sample in data]
+    assert list(example_images(net, data, recipe(pictures=3), 9)) == [sample.name for sample in data]
 
 
 def test_rows_by_class(tmp_path: Path) -> None:

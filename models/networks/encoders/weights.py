@@ -39,7 +39,7 @@ def load_imagenet(
     Args:
         encoder: changed in place, and only if every shape fits.
         path: a local ``.pth`` or ``.safetensors`` file. Its classifier ``fc.*`` is left out.
-        bgr: the weights were trained on pictures with blue first: the stem is turned to take red first.
+        bgr: the weights were trained on images with blue first: the stem is turned to take red first.
         scale: for red, green and blue, the factor from what the encoder is fed to what the weights were
             trained on; the stem takes it in.
 
