@@ -32,7 +32,7 @@ class Video:
 
     Attributes:
         bits: 8 or 16.
-        fps: frames a second; 25 where the file does not say.
+        fps: frames per second; 25 where the file does not say.
 
     Raises:
         DataError: the file cannot be opened or holds no frame; from iterating: a frame is broken, or depth is

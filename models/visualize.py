@@ -38,7 +38,7 @@ def captioned(image: Image, caption: str) -> Image:
 
 
 def contact_sheet(scenes: Mapping[str, Mapping[str, Image]]) -> Image:
-    """A row of images a scene, captioned and brought to one width.
+    """One row of images per scene, captioned and brought to one width.
 
     Args:
         scenes: by name, each with images of the same names, in that order.

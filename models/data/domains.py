@@ -200,7 +200,7 @@ def reshading(planes: Array, camera: Camera) -> NDArray[np.uint8]:
 
 
 def stored_depth(metres: Array) -> NDArray[np.uint16]:
-    """Depth as Taskonomy stores it: 512 units a metre; missing (0), and beyond 128 m, the largest value."""
+    """Depth as Taskonomy stores it: 512 units per metre; missing (0), and beyond 128 m, the largest value."""
     units = np.rint(metres.astype(np.float64) * DEPTH_UNITS)
     return np.where((metres > 0) & (units < MISSING_DEPTH), units, MISSING_DEPTH).astype(np.uint16)
 

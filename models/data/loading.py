@@ -193,7 +193,7 @@ def train_loader(
     Args:
         dataset: for example ``SegmentationSet``.
         transform: for example ``TrainTransform``; gets the sample's own random generator.
-        batch_size: samples a batch.
+        batch_size: samples per batch.
         seed: not negative.
         epoch, start_step: where the first iteration begins; see ``Loader.seek``.
         workers: processes that read and augment; 0 does it in this one.

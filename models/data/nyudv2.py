@@ -17,7 +17,7 @@ from models.data.layouts import LAYOUTS
 from models.data.modalities import File
 from models.data.survey import SCENES, Overview, Survey, spread
 
-_SCALE = 5000  # stored units a metre, the layout's
+_SCALE = 5000  # stored units per metre, the layout's
 _VOID = 255
 _FOLDERS = ("rgb", "masks", "depth")
 

@@ -33,7 +33,7 @@ CLASSES = ("floor", "wall", "ceiling", "rug", "poster", "niche", "panel", "crate
 FLOOR, WALL, CEILING, RUG, POSTER, NICHE, PANEL, CRATE, CHEST, BALL, BOWL = range(len(CLASSES))
 
 X, Y, Z = np.eye(3, dtype=np.float32)
-DEPTH_SCALE = 5000  # stored units a metre
+DEPTH_SCALE = 5000  # stored units per metre
 FIELD_OF_VIEW = 65.0  # degrees, horizontal
 DISPARITY = (
     8 * 580 * 0.075
@@ -131,7 +131,7 @@ def render(
         rng: decides everything.
 
     Returns:
-        RGB ``[H, W, 3]`` uint8, red first; depth ``[H, W]`` uint16, ``DEPTH_SCALE`` units a metre, 0 where
+        RGB ``[H, W, 3]`` uint8, red first; depth ``[H, W]`` uint16, ``DEPTH_SCALE`` units per metre, 0 where
         missing; labels ``[H, W]`` uint8, indices into ``CLASSES``.
     """
     seen = view(size, rng)

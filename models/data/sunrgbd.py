@@ -172,7 +172,7 @@ def _field(path: Path, entry: Any, name: str) -> str:
 
 
 def _labels(file: Any, path: Path, count: int) -> list[Any]:
-    """References to the label maps, one an image."""
+    """References to the label maps, one per image."""
     try:
         references = np.asarray(file["SUNRGBD2Dseg"]["seglabel"]).reshape(-1)
     except (KeyError, ValueError, TypeError) as error:

@@ -1,7 +1,7 @@
 """The layout and the domains of Taskonomy (Zamir et al., CVPR 2018), encoded as CEN's translation wants them.
 
-A view is a file a domain, ``<domain>/point_<P>_view_<V>_domain_<domain>.png``; the folder of a building, or
-any other, may lie above or below that of the domain.
+A view has one file per domain, ``<domain>/point_<P>_view_<V>_domain_<domain>.png``; the folder of a building,
+or any other, may lie above or below that of the domain.
 
 | domain | stored | encoded, 0 ... 255 |
 |---|---|---|

@@ -94,7 +94,7 @@ def broaden(images: Sequence[NDArray[Any]], channels: int = 1) -> list[NDArray[A
     """Tile the channels of each ``[H, W, C]`` image up to one count (CEN, footnote 3).
 
     Args:
-        images: one a modality.
+        images: one per modality.
         channels: a count of which the result is to be a multiple as well: 3 for a network that starts from
             ImageNet weights, whatever the modalities are.
 

@@ -1,4 +1,4 @@
-"""Samples and batches of image translation: one image an input domain, and one of the target's."""
+"""Samples and batches of image translation: one image per input domain, and one of the target's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CHANNELS = 3
 
 
 class TranslationSample(NamedTuple):
-    """One view: an image a domain, all of one size."""
+    """One view: an image per domain, all of one size."""
 
     images: tuple[Image, ...]  # M
     target: Image

@@ -104,8 +104,8 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | Non
 
     Settings and fields of the layout that were others in training are printed and written as well.
 
-    Written are ``evaluation_<checkpoint>.json``, all of it and how it was found; ``.csv``, a row a class; and
-    ``.png``, the contact sheet: the inputs, the target and the outputs of ``eval.sheet`` images.
+    Written are ``evaluation_<checkpoint>.json``, all of it and how it was found; ``.csv``, one row per class;
+    and ``.png``, the contact sheet: the inputs, the target and the outputs of ``eval.sheet`` images.
 
     Args:
         path: run folder or checkpoint.

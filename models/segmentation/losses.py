@@ -79,7 +79,7 @@ def segmentation_loss(
     Args:
         net, output, target: the network, what it returned, ``[N, H, W]`` class indices.
         sparsity: λ, the weight of the penalty.
-        per_output: add the penalty once an output, M + 1 times, as the released code does; the paper
+        per_output: add the penalty once per output, M + 1 times, as the released code does; the paper
             adds it once.
         ignore_index: label of pixels that do not count.
         auxiliary: weight of the auxiliary logits' cross-entropies, where there are any (Zhao et al.: 0.4).

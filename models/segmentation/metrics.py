@@ -111,7 +111,7 @@ def scores(confusion: Tensor) -> dict[str, float]:
 
 
 def table(metrics: dict[str, float]) -> str:
-    """The metrics as aligned text: a row an output, a column a score, in per cent."""
+    """The metrics as aligned text: one row per output, one column per score, in per cent."""
     names = list(dict.fromkeys(key.partition("/")[0] for key in metrics))
     width = max(map(len, names))
     lines = [" " * width + "".join(f"  {score.replace('_', ' '):>14}" for score in SCORES)]
@@ -150,7 +150,7 @@ def class_table(rows: ClassRows) -> str:
 
 
 def write_class_csv(path: Path, rows: ClassRows) -> None:
-    """Write the rows as CSV, a class a line; nothing where there is no IoU."""
+    """Write the rows as CSV, one line per class; nothing where there is no IoU."""
     columns = list(next(iter(rows.values())))
     with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=["class", *columns])

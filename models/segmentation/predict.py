@@ -139,7 +139,7 @@ def check_depth_unit(trained: TrainedNetwork, depth: Frames | None, scaled: bool
     if isinstance(depth, Video) and depth.bits == 8 and metric and not scaled:
         raise UsageError(
             f"--depth: {depth.path} has 8 bits, whose unit is not that of training: give data.depth_scale, "
-            "units a metre (25.5 where 255 is 10 metres), or a folder of frames stored as in training"
+            "units per metre (25.5 where 255 is 10 metres), or a folder of frames stored as in training"
         )
 
 

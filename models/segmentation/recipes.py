@@ -67,7 +67,7 @@ def nyudv2_cen_refinenet50() -> SegmentationRecipe:
 
 @recipe
 def nyudv2_released_refinenet101() -> SegmentationRecipe:
-    """As the authors' released code: exchange anywhere, a weaker penalty an output, images' own scale."""
+    """As the authors' released code: exchange anywhere, a weaker penalty per output, images' own scale."""
     return SegmentationRecipe(
         data=DataSettings(scale_of="image"),
         fusion=Exchange(region="all"),

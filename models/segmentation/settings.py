@@ -38,7 +38,7 @@ class DataSettings:
     ignore_index: int = setting(255, "label of pixels that do not count")
     label_offset: int | None = setting(None, "what stored labels add to the class; none: the layout's")
     merge: str | None = setting(None, "nyu13: the 13 classes of stored 40 or 37; none: classes as stored")
-    depth_scale: float | None = setting(None, "stored depth units a metre; none: the layout's")
+    depth_scale: float | None = setting(None, "stored depth units per metre; none: the layout's")
     bit_shift: int | None = setting(
         None, "bits that stored depth is rotated to the right by; none: the layout's"
     )
@@ -47,7 +47,7 @@ class DataSettings:
     )
     hha_floor: int = setting(38, "what computed HHA has for floors: 38; 218 is upside down, as it once was")
     given: tuple[str, ...] = recorded()
-    batch_size: int = setting(6, "images a step, of all processes together")
+    batch_size: int = setting(6, "images per step, of all processes together")
     shorter_side: int = setting(350, "length in pixels that the shorter side gets before the random scale")
     scale_of: Literal["shorter_side", "image"] = setting(
         "shorter_side", "what is scaled: that length, or the image itself, shorter_side at the least"

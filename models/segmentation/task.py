@@ -202,5 +202,5 @@ def check_batch_size(recipe: SegmentationRecipe) -> None:
     if recipe.model.network == "pspnet" and size // parts < 2:
         raise UsageError(
             "data.batch_size / optim.accumulate must be at least 2 with model.network=pspnet: a norm of its "
-            f"pyramid has a single value an image, got {size} / {parts}"
+            f"pyramid has a single value per image, got {size} / {parts}"
         )

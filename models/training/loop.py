@@ -165,7 +165,7 @@ class Loop:
         before, now = self.progress.steps_per_epoch, self.task.steps_per_epoch
         if before != now:
             raise UsageError(
-                f"--resume: the data makes {now} steps an epoch, but {before} when the run began"
+                f"--resume: the data makes {now} steps per epoch, but {before} when the run began"
             )
         if self.progress.step > 0:
             # At a boundary this is the stage just completed: the next one starts in the loop.

@@ -92,7 +92,7 @@ class UpdateSettings:
     power: float = setting(0.9, "exponent of the polynomial schedule")
     warmup_steps: int = setting(0, "steps at each stage's start in which the learning rates rise from 0")
     ema: float | None = setting(
-        None, "decay a step of averaged weights, which are evaluated instead, as 0.999; none: no average"
+        None, "decay per step of averaged weights, which are evaluated instead, as 0.999; none: no average"
     )
 
     def __post_init__(self) -> None:

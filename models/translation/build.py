@@ -16,7 +16,7 @@ _CHANNELS = 3  # of every domain: single ones are tiled
 
 
 def output_names(recipe: TranslationRecipe) -> tuple[str, ...]:
-    """The generator's outputs: a branch a domain, and the ensemble."""
+    """The generator's outputs: one branch per domain, and the ensemble."""
     return (*recipe.data.domains, "ensemble")
 
 

@@ -152,7 +152,7 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | Non
     The mean is left out, and that is said, where there is no training split to be read. Settings that
     were others in training are printed and written as well.
 
-    Written are ``evaluation_<checkpoint>.json``, all of it and how it was found; ``.csv``, a row an output;
+    Written are ``evaluation_<checkpoint>.json``, all of it and how it was found; ``.csv``, a row per output;
     and ``.png``, the contact sheet of ``eval.sheet`` views.
 
     Args:
@@ -205,7 +205,7 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | Non
 
 
 def _write_csv(path: Path, metrics: dict[str, float]) -> None:
-    """Write ``<output>/<score>`` as a line an output."""
+    """Write ``<output>/<score>`` as one line per output."""
     rows: dict[str, dict[str, float]] = {}
     for key, value in metrics.items():
         name, _, score = key.partition("/")

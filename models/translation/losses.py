@@ -100,7 +100,7 @@ def generator_loss(
         penalty: 0-d, ``cen_ext.sparsity_penalty`` of the generator.
         l1: weight of the L1 terms.
         sparsity: λ, the weight of the penalty.
-        per_output: add the penalty once an output, M + 1 times, as the released code does; the paper adds it
+        per_output: add the penalty once per output, M + 1 times, as the released code does; the paper adds it
             once.
         adversarial: ``"bce"``, ``"hinge"`` or ``"least_squares"``.
 

@@ -123,7 +123,7 @@ def taskonomy_cen_rgb_texture_depth() -> TranslationRecipe:
 
 @recipe
 def taskonomy_cen_shade_texture_rgb_released() -> TranslationRecipe:
-    """As the released code: exchange anywhere, private decoder norms, two generator passes a step."""
+    """As the released code: exchange anywhere, private decoder norms, two generator passes per step."""
     return _released(taskonomy_cen_shade_texture_rgb())
 
 

@@ -30,7 +30,7 @@ class DataSettings:
         ("reshading", "edge_texture"), "inputs, one branch each: rgb, normal, reshading, depth_zbuffer, ..."
     )
     target: str = setting("rgb", "the domain that is made of them")
-    batch_size: int = setting(1, "views a step, of all processes together")
+    batch_size: int = setting(1, "views per step, of all processes together")
     resize: int = setting(286, "length in pixels that the shorter side gets before the crop")
     crop: int = setting(256, "side in pixels of the square that training cuts out at random")
     mirror: bool = setting(True, "mirror half of the views")
@@ -84,7 +84,7 @@ class OptimSettings(UpdateSettings):
 
     betas: tuple[float, float] = setting((0.5, 0.999), "Adam's decays of the gradient's moments")
     passes: int = setting(
-        1, "passes of the generator a step; 2, as the released code: one more for the discriminator"
+        1, "passes of the generator per step; 2, as the released code: one more for the discriminator"
     )
     stages: tuple[TranslationStage, ...] = setting(
         (TranslationStage(),), "stretches of training, one after the other"

@@ -1,7 +1,7 @@
 """A step of adversarial training: each network with its loss as one module, and the two networks' updates.
 
-The released code runs the generator twice a step, once for each optimizer. Here the discriminator learns from
-the detached images of the same pass whose gradients the generator needs afterwards, as in pix2pix; with
+The released code runs the generator twice per step, once for each optimizer. Here the discriminator learns
+from the detached images of the same pass whose gradients the generator needs afterwards, as in pix2pix; with
 ``optim.passes=2`` there are two passes, which differ in what dropout draws.
 """
 

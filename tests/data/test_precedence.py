@@ -176,7 +176,7 @@ def test_a_layout_that_is_named_is_not_layout_json(tmp_path: Path) -> None:
 def test_the_recipe_of_the_small_copy_reads_other_folders_as_they_say(
     tmp_path: Path, fields: dict[str, Any], typed: list[str], scale: float
 ) -> None:
-    """Its 6528 units a metre are of its own files; millimetres beside a layout.json are millimetres."""
+    """Its 6528 units per metre are of its own files; millimetres beside a layout.json are millimetres."""
     root = folder(tmp_path, **fields)
     recipe = config.override(registry.find("nyudv2_384_cen_refinenet18"), [f"data.root={root}", *typed])
     depth = open_split(recipe.data, "train").sample(1).images[1][:, :, 0]

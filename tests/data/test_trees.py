@@ -303,7 +303,7 @@ def _files(**paths: object) -> str:
     ("field", "values", "message"),
     [
         ("name", ["1"], "expected a text"),
-        ("depth_scale", ['"1"', "0", "-5", "NaN", "Infinity", "true"], "expected stored units a metre"),
+        ("depth_scale", ['"1"', "0", "-5", "NaN", "Infinity", "true"], "expected stored units per metre"),
         ("label_offset", ["-1", "1.0", "true"], "expected an integer from 0"),
         ("ignore_index", ["-1", "65536", "null"], "expected an integer from 0"),
         ("bit_shift", ["-1", "16", "true"], "expected an integer from 0 to 15"),

@@ -44,7 +44,7 @@ def test_parameter_counts(encoder: str, num_modalities: int) -> None:
     auxiliary = sum(p.numel() for p in net.auxiliary.parameters())
     found = tuple(round(n / 1e6, 2) for n in (count, count - auxiliary))
     assert found == PARAMETERS[encoder, num_modalities]
-    norm = 2 * num_modalities  # parameters a channel
+    norm = 2 * num_modalities  # parameters per channel
     level = 2048 * 512 + 512 * norm
     merge = 9 * 4096 * 512 + 512 * norm
     heads = 4 * level + merge + 513 * 40 + (9 * 1024 * 256 + 256 * norm + 257 * 40)

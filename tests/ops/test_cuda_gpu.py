@@ -90,7 +90,7 @@ def make_call(
 @pytest.mark.parametrize("shape", [*SMALL, *LARGE], ids=str)
 def test_statistics_of_x(shape, dtype, channels_last, norm, plan):
     if norm == "instance" and not shape.spatial:
-        pytest.skip("one value a channel")
+        pytest.skip("one value per channel")
     call, dy = make_call(
         shape, dtype, channels_last, residual=True, threshold=THRESHOLD, norm=norm, activation="relu"
     )

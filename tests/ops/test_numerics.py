@@ -22,7 +22,7 @@ from tests.helpers.tolerance import (
     smallest_number,
 )
 
-SHAPE = Shape(2, 3, 20, (23, 19))  # 1311 values a channel, 437 a row
+SHAPE = Shape(2, 3, 20, (23, 19))  # 1311 values per channel, 437 per row
 THRESHOLD = 2.0**-6
 SINGLE = [torch.float32]
 HALF = [torch.float16, torch.bfloat16]

@@ -31,7 +31,7 @@ def rgb_frames() -> list[np.ndarray]:
 
 
 def depth_frames() -> list[np.ndarray]:
-    """Of 16 bits, 5000 units a metre."""
+    """Of 16 bits, 5000 units per metre."""
     rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
     return [(5000 + 100 * rows + 50 * columns + 400 * index).astype(np.uint16) for index in range(FRAMES)]
 

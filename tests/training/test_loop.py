@@ -253,7 +253,7 @@ def test_resuming_on_other_data_is_refused(tmp_path: Path) -> None:
     records = [tmp_path / "config.json", tmp_path / "environment.json"]
     for record in records:
         record.write_text("of the run so far")
-    with pytest.raises(UsageError, match="the data makes 5 steps an epoch, but 4 when the run began"):
+    with pytest.raises(UsageError, match="the data makes 5 steps per epoch, but 4 when the run began"):
         run(tmp_path, Toy(steps_per_epoch=5), resume=True)
     assert [record.read_text() for record in records] == ["of the run so far"] * 2
 

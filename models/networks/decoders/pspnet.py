@@ -124,7 +124,7 @@ def pspnet(
         frozen_statistics: the encoder's norms use their running statistics in training too (the paper's
             recipe, for encoders with ImageNet weights); False trains with batch statistics. The heads' norms,
             which no weights come with, always do: in training a batch needs two images, as the pyramid's
-            first level is a single value an image and channel.
+            first level is a single value per image and channel.
 
     Returns:
         A module with ``encoder``, ``decoder``, ``auxiliary`` and ``alpha`` (``[M]``, zeros: equal weights);

@@ -83,7 +83,7 @@ class Fusion:
         """
 
     def streams(self, stage: int, num_modalities: int) -> int:
-        """Streams, each a modality's or several modalities' together, that leave a stage."""
+        """Streams that leave a stage, each of one modality or of several together."""
         return num_modalities
 
     def branches(self, num_modalities: int) -> int:

@@ -1,12 +1,12 @@
 """The names of the entries in the checkpoints that the paper's authors released for RefineNet.
 
-The released networks keep one batch norm a modality (``bn1.bn_0.weight``, ``bn1.bn_1.weight``) where ours
+The released networks keep one batch norm per modality (``bn1.bn_0.weight``, ``bn1.bn_1.weight``) where ours
 has one ``[M, C]`` entry, wrap every shared convolution (``conv1.module.weight``), and name the decoder as the
 table below says. Levels and units count from 1 there and from 0 here.
 
     ours                                        released
     encoder.<conv>.weight                       <conv>.module.weight
-    encoder.<norm>.<entry>  [M, C]              <norm>.bn_<m>.<entry>  [C], one a modality
+    encoder.<norm>.<entry>  [M, C]              <norm>.bn_<m>.<entry>  [C], one per modality
     encoder.<norm>.num_batches_tracked          <norm>.bn_<m>.num_batches_tracked, equal for all m
     alpha                                       alpha
     decoder.<conv>.{weight,bias}                <conv>.module.{weight,bias}, by the table
@@ -52,7 +52,7 @@ def released_names(net: SegmentationNetwork) -> dict[str, list[str]]:
 
 
 def _released_keys(key: str, num_modalities: int) -> list[str]:
-    """The released network's names for an entry of our state dict: one a modality for norms, else one."""
+    """The released network's names for an entry of our state dict: one per modality for norms, else one."""
     module, _, leaf = key.rpartition(".")
     part, _, path = module.partition(".")
     if part == "encoder":

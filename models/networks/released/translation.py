@@ -1,6 +1,6 @@
 """The names of the entries in the checkpoints that the paper's authors released for translation.
 
-The released networks keep one instance norm a modality where ours has one ``[M, C]`` entry, in encoder and
+The released networks keep one instance norm per modality where ours has one ``[M, C]`` entry, in encoder and
 decoder, and wrap every shared convolution. Levels count from 1 there and from 0 here; L is their number, 8
 for images of 256 pixels.
 

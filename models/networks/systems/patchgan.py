@@ -79,7 +79,7 @@ def discriminate(
     Args:
         discriminator: a ``PatchGAN``, bare or wrapped.
         inputs: what the generator read.
-        candidates: at least one set of images ``[M, N, C', H, W]``, one a branch, or ``[N, C', H, W]``, the
+        candidates: at least one set of images ``[M, N, C', H, W]``, one per branch, or ``[N, C', H, W]``, the
             same for all branches (real ones). Detach generated ones where the discriminator learns.
 
     Returns:

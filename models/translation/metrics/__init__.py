@@ -153,7 +153,7 @@ def _window_means(x: Tensor) -> Tensor:
 
 
 def table(metrics: dict[str, float]) -> str:
-    """The metrics as aligned text: a row an output, a column a score."""
+    """The metrics as aligned text: one row per output, one column per score."""
     names = list(dict.fromkeys(key.partition("/")[0] for key in metrics))
     columns = [score for score in (*SCORES, *FEATURE_SCORES) if f"{names[0]}/{score}" in metrics]
     width = max(map(len, names))
