@@ -99,7 +99,7 @@ class ModelSettings:
     width: int = setting(256, "channels of the decoder; pspnet's is 512 in its paper")
     dropout: float = setting(0.5, "probability, in the decoder; pspnet's is 0.1 in its paper")
     decoder_init: Literal["torch", "kaiming"] = setting(
-        "torch", "kaiming keeps the scale of activations; sooner under way with adamw; refinenet only"
+        "torch", "kaiming preserves the variance of activations, a faster start with adamw; refinenet only"
     )
 
     def __post_init__(self) -> None:

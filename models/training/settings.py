@@ -53,7 +53,7 @@ class RunSettings:
     )
     recompute: bool = setting(
         True,
-        "segmentation: outputs of norms are computed again in the backward pass, less memory at no time",
+        "segmentation: recompute norm outputs in backward, lower memory at no measurable cost",
         resumable=True,
     )
     compile: bool = setting(False, "torch.compile of network and loss", resumable=True)
