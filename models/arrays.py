@@ -20,7 +20,7 @@ def as_sources(images: Mapping[str, Given]) -> dict[str, Path | Frame]:
 
     Args:
         images: by kind a path, a frame, or an array: colors ``[H, W, 3]`` uint8, red first; depth ``[H, W]``
-            in integers as files store them, or in floating metres.
+            in integers as files store them, or in floating meters.
 
     Raises:
         UsageError: one is neither.

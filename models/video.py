@@ -16,10 +16,10 @@ from models.training.errors import UsageError
 from models.training.files import replacing
 from models.visualize import Image
 
-_GREY_16 = int.from_bytes(b"Y1\0\x10", "little")  # FFmpeg's tag of the pixel format gray16le
+_GRAY_16 = int.from_bytes(b"Y1\0\x10", "little")  # FFmpeg's tag of the pixel format gray16le
 _CODEC = cv2.VideoWriter.fourcc(*"mp4v")  # MPEG-4 Part 2, which every build of OpenCV can write
 _UNKNOWN_RATE = 25.0
-_COLOURED = 8.0  # mean difference of an image's channels that no compression of a grey one makes
+_COLORED = 8.0  # mean difference of an image's channels that no compression of a gray one makes
 
 
 class Video:
@@ -36,13 +36,13 @@ class Video:
 
     Raises:
         DataError: the file cannot be opened or holds no frame; from iterating: a frame is broken, or depth is
-            coloured.
+            colored.
     """
 
     def __init__(self, path: Path, *, depth: bool = False) -> None:
         self.path, self.depth = path, depth
         with self._opened() as capture:
-            self.bits = 16 if int(capture.get(cv2.CAP_PROP_CODEC_PIXEL_FORMAT)) == _GREY_16 else 8
+            self.bits = 16 if int(capture.get(cv2.CAP_PROP_CODEC_PIXEL_FORMAT)) == _GRAY_16 else 8
             rate = capture.get(cv2.CAP_PROP_FPS)
             self.fps = rate if 0 < rate < float("inf") else _UNKNOWN_RATE
             # Headers estimate the number at times; decoding alone, 640x480, takes half a millisecond a frame.
@@ -70,7 +70,7 @@ class Video:
         """Convert what OpenCV decoded: colors red first."""
         if pixels.ndim == 2:
             return pixels
-        return _grey(name, pixels) if self.depth else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+        return _gray(name, pixels) if self.depth else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
     @contextmanager
     def _opened(self) -> Iterator[cv2.VideoCapture]:
@@ -107,9 +107,9 @@ def writing_video(path: Path, fps: float) -> Iterator[Callable[[Image], None]]:
             writer.release()
 
 
-def _grey(name: str, pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """The one channel of a grey image that was decoded as blue, green and red."""
+def _gray(name: str, pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """The one channel of a gray image that was decoded as blue, green and red."""
     blue, green, red = cv2.split(pixels)
-    if max(cv2.mean(cv2.absdiff(blue, green))[0], cv2.mean(cv2.absdiff(green, red))[0]) > _COLOURED:
-        raise DataError(f"{name}: depth must be grey, darker the nearer, found colours")
+    if max(cv2.mean(cv2.absdiff(blue, green))[0], cv2.mean(cv2.absdiff(green, red))[0]) > _COLORED:
+        raise DataError(f"{name}: depth must be gray, darker the nearer, found colors")
     return np.asarray(green)

@@ -55,8 +55,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.levels = nn.ModuleList()
         for i, (channels, width) in enumerate(zip([3, *widths], widths, strict=False)):
-            normalised = 0 < i < len(widths) - 1
-            norm = Norm(width, num_modalities, threshold, region) if normalised else None
+            normalized = 0 < i < len(widths) - 1
+            norm = Norm(width, num_modalities, threshold, region) if normalized else None
             conv = nn.Conv2d(channels, width, 4, 2, 1)
             self.levels.append(Block(conv, norm, nn.LeakyReLU(0.2) if i > 0 else None))
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
-# Ours stand out in red; the baselines go from the strongest to the weakest in blues and fading greys; what
+# Ours stand out in red; the baselines go from the strongest to the weakest in blues and fading grays; what
 # does less than the operator is of another color.
 COLORS = {
     "cen_ext": "#c8401f",

@@ -137,7 +137,7 @@ def most_telling_first(chosen: Sequence[Case]) -> list[Case]:
 
 
 def bare(case: Case) -> Case:
-    """The case's normalisation alone: nothing is exchanged, added or activated."""
+    """The case's normalization alone: nothing is exchanged, added or activated."""
     options = case.options._replace(threshold=0.0, activation="identity")
     return replace(case, options=options, residual=False)
 

@@ -72,7 +72,7 @@ def _add_domains(datasets: Commands) -> None:
     parser.add_argument("out", type=Path, metavar="FOLDER")
     parser.add_argument("--source", type=Path, required=True, help="the RGB-D data set", metavar="FOLDER")
     parser.add_argument("--layout", help="nyu_cen, sun_handa, ...; default: told from the folder")
-    parser.add_argument("--depth-scale", type=float, help="stored units per metre; default: the layout's")
+    parser.add_argument("--depth-scale", type=float, help="stored units per meter; default: the layout's")
     parser.add_argument("--bit-shift", type=int, help="bits that depth is rotated to the right by")
     parser.add_argument(
         "--camera", type=_numbers, default=(), help="fx,fy,cx,cy in pixels; default: the layout's"

@@ -78,7 +78,7 @@ def load_mat(path: Path, *names: str) -> list[Any]:
 
 
 def write_image(path: Path, image: NDArray[Any]) -> None:
-    """Write an image, red first if in colour; it is whole or not there at all."""
+    """Write an image, red first if in color; it is whole or not there at all."""
     stored = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
     write_bytes(path, cv2.imencode(path.suffix, np.ascontiguousarray(stored))[1].tobytes())
 

@@ -1,4 +1,4 @@
-"""Names and colours of classes."""
+"""Names and colors of classes."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ CITYSCAPES_IDS = (
 
 _NAMES = {len(names): names for names in (NYU40, SUN37, NYU13, CITYSCAPES)}
 
-# Colours that readers of these data sets know: SceneNet's and Cityscapes' own.
+# Colors that readers of these data sets know: SceneNet's and Cityscapes' own.
 _PALETTES = {
     13: (
         *((0, 0, 255), (233, 89, 48), (0, 218, 0), (149, 0, 240), (222, 241, 24), (255, 206, 206)),
@@ -113,10 +113,10 @@ def class_names(root: Path | None, num_classes: int, names: tuple[str, ...] = ()
 
 
 def palette(num_classes: int) -> NDArray[np.uint8]:
-    """Colours that tell classes apart, ``[num_classes, 3]`` uint8, red first; none is black, which is void's.
+    """Colors that tell classes apart, ``[num_classes, 3]`` uint8, red first; none is black, which is void's.
 
-    Cityscapes' own colours for 19 classes, SceneNet's for 13. For other counts the bits of label + 1 are
-    dealt in turn to red, green and blue, the lowest to the highest bits of the colours: neighbouring labels
+    Cityscapes' own colors for 19 classes, SceneNet's for 13. For other counts the bits of label + 1 are
+    dealt in turn to red, green and blue, the lowest to the highest bits of the colors: neighboring labels
     get very different ones.
     """
     if not 1 <= num_classes <= 255:
@@ -124,7 +124,7 @@ def palette(num_classes: int) -> NDArray[np.uint8]:
     if num_classes in _PALETTES:
         return np.array(_PALETTES[num_classes], np.uint8)
     bits = np.arange(1, num_classes + 1)[:, None] >> np.arange(8) & 1  # [K, 8], lowest first
-    colours = np.zeros((num_classes, 3), np.uint8)
+    colors = np.zeros((num_classes, 3), np.uint8)
     for bit in range(8):
-        colours[:, bit % 3] |= (bits[:, bit] << (7 - bit // 3)).astype(np.uint8)
-    return colours
+        colors[:, bit % 3] |= (bits[:, bit] << (7 - bit // 3)).astype(np.uint8)
+    return colors

@@ -18,7 +18,7 @@ from models.data.layouts import LABELS, Layout
 from models.data.survey import Scenes, Survey, Values, survey
 
 _FIRST_SCENES = 8  # looked at with a set's first sample
-_INDOORS = (0.3, 15.0)  # metres: where the median depth of rooms lies
+_INDOORS = (0.3, 15.0)  # meters: where the median depth of rooms lies
 _HIDDEN = 0.9  # a share of missing depth that leaves little to learn from
 _NARROW = 0.1  # a share of 16 bits' range that is worth a range of its own
 _ROTATED, _VALUES = 8, 50  # the greatest common divisor of so many values: SUN RGB-D's rotated bits
@@ -135,8 +135,8 @@ def _of_values(layout: Layout, name: str, values: Values) -> Iterable[str]:
     wide = any("16 bits" in stored for stored in values.kinds)
     if kind == "depth":
         if layout.depth_scale is None and wide:
-            yield "16 bits in a layout without a scale: if metric, give depth_scale, stored units per metre"
-        if values.metres:
+            yield "16 bits in a layout without a scale: if metric, give depth_scale, stored units per meter"
+        if values.meters:
             yield from _of_distances(layout, values)
     narrow = wide and layout.modality(name).range is None and values.high - values.low < _NARROW * 2**16
     if kind == "intensity" and narrow:
@@ -159,7 +159,7 @@ def _of_distances(layout: Layout, values: Values) -> Iterable[str]:
     if not _INDOORS[0] <= median <= _INDOORS[1] and all("floating" in kind for kind in values.kinds):
         yield (
             f"{low:.3g} to {high:.3g} m, the median {median:.3g} m, is unlike a room: floating point is read"
-            " as metres, whatever depth_scale says; if it is not, divide it, or store integers"
+            " as meters, whatever depth_scale says; if it is not, divide it, or store integers"
         )
     elif not _INDOORS[0] <= median <= _INDOORS[1]:
         unit = (
@@ -169,7 +169,7 @@ def _of_distances(layout: Layout, values: Values) -> Iterable[str]:
         )
         yield (
             f"{low:.3g} to {high:.3g} m, the median {median:.3g} m, is unlike a room: check {unit}"
-            f" (stored units per metre) and bit_shift={layout.bit_shift}"
+            f" (stored units per meter) and bit_shift={layout.bit_shift}"
         )
 
 

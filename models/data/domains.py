@@ -3,7 +3,7 @@
 - normal, reshading and edge_occlusion come of the planes that ``geometry.surface_planes`` fits to depth
   ``without_steps``, so that steps and noise are smoothed, but not edges;
 - depth is copied: along the optical axis (depth_zbuffer) and along the ray (depth_euclidean);
-- edge_texture comes of the colours.
+- edge_texture comes of the colors.
 
 principal_curvature and the segments are not derived.
 """
@@ -42,15 +42,15 @@ DERIVED = (
 # To be raised with every change of what the same images, or the same rooms, give.
 _OF_IMAGES, _OF_ROOMS = 3, 1
 _SOURCES = "sources.txt"
-_HALF_LIFE = 8.0  # metres from the lamp at which its light has halved, Taskonomy's
+_HALF_LIFE = 8.0  # meters from the lamp at which its light has halved, Taskonomy's
 _SIGMA = 3.0  # of the blur before texture edges are looked for, in pixels of Taskonomy's 512
 _SIDE = 512
 _FULL = 2**16 - 1
-_FARTHEST = 128.0  # metres, what 16 bits can store
+_FARTHEST = 128.0  # meters, what 16 bits can store
 # As a share of the width, the widest hole that is a sensor's shadow: a Kinect's of a thing 0.8 m away.
 _SHADOW = 1 / 16
 # Pixels and those beside them, along rows and along columns.
-_NEIGHBOURS = ((np.s_[..., :-1], np.s_[..., 1:]), (np.s_[..., :-1, :], np.s_[..., 1:, :]))
+_NEIGHBORS = ((np.s_[..., :-1], np.s_[..., 1:]), (np.s_[..., :-1, :], np.s_[..., 1:, :]))
 
 
 def prepare_domains(
@@ -160,14 +160,14 @@ def derive(rgb: NDArray[np.uint8], depth: Array, planes: Array, camera: Camera) 
 
     Args:
         rgb: ``[H, W, 3]``, red first.
-        depth: ``[H, W]`` in metres, 0 where missing.
+        depth: ``[H, W]`` in meters, 0 where missing.
         planes: ``[3, H, W]``, as ``surface_planes`` gives them; exact ones give exact domains.
         camera: of images of this size.
     """
     rays = _rays(camera, depth.shape)
     return {
         "rgb": rgb,
-        "normal": normal_colours(planes),
+        "normal": normal_colors(planes),
         "reshading": reshading(planes, camera),
         "depth_euclidean": stored_depth(depth * _length(rays)),
         "depth_zbuffer": stored_depth(depth),
@@ -176,7 +176,7 @@ def derive(rgb: NDArray[np.uint8], depth: Array, planes: Array, camera: Camera) 
     }
 
 
-def normal_colours(planes: Array) -> NDArray[np.uint8]:
+def normal_colors(planes: Array) -> NDArray[np.uint8]:
     """Normals as Taskonomy stores them: red to the right, green down, blue towards the camera.
 
     Each is 127.5 + 127.5 times the component: a wall straight ahead is (128, 128, 255), a floor has little
@@ -186,7 +186,7 @@ def normal_colours(planes: Array) -> NDArray[np.uint8]:
 
 
 def reshading(planes: Array, camera: Camera) -> NDArray[np.uint8]:
-    """The surfaces in one grey, lit by a lamp at the camera: 255 · max(0, n·v) / (1 + (r / 8 m)²).
+    """The surfaces in one gray, lit by a lamp at the camera: 255 · max(0, n·v) / (1 + (r / 8 m)²).
 
     n is the normal, v the direction of the lamp, r its distance; Taskonomy's lamp falls off in this way too.
     0 where depth is missing.
@@ -199,18 +199,18 @@ def reshading(planes: Array, camera: Camera) -> NDArray[np.uint8]:
     return np.asarray(np.rint(255 * cosine.clip(0, 1) / (1 + (distance / _HALF_LIFE) ** 2)), np.uint8)
 
 
-def stored_depth(metres: Array) -> NDArray[np.uint16]:
-    """Depth as Taskonomy stores it: 512 units per metre; missing (0), and beyond 128 m, the largest value."""
-    units = np.rint(metres.astype(np.float64) * DEPTH_UNITS)
-    return np.where((metres > 0) & (units < MISSING_DEPTH), units, MISSING_DEPTH).astype(np.uint16)
+def stored_depth(meters: Array) -> NDArray[np.uint16]:
+    """Depth as Taskonomy stores it: 512 units per meter; missing (0), and beyond 128 m, the largest value."""
+    units = np.rint(meters.astype(np.float64) * DEPTH_UNITS)
+    return np.where((meters > 0) & (units < MISSING_DEPTH), units, MISSING_DEPTH).astype(np.uint16)
 
 
 def occlusion_edges(planes: Array, camera: Camera) -> NDArray[np.uint16]:
-    """Where one surface hides another: the jump of √depth between neighbouring pixels, in Taskonomy's scale.
+    """Where one surface hides another: the jump of √depth between neighboring pixels, in Taskonomy's scale.
 
     Taskonomy applies Sobel's operator to √(stored depth / 65536), which answers to slanted floors as well.
-    Here a jump is how far apart the planes of two neighbours are at either of them, whichever is less: on one
-    plane, and where two cross between the neighbours, it is 0. Of a pixel's two neighbours along a row the
+    Here a jump is how far apart the planes of two neighbors are at either of them, whichever is less: on one
+    plane, and where two cross between the neighbors, it is 0. Of a pixel's two neighbors along a row the
     larger jump counts, and so along a column; the root mean square of both, Sobel's magnitude, is stored
     times 65535. Both pixels beside a vertical or horizontal edge get its full height, others nothing.
 
@@ -222,7 +222,7 @@ def occlusion_edges(planes: Array, camera: Camera) -> NDArray[np.uint16]:
     planes = _without_shadows(planes, rays)
     known = np.asarray(planes.any(axis=0))
     square = np.zeros(known.shape, np.float32)
-    for here, there in _NEIGHBOURS:
+    for here, there in _NEIGHBORS:
         own, other = _root_depth(planes[here], rays[here]), _root_depth(planes[there], rays[there])
         apart_here = _root_depth(planes[there], rays[here]) - own
         apart_there = other - _root_depth(planes[here], rays[there])
@@ -251,17 +251,17 @@ def _without_shadows(planes: Array, rays: Array) -> Array:
 
 
 def texture_edges(rgb: NDArray[np.uint8]) -> NDArray[np.uint16]:
-    """The gradient's magnitude of the blurred grey image, in Taskonomy's scale.
+    """The gradient's magnitude of the blurred gray image, in Taskonomy's scale.
 
     That is Canny's detector without thinning and thresholds: a Gaussian of σ = 3 pixels, Sobel's operator
-    (its weights summing to 1 on either side), the root mean square of both directions, times 65535; grey from
+    (its weights summing to 1 on either side), the root mean square of both directions, times 65535; gray from
     0 to 1. Pixels are those of images whose shorter side is 512: smaller ones are blurred accordingly less
     and their gradients, a pixel being larger, count accordingly less. A straight edge from black to white
     peaks at 11992 in 512 pixels, at 11097 in 256.
     """
     scale = min(rgb.shape[:2]) / _SIDE
-    grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
-    blurred = cv2.GaussianBlur(grey, (0, 0), _SIGMA * scale, borderType=cv2.BORDER_REPLICATE)
+    gray = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
+    blurred = cv2.GaussianBlur(gray, (0, 0), _SIGMA * scale, borderType=cv2.BORDER_REPLICATE)
     along_x, along_y = (
         cv2.Sobel(blurred, cv2.CV_32F, *order, scale=scale / 4, borderType=cv2.BORDER_REPLICATE)
         for order in ((1, 0), (0, 1))

@@ -1,6 +1,6 @@
 """Geometry from depth: normals, gravity, height above ground, and HHA of them.
 
-Camera axes: x to the right, y down, z forward; metres. Missing depth is 0, and so is all that follows from
+Camera axes: x to the right, y down, z forward; meters. Missing depth is 0, and so is all that follows from
 it.
 """
 
@@ -18,22 +18,22 @@ Array = NDArray[np.float32]
 # come out at 172 degrees with gravity in the median, with 4 pixels at 161: the steps of a Kinect.
 _RADIUS = 1 / 64
 _BLURS = (1 / 48, 1 / 96, 1 / 192, 1 / 384)  # one after another, sigmas as shares of the width
-_COARSEST = 0.1  # metres; values that differ by more are different surfaces, not steps of storage
+_COARSEST = 0.1  # meters; values that differ by more are different surfaces, not steps of storage
 _LEAST = 0.3  # share of a window's pixels that must be known
-_GAIN = 0.5  # a window off the centre is taken where its error is less than so much of the centred one's
+_GAIN = 0.5  # a window off the center is taken where its error is less than so much of the centerd one's
 _LOWEST = -0.9  # the ground is at least so far below the camera,
 _ASSUMED = -1.3  # or else not in view and taken to be here (both Gupta et al.'s)
 
 
 class Camera(NamedTuple):
-    """A pinhole camera: focal lengths and principal point in pixels, the first pixel's centre at 0."""
+    """A pinhole camera: focal lengths and principal point in pixels, the first pixel's center at 0."""
 
     fx: float
     fy: float
     cx: float
     cy: float
     size: tuple[int, int] | None = None  # width and height of its images; None: whatever they have
-    baseline: float | None = None  # to the second camera of a stereo pair, in metres
+    baseline: float | None = None  # to the second camera of a stereo pair, in meters
 
     def scaled(self, height: int, width: int) -> Camera:
         """The camera of images of another size that show the same.
@@ -48,8 +48,8 @@ class Camera(NamedTuple):
             raise ValueError(
                 f"the camera of {self.size[0]}x{self.size[1]} does not tell that of {width}x{height}"
             )
-        centre = ((self.cx + 0.5) * x - 0.5, (self.cy + 0.5) * y - 0.5)
-        return Camera(self.fx * x, self.fy * y, *centre, (width, height), self.baseline)
+        center = ((self.cx + 0.5) * x - 0.5, (self.cy + 0.5) * y - 0.5)
+        return Camera(self.fx * x, self.fy * y, *center, (width, height), self.baseline)
 
     def cropped(self, top: int, left: int, height: int, width: int) -> Camera:
         """The camera of a part of its images."""
@@ -63,13 +63,13 @@ class Camera(NamedTuple):
 
 
 def points(depth: Array, camera: Camera) -> Array:
-    """The point of every pixel, ``[H, W, 3]`` in metres, of depth ``[H, W]``."""
+    """The point of every pixel, ``[H, W, 3]`` in meters, of depth ``[H, W]``."""
     x, y = camera.directions(*depth.shape)
     return np.stack([depth * x, depth * y, depth], axis=-1)
 
 
 def without_steps(depth: Array) -> Array:
-    """Depth ``[H, W]`` in metres that was stored in coarse steps, the steps smoothed away.
+    """Depth ``[H, W]`` in meters that was stored in coarse steps, the steps smoothed away.
 
     Inverse depth, which is affine on planes, is blurred less and less, and held within half a step of what
     was stored each time: slopes lose their stairs, and depth stored finely is hardly changed. Where the blur
@@ -85,8 +85,8 @@ def without_steps(depth: Array) -> Array:
         return depth
     half = min(np.diff(values).min(), np.float32(_COARSEST)) / 2
 
-    def inverted(metres: Array) -> Array:
-        return np.divide(1, np.maximum(metres, depth / 2), out=np.zeros_like(depth), where=known)
+    def inverted(meters: Array) -> Array:
+        return np.divide(1, np.maximum(meters, depth / 2), out=np.zeros_like(depth), where=known)
 
     stored, weight = inverted(depth), known.astype(np.float32)
     smooth = stored
@@ -100,7 +100,7 @@ def without_steps(depth: Array) -> Array:
 
 
 def surface_normals(depth: Array, camera: Camera) -> Array:
-    """Unit normals ``[H, W, 3]`` that face the camera, of depth ``[H, W]`` in metres."""
+    """Unit normals ``[H, W, 3]`` that face the camera, of depth ``[H, W]`` in meters."""
     return plane_normals(surface_planes(depth, camera))
 
 
@@ -112,7 +112,7 @@ def plane_normals(planes: Array) -> Array:
 
 
 def surface_planes(depth: Array, camera: Camera) -> Array:
-    """The plane n·P = 1 that every pixel lies on: n in 1/metres, ``[3, H, W]``, of depth ``[H, W]``.
+    """The plane n·P = 1 that every pixel lies on: n in 1/meters, ``[3, H, W]``, of depth ``[H, W]``.
 
     On a plane n·P = 1 the inverse depth is n·(x/z, y/z, 1): an affine function of the pixel. It is fitted by
     least squares in every window (of 21x21 pixels at 640x480) at once, from filtered moments. A pixel takes
@@ -170,7 +170,7 @@ def _best_windows(plane: Array, error: Array, inverse: Array, x: Array, y: Array
     errors = np.pad(error, rim[1:], constant_values=np.inf)
     best = np.zeros_like(plane)
     least = np.full_like(error, np.inf)
-    for dy in (0, -radius, radius):  # the centred window first
+    for dy in (0, -radius, radius):  # the centerd window first
         for dx in (0, -radius, radius):
             rows = slice(radius + dy, radius + dy + height)
             columns = slice(radius + dx, radius + dx + width)
@@ -208,7 +208,7 @@ def gravity(normals: Array) -> Array:
 
 
 def height_above_ground(depth: Array, camera: Camera, normals: Array, down: Array) -> Array:
-    """Metres above the ground, ``[H, W]``, negative below it.
+    """Meters above the ground, ``[H, W]``, negative below it.
 
     The ground is the lowest surface of some extent that faces up. Where it is less than 0.9 m below the
     camera it is taken to be out of view and 1.3 m below, as Gupta et al. do.
@@ -237,8 +237,8 @@ def _ground(heights: Array) -> float:
 def hha(depth: Array, camera: Camera) -> Array:
     """Horizontal disparity, height above ground, angle with gravity, ``[H, W, 3]`` on the scale 0 to 255.
 
-    Gupta et al.'s encoding (``saveHHA`` of their rgbdutils), not rounded: 310 / metres (from 1 m on);
-    centimetres; the angle between gravity and the normal that points away from the camera, in degrees, + 38:
+    Gupta et al.'s encoding (``saveHHA`` of their rgbdutils), not rounded: 310 / meters (from 1 m on);
+    centimeters; the angle between gravity and the normal that points away from the camera, in degrees, + 38:
     a floor is 38, a wall 128, a ceiling 218. 0 where depth is missing.
     """
     normals = surface_normals(depth, camera)

@@ -38,7 +38,7 @@ Image = NDArray[np.float32]  # [H, W, C]
 _NORMALIZED = ((np.arange(256.0)[:, None] / 255 - IMAGENET_MEAN) / IMAGENET_STD).astype(np.float32)[None]
 # Mean difference between two channels, of 255, that JPEG leaves in a gray image saved as color.
 _GRAY_WITHIN = 2.0
-_BRIGHTNESS = '; 8 bits are too coarse for metres, but brightness with "depth_scale": null in layout.json'
+_BRIGHTNESS = '; 8 bits are too coarse for meters, but brightness with "depth_scale": null in layout.json'
 _UNLABELED = -1  # in arrays of signed integers
 
 
@@ -69,13 +69,13 @@ def read_depth(path: Source, depth_scale: DepthScale, bit_shift: int = 0) -> Ima
     """Read a depth map; 0 stands for a missing value.
 
     Args:
-        path: one channel. Floating point holds metres, whatever ``depth_scale`` says. Integers have 16 bits
+        path: one channel. Floating point holds meters, whatever ``depth_scale`` says. Integers have 16 bits
             or more; 8 as well where there is no scale, and in frames of video.
-        depth_scale: stored units per metre; None: brightness of 8 or 16 bits, whose largest value becomes 1.
+        depth_scale: stored units per meter; None: brightness of 8 or 16 bits, whose largest value becomes 1.
         bit_shift: by how many bits stored values of 16 bits are rotated to the right first (SUN RGB-D: 3).
 
     Returns:
-        ``[H, W, 1]`` float32 in metres, not normalized (as in the authors' released code). What is negative,
+        ``[H, W, 1]`` float32 in meters, not normalized (as in the authors' released code). What is negative,
         not finite, 0 or, of more than 8 bits, the largest integer is missing.
 
     Raises:
@@ -96,8 +96,8 @@ def depth_image(
         stored = _one_channel(path, stored, "depth")
     if depth_scale == UNKNOWN_SCALE and stored.dtype.kind != "f":
         raise DataError(
-            f"{path}: depth_scale is not known, the stored units per metre: give it as data.depth_scale"
-            ' or in layout.json, as "depth_scale": 1000 for millimetres, null for brightness without a scale'
+            f"{path}: depth_scale is not known, the stored units per meter: give it as data.depth_scale"
+            ' or in layout.json, as "depth_scale": 1000 for millimeters, null for brightness without a scale'
         )
     if not _is_depth(path, stored, depth_scale):
         allowed = "16 bits" if depth_scale is not None else "8 or 16 bits"
@@ -118,12 +118,12 @@ def depth_image(
 
 
 def is_metric(stored: NDArray[Any], depth_scale: DepthScale) -> bool:
-    """Whether depth stored so comes out in metres."""
+    """Whether depth stored so comes out in meters."""
     return depth_scale is not None or stored.dtype.kind == "f"
 
 
 def _is_depth(path: Source, stored: NDArray[Any], depth_scale: DepthScale) -> bool:
-    """Whether the type can hold depth: 8 bits are too coarse for metres, but all that video has."""
+    """Whether the type can hold depth: 8 bits are too coarse for meters, but all that video has."""
     if stored.ndim != 2:
         return False
     if depth_scale is None and stored.dtype.kind != "f":

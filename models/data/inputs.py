@@ -22,7 +22,7 @@ class InputSpec:
         name: the modality.
         unit: what 1 means.
         channels: before they are tiled; None: as many as the files have.
-        order: of the colours, ``"rgb"``; None where there are none.
+        order: of the colors, ``"rgb"``; None where there are none.
         mean, std: by channel, what is taken off a value of ``unit`` and what the rest is divided by.
     """
 

@@ -247,7 +247,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "classes": (_list_of(_is_text), "a list of names"),
     "depth_scale": (
         lambda value: value is None or (_is_finite(value) and value > 0),
-        "stored units per metre, more than 0, or null",
+        "stored units per meter, more than 0, or null",
     ),
     "bit_shift": (lambda value: _is_int(value, 0, 15), "an integer from 0 to 15"),
     "modalities": (

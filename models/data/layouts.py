@@ -21,7 +21,7 @@ LABELS, CAMERA = "labels", "camera"
 
 _TEST = ("train", "test")  # where validation is on what is called the test set
 
-# Of the colour camera that NYUDv2's depth is projected to (camera_params.m of its toolbox, which counts
+# Of the color camera that NYUDv2's depth is projected to (camera_params.m of its toolbox, which counts
 # pixels from 1).
 KINECT = Camera(518.85790, 519.46961, 324.58245, 252.73617, (640, 480))
 
@@ -48,7 +48,7 @@ class Layout:
         label_map: the class of each stored one, in place of itself; -1 is void.
         label_shift: what the number of a split's labels adds to its images'.
         classes: their names, if they are fixed.
-        depth_scale: stored units per metre of integers; None: brightness without a metric scale;
+        depth_scale: stored units per meter of integers; None: brightness without a metric scale;
             ``UNKNOWN_SCALE``: to be given.
         bit_shift: by how many bits stored depth is rotated to the right before it is scaled.
         modalities: what is known of a modality beside its files.

@@ -52,7 +52,7 @@ class File(NamedTuple):
 
     stored: NDArray[Any]
     image: Image
-    metric: bool = False  # whether it is depth in metres, or disparity
+    metric: bool = False  # whether it is depth in meters, or disparity
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Reader:
     """Makes the images of ``modalities`` from a scene's files.
 
     - ``rgb``: normalized by ImageNet's mean and standard deviation; 3 channels
-    - ``depth``: metres, or 0 ... 1 where the layout knows no scale; 1 channel
-    - ``disparity``: 1 / metres, or pixels / 64 where a file holds disparity; 1 channel
+    - ``depth``: meters, or 0 ... 1 where the layout knows no scale; 1 channel
+    - ``disparity``: 1 / meters, or pixels / 64 where a file holds disparity; 1 channel
     - ``hha``: ``geometry.hha``, or a file of it, normalized as RGB is; 3 channels
     - ``normals``: ``geometry.surface_normals``; 3 channels
     - any other name: a file of the layout, read by its kind (``Layout.modality``); without one, three
@@ -205,10 +205,10 @@ class Reader:
         if not metric:
             kind = self.layout.modality(source).kind
             raise DataError(
-                f"{path}: {modality} needs depth in metres, and the layout {self.layout.name} has no scale;"
+                f"{path}: {modality} needs depth in meters, and the layout {self.layout.name} has no scale;"
                 " give one with data.depth_scale"
                 if kind == "depth"
-                else f"{path}: {modality} needs depth in metres, but {source} is of the kind {kind}"
+                else f"{path}: {modality} needs depth in meters, but {source} is of the kind {kind}"
             )
         if modality == "disparity":
             return _inverse(depth)[:, :, None]
@@ -339,9 +339,9 @@ def read_camera(path: Path) -> Camera:
 
 
 def _from_disparity(disparity: Image, camera: Camera, path: Path | Frame) -> Image:
-    """Metres, of pixels."""
+    """Meters, of pixels."""
     if camera.baseline is None:
-        raise DataError(f"{path}: metres cannot be told from disparity without a camera file's baseline")
+        raise DataError(f"{path}: meters cannot be told from disparity without a camera file's baseline")
     return np.asarray(_inverse(disparity) * np.float32(camera.fx * camera.baseline))
 
 

@@ -17,7 +17,7 @@ from models.data.layouts import LAYOUTS
 from models.data.modalities import File
 from models.data.survey import SCENES, Overview, Survey, spread
 
-_SCALE = 5000  # stored units per metre, the layout's
+_SCALE = 5000  # stored units per meter, the layout's
 _VOID = 255
 _FOLDERS = ("rgb", "masks", "depth")
 
@@ -32,7 +32,7 @@ def prepare_nyudv2(
 
     Args:
         out: folder to make.
-        archive: ``nyu_depth_v2_labeled.mat``: ``images`` [N, 3, W, H], ``depths`` [N, W, H] in metres and
+        archive: ``nyu_depth_v2_labeled.mat``: ``images`` [N, 3, W, H], ``depths`` [N, W, H] in meters and
             ``labels`` [N, W, H] of 894 classes, 0 void, as HDF5 turns MATLAB's axes round.
         splits: ``splits.mat``, with ``trainNdxs`` and ``testNdxs`` counted from 1; None: beside the archive.
         classes: ``classMapping40.mat`` (Gupta et al.), whose ``mapClass`` gives the class, 1 to 40, of
@@ -116,9 +116,9 @@ def _overview(
         found = Survey(split, "the archive", len(chosen), NYU40, looked=len(looked))
         for index in looked:
             rgb, depth, label = read(chosen[index])
-            metres = depth_image(Frame(f"image {chosen[index]}", depth), depth, _SCALE)
+            meters = depth_image(Frame(f"image {chosen[index]}", depth), depth, _SCALE)
             found.add_file("rgb", File(rgb, rgb.astype(np.float32)))
-            found.add_file("depth", File(depth, metres, metric=True), is_depth=True, has_holes=True)
+            found.add_file("depth", File(depth, meters, metric=True), is_depth=True, has_holes=True)
             found.add_labels(label, becomes[label], _VOID)
         lines += found.lines()
         warnings += contradictions(found, LAYOUTS["nyu_cen"])
@@ -139,7 +139,7 @@ def _mapping(path: Path) -> NDArray[np.uint8]:
 
 
 def _stored(depth: NDArray[np.floating]) -> NDArray[np.uint16]:
-    """Metres as they are stored; what is no distance, or beyond the 13 m that can be stored, is missing.
+    """Meters as they are stored; what is no distance, or beyond the 13 m that can be stored, is missing.
 
     The largest value is never written: it is read as missing.
     """

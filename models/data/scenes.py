@@ -1,6 +1,6 @@
 """Procedural rooms seen by an RGB-D camera, made so that neither modality alone tells all classes.
 
-| classes | geometry | colours |
+| classes | geometry | colors |
 |---|---|---|
 | floor, rug | the same | differ |
 | wall, poster | the same | differ |
@@ -9,7 +9,7 @@
 | ball, bowl | towards the camera, away from it; the same outline | the same |
 
 Surfaces are met by rays in closed form; the camera adds the errors of a structured-light sensor.
-World axes: x to the right, y up, z into the room; metres.
+World axes: x to the right, y up, z into the room; meters.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CLASSES = ("floor", "wall", "ceiling", "rug", "poster", "niche", "panel", "crate
 FLOOR, WALL, CEILING, RUG, POSTER, NICHE, PANEL, CRATE, CHEST, BALL, BOWL = range(len(CLASSES))
 
 X, Y, Z = np.eye(3, dtype=np.float32)
-DEPTH_SCALE = 5000  # stored units per metre
+DEPTH_SCALE = 5000  # stored units per meter
 FIELD_OF_VIEW = 65.0  # degrees, horizontal
 DISPARITY = (
     8 * 580 * 0.075
@@ -54,14 +54,14 @@ class Patch:
 
     label: int
     texture: Texture
-    centre: Array
+    center: Array
     right: Array
     up: Array
     half: tuple[float, float]  # half width and height
     holes: tuple[tuple[float, float, float, float], ...] = ()  # middle u, v and half width, height
 
     def meet(self, origin: Array, rays: Array) -> Hit:
-        offset = self.centre - origin
+        offset = self.center - origin
         normal = np.cross(self.right, self.up)
         with np.errstate(divide="ignore", invalid="ignore"):  # parallel rays: inf or nan, which hit nothing
             t = (offset @ normal) / (rays @ normal)
@@ -78,18 +78,18 @@ class Patch:
 
 @dataclass(frozen=True)
 class Sphere:
-    """The near side of a sphere, or the far one; u and v are those of the plane through its centre."""
+    """The near side of a sphere, or the far one; u and v are those of the plane through its center."""
 
     label: int
     texture: Texture
-    centre: Array
+    center: Array
     right: Array
     up: Array
     radius: float
     hollow: bool
 
     def meet(self, origin: Array, rays: Array) -> Hit:
-        offset = self.centre - origin
+        offset = self.center - origin
         square, half = np.einsum("pi,pi->p", rays, rays), rays @ offset
         root = half**2 - square * (offset @ offset - self.radius**2)
         with np.errstate(invalid="ignore"):
@@ -98,7 +98,7 @@ class Sphere:
         return Hit(np.where((root >= 0) & (t > 0), t, np.inf), point @ self.right, point @ self.up)
 
     def normals(self, points: Array) -> Array:
-        return points - self.centre
+        return points - self.center
 
 
 Surface = Patch | Sphere
@@ -116,7 +116,7 @@ class View(NamedTuple):
     """The image of a room that a perfect camera takes."""
 
     rgb: NDArray[np.uint8]  # [H, W, 3], red first
-    depth: Array  # [H, W] in metres
+    depth: Array  # [H, W] in meters
     planes: Array  # [3, H, W], of the surfaces, tangent to round ones, as geometry.surface_planes has them
     labels: NDArray[np.uint8]  # [H, W], indices into CLASSES
 
@@ -131,7 +131,7 @@ def render(
         rng: decides everything.
 
     Returns:
-        RGB ``[H, W, 3]`` uint8, red first; depth ``[H, W]`` uint16, ``DEPTH_SCALE`` units per metre, 0 where
+        RGB ``[H, W, 3]`` uint8, red first; depth ``[H, W]`` uint16, ``DEPTH_SCALE`` units per meter, 0 where
         missing; labels ``[H, W]`` uint8, indices into ``CLASSES``.
     """
     seen = view(size, rng)
@@ -141,19 +141,19 @@ def render(
 def view(size: tuple[int, int], rng: Generator) -> View:
     """A random room, its geometry exact; the same room and image as ``render`` makes of ``rng``."""
     room = random_room(rng)
-    image = (2 * size[0], 2 * size[1])  # two by two rays a pixel smooth the colours
+    image = (2 * size[0], 2 * size[1])  # two by two rays a pixel smooth the colors
     rays = _rays(image)
     depth, owner, u, v = cast(room, rays @ room.axes)
-    colours, planes = np.empty((2, len(depth), 3), np.float32)
+    colors, planes = np.empty((2, len(depth), 3), np.float32)
     points = depth[:, None] * rays
     for index, surface in enumerate(room.surfaces):
         seen = owner == index
-        colours[seen] = surface.texture(u[seen], v[seen])
+        colors[seen] = surface.texture(u[seen], v[seen])
         planes[seen] = surface.normals(room.origin + points[seen] @ room.axes) @ room.axes.T
     planes /= np.einsum("pi,pi->p", planes, points)[:, None]
     labels = np.array([surface.label for surface in room.surfaces], np.uint8)[owner]
     return View(
-        _photograph(colours.reshape(*image, 3), rng),
+        _photograph(colors.reshape(*image, 3), rng),
         depth.reshape(image)[::2, ::2].copy(),
         planes.reshape(*image, 3)[::2, ::2].transpose(2, 0, 1).copy(),
         labels.reshape(image)[::2, ::2].copy(),
@@ -189,7 +189,7 @@ def cast(room: Room, rays: Array) -> tuple[Array, NDArray[np.intp], Array, Array
 
 
 def _rays(size: tuple[int, int]) -> Array:
-    """Directions through pixel centres in camera axes, of length 1 along the optical axis: t is depth."""
+    """Directions through pixel centers in camera axes, of length 1 along the optical axis: t is depth."""
     height, width = size
     focal = _focal(width)
     rows, columns = np.mgrid[:height, :width] + 0.5
@@ -201,9 +201,9 @@ def _focal(width: int) -> float:
     return float(width / 2 / np.tan(np.radians(FIELD_OF_VIEW / 2)))
 
 
-def _photograph(colours: Array, rng: Generator) -> NDArray[np.uint8]:
+def _photograph(colors: Array, rng: Generator) -> NDArray[np.uint8]:
     """Average two by two rays; uneven light, white balance, noise."""
-    image = cv2.resize(colours, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    image = cv2.resize(colors, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
     light = cv2.resize(rng.uniform(0.7, 1.1, (3, 4)), image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
     image = image * light[:, :, None] * rng.uniform(0.92, 1.08, 3) + rng.normal(0, 0.025, image.shape)
     return np.asarray(np.rint(255 * image.clip(0, 1)), np.uint8)
@@ -267,13 +267,13 @@ def _furnish(wall: Patch, rng: Generator) -> Iterator[Surface]:
         half = tuple(rng.uniform((0.28, 0.25), (0.46 * step, 0.6)))
         u = (place + 0.5) * step - wall.half[0] + rng.uniform(-1, 1) * (0.47 * step - half[0])
         v = rng.uniform(-0.4, 0.3)
-        centre = wall.centre + u * wall.right + v * wall.up
+        center = wall.center + u * wall.right + v * wall.up
         if kind == POSTER:
-            yield Patch(POSTER, textures.picture(rng), centre + 1e-4 * inward, wall.right, wall.up, half)
+            yield Patch(POSTER, textures.picture(rng), center + 1e-4 * inward, wall.right, wall.up, half)
         elif kind != WALL:
             reach = rng.uniform(0.075, 0.175) * (1 if kind == PANEL else -1)
             axes, box = (wall.right, wall.up, inward), (*half, abs(reach))
-            *sides, front = _box(kind, textures.tiles(rng), centre + reach * inward, axes, box)
+            *sides, front = _box(kind, textures.tiles(rng), center + reach * inward, axes, box)
             yield from sides
             if kind == PANEL:
                 yield front
@@ -285,21 +285,21 @@ def _furnish(wall: Patch, rng: Generator) -> Iterator[Surface]:
 def _rug(origin: Array, forward: Array, rng: Generator) -> Iterator[Surface]:
     if rng.random() < 0.85:
         angle, half = rng.uniform(0, np.pi), rng.uniform((0.6, 0.5), (1.2, 0.9))
-        centre = _spot(origin, forward, rng, (1.6, 3.2))
+        center = _spot(origin, forward, rng, (1.6, 3.2))
         right = _vector(np.cos(angle), 0, np.sin(angle))
-        yield Patch(RUG, textures.weave(rng), centre + 1e-4 * Y, right, np.cross(Y, right), tuple(half))
+        yield Patch(RUG, textures.weave(rng), center + 1e-4 * Y, right, np.cross(Y, right), tuple(half))
 
 
 def _objects(origin: Array, forward: Array, floor: tuple[float, float], rng: Generator) -> Iterator[Surface]:
     """Crates, chests, balls and bowls on the floor, clear of each other and of the walls."""
     taken: list[tuple[Array, float]] = []
     for _ in range(12):
-        centre, reach = _spot(origin, forward, rng, (1.8, 4.2)), rng.uniform(0.22, 0.42)
-        margin = np.minimum(centre[[0, 2]], np.array(floor) - centre[[0, 2]]).min()
-        if margin < reach + 0.1 or any(np.linalg.norm(centre - c) < reach + r + 0.1 for c, r in taken):
+        center, reach = _spot(origin, forward, rng, (1.8, 4.2)), rng.uniform(0.22, 0.42)
+        margin = np.minimum(center[[0, 2]], np.array(floor) - center[[0, 2]]).min()
+        if margin < reach + 0.1 or any(np.linalg.norm(center - c) < reach + r + 0.1 for c, r in taken):
             continue
-        taken.append((centre, reach))
-        yield from _object(int(rng.choice([CRATE, CHEST, BALL, BOWL])), centre, reach, origin, rng)
+        taken.append((center, reach))
+        yield from _object(int(rng.choice([CRATE, CHEST, BALL, BOWL])), center, reach, origin, rng)
         if len(taken) == 4:
             return
 
@@ -313,11 +313,11 @@ def _object(kind: int, spot: Array, reach: float, origin: Array, rng: Generator)
         cover = textures.slats(rng) if kind == CRATE else textures.checks(rng)
         yield from _box(kind, cover, spot + height / 2 * Y, (right, Y, np.cross(right, Y)), half)
         return
-    centre, cover = spot + reach * Y, textures.blotches(rng)
-    facing = (origin - centre) / np.linalg.norm(origin - centre)
+    center, cover = spot + reach * Y, textures.blotches(rng)
+    facing = (origin - center) / np.linalg.norm(origin - center)
     right = np.cross(Y, facing) / np.linalg.norm(np.cross(Y, facing))
     up = np.cross(facing, right)
-    yield Sphere(kind, cover, centre, right, up, reach, hollow=kind == BOWL)
+    yield Sphere(kind, cover, center, right, up, reach, hollow=kind == BOWL)
 
 
 def _spot(origin: Array, forward: Array, rng: Generator, distance: tuple[float, float]) -> Array:
@@ -330,7 +330,7 @@ def _spot(origin: Array, forward: Array, rng: Generator, distance: tuple[float, 
 def _box(
     label: int,
     texture: Texture,
-    centre: Array,
+    center: Array,
     axes: tuple[Array, Array, Array],
     half: tuple[float, float, float],
 ) -> Iterator[Patch]:
@@ -342,7 +342,7 @@ def _box(
         ((a, b, c), (0, 1, 2), 1.0),
     ):
         for side in (-1, 1):
-            face = centre + side * half[k] * out
+            face = center + side * half[k] * out
             yield Patch(label, textures.shade(texture, shade), face, right, up, (half[i], half[j]))
 
 

@@ -64,7 +64,7 @@ class Values:
         sizes: how many of each size.
         low, high: the stored values' range.
         known, pixels: how many pixels are measured, of how many.
-        metres: samples of measured depth, with the extremes of each file; none of what is not in metres.
+        meters: samples of measured depth, with the extremes of each file; none of what is not in meters.
         stored: a sample of the distinct stored values of depth.
     """
 
@@ -74,7 +74,7 @@ class Values:
     high: float = -np.inf
     known: int = 0
     pixels: int = 0
-    metres: list[NDArray[np.float32]] = field(default_factory=list)
+    meters: list[NDArray[np.float32]] = field(default_factory=list)
     stored: set[float] = field(default_factory=set)
 
     def add(self, file: File, is_depth: bool, has_holes: bool) -> None:
@@ -91,12 +91,12 @@ class Values:
             if is_depth and stored.ndim == 2:
                 self.stored.update(_thinned(values).tolist())
             if is_depth and file.metric:
-                metres = image[known][:, 0]
-                self.metres.append(np.array([metres.min(), *_thinned(metres), metres.max()]))
+                meters = image[known][:, 0]
+                self.meters.append(np.array([meters.min(), *_thinned(meters), meters.max()]))
 
     def distances(self) -> tuple[float, float, float]:
-        """The least, median and greatest measured distance in metres."""
-        every = np.concatenate(self.metres)
+        """The least, median and greatest measured distance in meters."""
+        every = np.concatenate(self.meters)
         return float(every.min()), float(np.median(every)), float(every.max())
 
 
@@ -162,12 +162,12 @@ class Survey:
         lines = [f"{self.split}: {self.source} lists {self.scenes}, {self.looked} of them looked at"]
         for name, values in self.values.items():
             parts = [" or ".join(values.kinds), " or ".join(_some(values.sizes))]
-            if values.metres:
+            if values.meters:
                 low, median, high = values.distances()
                 parts.append(f"{low:.2f} to {high:.2f} m, median {median:.2f} m")
             elif values.known:
                 parts.append(f"stored {values.low:g} to {values.high:g}")
-            if values.known < values.pixels or values.metres:
+            if values.known < values.pixels or values.meters:
                 parts.append(f"{1 - values.known / max(1, values.pixels):.1%} missing")
             lines.append(f"  {name}: {', '.join(parts)}")
         if not self.label_maps:

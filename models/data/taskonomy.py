@@ -35,7 +35,7 @@ from models.data.images import DataError, Frame, kind_of, read_stored
 from models.data.layouts import SPLITS
 from models.networks.messages import suggest
 
-DEPTH_UNITS = 512  # a metre
+DEPTH_UNITS = 512  # a meter
 MISSING_DEPTH = 2**16 - 1
 PLACEHOLDER = "{domain}"
 
@@ -52,7 +52,7 @@ class Domain:
         bits: of the files: 8 with one or three channels, or 16 with one.
         scale: the encoded value of a stored 1, or of a logarithm of 1.
         logarithmic: ln(1 + stored) takes the place of the stored value.
-        mixed: whether neighbouring pixels may be averaged when an image is resized. Nothing lies between an
+        mixed: whether neighboring pixels may be averaged when an image is resized. Nothing lies between an
             object and the wall behind it, nor between two numbers of segments.
     """
 
@@ -65,7 +65,7 @@ class Domain:
     def read(self, path: Path | Frame) -> NDArray[np.float32]:
         """A file as networks see it, ``[H, W, 3]`` or ``[H, W, 1]`` float32 from -1 to 1.
 
-        Depth in floating point is in metres; what is not finite, 0 or negative is missing.
+        Depth in floating point is in meters; what is not finite, 0 or negative is missing.
 
         Raises:
             DataError: unreadable, broken or truncated file; other bits or channels.
@@ -90,7 +90,7 @@ class Domain:
     def decode(self, values: Tensor) -> Tensor:
         """The inverse of ``encode``, for what a network makes: stored values, not rounded.
 
-        Depth / ``DEPTH_UNITS`` is metres, a normal (stored - 127.5) / 127.5. Edges that were cut off at 255
+        Depth / ``DEPTH_UNITS`` is meters, a normal (stored - 127.5) / 127.5. Edges that were cut off at 255
         stay so.
         """
         values = (values + 1) * (127.5 / self.scale)
@@ -104,9 +104,9 @@ class Domain:
         return image
 
 
-def _stored_depth(metres: NDArray[Any]) -> NDArray[np.uint16]:
-    """Metres as files store them."""
-    units = np.minimum(metres.astype(np.float64) * DEPTH_UNITS, MISSING_DEPTH).round()
+def _stored_depth(meters: NDArray[Any]) -> NDArray[np.uint16]:
+    """Meters as files store them."""
+    units = np.minimum(meters.astype(np.float64) * DEPTH_UNITS, MISSING_DEPTH).round()
     return np.where(units > 0, units, MISSING_DEPTH).astype(np.uint16)
 
 

@@ -26,8 +26,8 @@ class TrainTransform:
     normalized), depth and what comes of it with 0 (missing), labels with ``ignore_index``. A modality's kind
     decides how it is resized and mirrored (``models.data.kinds``).
 
-    Images come normalised as float32: OpenCV resizes those at least as fast as 8-bit ones (0.20 against
-    0.32 ms for 640x480), so that nothing would be gained by normalising the crop instead.
+    Images come normalized as float32: OpenCV resizes those at least as fast as 8-bit ones (0.20 against
+    0.32 ms for 640x480), so that nothing would be gained by normalizing the crop instead.
 
     Raises:
         ValueError: a side is not positive, ``scales`` is not an interval of positive numbers, or ``scale_of``

@@ -1,8 +1,8 @@
 """The import command: a RefineNet that the paper's authors released becomes a file of this project.
 
-What the released code feeds its networks, which is what the layout ``nyu_cen`` gives: colours red first,
+What the released code feeds its networks, which is what the layout ``nyu_cen`` gives: colors red first,
 ``(v / 255 - mean) / std`` by ImageNet's mean and standard deviation; depth as stored / 5000, that is in
-metres, not normalised, tiled to three channels. (For SUN RGB-D that code stretches the depth of every image
+meters, not normalized, tiled to three channels. (For SUN RGB-D that code stretches the depth of every image
 to 0 ... 255 instead, which no layout here does.)
 """
 

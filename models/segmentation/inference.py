@@ -107,7 +107,7 @@ def places(size: Sequence[int], side: int | None, overlap: float) -> list[Place]
     """Windows that cover an image of ``size``, row by row.
 
     They are squares of ``side``, cut down to an image that is smaller. The first and the last lie at edges
-    and the others evenly between them, so that neighbours share at least ``overlap`` of a window. With
+    and the others evenly between them, so that neighbors share at least ``overlap`` of a window. With
     ``side=None`` the whole image is the only one.
     """
     rows, columns = (_spans(length, side or length, overlap) for length in size)

@@ -1,4 +1,4 @@
-"""The predict command: image files or video in, label maps, coloured maps and overlays out."""
+"""The predict command: image files or video in, label maps, colored maps and overlays out."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ from models.networks.messages import suggest
 from models.segmentation.build import output_names
 from models.segmentation.load import TrainedNetwork, load
 from models.segmentation.settings import SegmentationRecipe
-from models.segmentation.visualize import colour, contact_sheet, overlay, scene_images, show_input
+from models.segmentation.visualize import colorize, contact_sheet, overlay, scene_images, show_input
 from models.sources import Frames, check_inputs, is_video, match_files, match_frames
 from models.training.errors import UsageError
 from models.video import Video, writing_video
 from models.visualize import Image, save_image, thumbnail
 
-LABELS, COLOURED, OVERLAYS = FOLDERS = ("labels", "coloured", "overlays")
+LABELS, COLORED, OVERLAYS = FOLDERS = (
+    "labels",
+    "coloured",
+    "overlays",
+)  # the old spelling, which scripts read
 
 
 def predict_files(
@@ -39,7 +43,7 @@ def predict_files(
         inputs: by modality an image, or a folder of images that are matched by their names without suffix;
             scenes may differ in size, the modalities of one may not. Or a video, of ``rgb`` or ``depth``, and
             for every other modality a video or a folder of frames in order of their names. Depth of 8 bits,
-            as most video is, has a scale of its own, ``data.depth_scale=25.5`` where 255 is 10 metres.
+            as most video is, has a scale of its own, ``data.depth_scale=25.5`` where 255 is 10 meters.
         output: folder to write to.
         which: ``ensemble``, the default, or the modality whose branch to take.
         overrides: ``field=value`` assignments, such as another ``data.depth_scale``.
@@ -92,25 +96,25 @@ class Prediction:
 
     def colored(self, which: str) -> Image:
         """An output's label map in the classes' colors."""
-        return colour(self.classes(which), self.recipe.data.num_classes, self.palette)
+        return colorize(self.classes(which), self.recipe.data.num_classes, self.palette)
 
     def overlay(self, which: str) -> Image:
-        """An output's coloured label map laid over the colour image, or the first input without one."""
+        """An output's colored label map laid over the color image, or the first input without one."""
         modalities = self.recipe.data.modalities
         shown = modalities.index("rgb") if "rgb" in modalities else 0
         image = show_input(self.images[shown].numpy(), modalities[shown])
         return overlay(image, self.colored(which))
 
     def thumbnails(self) -> dict[str, Image]:
-        """Small images of every ``input <modality>`` and of every output's coloured label map."""
+        """Small images of every ``input <modality>`` and of every output's colored label map."""
         data = self.recipe.data
         images = scene_images(self.images, self.labels, data.modalities, data.num_classes, self.palette)
         return {name: thumbnail(image) for name, image in images.items()}
 
     def write(self, folder: Path, name: str, which: str) -> None:
-        """Write an output's label map, coloured map and overlay below ``FOLDERS``, as ``<name>.png``."""
+        """Write an output's label map, colored map and overlay below ``FOLDERS``, as ``<name>.png``."""
         save_image(folder / LABELS / f"{name}.png", self.classes(which))
-        save_image(folder / COLOURED / f"{name}.png", self.colored(which))
+        save_image(folder / COLORED / f"{name}.png", self.colored(which))
         save_image(folder / OVERLAYS / f"{name}.png", self.overlay(which))
 
 
@@ -133,20 +137,20 @@ def check_depth_unit(trained: TrainedNetwork, depth: Frames | None, scaled: bool
         scaled: whether ``data.depth_scale`` was given for them.
 
     Raises:
-        UsageError: they are video of 8 bits without a scale, though the network was trained on metres.
+        UsageError: they are video of 8 bits without a scale, though the network was trained on meters.
     """
     metric = trained.reader.layout.depth_scale is not None
     if isinstance(depth, Video) and depth.bits == 8 and metric and not scaled:
         raise UsageError(
             f"--depth: {depth.path} has 8 bits, whose unit is not that of training: give data.depth_scale, "
-            "units per metre (25.5 where 255 is 10 metres), or a folder of frames stored as in training"
+            "units per meter (25.5 where 255 is 10 meters), or a folder of frames stored as in training"
         )
 
 
 def _predict_scenes(
     trained: TrainedNetwork, scenes: Mapping[str, Mapping[str, Path]], output: Path, which: str
 ) -> None:
-    """Write the label maps, coloured maps, overlays and the sheet."""
+    """Write the label maps, colored maps, overlays and the sheet."""
     count = min(trained.recipe.eval.sheet, len(scenes))
     chosen = np.linspace(0, len(scenes) - 1, count).astype(int).tolist()
     shown = {}

@@ -38,7 +38,7 @@ class DataSettings:
     ignore_index: int = setting(255, "label of pixels that do not count")
     label_offset: int | None = setting(None, "what stored labels add to the class; none: the layout's")
     merge: str | None = setting(None, "nyu13: the 13 classes of stored 40 or 37; none: classes as stored")
-    depth_scale: float | None = setting(None, "stored depth units per metre; none: the layout's")
+    depth_scale: float | None = setting(None, "stored depth units per meter; none: the layout's")
     bit_shift: int | None = setting(
         None, "bits that stored depth is rotated to the right by; none: the layout's"
     )
@@ -129,9 +129,9 @@ def stages(epochs: int) -> tuple[SegmentationStage, ...]:
 
 @dataclass(frozen=True)
 class OptimSettings(UpdateSettings):
-    """The optimiser."""
+    """The optimizer."""
 
-    method: Literal["sgd", "adamw"] = setting("sgd", "kind of optimiser")
+    method: Literal["sgd", "adamw"] = setting("sgd", "kind of optimizer")
     momentum: float = setting(0.9, "momentum of sgd; first beta of adamw")
     weight_decay: float = setting(1e-5, "weight decay")
     stages: tuple[SegmentationStage, ...] = setting(stages(100), "stretches of training, one after the other")
@@ -179,7 +179,7 @@ class EvalSettings:
     limit: int | None = setting(None, "evaluate the first so many images only; none: all", resumable=True)
     pictures: int = setting(4, "validation images shown in TensorBoard", resumable=True)
     frames: bool = setting(
-        False, "predict writes every frame's labels and colours of videos as well", resumable=True
+        False, "predict writes every frame's labels and colors of videos as well", resumable=True
     )
     sheet: int = setting(
         8, "scenes on the contact sheet of evaluate and predict; 0: no sheet", resumable=True

@@ -1,4 +1,4 @@
-"""Images of a segmentation: inputs, label maps in colour, overlays, sheets with a legend."""
+"""Images of a segmentation: inputs, label maps in color, overlays, sheets with a legend."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ def show_input(image: NDArray[np.float32], modality: str) -> Image:
     pixels = image.transpose(1, 2, 0)
     if modality == "normals":
         pixels = (pixels + 1) / 2
-    elif modality == "rgb" or pixels.min() < 0:  # normalised as colour images are
+    elif modality == "rgb" or pixels.min() < 0:  # normalized as color images are
         pixels = pixels * np.array(IMAGENET_STD) + np.array(IMAGENET_MEAN)
     else:
         pixels = pixels / max(float(pixels.max()), 1e-6)
     return np.asarray((255 * pixels.clip(0, 1)).round(), np.uint8)
 
 
-def colour(labels: NDArray[np.integer], num_classes: int, colors: NDArray[np.uint8] | None = None) -> Image:
-    """A label map ``[H, W]`` in the classes' colours, ``models.data.palette``'s or others ``[K, 3]``; what is
+def colorize(labels: NDArray[np.integer], num_classes: int, colors: NDArray[np.uint8] | None = None) -> Image:
+    """A label map ``[H, W]`` in the classes' colors, ``models.data.palette``'s or others ``[K, 3]``; what is
     no class is black."""
     known = palette(num_classes) if colors is None else colors
-    colours = np.concatenate([known, np.zeros((1, 3), np.uint8)])
-    return colours[np.where(labels < num_classes, labels, num_classes)]
+    colors = np.concatenate([known, np.zeros((1, 3), np.uint8)])
+    return colors[np.where(labels < num_classes, labels, num_classes)]
 
 
-def overlay(image: Image, coloured: Image, strength: float = 0.5) -> Image:
-    """A coloured label map laid over an image of the same size."""
-    return np.asarray(cv2.addWeighted(image, 1 - strength, coloured, strength, 0), np.uint8)
+def overlay(image: Image, colored: Image, strength: float = 0.5) -> Image:
+    """A colored label map laid over an image of the same size."""
+    return np.asarray(cv2.addWeighted(image, 1 - strength, colored, strength, 0), np.uint8)
 
 
 def scene_images(
@@ -46,19 +46,19 @@ def scene_images(
     num_classes: int,
     colors: NDArray[np.uint8] | None = None,
 ) -> dict[str, Image]:
-    """A scene's inputs, as ``input <modality>``, and its label maps in colour.
+    """A scene's inputs, as ``input <modality>``, and its label maps in color.
 
     Args:
         images: ``[M, 3, H, W]`` network's inputs, on the CPU.
         maps: by name ``[H, W]`` labels, on any device.
         modalities: the M inputs' names.
         num_classes: K.
-        colors: as for ``colour``.
+        colors: as for ``colorize``.
     """
     inputs = zip(modalities, images.numpy(), strict=True)
     return {
         **{f"input {name}": show_input(image, name) for name, image in inputs},
-        **{name: colour(labels.cpu().numpy(), num_classes, colors) for name, labels in maps.items()},
+        **{name: colorize(labels.cpu().numpy(), num_classes, colors) for name, labels in maps.items()},
     }
 
 
@@ -67,19 +67,19 @@ def contact_sheet(
     class_names: Sequence[str] = (),
     colors: NDArray[np.uint8] | None = None,
 ) -> Image:
-    """``models.visualize.contact_sheet`` of the scenes, the classes' colours below.
+    """``models.visualize.contact_sheet`` of the scenes, the classes' colors below.
 
     Args:
         scenes: by name, each with images of the same names, in that order.
-        class_names: of all K classes; none: no colours below.
-        colors: as for ``colour``.
+        class_names: of all K classes; none: no colors below.
+        colors: as for ``colorize``.
     """
     sheet = visualize.contact_sheet(scenes)
     return below([sheet, legend(class_names, sheet.shape[1], colors)] if class_names else [sheet])
 
 
 def legend(class_names: Sequence[str], width: int, colors: NDArray[np.uint8] | None = None) -> Image:
-    """The classes' names beside their colours, in rows of ``width`` pixels."""
+    """The classes' names beside their colors, in rows of ``width`` pixels."""
     line, column = 20, 160
     columns = max(1, width // column)
     image = np.full((line * -(-len(class_names) // columns), width, 3), 255, np.uint8)

@@ -18,7 +18,7 @@ from models.translation.settings import TranslationRecipe
 
 @contextmanager
 def translating(net: UNet, dropout: bool) -> Iterator[None]:
-    """In this context a generator normalises by each image's own statistics, and drops out if ``dropout``.
+    """In this context a generator normalizes by each image's own statistics, and drops out if ``dropout``.
 
     That is training mode, in which the paper evaluates, but for running statistics: they stay as they are.
     Afterwards the network is in the mode that it was in, and random numbers are drawn as if nothing had been.

@@ -29,8 +29,8 @@ class Adversarial(NamedTuple):
     """An adversarial loss, as functions of the discriminator's logits.
 
     Attributes:
-        real, fake: what the discriminator minimises on real and on generated images.
-        fool: what the generator minimises on its own.
+        real, fake: what the discriminator minimizes on real and on generated images.
+        fool: what the generator minimizes on its own.
     """
 
     real: Callable[[Tensor], Tensor]
@@ -52,7 +52,7 @@ class GeneratorLoss(NamedTuple):
     """The generator's loss and what it consists of.
 
     Attributes:
-        total: 0-d, to be minimised.
+        total: 0-d, to be minimized.
         adversarial: ``[M]`` of every branch.
         l1: ``[M+1]`` mean absolute difference from the target, without its weight: the branches', then the
             ensemble's.
@@ -69,7 +69,7 @@ class DiscriminatorLoss(NamedTuple):
     """The discriminator's loss and what it consists of.
 
     Attributes:
-        total: 0-d, to be minimised.
+        total: 0-d, to be minimized.
         real, fake: ``[M]`` of the real and the generated image beside every branch's input.
     """
 

@@ -80,7 +80,7 @@ class TranslationStage(Stage):
 
 @dataclass(frozen=True)
 class OptimSettings(UpdateSettings):
-    """The two optimisers, both Adam and set alike; the average is the generator's."""
+    """The two optimizers, both Adam and set alike; the average is the generator's."""
 
     betas: tuple[float, float] = setting((0.5, 0.999), "Adam's decays of the gradient's moments")
     passes: int = setting(

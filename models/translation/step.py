@@ -76,7 +76,7 @@ class GeneratorObjective(nn.Module):
     """The generator's loss on what it made; the discriminator judges, and should be ``frozen`` meanwhile.
 
     Args:
-        generator: whose scales are penalised; it does not run here.
+        generator: whose scales are penalized; it does not run here.
         discriminator, recipe, device: as in ``DiscriminatorObjective``.
     """
 
@@ -209,7 +209,7 @@ class GANTrainer:
         )
 
     def _generator_gradients(self) -> tuple[Tensor, ...]:
-        """Set the generator's gradients, by the judgement of the discriminator as it is now."""
+        """Set the generator's gradients, by the judgment of the discriminator as it is now."""
         images, target, *output = self.kept
         if self.recipe.optim.passes > 1:
             output = self.generate(images)

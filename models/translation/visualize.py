@@ -15,8 +15,8 @@ from models.visualize import Image
 
 def show(image: Tensor) -> Image:
     """``[3, H, W]`` in [-1, 1], black to white, as an image; of any domain."""
-    grey = (127.5 * (image.float().cpu() + 1)).round().clamp(0, 255)
-    return grey.to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    gray = (127.5 * (image.float().cpu() + 1)).round().clamp(0, 255)
+    return gray.to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 
 def view_images(

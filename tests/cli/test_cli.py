@@ -389,7 +389,7 @@ def test_errors_name_the_remedy(
     ("overrides", "message"),
     [
         ([f"optim.stages.{index}.steps=0" for index in range(3)], "optim.stages must have steps in all"),
-        (["data.modalities=rgb,hha"], "000001.png: hha needs depth in metres"),
+        (["data.modalities=rgb,hha"], "000001.png: hha needs depth in meters"),
         (["data.modalities=rgb,normals", "data.depth_scale=5000"], "its camera is not known"),
         (["run.device=meta"], "run.device=meta: expected auto, cpu, cuda"),
         (["run.output="], "run.output=: expected a path"),

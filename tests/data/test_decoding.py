@@ -19,7 +19,7 @@ from models.__main__ import main
 from models.data import DataError, SegmentationSet, palette, read_depth, read_labels, read_rgb
 from models.data.images import depth_image, intensity_image, read_normals
 from models.data.stored import Frame, read_label_values, read_stored
-from models.segmentation.visualize import colour
+from models.segmentation.visualize import colorize
 
 SIZE = (9, 13)  # of odd width: no row of few bits ends with a byte
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
@@ -237,7 +237,7 @@ def test_label_maps_without_a_palette_of_their_own(tmp_path: Path, case: str) ->
 @given(labels=arrays.arrays(np.uint8, (3, 5), elements=st.integers(0, 255)), count=st.integers(2, 8))
 def test_predictions_are_drawn_in_the_palettes_colors(labels: np.ndarray, count: int) -> None:
     colors = colors_of(count)
-    for found, expected in ((colour(labels, count, colors), colors), (colour(labels, count), palette(count))):
+    for found, expected in ((colorize(labels, count, colors), colors), (colorize(labels, count), palette(count))):
         for at in np.ndindex(labels.shape):
             label = int(labels[at])
             assert found[at].tolist() == (expected[label].tolist() if label < count else [0, 0, 0])

@@ -26,7 +26,7 @@ from models.data import (
 )
 from models.data.domains import (
     derive,
-    normal_colours,
+    normal_colors,
     occlusion_edges,
     reshading,
     stored_depth,
@@ -90,12 +90,12 @@ def test_exact_planes(rooms: list[scenes.View]) -> None:
     ],
 )
 def test_normal_colours(normal: tuple[float, ...], colour: tuple[int, ...]) -> None:
-    assert (normal_colours(plane(*normal, size=(2, 3))) == colour).all()
+    assert (normal_colors(plane(*normal, size=(2, 3))) == colour).all()
 
 
 def test_normals_read_back(rooms: list[scenes.View]) -> None:
     for seen in rooms:
-        read = DOMAINS["normal"].encode(normal_colours(seen.planes)) * (1, 1, -1)
+        read = DOMAINS["normal"].encode(normal_colors(seen.planes)) * (1, 1, -1)
         np.testing.assert_allclose(read, plane_normals(seen.planes), atol=0.5 / 127.5 + 1e-6)
 
 
@@ -412,7 +412,7 @@ def test_real_rooms(shared: Path) -> None:
     for index in range(0, len(dataset), 25):
         (depth,), target, *_ = dataset[index]
         planes = surface_planes(without_steps(depth[:, :, 0]), camera)
-        colours = normal_colours(planes)[:, :, 1]
+        colours = normal_colors(planes)[:, :, 1]
         for name, found in green.items():
             pixels = target == NYU40.index(name)
             if pixels.mean() > 0.02:

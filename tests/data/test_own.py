@@ -31,7 +31,7 @@ def own(tmp_path: Path) -> Path:
     for split, names in (("train", ("a", "b 2", "c.3")), ("val", ("d",))):
         for name in names:
             one = scene(ord(name[0]), 4)
-            write(tmp_path / f"colour/{name}.jpg", one.rgb)
+            write(tmp_path / f"color/{name}.jpg", one.rgb)
             write(tmp_path / f"depth/{name}.png", units(one.depth, 1000))
             write(tmp_path / f"infrared/{name}.png", thermal_of(one))
             write(tmp_path / f"annotations/{name}.png", void_255(one.classes))
@@ -67,7 +67,7 @@ def test_the_pages_command(own: Path, tmp_path: Path) -> None:
     assert main(["evaluate", str(output)]) == 0
     found = json.loads((output / "evaluation_best.json").read_text())
     assert list(found["classes"]) == ["soil", "crop", "weed", "stone"]
-    inputs = [f"rgb={own}/colour/d.jpg", f"depth={own}/depth/d.png", f"thermal={own}/infrared/d.png"]
+    inputs = [f"rgb={own}/color/d.jpg", f"depth={own}/depth/d.png", f"thermal={own}/infrared/d.png"]
     flags = [part for word in inputs for part in ("--input", word)]
     assert main(["predict", str(output), *flags, "--output", str(tmp_path / "out")]) == 0
     labels = cv2.imread(str(tmp_path / "out/labels/d.png"), cv2.IMREAD_UNCHANGED)
@@ -94,9 +94,9 @@ def test_without_lists(own: Path) -> None:
     description = json.loads((own / "layout.json").read_text())
     description["lists"] = ""
     description["files"] = {kind: f"{{split}}/{path}" for kind, path in description["files"].items()}
-    description["files"]["rgb"] = "{split}/colour/{name}.*"
+    description["files"]["rgb"] = "{split}/color/{name}.*"
     (own / "layout.json").write_text(json.dumps(description))
-    for folder in ("colour", "depth", "infrared", "annotations"):
+    for folder in ("color", "depth", "infrared", "annotations"):
         for split, names in (("train", ("a", "c.3")), ("val", ("d",))):
             (own / split / folder).mkdir(parents=True)
             for name in names:
@@ -105,16 +105,16 @@ def test_without_lists(own: Path) -> None:
     options = {"modalities": ("rgb", "thermal"), "num_classes": 4}
     names = {split: [s.name for s in SegmentationSet(own, split, **options)] for split in ("train", "val")}
     assert names == {"train": ["a", "c.3"], "val": ["d"]}
-    for path in (own / "val/colour").iterdir():
+    for path in (own / "val/color").iterdir():
         path.unlink()
     with pytest.raises(
-        DataError, match=r"val/colour: no file there is named like \{split\}/colour/\{name\}\.\*"
+        DataError, match=r"val/color: no file there is named like \{split\}/color/\{name\}\.\*"
     ):
         SegmentationSet(own, "val", **options)
 
 
 def test_scenes_of_one_name_in_several_folders(own: Path) -> None:
-    for folder, suffix in (("colour", "jpg"), ("depth", "png"), ("infrared", "png"), ("annotations", "png")):
+    for folder, suffix in (("color", "jpg"), ("depth", "png"), ("infrared", "png"), ("annotations", "png")):
         for place in "AB":
             (own / folder / place).mkdir()
             shutil.copy(own / folder / f"d.{suffix}", own / folder / place / f"s5.{suffix}")
@@ -135,7 +135,7 @@ def test_a_name_that_is_no_modality(own: Path) -> None:
 
 
 def test_normals_of_files(own: Path) -> None:
-    """Not normalised as colours are; what is black is missing."""
+    """Not normalised as colors are; what is black is missing."""
     description = json.loads((own / "layout.json").read_text())
     description["files"]["normals"] = "normals/{name}.png"
     (own / "layout.json").write_text(json.dumps(description))

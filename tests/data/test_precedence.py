@@ -428,5 +428,5 @@ def test_gray_in_three_channels_was_color_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["intensity", "categorical"])
 def test_nothing_is_computed_of_what_is_no_depth(tmp_path: Path, kind: str) -> None:
     root = folder(tmp_path, modalities={"depth": {"kind": kind}})
-    with pytest.raises(DataError, match=rf"normals needs depth in metres, but depth is of the kind {kind}"):
+    with pytest.raises(DataError, match=rf"normals needs depth in meters, but depth is of the kind {kind}"):
         SegmentationSet(root, "train", modalities=("depth", "normals")).sample(0)

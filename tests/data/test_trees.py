@@ -118,7 +118,7 @@ def test_what_needs_a_camera_or_a_scale_says_so(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"1\.png: its camera is not known .* give camera=fx,fy,cx,cy"):
         modality(handa, "hha")
     assert modality(handa, "hha", camera=(60.0, 60.0, 31.5, 23.5)).any()
-    with pytest.raises(DataError, match=r"0001\.png: normals needs depth in metres, .* nyu_dformer"):
+    with pytest.raises(DataError, match=r"0001\.png: normals needs depth in meters, .* nyu_dformer"):
         modality(dformer, "normals")
     cropped = TREES["nyu_cen"](tmp_path / "cen")
     for path in (cropped.root / "depth").iterdir():
@@ -303,7 +303,7 @@ def _files(**paths: object) -> str:
     ("field", "values", "message"),
     [
         ("name", ["1"], "expected a text"),
-        ("depth_scale", ['"1"', "0", "-5", "NaN", "Infinity", "true"], "expected stored units per metre"),
+        ("depth_scale", ['"1"', "0", "-5", "NaN", "Infinity", "true"], "expected stored units per meter"),
         ("label_offset", ["-1", "1.0", "true"], "expected an integer from 0"),
         ("ignore_index", ["-1", "65536", "null"], "expected an integer from 0"),
         ("bit_shift", ["-1", "16", "true"], "expected an integer from 0 to 15"),

@@ -213,7 +213,7 @@ def test_what_is_refused(trained: Path, tmp_path: Path) -> None:
 
     assert "short holds 4 frames, but" in error(rgb=clip, depth=short)
     assert "data.depth_scale" in error(rgb=clip, depth=grey)
-    assert "found colours" in error("data.depth_scale=25.5", rgb=clip, depth=clip)
+    assert "found colors" in error("data.depth_scale=25.5", rgb=clip, depth=clip)
     assert "broken.mp4: cannot be read as video" in error(rgb=broken, depth=folder)
     assert "neither a video nor a folder" in error(rgb=clip, depth=folder / "0.png")
     assert "0.png is 32x24, but" in error(rgb=clip, depth=small)

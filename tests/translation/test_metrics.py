@@ -25,7 +25,7 @@ from models.translation.metrics.fid import (
     feature_scores,
     frechet_distance,
     kernel_distance,
-    quantise,
+    quantize,
     released,
     squared_mmd,
 )
@@ -241,7 +241,7 @@ def test_clean_images_are_pils(size: tuple[int, int]) -> None:
 def test_released_images_are_8_bits() -> None:
     x = torch.tensor([-1.5, -1, -0.999, 0.1, 0.999, 1, 1.5]).view(1, 1, 1, 7)
     assert torch.equal(released(x).flatten() * 255, torch.tensor([0.0, 0, 0, 140, 255, 255, 255]))
-    assert torch.equal(quantise(2 * released(x) - 1), released(x))
+    assert torch.equal(quantize(2 * released(x) - 1), released(x))
 
 
 def test_feature_scores_of_outputs() -> None:
@@ -258,7 +258,7 @@ def test_feature_scores_of_outputs() -> None:
     for part in (slice(0, 5), slice(5, 12)):
         metrics.update([good[part], bad[part]], target[part])
     found = metrics.compute()
-    features = [crude(quantise(x).expand(-1, 3, -1, -1)) for x in (target, good, bad)]
+    features = [crude(quantize(x).expand(-1, 3, -1, -1)) for x in (target, good, bad)]
     centred = [(x.double() - x.double().mean(0)).numpy() for x in features]
     for name, x, xc in zip(("good", "bad"), features[1:], centred[1:], strict=True):
         means = (x.double().mean(0) - features[0].double().mean(0)).square().sum()

@@ -57,7 +57,7 @@ def initialise(net: nn.Module) -> None:
     """Pix2pix's start: convolutions from N(0, 0.02), scales of norms from N(1, 0.02), biases 0."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | ExchangeInstanceNorm2d):
-            centre = 1.0 if isinstance(module, ExchangeInstanceNorm2d) else 0.0
-            nn.init.normal_(module.weight, centre, 0.02)
+            center = 1.0 if isinstance(module, ExchangeInstanceNorm2d) else 0.0
+            nn.init.normal_(module.weight, center, 0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -170,7 +170,7 @@ def unet(
 ) -> UNet:
     """A channel-exchanging U-Net for M modalities (Wang et al. 2020, section 4.2).
 
-    ``train()`` normalises with the statistics of each image and drops out; ``eval()`` uses the running
+    ``train()`` normalizes with the statistics of each image and drops out; ``eval()`` uses the running
     statistics. The released code evaluates in ``train()`` mode.
 
     Args:

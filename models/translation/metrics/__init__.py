@@ -39,7 +39,7 @@ class TranslationMetrics:
     Args:
         names: the outputs: the input domains, then ``ensemble``; further images to compare with, such as
             the training images' mean, may follow.
-        value_range: what -1 and 1 stand for in the target's unit: (0, 1) for images, (0, 255) for grey
+        value_range: what -1 and 1 stand for in the target's unit: (0, 1) for images, (0, 255) for gray
             values, for log-encoded depth the range of log(1 + x).
         features: FID and KID of as many outputs.
         device: that of the images.

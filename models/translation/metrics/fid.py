@@ -70,7 +70,7 @@ class FidSettings:
             raise UsageError(f"eval.fid.weights: {error}") from None
 
 
-def quantise(images: Tensor) -> Tensor:
+def quantize(images: Tensor) -> Tensor:
     """Images in [-1, 1] as an 8-bit file gives them back: rounded to multiples of 1/255 in [0, 1]."""
     return (127.5 * (images + 1)).round().clamp(0, 255) / 255
 
@@ -79,10 +79,10 @@ def clean(images: Tensor) -> Tensor:
     """Resize as Parmar et al. (2022, "clean-fid") do: ``[N, 3, 299, 299]`` for the Inception.
 
     8 bits, as losslessly saved; bicubic resizing with antialiasing (a = -1/2), in floating point, clipped and
-    not rounded again. Their network reads (v - 128) / 128 of grey values v, hence the last factor.
+    not rounded again. Their network reads (v - 128) / 128 of gray values v, hence the last factor.
     """
     resized = F.interpolate(
-        quantise(images), (SIZE, SIZE), mode="bicubic", align_corners=False, antialias=True
+        quantize(images), (SIZE, SIZE), mode="bicubic", align_corners=False, antialias=True
     )
     return resized.clamp(0, 1) * (255 / 256)
 
@@ -95,7 +95,7 @@ def released(images: Tensor) -> Tensor:
     PyTorch port. Not known are the files' format (taken for lossless), whether values were rounded or cut off
     (taken for rounded), whether an image's own extremes became 0 and 255 (taken for not), and KID's subsets.
     """
-    return quantise(images)
+    return quantize(images)
 
 
 PREPARATIONS: dict[str, Callable[[Tensor], Tensor]] = {"clean": clean, "released": released}
