@@ -78,11 +78,13 @@ class SegmentationTask:
         self.objective = distributed.parallel(objective, self.device)
         self.optimization: Optimization | None = None
 
-    def initialise(self) -> list[str]:
+    def initialize(self) -> list[str]:
         notes = load_weights(self.net, self.recipe.model, self.describe())
         if self.ema is not None:
             self.ema.restart(self.net)
         return notes
+
+    initialise = initialize  # the old spelling
 
     def describe(self) -> dict[str, Any]:
         here = describe(self.validation.reader, self.validation.class_names, self.palette)

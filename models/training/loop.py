@@ -55,8 +55,8 @@ class Task(Protocol):
     @property
     def best_metric(self) -> str: ...
 
-    def initialise(self) -> list[str]:
-        """Load the weights to start from; what is to be noted about them. Not called when resuming."""
+    def initialize(self) -> list[str]:
+        """Load the weights to start from, and return notes about them. Not called when resuming."""
 
     def describe(self) -> dict[str, Any]:
         """The record to file with the weights beside the settings, as JSON has it, with the ``inputs``."""

@@ -51,7 +51,7 @@ def _train(name: str, overrides: Sequence[str], resume: Path | bool) -> int:
     header = {**checkpoint.header(name, recipe), **task.describe()}
     if resumed:
         checkpoint.check_inputs(*resumed, header)
-    notes = [] if resumed else task.initialise()
+    notes = [] if resumed else task.initialize()
     if distributed.rank() > 0:  # the weights are the same in all processes; dropout is not
         seed_all(process_seed(recipe.run.seed, distributed.rank()))
     own = resumed is not None and resumed[0].parent.resolve() == output.resolve()

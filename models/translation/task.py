@@ -61,10 +61,12 @@ class TranslationTask:
         generator, discriminator = build_generator(recipe), build_discriminator(recipe)
         self.nets = GANTrainer(generator.to(self.device), discriminator.to(self.device), recipe, self.device)
 
-    def initialise(self) -> list[str]:
+    def initialize(self) -> list[str]:
         if self.recipe.model.start is None:
             return []
         return load_start(self.nets, self.recipe.model.start, self.describe())
+
+    initialise = initialize  # the old spelling
 
     def describe(self) -> dict[str, Any]:
         return describe(self.recipe.data)

@@ -315,7 +315,7 @@ def test_training_starts_from_a_network_of_other_classes(rooms: Path, tmp_path: 
     recipe = small_recipe(*fields, f"data.root={rooms}", f"model.start={file}", "data.batch_size=2")
     task = SegmentationTask(recipe)
     before = {key: value.clone() for key, value in task.net.state_dict().items()}
-    notes = task.initialise()
+    notes = task.initialize()
     after, given = task.net.state_dict(), other.state_dict()
     renewed = {key for key in after if after[key].shape != given[key].shape}
     heads = ["decoder.classifier", "head.conv", *["auxiliary.classifier"] * (network == "pspnet")]
@@ -330,17 +330,17 @@ def test_training_starts_from_a_network_of_other_classes(rooms: Path, tmp_path: 
 def test_starts_that_do_not_fit(rooms: Path, run: Path, tmp_path: Path) -> None:
     file = saved_network(tmp_path / "net.pt", small_network("model.width=16"), rooms, "model.width=16")
 
-    def initialise(*overrides: str) -> list[str]:
+    def initialize(*overrides: str) -> list[str]:
         recipe = small_recipe(f"data.root={rooms}", "data.batch_size=2", f"model.start={file}", *overrides)
-        return SegmentationTask(recipe).initialise()
+        return SegmentationTask(recipe).initialize()
 
     with pytest.raises(UsageError, match=r"model\.start: .*of another shape: decoder\.cascades\.0\.reduce"):
-        initialise()
+        initialize()
     with pytest.raises(UsageError, match=r"model\.weights must be none with model\.start"):
-        initialise("model.weights=resnet18.pth")
+        initialize("model.weights=resnet18.pth")
     with pytest.raises(UsageError, match=r"model\.start: .*did you mean 'net\.pt'"):
-        initialise(f"model.start={tmp_path / 'nett.pt'}")
-    notes = initialise("model.width=16", "data.modalities=rgb,normals")
+        initialize(f"model.start={tmp_path / 'nett.pt'}")
+    notes = initialize("model.width=16", "data.modalities=rgb,normals")
     assert any("modalities rgb,depth in training, rgb,normals here" in note for note in notes)
     with pytest.raises(UsageError, match=r"model\.start=.*net\.pt"):
         train("synthetic_demo", [], file)

@@ -173,7 +173,7 @@ def test_starting_from_a_run_and_from_its_network_alone(views: Path, trained: Pa
 
 def test_another_target_than_the_starts_is_noted(views: Path, trained: Path) -> None:
     def notes(*options: str) -> list[str]:
-        return TranslationTask(tiny_recipe(views, f"model.start={trained}", *options)).initialise()
+        return TranslationTask(tiny_recipe(views, f"model.start={trained}", *options)).initialize()
 
     assert len(notes()) == 1
     _, note = notes("data.target=rgb")

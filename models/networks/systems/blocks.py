@@ -53,7 +53,7 @@ def instance_norm(channels: int, num_modalities: int, **options: Any) -> Exchang
     return norm
 
 
-def initialise(net: nn.Module) -> None:
+def initialize(net: nn.Module) -> None:
     """Pix2pix's start: convolutions from N(0, 0.02), scales of norms from N(1, 0.02), biases 0."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | ExchangeInstanceNorm2d):

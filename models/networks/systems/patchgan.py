@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from models.networks.systems.blocks import Down, initialise, instance_norm
+from models.networks.systems.blocks import Down, initialize, instance_norm
 
 LEAST = 24  # smaller images leave no patch
 
@@ -65,7 +65,7 @@ def patchgan(in_channels: int = 6, base_width: int = 64) -> PatchGAN:
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     net = PatchGAN(in_channels, base_width)
-    initialise(net)
+    initialize(net)
     return net
 
 

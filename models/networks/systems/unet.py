@@ -18,7 +18,7 @@ from cen_ext.modules import ExchangeNorm
 from models.networks.branches import split_branches, stacked_input, weighted_ensemble
 from models.networks.fusion.base import Fusion, resolve
 from models.networks.fusion.exchange import Exchange
-from models.networks.systems.blocks import INSTANCE_NORM, Down, initialise, instance_norm
+from models.networks.systems.blocks import INSTANCE_NORM, Down, initialize, instance_norm
 from models.networks.systems.output import TranslationOutput
 
 DROPOUT_LEVELS = 3  # of the decoder, from the coarsest
@@ -221,7 +221,7 @@ def unet(
         num_modalities,
         fusion,
     )
-    initialise(net)
+    initialize(net)
     return net
 
 
