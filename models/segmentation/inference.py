@@ -1,12 +1,12 @@
 """A network's scores and labels of images, by every branch and by the ensemble.
 
-Images are looked at in several sizes (``eval.scales``), mirrored as well (``eval.flip``), and through a
+Images are evaluated in several sizes (``eval.scales``), mirrored as well (``eval.flip``), and through a
 window that slides over each size (``eval.window``). The paper's multi-scale evaluation (section 4.1) says
 neither its scales nor what it averages. Here it is the logits, not the probabilities: the ensemble is affine
-in the branches' logits (Eq. 4, and ``fusion="concat"``), so that the mean of the looks' ensembles is the
+in the branches' logits (Eq. 4, and ``fusion="concat"``), so that the mean of the views' ensembles is the
 ensemble of the branches' means.
 
-Every look is kept as coarse as the network leaves it, a sixteenth of the image's pixels for RefineNet, and
+Every view is kept as coarse as the network leaves it, a sixteenth of the image's pixels for RefineNet, and
 enlarged for one output at a time: of M + 1 outputs of K channels only one is held at label size.
 """
 
@@ -52,7 +52,7 @@ def scores(
         net: in evaluation mode; takes images of any size.
         images: stacked modality-major, on the network's device.
         size: H and W, that of the labels; logits are resized to it.
-        recipe: ``eval`` tells how to look, and ``run.precision`` what the network computes in; logits are
+        recipe: ``eval`` gives the views, and ``run.precision`` what the network computes in; logits are
             averaged in float32 at least.
         kinds: of the M modalities, which decide how each is resized and mirrored; empty: those that
             ``data.modalities`` has by name.
@@ -60,12 +60,12 @@ def scores(
     kinds = kinds or [kind_by_name(name) for name in recipe.data.modalities]
     interpolation = recipe.eval.interpolation
     images = images.unflatten(0, (len(kinds), -1))
-    looks = [_look(net, resized(images, scale, kinds), recipe, kinds) for scale in recipe.eval.scales]
-    for output in range(len(looks[0].logits)):
-        total = looks[0].score(output, size, interpolation)
-        for look in looks[1:]:
-            total += look.score(output, size, interpolation)
-        yield total.div_(len(looks))
+    views = [_evaluate(net, resized(images, scale, kinds), recipe, kinds) for scale in recipe.eval.scales]
+    for output in range(len(views[0].logits)):
+        total = views[0].score(output, size, interpolation)
+        for view in views[1:]:
+            total += view.score(output, size, interpolation)
+        yield total.div_(len(views))
 
 
 def resized(images: Tensor, scale: float, kinds: Sequence[str | None]) -> Tensor:
@@ -123,7 +123,7 @@ def _spans(length: int, side: int, overlap: float) -> list[slice]:
     return [slice(start, start + side) for start in starts]
 
 
-class _Look(NamedTuple):
+class _View(NamedTuple):
     """The network's logits of images in one size."""
 
     size: tuple[int, int]
@@ -155,7 +155,9 @@ class _Look(NamedTuple):
         return enlarged(canvas.div_(count), size)
 
 
-def _look(net: nn.Module, images: Tensor, recipe: SegmentationRecipe, kinds: Sequence[str | None]) -> _Look:
+def _evaluate(
+    net: nn.Module, images: Tensor, recipe: SegmentationRecipe, kinds: Sequence[str | None]
+) -> _View:
     height, width = images.shape[-2:]
     size = (height, width)
     found = places(size, recipe.eval.window, recipe.eval.overlap)
@@ -165,7 +167,7 @@ def _look(net: nn.Module, images: Tensor, recipe: SegmentationRecipe, kinds: Seq
         some = found[first : first + at_once]
         windows = torch.cat([images[..., rows, columns] for rows, columns in some], 1)
         logits.append(_logits(net, windows, recipe, kinds).unflatten(1, (len(some), -1)))
-    return _Look(size, found, torch.cat(logits, 1))
+    return _View(size, found, torch.cat(logits, 1))
 
 
 def _logits(
