@@ -1,9 +1,9 @@
-"""The training loop: steps, looks at the losses, evaluations, checkpoints. Everything else is a ``Task``.
+"""The training loop: steps, logs of the losses, evaluations, checkpoints. Everything else is a ``Task``.
 
 Where a run stands is one number, the step: epoch, place in the epoch and stage follow from it. The state of
 a run is the task's state and the loop's ``Progress``, which all processes of a run share, and each process's
 own generators and sums of losses; a checkpoint holds all of it, and a run that is resumed from it computes
-the same bits on the CPU as one that was never interrupted. The processes keep in step: all of them look,
+the same bits on the CPU as one that was never interrupted. The processes keep in step: all of them log,
 save, evaluate and stop after the same steps, and the first one writes.
 """
 
@@ -41,7 +41,7 @@ class Task(Protocol):
     Attributes:
         shown: the losses that a terminal has room for.
         overview: what the data sets hold, and what of it looks wrong.
-        best_metric: the name of the metric that ``score`` looks at.
+        best_metric: the name of the metric that ``score`` reads.
     """
 
     steps_per_epoch: int
@@ -112,7 +112,7 @@ class Progress:
     step: int = 0  # steps completed
     evaluated: int = 0  # the step of the last evaluation
     best: float = -float("inf")
-    count: int = 0  # steps since the last look at the losses
+    count: int = 0  # steps since the losses were logged
 
 
 class Loop:
@@ -120,7 +120,7 @@ class Loop:
 
     Args:
         task: what is trained.
-        run: how often to look, to save, to evaluate.
+        run: how often to log, to save, to evaluate.
         folder: where it is written.
         header: what the folder and checkpoints name the recipe with: ``recipe``, ``config``, and
             what the task describes.
@@ -152,7 +152,7 @@ class Loop:
         self.progress = Progress(task.steps_per_epoch)
         self.signal = 0
         self.first = distributed.rank() == 0
-        self.sums: dict[str, Tensor] = {}  # this process's losses since the last look, on the device
+        self.sums: dict[str, Tensor] = {}  # this process's losses since the last log, on the device
         self.not_finite: Tensor | None = None  # the first step whose loss was not, or -1; on the device
 
     def restore(self, contents: dict[str, Any]) -> None:
@@ -222,7 +222,7 @@ class Loop:
             self._accumulate(task.step(batch, progress.step))
             self.bar.update()
             if progress.step % self.run_settings.log_steps == 0:
-                self._look()
+                self._log_losses()
             due = self._evaluation_due()
             # Before an evaluation as well: a broken image in it must not cost the steps so far.
             if due or progress.step % self.run_settings.checkpoint_steps == 0:
@@ -255,7 +255,7 @@ class Loop:
         """Count the step and its losses, without waiting for the device."""
         progress = self.progress
         if self.sums.keys() != losses.keys():
-            # After a look there are none; a checkpoint of another version may lack some, and a mean of fewer
+            # After a log there are none; a checkpoint of another version may lack some, and a mean of fewer
             # steps than were counted would be wrong.
             progress.count, self.sums = 0, {name: torch.zeros_like(value) for name, value in losses.items()}
         progress.step += 1
@@ -267,8 +267,8 @@ class Loop:
         first = (self.not_finite < 0) & ~torch.isfinite(total)
         self.not_finite = torch.where(first, progress.step, self.not_finite)
 
-    def _look(self) -> None:
-        """Read the mean losses since the last look: the one place where training waits for the device."""
+    def _log_losses(self) -> None:
+        """Log the mean losses since the last log: the one place where training waits for the device."""
         self._check_finite()
         progress, task = self.progress, self.task
         means = distributed.mean(torch.stack(list(self.sums.values()))) / progress.count

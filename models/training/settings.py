@@ -34,7 +34,7 @@ def require_at_least(least: int, settings: Any, *names: str) -> None:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Where a run writes, on what it runs, and how often it looks up from training."""
+    """Where a run writes, on what it runs, and how often it logs, saves and evaluates."""
 
     output: Path | None = setting(None, "run folder; none: runs/<recipe>/<time>", resumable=True)
     seed: int = setting(0, "seeds the weights, the order and the augmentation of the data")
@@ -63,7 +63,7 @@ class RunSettings:
     steps: int | None = setting(
         None, "stop after so many steps in all; none: run every stage", resumable=True
     )
-    log_steps: int = setting(20, "steps between two looks at the losses", resumable=True)
+    log_steps: int = setting(20, "steps between two logs of the losses", resumable=True)
     checkpoint_steps: int = setting(500, "steps between two checkpoints", resumable=True)
     evaluate_epochs: int = setting(
         5, "epochs between two evaluations; there is one at the end as well", resumable=True

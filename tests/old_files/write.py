@@ -37,7 +37,7 @@ SMALL = [
         f"run.steps={observe.STEPS}",
     ],
 ]
-# Two steps an epoch: the file lies within the second epoch, between two looks at the losses; what follows
+# Two steps an epoch: the file lies within the second epoch, between two logs of the losses; what follows
 # crosses the ends of epochs and stages.
 SEGMENTATION = [
     *SMALL,
