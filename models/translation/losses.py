@@ -5,8 +5,8 @@ Pure functions of tensors. A step of training, with one pass of the generator:
     output = generator(inputs)
     real, fake = discriminate(discriminator, inputs, target, output.branches.detach())
     discriminator_loss(real, fake).total.backward()                 # and the discriminator's step
-    (decisions,) = discriminate(discriminator, inputs, output.branches)    # by the discriminator after it
-    generator_loss(output, decisions, target, sparsity_penalty(generator)).total.backward()
+    (logits,) = discriminate(discriminator, inputs, output.branches)    # by the discriminator after it
+    generator_loss(output, logits, target, sparsity_penalty(generator)).total.backward()
 
 The last line also leaves gradients in the discriminator, at the cost of computing them, unless its parameters
 do not require any meanwhile.
@@ -80,7 +80,7 @@ class DiscriminatorLoss(NamedTuple):
 
 def generator_loss(
     output: TranslationOutput,
-    decisions: Tensor,
+    logits: Tensor,
     target: Tensor,
     penalty: Tensor,
     *,
@@ -91,11 +91,11 @@ def generator_loss(
 ) -> GeneratorLoss:
     """Adversarial loss of the M branches, L1 of branches and ensemble, sparsity; each summed.
 
-    The ensemble is not judged: its only loss is its L1, which trains alpha alone.
+    The discriminator does not see the ensemble: its only loss is its L1, which trains alpha alone.
 
     Args:
         output: the generator's.
-        decisions: ``[M, N, 1, h, w]`` the discriminator's logits on ``output.branches``.
+        logits: ``[M, N, 1, h, w]`` the discriminator's logits on ``output.branches``.
         target: ``[N, C, H, W]`` the real images.
         penalty: 0-d, ``cen_ext.sparsity_penalty`` of the generator.
         l1: weight of the L1 terms.
@@ -105,13 +105,13 @@ def generator_loss(
         adversarial: ``"bce"``, ``"hinge"`` or ``"least_squares"``.
 
     Raises:
-        ValueError: an unknown adversarial loss; decisions or target that do not go with the output.
+        ValueError: an unknown adversarial loss; logits or target that do not go with the output.
     """
     branches, ensemble, _ = output
     if target.shape != ensemble.shape:
         raise ValueError(f"target must be {tuple(ensemble.shape)} as the images, got {tuple(target.shape)}")
-    _check_decisions("decisions", decisions, tuple(branches.shape[:2]))
-    fooled = _mean(find_adversarial(adversarial).fool(_single(decisions)))
+    _check_logits("logits", logits, tuple(branches.shape[:2]))
+    fooled = _mean(find_adversarial(adversarial).fool(_single(logits)))
     target = _single(target)
     distances = torch.cat(
         [_mean((_single(branches) - target).abs()), _mean((_single(ensemble) - target).abs()[None])]
@@ -133,7 +133,7 @@ def discriminator_loss(real: Tensor, fake: Tensor, *, adversarial: str = "bce") 
     Raises:
         ValueError: an unknown adversarial loss; logits of different shapes.
     """
-    _check_decisions("fake", fake, tuple(real.shape[:2]))
+    _check_logits("fake", fake, tuple(real.shape[:2]))
     loss = find_adversarial(adversarial)
     on_real, on_fake = _mean(loss.real(_single(real))), _mean(loss.fake(_single(fake)))
     return DiscriminatorLoss(0.5 * (on_real + on_fake).sum(), on_real, on_fake)
@@ -151,10 +151,10 @@ def find_adversarial(name: str) -> Adversarial:
     return ADVERSARIAL[name]
 
 
-def _check_decisions(name: str, decisions: Tensor, leading: tuple[int, ...]) -> None:
-    if decisions.dim() != 5 or tuple(decisions.shape[:2]) != leading:
+def _check_logits(name: str, logits: Tensor, leading: tuple[int, ...]) -> None:
+    if logits.dim() != 5 or tuple(logits.shape[:2]) != leading:
         modalities, batch = leading
-        raise ValueError(f"{name} must be [{modalities}, {batch}, 1, h, w], got {tuple(decisions.shape)}")
+        raise ValueError(f"{name} must be [{modalities}, {batch}, 1, h, w], got {tuple(logits.shape)}")
 
 
 def _single(x: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from models.translation.losses import discriminator_loss, generator_loss
 from models.translation.settings import TranslationRecipe, TranslationStage
 
 
-class Generation(nn.Module):
+class GeneratorForward(nn.Module):
     """The generator's pass: images ``[M*N, C, H, W]`` to a ``TranslationOutput`` in float32.
 
     Args:
@@ -51,7 +51,7 @@ class DiscriminatorObjective(nn.Module):
 
     Args:
         discriminator: runs in the precision of ``run.precision``; the loss is float32.
-        recipe, device: as in ``Generation``.
+        recipe, device: as in ``GeneratorForward``.
     """
 
     def __init__(self, discriminator: PatchGAN, recipe: TranslationRecipe, device: torch.device) -> None:
@@ -73,7 +73,7 @@ class DiscriminatorObjective(nn.Module):
 
 
 class GeneratorObjective(nn.Module):
-    """The generator's loss on what it made; the discriminator judges, and should be ``frozen`` meanwhile.
+    """The generator's loss on what it made; the discriminator scores it, and should be ``frozen`` meanwhile.
 
     Args:
         generator: whose scales are penalized; it does not run here.
@@ -92,13 +92,13 @@ class GeneratorObjective(nn.Module):
     def forward(
         self, images: Tensor, target: Tensor, branches: Tensor, ensemble: Tensor, alpha: Tensor
     ) -> tuple[Tensor, ...]:
-        """Compute the ``generator_loss``; the arguments after ``target`` are ``Generation``'s output."""
+        """Compute the ``generator_loss``; ``GeneratorForward`` returns the last three arguments."""
         settings = self.recipe.loss
         with autocast(self.recipe.run.precision, self.device):
-            (decisions,) = discriminate(self.discriminator, images, branches)
+            (logits,) = discriminate(self.discriminator, images, branches)
         return generator_loss(
             TranslationOutput(branches, ensemble, alpha),
-            decisions,
+            logits,
             target,
             self.generator.fusion.penalty_on_scales(self.generator),
             l1=settings.l1,
@@ -140,7 +140,7 @@ class GANTrainer:
         def prepared(module: nn.Module) -> nn.Module:
             return graphs.compiled(module, recipe.run)
 
-        self.generate = distributed.parallel(prepared(Generation(generator, recipe, device)), device)
+        self.generate = distributed.parallel(prepared(GeneratorForward(generator, recipe, device)), device)
         self.discriminator_objective = distributed.parallel(
             prepared(DiscriminatorObjective(discriminator, recipe, device)), device
         )
@@ -189,14 +189,14 @@ class GANTrainer:
         """
         discriminator_gradients, generator_gradients = self.parts
         images, target = (x.contiguous(memory_format=self.layout) for x in (images, target))
-        judged, real, fake = discriminator_gradients(images, target)
+        loss, real, fake = discriminator_gradients(images, target)
         self.optimizations["discriminator"].step(step)
         total, adversarial, l1, penalty = generator_gradients()
         # Instance norms need no other process in the pass; their running statistics are to be the whole
         # batch's, before the average follows them.
         distributed.average_buffers(self.generator, self.discriminator)
         self.optimizations["generator"].step(step)
-        totals = {"loss": total, "penalty": penalty, "discriminator": judged}
+        totals = {"loss": total, "penalty": penalty, "discriminator": loss}
         return {**totals, "adversarial": adversarial, "l1": l1, "real": real, "fake": fake}
 
     def _discriminator_gradients(self, images: Tensor, target: Tensor) -> tuple[Tensor, ...]:
@@ -209,7 +209,7 @@ class GANTrainer:
         )
 
     def _generator_gradients(self) -> tuple[Tensor, ...]:
-        """Set the generator's gradients, by the judgment of the discriminator as it is now."""
+        """Set the generator's gradients, with the logits of the discriminator as it is now."""
         images, target, *output = self.kept
         if self.recipe.optim.passes > 1:
             output = self.generate(images)

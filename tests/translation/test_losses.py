@@ -158,7 +158,7 @@ def test_bad_arguments_are_refused(output: TranslationOutput, target: Tensor) ->
         generator_loss(output, decisions(), target, PENALTY, adversarial="Hinge")
     with pytest.raises(ValueError, match=r"target must be \(2, 3, 8, 6\) as the images, got \(2, 1, 8, 6\)"):
         generator_loss(output, decisions(), target[:, :1], PENALTY)
-    with pytest.raises(ValueError, match=r"decisions must be \[3, 2, 1, h, w\], got \(6, 1, 3, 4\)"):
+    with pytest.raises(ValueError, match=r"logits must be \[3, 2, 1, h, w\], got \(6, 1, 3, 4\)"):
         generator_loss(output, decisions().flatten(0, 1), target, PENALTY)
     with pytest.raises(ValueError, match=r"fake must be \[3, 2, 1, h, w\], got \(2, 2, 1, 3, 4\)"):
         discriminator_loss(decisions(), decisions()[:2])

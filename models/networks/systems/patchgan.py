@@ -1,7 +1,7 @@
 """The discriminator: pix2pix's PatchGAN, which says of every 70x70 patch whether it is real.
 
 Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks", CVPR 2017, with the instance
-norms of Wang et al., NeurIPS 2020. All branches share it; each is judged beside its own input.
+norms of Wang et al., NeurIPS 2020. All branches share it; each is scored beside its own input.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class PatchGAN(nn.Module):
 
 
 def patchgan(in_channels: int = 6, base_width: int = 64) -> PatchGAN:
-    """A 70x70 PatchGAN discriminator, conditioned on the input of the branch that it judges.
+    """A 70x70 PatchGAN discriminator, conditioned on the input of the branch that it scores.
 
     Args:
         in_channels: channels of a modality's input and of the image, together.
