@@ -16,7 +16,7 @@ Given = str | Path | Frame | NDArray[Any]
 
 
 def as_sources(images: Mapping[str, Given]) -> dict[str, Path | Frame]:
-    """By kind the files, and what is in memory as frames, which messages call by their kind.
+    """Map each kind to its file, or to a frame of what is in memory, which messages call by its kind.
 
     Args:
         images: by kind a path, a frame, or an array: colors ``[H, W, 3]`` uint8, red first; depth ``[H, W]``

@@ -24,7 +24,7 @@ def is_video(path: Path) -> bool:
 
 
 def option_of(modality: str) -> str:
-    """How the command line is given a modality's files."""
+    """The command line's option for a modality's files."""
     return f"--{modality}" if modality in ("rgb", "depth") else f"--input {modality}"
 
 
@@ -58,7 +58,7 @@ def check_complete(files: Collection[str], kinds: Sequence[str]) -> None:
 
 
 def match_files(paths: Mapping[str, Path], ending: str = "") -> dict[str, dict[str, Path]]:
-    """By scene, in order of their names, the file of every modality, of files or folders of them.
+    """Match files or folders of them: by scene, in order of their names, the file of every modality.
 
     Args:
         paths: by modality a file, or a folder.
@@ -100,7 +100,7 @@ def images_of(folder: Path, ending: str = "") -> dict[str, Path]:
 
 
 def match_frames(paths: Mapping[str, Path]) -> dict[str, Frames]:
-    """By modality its frames, as many for each, of videos or folders.
+    """Open videos or folders: by modality its frames, as many for each.
 
     A folder's are in order of their names, ``9`` before ``10``.
 

@@ -55,7 +55,7 @@ def check(dataset: Scenes, found: Survey) -> list[str]:
 def contradictions(
     found: Survey, layout: Layout, guessed_kinds: Sequence[str] = (), thorough: bool = True
 ) -> list[str]:
-    """In words, each with its remedy, what looks unlike the layout.
+    """Describe what looks unlike the layout, each with its remedy.
 
     Args:
         found: the survey.
@@ -110,7 +110,7 @@ def _of_labels(found: Survey, layout: Layout, thorough: bool) -> Iterable[str]:
 
 
 def _of_missing_classes(found: Survey, offset: int) -> str:
-    """Why classes may have no pixel, where the others suggest it."""
+    """A reason why classes may have no pixel, where the others suggest it."""
     present = np.flatnonzero(found.classes)
     if len(present) == 1 and found.voids[255]:
         return "; 255 is void: if it stands for a class, store that as the class's number"
@@ -122,7 +122,7 @@ def _of_missing_classes(found: Survey, offset: int) -> str:
 
 
 def _of_values(layout: Layout, name: str, values: Values) -> Iterable[str]:
-    """In words what looks unlike the layout in the files of a modality."""
+    """Describe what looks unlike the layout in the files of a modality."""
     kind = layout.modality(name).kind
     if len(values.kinds) > 1:
         counts = ", ".join(f"{stored} in {count}" for stored, count in values.kinds.items())

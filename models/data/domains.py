@@ -206,7 +206,7 @@ def stored_depth(meters: Array) -> NDArray[np.uint16]:
 
 
 def occlusion_edges(planes: Array, camera: Camera) -> NDArray[np.uint16]:
-    """Where one surface hides another: the jump of √depth between neighboring pixels, in Taskonomy's scale.
+    """Edges where one surface hides another: jumps of √depth between neighbors, in Taskonomy's scale.
 
     Taskonomy applies Sobel's operator to √(stored depth / 65536), which answers to slanted floors as well.
     Here a jump is how far apart the planes of two neighbors are at either of them, whichever is less: on one

@@ -1,4 +1,4 @@
-"""Which files make up the samples of a split, by a layout's description."""
+"""The files of a split's samples, by a layout's description."""
 
 from __future__ import annotations
 
@@ -121,8 +121,10 @@ def visible(names: Iterable[str]) -> list[str]:
 
 
 def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """As ``os.walk``, in order of names, without hidden folders and files; linked folders are followed, but
-    none into itself."""
+    """Walk in order of names, without hidden folders and files.
+
+    Linked folders are followed, but none into itself.
+    """
     for found, folders, files in os.walk(folder, followlinks=True):
         above = {parent.resolve() for parent in (Path(found), *Path(found).parents)}
         folders[:] = [
@@ -165,7 +167,7 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
 def _read_list(
     layout: Layout, root: Path, split: str, path: Path, kinds: Sequence[str]
 ) -> Iterator[Entry | str]:
-    """For each line the files that it names, or the sample's name."""
+    """The files that each line names, or the sample's name."""
     for number, line in read_lines(path):
         # Names may hold spaces, and so may paths that are separated by tabs.
         separator = "\t" if "\t" in line or layout.lines == "name" else None

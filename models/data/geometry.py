@@ -163,7 +163,7 @@ def _fit_planes(inverse: Array, known: NDArray[np.bool_], radius: int) -> tuple[
 
 
 def _best_windows(plane: Array, error: Array, inverse: Array, x: Array, y: Array, radius: int) -> Array:
-    """Of the windows that hold a pixel, the plane of the one that fits best, ``[3, H, W]``."""
+    """The plane of the best-fitting one of the windows that hold a pixel, ``[3, H, W]``."""
     height, width = error.shape
     rim = ((0, 0), (radius, radius), (radius, radius))
     planes = np.pad(plane, rim)

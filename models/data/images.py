@@ -132,7 +132,7 @@ def _is_depth(path: Source, stored: NDArray[Any], depth_scale: DepthScale) -> bo
 
 
 def _absent(stored: NDArray[Any], missing: Sequence[float]) -> NDArray[np.bool_]:
-    """Where depth was not measured: sensors write 0, some the largest value, floating point NaN or less."""
+    """A mask of pixels without depth: sensors write 0, some the largest value, floating point NaN or less."""
     if stored.dtype.kind == "f":
         with np.errstate(over="ignore"):
             absent = ~(np.isfinite(stored.astype(np.float32)) & (stored > 0))
@@ -144,7 +144,7 @@ def _absent(stored: NDArray[Any], missing: Sequence[float]) -> NDArray[np.bool_]
 
 
 def is_any_of(stored: NDArray[Any], values: Sequence[float]) -> NDArray[np.bool_]:
-    """Where stored values, of their own precision, are one of ``values``."""
+    """A mask of stored values, of their own precision, that are one of ``values``."""
     found = np.zeros(stored.shape, bool)
     for value in values:
         found |= stored == value  # unlike np.isin, which compares 32 bits with 64

@@ -71,7 +71,7 @@ def _spec(reader: Reader, modality: str) -> InputSpec:
 
 
 def differing_inputs(trained: Sequence[InputSpec], here: Sequence[InputSpec]) -> list[str]:
-    """In words, in what a network would be fed otherwise than it was in training; empty where in nothing."""
+    """Describe how a network would be fed otherwise than in training; empty where it would not."""
     names = [tuple(spec.name for spec in specs) for specs in (trained, here)]
     if names[0] != names[1]:
         return [f"modalities {','.join(names[0])} in training, {','.join(names[1])} here"]
@@ -92,7 +92,7 @@ def _told_since(old: InputSpec, new: InputSpec) -> bool:
 
 
 def once_color(trained: Sequence[InputSpec], gray_in_color: Sequence[str]) -> str:
-    """Why a network trained before modalities had kinds would be fed otherwise; empty if it would not.
+    """A reason why a network from before modalities had kinds would be fed otherwise; empty for none.
 
     Args:
         trained: what it was fed.
@@ -108,7 +108,7 @@ def once_color(trained: Sequence[InputSpec], gray_in_color: Sequence[str]) -> st
 
 
 def to_plain(record: InputSpec | Layout) -> dict[str, Any]:
-    """As JSON holds it."""
+    """Convert to what JSON holds."""
     plain: dict[str, Any] = json.loads(json.dumps(asdict(record)))
     return plain
 

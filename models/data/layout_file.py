@@ -1,4 +1,4 @@
-"""Which layout a folder has: the one named, that of its ``layout.json``, or the one it looks like."""
+"""The layout of a folder: the one named, that of its ``layout.json``, or the one it looks like."""
 
 from __future__ import annotations
 

@@ -298,7 +298,7 @@ def _generator(seed: int, epoch: int, index: int = -1) -> np.random.Generator:
 
 
 def _start_worker(worker: int) -> None:
-    """As every helper, and in a process group of its own.
+    """Start as every helper does, and in a process group of its own.
 
     A scheduler's SIGTERM, sent to the trainer's group, must leave the worker at work; but ignoring it would
     leave a trainer that ends with a mistake waiting for the worker, which Python then ends by SIGTERM.

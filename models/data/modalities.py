@@ -105,8 +105,7 @@ class Reader:
         return (*files, CAMERA) if beside and set(computed) - {"disparity"} else tuple(files)
 
     def kinds(self) -> tuple[str | None, ...]:
-        """How every modality is resized and mirrored, as ``models.data.kinds`` has it; None where only files
-        tell."""
+        """The kinds by which ``models.data.kinds`` resizes and mirrors; None where only files tell."""
         return tuple(
             kind_by_name(name) if self._computed(name) else self._kind(name) for name in self.modalities
         )

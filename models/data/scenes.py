@@ -41,7 +41,7 @@ DISPARITY = (
 
 
 class Hit(NamedTuple):
-    """Where rays meet a surface: distance along the rays (infinite for a miss), its own coordinates."""
+    """Intersections of rays with a surface: distance (infinite for a miss) and the surface's coordinates."""
 
     t: Array
     u: Array

@@ -118,7 +118,7 @@ def _bytes_of(path: Path) -> bytes:
 
 
 def decode(path: Path, data: bytes) -> NDArray[Any]:
-    """As ``read_stored``, of an image file's bytes."""
+    """Decode an image file's bytes as ``read_stored`` does."""
     # imread fills the rest of a truncated JPEG with gray and says nothing; imdecode refuses it.
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None

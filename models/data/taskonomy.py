@@ -155,7 +155,7 @@ class ViewFiles:
         return root / self.template.replace(PLACEHOLDER, domain)
 
     def split(self) -> str:
-        """Where no list says so: validation takes a third of the points, all views of a point together.
+        """The split where no list gives one: validation takes a third of the points, with all their views.
 
         The third is told from the names alone, so that further files leave every view where it is.
         """

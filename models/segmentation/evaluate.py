@@ -74,7 +74,7 @@ def example_images(
     count: int | None = None,
     colors: NDArray[np.uint8] | None = None,
 ) -> dict[str, dict[str, Image]]:
-    """Of a few images: every ``input <modality>``, the ``target``, and what every output says.
+    """Draw a few images: every ``input <modality>``, the ``target``, and the labels of every output.
 
     Args:
         net: in any mode, which is restored.

@@ -82,7 +82,7 @@ def resized(images: Tensor, scale: float, kinds: Sequence[str | None]) -> Tensor
 
 
 def _resized(image: Tensor, size: Sequence[int], kind: str | None) -> Tensor:
-    """As ``models.data.kinds.resized``, of ``[N, C, h, w]``."""
+    """Resize as ``models.data.kinds.resized`` does, but ``[N, C, h, w]``."""
     if not is_mixed(kind):
         return F.interpolate(image, size, mode="nearest-exact")
     linear = F.interpolate(image, size, mode="bilinear")

@@ -115,7 +115,7 @@ class TrainedNetwork:
             )
 
     def changes(self, dataset: SegmentationSet) -> list[str]:
-        """In what settings and layout of a data set are others than in training, as ``path: old -> new``."""
+        """List settings and fields of the layout that differ from training, as ``path: old -> new``."""
         layout = config.changes(self.layout, dataset.reader.layout, "layout")
         return [*self.changed, *layout.values()]
 

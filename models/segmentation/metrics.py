@@ -122,7 +122,7 @@ def table(metrics: dict[str, float]) -> str:
 
 
 def class_rows(counts: SegmentationMetrics, class_names: Sequence[str]) -> ClassRows:
-    """By class its share of the pixels that count and its IoU in every output, as fractions.
+    """Tabulate by class its share of the pixels that count and its IoU in every output, as fractions.
 
     The IoU is None for a class that is neither in the truth nor in the output.
     """

@@ -53,7 +53,7 @@ def nyudv2_cen_refinenet101() -> SegmentationRecipe:
 
 @recipe
 def nyudv2_cen_refinenet152() -> SegmentationRecipe:
-    """As nyudv2_cen_refinenet101 with ResNet-152, three stages of 150 epochs."""
+    """nyudv2_cen_refinenet101 with ResNet-152, three stages of 150 epochs."""
     return SegmentationRecipe(
         model=ModelSettings(encoder="resnet152"), optim=OptimSettings(stages=stages(150))
     )
@@ -61,13 +61,13 @@ def nyudv2_cen_refinenet152() -> SegmentationRecipe:
 
 @recipe
 def nyudv2_cen_refinenet50() -> SegmentationRecipe:
-    """As nyudv2_cen_refinenet101 with ResNet-50."""
+    """nyudv2_cen_refinenet101 with ResNet-50."""
     return SegmentationRecipe(model=ModelSettings(encoder="resnet50"))
 
 
 @recipe
 def nyudv2_released_refinenet101() -> SegmentationRecipe:
-    """As the authors' released code: exchange anywhere, a weaker penalty per output, images' own scale."""
+    """The released code's settings: exchange anywhere, a weaker penalty per output, images' own scale."""
     return SegmentationRecipe(
         data=DataSettings(scale_of="image"),
         fusion=Exchange(region="all"),
@@ -77,13 +77,13 @@ def nyudv2_released_refinenet101() -> SegmentationRecipe:
 
 @recipe
 def nyudv2_cen_pspnet101() -> SegmentationRecipe:
-    """As nyudv2_cen_refinenet101 with PSPNet: dilated ResNet-101, pyramid pooling, auxiliary loss."""
+    """nyudv2_cen_refinenet101 with PSPNet: dilated ResNet-101, pyramid pooling, auxiliary loss."""
     return SegmentationRecipe(model=_PSPNET)
 
 
 @recipe
 def nyudv2_cen_pspnet152() -> SegmentationRecipe:
-    """As nyudv2_cen_pspnet101 with ResNet-152, three stages of 150 epochs; the paper's best network."""
+    """nyudv2_cen_pspnet101 with ResNet-152, three stages of 150 epochs; the paper's best network."""
     return SegmentationRecipe(
         model=replace(_PSPNET, encoder="resnet152"), optim=OptimSettings(stages=stages(150))
     )

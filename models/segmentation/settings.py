@@ -24,7 +24,7 @@ OF_LAYOUT = (
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Where the images are, how they are read and augmented."""
+    """Location, reading and augmentation of the images."""
 
     root: Path | None = setting(None, "the data set's folder; required", resumable=True)
     layout: str | None = setting(None, "nyu_cen, sun_handa, ...; none: told from the folder", resumable=True)

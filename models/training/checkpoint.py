@@ -75,7 +75,7 @@ def save_network(path: Path, contents: dict[str, Any]) -> None:
 
 @contextmanager
 def _writing(path: Path) -> Iterator[Path]:
-    """As ``replacing``; what the caller can mend, such as a full disk, becomes a UsageError."""
+    """Replace a file; what the caller can mend, such as a full disk, becomes a UsageError."""
     try:
         with replacing(path) as temporary:
             yield temporary

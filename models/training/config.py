@@ -169,7 +169,7 @@ def from_plain(default: C, plain: Mapping[str, Any]) -> C:
 
 
 def changes(old: Any, new: Any, prefix: str = "") -> dict[str, str]:
-    """By their paths the values that differ, as ``path: old -> new``; of settings or other dataclasses."""
+    """List by path the values that differ, as ``path: old -> new``; of settings or other dataclasses."""
     before, after = flatten(old, prefix), flatten(new, prefix)
     return {
         path: f"{path}: {show(before.get(path))} -> {show(after.get(path))}"

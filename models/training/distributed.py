@@ -35,7 +35,7 @@ def processes() -> Iterator[None]:
 
 
 def rank() -> int:
-    """This process's number; that of 0 writes what is written."""
+    """The rank of this process; that of 0 writes all files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -45,7 +45,7 @@ def world_size() -> int:
 
 
 def local_rank() -> int:
-    """This process's number on its machine."""
+    """The rank of this process on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
@@ -123,7 +123,7 @@ def average_buffers(*modules: nn.Module) -> None:
 
 
 def gradients_stay(module: nn.Module) -> AbstractContextManager[None]:
-    """In this context a ``parallel`` module keeps its gradients, for a later backward pass to hand on."""
+    """Keep the gradients of a ``parallel`` module in this context, for a later backward pass to reduce."""
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 

@@ -1,4 +1,4 @@
-"""How much a network exchanges, for the progress bar and TensorBoard."""
+"""The share of channels that a network exchanges, for the progress bar and TensorBoard."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupt:
-    """In this context the first signal is noted in ``received``: the step at hand can be finished and saved.
+    """Note the first signal in ``received``, so that the step at hand can be finished and saved.
 
     A second Ctrl-C acts as it would without this context; a second SIGTERM does nothing: who sends one
     to a process and to its group sends two. Worker processes forked inside inherit the handler.

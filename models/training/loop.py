@@ -174,7 +174,7 @@ class Loop:
         self._restore_own(contents["processes"])
 
     def _restore_own(self, saved: list[dict[str, Any]]) -> None:
-        """This process's own part of a checkpoint; with another number of processes, the next best thing."""
+        """Restore this process's own state; with another number of processes, the next best thing."""
         rank, step = distributed.rank(), self.progress.step
         if len(saved) == distributed.world_size():
             self.sums = saved[rank]["sums"]

@@ -93,7 +93,7 @@ class Optimization:
             ema.update(net, step)
 
     def learning_rates(self) -> dict[str, float]:
-        """Those of the last step, by the groups' ``name``."""
+        """The rates of the last step, by the groups' ``name``."""
         return {group["name"]: group["lr"] for group in self.optimizer.param_groups}
 
     def state_dict(self) -> dict[str, Any]:

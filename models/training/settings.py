@@ -34,7 +34,7 @@ def require_at_least(least: int, settings: Any, *names: str) -> None:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Where a run writes, on what it runs, and how often it logs, saves and evaluates."""
+    """A run's folder and device, and how often it logs, saves and evaluates."""
 
     output: Path | None = setting(None, "run folder; none: runs/<recipe>/<time>", resumable=True)
     seed: int = setting(0, "seeds the weights, the order and the augmentation of the data")
@@ -82,7 +82,7 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class UpdateSettings:
-    """How a system's gradients become updates of its weights, whichever the optimizer."""
+    """Settings of the updates of weights by gradients, whichever the optimizer."""
 
     accumulate: int = setting(1, "parts a batch is computed in, one after the other, for less memory")
     clip: float | None = setting(None, "largest norm of all gradients; larger ones are scaled to it")

@@ -39,7 +39,7 @@ def evaluate(
     total: int | None = None,
     constant: Tensor | None = None,
 ) -> TranslationMetrics | None:
-    """How the outputs compare with the target, over a data set.
+    """Compare the outputs with the target, over a data set.
 
     Args:
         net: in any mode, which is restored.
@@ -125,7 +125,7 @@ def mean_target(recipe: TranslationRecipe) -> Tensor:
 def example_images(
     net: UNet, dataset: SampleSet, recipe: TranslationRecipe, count: int | None = None
 ) -> dict[str, dict[str, Image]]:
-    """Of a few views: every ``input <domain>``, what every output makes of them, and the ``target``.
+    """Draw a few views: every ``input <domain>``, what every output makes of them, and the ``target``.
 
     Args:
         net: in any mode, which is restored.

@@ -18,7 +18,7 @@ from models.translation.settings import TranslationRecipe
 
 @contextmanager
 def translating(net: UNet, dropout: bool) -> Iterator[None]:
-    """In this context a generator normalizes by each image's own statistics, and drops out if ``dropout``.
+    """Let a generator normalize by each image's own statistics, and drop out if ``dropout``.
 
     That is training mode, in which the paper evaluates, but for running statistics: they stay as they are.
     Afterwards the network is in the mode that it was in, and random numbers are drawn as if nothing had been.
@@ -61,7 +61,7 @@ def translate(net: UNet, images: Tensor, name: str, recipe: TranslationRecipe) -
 def translate_views(
     net: UNet, images: Tensor, names: Sequence[str], recipe: TranslationRecipe
 ) -> list[Tensor]:
-    """As ``translate``, of a batch of N views by their names.
+    """Translate a batch of N views, each with its name, as ``translate`` does.
 
     Where dropout acts, one view after the other: each is then what it is alone, whatever else is in the
     batch. Without it the views go through the network together.

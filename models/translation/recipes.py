@@ -50,7 +50,7 @@ def _released(paper: TranslationRecipe) -> TranslationRecipe:
 
 
 def _short(steps: int, generator_lr: float, ema: float) -> OptimSettings:
-    """For minutes instead of days: an average in place of many epochs, a rate that falls to 0."""
+    """Training in minutes instead of days: an average in place of many epochs, a rate that falls to 0."""
     stage = TranslationStage(steps=steps, generator_lr=generator_lr, ensemble_lr=1e-2, discriminator_lr=1e-4)
     return OptimSettings(schedule="cosine", ema=ema, stages=(stage,))
 
@@ -123,13 +123,13 @@ def taskonomy_cen_rgb_texture_depth() -> TranslationRecipe:
 
 @recipe
 def taskonomy_cen_shade_texture_rgb_released() -> TranslationRecipe:
-    """As the released code: exchange anywhere, private decoder norms, two generator passes per step."""
+    """The released code's settings: exchange anywhere, private decoder norms, two passes per step."""
     return _released(taskonomy_cen_shade_texture_rgb())
 
 
 @recipe
 def taskonomy_cen_depth_normal_rgb_released() -> TranslationRecipe:
-    """As taskonomy_cen_shade_texture_rgb_released, of depth and normals."""
+    """taskonomy_cen_shade_texture_rgb_released of depth and normals."""
     return _released(taskonomy_cen_depth_normal_rgb())
 
 

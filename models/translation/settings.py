@@ -18,7 +18,7 @@ PASSES = (1, 2)
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Where the images are, how they are read and augmented."""
+    """Location, reading and augmentation of the images."""
 
     root: Path | None = setting(
         None, "the data set's folder, in Taskonomy's layout; required", resumable=True

@@ -221,7 +221,7 @@ class GANTrainer:
         return losses
 
     def learning_rates(self) -> dict[str, float]:
-        """Those of the last step: ``generator``, ``ensemble`` and ``discriminator``."""
+        """The rates of the last step: ``generator``, ``ensemble`` and ``discriminator``."""
         rates = (each.learning_rates() for each in self.optimizations.values())
         return {name: rate for each in rates for name, rate in each.items()}
 
@@ -265,7 +265,7 @@ def parameter_groups(
 
 @contextmanager
 def frozen(net: nn.Module) -> Iterator[None]:
-    """In this context no gradients of the network's parameters are computed; those it has stay."""
+    """Compute no gradients of the network's parameters in this context; those it has stay."""
     net.requires_grad_(False)
     try:
         yield

@@ -111,7 +111,7 @@ class Encoder(nn.Module):
         return self.num_modalities if stage == 0 else self.fusion.streams(stage - 1, self.num_modalities)
 
     def train(self, mode: bool = True) -> Encoder:
-        """As ``nn.Module.train``, but with ``frozen_statistics`` the norms stay in eval mode."""
+        """Set the mode as ``nn.Module.train``, but with ``frozen_statistics`` the norms stay in eval mode."""
         super().train(mode)
         if self.frozen_statistics:
             for module in self.modules():

@@ -109,7 +109,7 @@ def read_state_dict(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]
 
 
 def misfits(shapes: Mapping[str, Sequence[int]], state: Mapping[str, Tensor]) -> str:
-    """In words, which entries a state dict lacks, has too many or in other shapes than a network's; or ""."""
+    """Describe entries that a state dict lacks, has too many or in other shapes than a network's; or ""."""
     problems = {
         "missing": [name for name in shapes if name not in state],
         "left over": [name for name in state if name not in shapes],

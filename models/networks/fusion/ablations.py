@@ -310,5 +310,5 @@ def _spread(table: Tensor) -> Tensor:
 
 
 def _others(z: Tensor) -> Tensor:
-    """For every modality the mean of the others."""
+    """The mean of the other modalities, for every modality."""
     return torch.stack([torch.cat([z[:m], z[m + 1 :]]).mean(0) for m in range(len(z))])

@@ -88,7 +88,7 @@ def clean(images: Tensor) -> Tensor:
 
 
 def released(images: Tensor) -> Tensor:
-    """The way of the paper's figures as far as it is known: ``[N, 3, H, W]`` for the Inception.
+    """Prepare as for the paper's figures, as far as is known: ``[N, 3, H, W]`` for the Inception.
 
     Known is that the released code saves the images and scores the files. Here: 8 bits, [-1, 1] mapped to
     0 to 255 and rounded, and the resize left to the Inception, bilinear without antialiasing as in the common
@@ -251,7 +251,7 @@ class FeatureScores:
             statistics.reduce()
 
     def compute(self) -> list[dict[str, float]]:
-        """For every output ``fid``, and ``kid`` times 100, as the paper reports it; NaN if an image has any.
+        """Compute every output's ``fid``, and ``kid`` times 100 as in the paper; NaN if an image has any.
 
         Raises:
             UsageError: too few images, see ``FidSettings.check_images``.

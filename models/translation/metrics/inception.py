@@ -93,7 +93,7 @@ def _convs(step: Conv | Fork) -> Sequence[Conv]:
 
 
 def block_a(in_channels: int, pool_width: int) -> Mixed:
-    """At 35×35: 1×1, 5×5, twice 3×3, average pool."""
+    """Branches at 35×35: 1×1, 5×5, twice 3×3, average pool."""
     return Mixed(
         in_channels,
         [Conv("branch1x1", 64, 1)],
@@ -104,7 +104,7 @@ def block_a(in_channels: int, pool_width: int) -> Mixed:
 
 
 def block_b(in_channels: int) -> Mixed:
-    """From 35×35 to 17×17."""
+    """Reduction from 35×35 to 17×17."""
     return Mixed(
         in_channels,
         [Conv("branch3x3", 384, 3, 2, same=False)],
@@ -118,7 +118,7 @@ def block_b(in_channels: int) -> Mixed:
 
 
 def block_c(in_channels: int, width: int) -> Mixed:
-    """At 17×17: 1×1, 7×7 and twice 7×7 in factors, average pool."""
+    """Branches at 17×17: 1×1, 7×7 and twice 7×7 in factors, average pool."""
     return Mixed(
         in_channels,
         [Conv("branch1x1", 192, 1)],
@@ -135,7 +135,7 @@ def block_c(in_channels: int, width: int) -> Mixed:
 
 
 def block_d(in_channels: int) -> Mixed:
-    """From 17×17 to 8×8."""
+    """Reduction from 17×17 to 8×8."""
     return Mixed(
         in_channels,
         [Conv("branch3x3_1", 192, 1), Conv("branch3x3_2", 320, 3, 2, same=False)],
@@ -150,7 +150,7 @@ def block_d(in_channels: int) -> Mixed:
 
 
 def block_e(in_channels: int, pool: Pool) -> Mixed:
-    """At 8×8: 1×1, 3×3 and twice 3×3 with the last one's factors side by side, pool."""
+    """Branches at 8×8: 1×1, 3×3 and twice 3×3 with the last one's factors side by side, pool."""
     return Mixed(
         in_channels,
         [Conv("branch1x1", 320, 1)],
