@@ -13,7 +13,7 @@ from models.training.errors import UsageError, existing
 from models.video import Video
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
-VIDEO_KINDS = ("rgb", "depth")  # what frames of 8 bits can be read as
+VIDEO_KINDS = ("rgb", "depth")  # the modalities that frames of 8 bits can hold
 
 Frames = Video | list[Path]
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any, TypeAlias
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # of ``add_subparsers``
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # returned by ``add_subparsers``
 
 
 def add_command(commands: Commands, name: str, help: str, **options: Any) -> argparse.ArgumentParser:

@@ -22,7 +22,7 @@ def add(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     output = checkpoint.network_file(arguments.output)
     path, contents = checkpoint.load(arguments.checkpoint, checkpoint.BEST)
-    # Where the training found its data, and on what it ran, are matters of that machine.
+    # The training's data folder and device are matters of that machine.
     recipe, _ = checkpoint.settings_here(contents, ())
     known = config.to_plain(config.without_paths(recipe))
     checkpoint.save_network(output, {**contents, "config": known})

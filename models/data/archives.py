@@ -118,7 +118,7 @@ def prepare(
         DataError: ``out`` holds something else, or cannot be written.
     """
     record = out / _RECORD
-    state = json.loads(_json({**source, "complete": False}))  # as it will be read
+    state = json.loads(_json({**source, "complete": False}))  # converted as reading it will convert it
     found = _read_record(out, record)
     if found is not None and {**found, "complete": False} != state:
         raise DataError(f"{out}: made from something else: {found}, asked for {source}; name another folder")

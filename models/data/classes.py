@@ -41,7 +41,7 @@ NYU13 = (
     *("television", "wall", "window"),
 )
 
-# By name, what each class of 40 becomes. nyu13 is class13Mapping.mat of Handa's nyuv2-meta-data.
+# By merge, the class that each of 40 becomes. nyu13 is class13Mapping.mat of Handa's nyuv2-meta-data.
 MERGES = {
     "nyu13": (
         *(11, 4, 5, 0, 3, 8, 9, 11, 12, 5),  # wall ... bookshelf

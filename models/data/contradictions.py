@@ -29,7 +29,7 @@ def first_look(dataset: Scenes) -> None:
     try:
         found = survey(dataset, _FIRST_SCENES, _FIRST_SCENES)
     except DataError:
-        return  # of one of the scenes, and said where that one is asked for
+        return  # an error of one scene is raised where that scene is read
     for message in contradictions(found, dataset.layout, dataset.guessed_kinds, thorough=False):
         warnings.warn(f"{dataset.root}, {message}", stacklevel=3)
 

@@ -30,7 +30,7 @@ class Sample(NamedTuple):
     target: NDArray[np.uint8]  # [H, W], classes and ignore_index
     name: str  # path of the label file below its kind's folder, without suffix: unique in a split
     modalities: tuple[str, ...]  # the names of the images
-    kinds: tuple[str | None, ...] = ()  # of the images (``Reader.kinds``); empty: as their names tell
+    kinds: tuple[str | None, ...] = ()  # the images' (``Reader.kinds``); empty: told by their names
 
 
 class SegmentationSet:
@@ -166,7 +166,7 @@ class SegmentationSet:
         return colors if told_apart else None
 
     def _name(self, label_path: Path) -> str:
-        # Of the file alone scenes of several folders share it, as all of SUN RGB-D's label/label.npy do.
+        # The file's name alone is shared by scenes of several folders, as SUN RGB-D's label/label.npy is.
         path = os.path.relpath(label_path, self.root / self.layout.folder(LABELS, self.split))
         return Path(path).with_suffix("").as_posix()
 

@@ -39,15 +39,15 @@ DERIVED = (
     *("edge_occlusion", "edge_texture"),
 )
 
-# To be raised with every change of what the same images, or the same rooms, give.
+# Raise these with every change of what the same images, or the same rooms, give.
 _OF_IMAGES, _OF_ROOMS = 3, 1
 _SOURCES = "sources.txt"
 _HALF_LIFE = 8.0  # meters from the lamp at which its light has halved, Taskonomy's
-_SIGMA = 3.0  # of the blur before texture edges are looked for, in pixels of Taskonomy's 512
+_SIGMA = 3.0  # the blur before the search for texture edges, in pixels of Taskonomy's 512
 _SIDE = 512
 _FULL = 2**16 - 1
 _FARTHEST = 128.0  # meters, what 16 bits can store
-# As a share of the width, the widest hole that is a sensor's shadow: a Kinect's of a thing 0.8 m away.
+# The widest hole that is a sensor's shadow, as a share of the width: a Kinect's of a thing 0.8 m away.
 _SHADOW = 1 / 16
 # Pixels and those beside them, along rows and along columns.
 _NEIGHBORS = ((np.s_[..., :-1], np.s_[..., 1:]), (np.s_[..., :-1, :], np.s_[..., 1:, :]))

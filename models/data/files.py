@@ -14,7 +14,7 @@ from models.data.images import FILE_SUFFIXES, DataError
 from models.data.layouts import CAMERA, LABELS, Layout
 from models.networks.messages import suggest
 
-Entry = dict[str, Path]  # by kind of file: modalities, labels, camera
+Entry = dict[str, Path]  # keys: kinds of file: modalities, labels, camera
 
 _ANY = ".*"  # at the end of a path: whatever suffix the file has
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 
-# Of the windows that planes are fitted in, as a share of the width: 10 pixels of 640. Floors in NYUDv2
-# come out at 172 degrees with gravity in the median, with 4 pixels at 161: the steps of a Kinect.
+# The radius of the windows that planes are fitted in, as a share of the width: 10 pixels of 640. Floors in
+# NYUDv2 come out at 172 degrees with gravity in the median, with 4 pixels at 161: the steps of a Kinect.
 _RADIUS = 1 / 64
 _BLURS = (1 / 48, 1 / 96, 1 / 192, 1 / 384)  # one after another, sigmas as shares of the width
 _COARSEST = 0.1  # meters; values that differ by more are different surfaces, not steps of storage
@@ -33,7 +33,7 @@ class Camera(NamedTuple):
     cx: float
     cy: float
     size: tuple[int, int] | None = None  # width and height of its images; None: whatever they have
-    baseline: float | None = None  # to the second camera of a stereo pair, in meters
+    baseline: float | None = None  # distance in meters to the second camera of a stereo pair
 
     def scaled(self, height: int, width: int) -> Camera:
         """The camera of images of another size that show the same.

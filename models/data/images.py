@@ -19,27 +19,27 @@ __all__ = [
     "read_label_values",
     "read_stored",
     "size_of",
-]  # of ``stored``, for those who read here
+]  # the names of ``stored``, re-exported
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
-FILE_SUFFIXES = IMAGE_SUFFIXES | {".npy"}  # what a scene's files may end in
+FILE_SUFFIXES = IMAGE_SUFFIXES | {".npy"}  # the suffixes of a scene's files
 
-# In place of a depth scale: nobody has said what a stored unit is.
+# Stands in place of a depth scale where nobody has said what a stored unit is.
 UNKNOWN_SCALE = "unknown"
 DepthScale = float | str | None
 
 Source = Path | Frame
 Image = NDArray[np.float32]  # [H, W, C]
 
-# What each 8-bit value of each color becomes, [1, 256, 3]: one look-up normalizes an image, four times as
-# fast as the arithmetic on float32 (0.4 against 1.9 ms for 640x480) and rounded once only.
+# The normalized value of each 8-bit value of each color, [1, 256, 3]: one look-up normalizes an image, four
+# times as fast as the arithmetic on float32 (0.4 against 1.9 ms for 640x480) and rounded once only.
 _NORMALIZED = ((np.arange(256.0)[:, None] / 255 - IMAGENET_MEAN) / IMAGENET_STD).astype(np.float32)[None]
 # Mean difference between two channels, of 255, that JPEG leaves in a gray image saved as color.
 _GRAY_WITHIN = 2.0
 _BRIGHTNESS = '; 8 bits are too coarse for meters, but brightness with "depth_scale": null in layout.json'
-_UNLABELED = -1  # in arrays of signed integers
+_UNLABELED = -1  # stands for no class in arrays of signed integers
 
 
 def read_rgb(path: Source) -> Image:
@@ -284,7 +284,7 @@ def classes_of(
         raise DataError(_out_of_range(path, stored, outside, known, label_offset, list(voids)))
     if stored.dtype == np.uint8 and label_offset == 0 and not label_map and len(voids) == 1:
         return stored
-    # What every stored value that has passed becomes; a value that is class and void at once is void.
+    # The class that every checked stored value becomes; a value that is class and void at once is void.
     becomes = np.full(max(known + label_offset, *voids) + 1, ignore_index, np.uint8)
     classes = np.asarray(label_map or range(known))
     becomes[label_offset : label_offset + known] = np.where(classes < 0, ignore_index, classes)

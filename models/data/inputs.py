@@ -35,7 +35,7 @@ class InputSpec:
 
 
 _HHA, _UPSIDE_DOWN = "255 of HHA's encoding", "255 of HHA's encoding, upside down with 218 for floors"
-# Of modalities whose kind nobody told: color or one channel, as each file was.
+# The unit of modalities whose kind nobody told: color or one channel, as each file was.
 _EITHER = "full brightness, or "
 
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 
-# What a modality of layout.json can be; disparity and HHA are further ones that are known by their names.
+# The kinds of layout.json's modalities; disparity and HHA are further ones that are known by their names.
 KINDS = ("color", "intensity", "depth", "normals", "categorical")
 SPELLINGS: Mapping[str, str] = MappingProxyType({"colour": "color"})
-# What a modality is resized as that may be averaged, but has missing pixels that must be left out.
+# The kind, for resizing, of modalities that may be averaged without their missing pixels.
 SPARSE = "sparse"
 
 _BY_NAME: Mapping[str, str] = MappingProxyType(

@@ -17,7 +17,7 @@ from models.networks.messages import suggest
 
 LAYOUT_FILE = "layout.json"
 
-_LARGEST = 2**16 - 1  # of stored values
+_LARGEST = 2**16 - 1  # the largest stored value
 
 
 def find_layout(root: Path, name: str | None = None) -> Layout:
@@ -211,7 +211,7 @@ def _is_missing(value: Any) -> bool:
     return _is_finite(value) or not_finite
 
 
-# By field of a modality in layout.json, what its value must satisfy, and that in words.
+# The check of each field of a modality in layout.json, and the check in words.
 _MODALITY_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "kind": (
         lambda value: value is None or (isinstance(value, str) and (value in KINDS or value in SPELLINGS)),
@@ -233,7 +233,7 @@ _MODALITY_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
 }
 
-# By field of layout.json, what its value must satisfy, and that in words.
+# The check of each field of layout.json, and the check in words.
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "name": (_is_text, "a text"),
     "files": (_dict_of(_is_text), "a path for every kind of file"),

@@ -19,10 +19,10 @@ from models.data.kinds import Modality, kind_by_name
 SPLITS = ("train", "val")
 LABELS, CAMERA = "labels", "camera"
 
-_TEST = ("train", "test")  # where validation is on what is called the test set
+_TEST = ("train", "test")  # for data sets whose test set serves validation
 
-# Of the color camera that NYUDv2's depth is projected to (camera_params.m of its toolbox, which counts
-# pixels from 1).
+# The color camera that NYUDv2's depth is projected to (camera_params.m of its toolbox, which counts pixels
+# from 1).
 KINECT = Camera(518.85790, 519.46961, 324.58245, 252.73617, (640, 480))
 
 

@@ -17,7 +17,7 @@ from models.data.images import DataError, size_of
 from models.data.transforms import broaden
 from models.data.workers import start_worker
 
-# Of samples and batches of any task; those of segmentation are the default.
+# Functions of samples and batches of any task; those of segmentation are the default.
 Transform = Callable[[Any, np.random.Generator], Any]
 Collate = Callable[[list[Any]], Any]
 Key = tuple[int, int]  # epoch, index of a sample
@@ -168,7 +168,7 @@ def on_device(batches: Iterable[OnDevice], device: torch.device) -> Iterator[OnD
         current.wait_stream(stream)
         for value in vars(copied).values():
             if isinstance(value, Tensor):
-                value.record_stream(current)  # its memory was allocated for the other stream
+                value.record_stream(current)  # because its memory was allocated for the other stream
         yield copied
 
 

@@ -39,12 +39,12 @@ from models.networks.messages import suggest
 
 MODALITIES = ("rgb", "depth", "disparity", "hha", "normals")
 FROM_DEPTH = ("depth", "disparity", "hha", "normals")
-FLOORS = (38, 218)  # what HHA's third channel may be on floors: Gupta et al.'s, and that of older versions
+FLOORS = (38, 218)  # HHA's third channel on floors: Gupta et al.'s, and that of older versions
 
 # Disparity in pixels that counts as 1 where a stereo camera measured it, so that inputs are of that order.
 _PIXELS = 64.0
 _SCENES_FOR_KIND = 4
-_LIKE_A_CROP = 0.8  # of a side: the paper's archive keeps 0.875 and 0.885 of them
+_LIKE_A_CROP = 0.8  # share of a side: the paper's archive keeps 0.875 and 0.885
 
 
 class File(NamedTuple):

@@ -30,7 +30,7 @@ class DataError(ValueError):
 class Frame(NamedTuple):
     """Pixels without a file of their own, of a video or in memory; read as if they were a file's."""
 
-    name: str  # what messages call it
+    name: str  # its name in messages
     pixels: NDArray[Any]  # [H, W] or [H, W, C], colors red first
     is_video: bool = False  # whose depth has 8 bits, and a scale given for it
 

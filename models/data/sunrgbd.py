@@ -23,7 +23,7 @@ from models.data.stored import decode
 from models.data.survey import SCENES, Overview, Survey, spread
 
 _LAYOUT = LAYOUTS["sun_handa"]
-_SCALE, _BIT_SHIFT = 1000.0, 3  # of the release's depth
+_SCALE, _BIT_SHIFT = 1000.0, 3  # the release's depth
 _VOID = 255
 _INTRINSICS = "intrinsics/{split}/{number:06d}.txt"
 
@@ -34,7 +34,7 @@ class _Scene(NamedTuple):
     split: str
     number: int  # counted from 1 within the split
     label: int  # the number of its label map: test images come first
-    place: int  # in the tables of meta data and labels
+    place: int  # its index in the tables of meta data and labels
     image: str  # paths in the release
     depth: str
     camera: str

@@ -22,7 +22,7 @@ from models.data.scenes import CLASSES, DEPTH_SCALE, camera, render
 from models.data.workers import start_worker
 
 _RECORD = "synthetic.json"
-_GENERATOR = 1  # to be raised with every change of what the same parameters give
+_GENERATOR = 1  # raise it with every change of what the same parameters give
 
 
 def prepare_synthetic(
@@ -67,7 +67,7 @@ def prepare_synthetic(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         _check_finished(out, record, names)
         if not (out / LAYOUT_FILE).exists():
-            with suppress(OSError):  # as good as before where it cannot be written
+            with suppress(OSError):  # nothing is lost where it cannot be written
                 write_bytes(out / LAYOUT_FILE, _layout(size).encode())
         print(f"{out}: already there, made with the same parameters; kept")
         return out

@@ -40,7 +40,7 @@ MISSING_DEPTH = 2**16 - 1
 PLACEHOLDER = "{domain}"
 
 _LISTS = ("{split}.txt", "{split}_domain.txt")  # the second are the names in the authors' code
-_THIRD = 3  # of the points are for validation where no list says otherwise
+_THIRD = 3  # every third point is for validation where no list says otherwise
 
 
 @dataclass(frozen=True)

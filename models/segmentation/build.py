@@ -53,7 +53,7 @@ def build_network(recipe: SegmentationRecipe) -> SegmentationNetwork:
     except ValueError as error:
         raise UsageError(f"model.{error}") from None
     if model.initial_scale is not None:
-        # Where nothing is exchanged as well, so that the networks are comparable.
+        # Also where nothing is exchanged, so that the networks are comparable.
         for point in exchange_points(net):
             nn.init.constant_(point.weight, model.initial_scale)
     return net
@@ -172,7 +172,7 @@ def build_train_loader(recipe: SegmentationRecipe) -> Loader:
         settings.crop, settings.shorter_side, settings.scale, settings.ignore_index, settings.scale_of
     )
     dataset = open_split(settings, "train")
-    dataset.surveyed = True  # by the task, before training starts
+    dataset.surveyed = True  # the task has surveyed it before training starts
     try:
         return train_loader(
             dataset,

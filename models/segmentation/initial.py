@@ -16,7 +16,7 @@ from models.segmentation.settings import ModelSettings
 from models.training import checkpoint
 from models.training.errors import UsageError, existing
 
-# From inputs normalized by ImageNet's mean and deviation to those from 0 to 255 less the mean.
+# Factors from inputs normalized by ImageNet's mean and deviation to those from 0 to 255 less the mean.
 _CAFFE = tuple(255 * std for std in IMAGENET_STD)
 # Entries whose shape follows the number of classes.
 _CLASSIFIER = re.compile(r"\bclassifier\.|^head\.")

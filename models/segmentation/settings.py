@@ -19,7 +19,7 @@ OF_LAYOUT = (
     "bit_shift",
     "camera",
     "label_offset",
-)  # what settings say of files, as layouts do
+)  # settings that describe files, as layouts do
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ class SegmentationTask:
             loss_scaler(self.recipe.run.precision, self.device),
             None if self.ema is None else (self.ema, self.net),
         )
-        # What was recorded belongs to the last stage's loss scale.
+        # A recorded graph belongs to the last stage's loss scale.
         recorded = self.recipe.run.cuda_graphs
         self.gradients = graphs.GraphedStep(self._gradients, self.net) if recorded else self._gradients
 

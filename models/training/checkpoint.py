@@ -35,7 +35,7 @@ from models.training.errors import UsageError, existing, program, writable
 from models.training.files import replacing
 
 FORMAT = 2
-LAST, BEST, CONFIG = "last.pt", "best.pt", "config.json"  # of a run folder
+LAST, BEST, CONFIG = "last.pt", "best.pt", "config.json"  # the names in a run folder
 _SUFFIXES = (".safetensors", ".pt")
 _OF_RUNS = ("loop", "processes", "task")
 

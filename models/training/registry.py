@@ -62,7 +62,7 @@ class Recipe(Protocol):
 
 F = TypeVar("F", bound=Callable[[], Any])
 RECIPES: dict[str, Callable[[], Any]] = {}
-SYSTEMS: dict[type, System] = {}  # by the class of their recipes' settings
+SYSTEMS: dict[type, System] = {}  # keys: the classes of their recipes' settings
 _LOG = logging.getLogger(__name__)
 _MISSING: set[str] = set()  # modules that the log has named already
 
@@ -122,7 +122,7 @@ def record(name: str, made: Recipe) -> dict[str, str | None]:
     """
     module: str | None = _module(name)
     if module == "__main__":
-        module = getattr(sys.modules[module].__spec__, "name", None)  # of python -m package.module
+        module = getattr(sys.modules[module].__spec__, "name", None)  # the module of python -m package.module
     return {"recipe": name, "recipe_module": module, "recipe_kind": type(made).__name__}
 
 

@@ -12,7 +12,7 @@ from models.training.errors import UsageError, data_root
 from models.training.fusions import check_fusion
 from models.translation.settings import DataSettings, TranslationRecipe
 
-_CHANNELS = 3  # of every domain: single ones are tiled
+_CHANNELS = 3  # per domain; a single one is tiled
 
 
 def output_names(recipe: TranslationRecipe) -> tuple[str, ...]:
@@ -48,7 +48,7 @@ def build_generator(recipe: TranslationRecipe) -> UNet:
         )
     if model.initial_scale is not None:
         for module in net.encoder.modules():
-            # Where nothing is exchanged as well, so that the networks are comparable.
+            # Also where nothing is exchanged, so that the networks are comparable.
             if isinstance(module, ExchangeInstanceNorm2d):
                 module.weight.data.mul_(model.initial_scale)
     return net

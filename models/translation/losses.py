@@ -5,7 +5,7 @@ Pure functions of tensors. A step of training, with one pass of the generator:
     output = generator(inputs)
     real, fake = discriminate(discriminator, inputs, target, output.branches.detach())
     discriminator_loss(real, fake).total.backward()                 # and the discriminator's step
-    (logits,) = discriminate(discriminator, inputs, output.branches)    # by the discriminator after it
+    (logits,) = discriminate(discriminator, inputs, output.branches)    # after the discriminator's step
     generator_loss(output, logits, target, sparsity_penalty(generator)).total.backward()
 
 The last line also leaves gradients in the discriminator, at the cost of computing them, unless its parameters

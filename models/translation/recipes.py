@@ -143,7 +143,7 @@ def nyudv2_384_depth_normal_rgb() -> TranslationRecipe:
         data=DataSettings(domains=("depth_zbuffer", "normal"), batch_size=4, resize=144, crop=128),
         model=ModelSettings(size=64, base_width=32, discriminator_width=24, initial_scale=_NEAR, dropout=0.0),
         optim=_short(3500, generator_lr=1e-3, ema=0.998),
-        # So short, the paper's weight of 100 for L1 leaves colorful noise, this one blurred rooms.
+        # In so short a run the paper's weight of 100 for L1 leaves colorful noise, this one blurred rooms.
         loss=LossSettings(l1=1000.0, sparsity=0.05),
         eval=EvalSettings(limit=100),
         run=RunSettings(log_steps=20, checkpoint_steps=100, evaluate_steps=1750),

@@ -170,7 +170,7 @@ class GANTrainer:
         first: graphs.Recordable = self._discriminator_gradients
         second: graphs.Recordable = self._generator_gradients
         if self.recipe.run.cuda_graphs:
-            # What was recorded belongs to the last stage's loss scales.
+            # Recorded graphs belong to the last stage's loss scales.
             both = nn.ModuleList([self.generator, self.discriminator])
             recorded = graphs.GraphedStep(first, both, second)
             first, second = recorded, recorded.finish

@@ -22,7 +22,7 @@ def show(image: Tensor) -> Image:
 def view_images(
     images: Tensor,  # [M, 3, H, W]
     outputs: Sequence[Tensor],  # M + 1 of [3, H, W]
-    names: Sequence[str],  # of the outputs: the domains, then the ensemble
+    names: Sequence[str],  # outputs: the domains, then the ensemble
     target: Tensor | None = None,  # [3, H, W]
 ) -> dict[str, Image]:
     """A view's inputs, as ``input <domain>``, its branches and ensemble, and the ``target`` where given."""

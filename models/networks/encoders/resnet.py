@@ -22,7 +22,7 @@ from models.networks.fusion.base import Fusion, resolve
 from models.networks.fusion.exchange import Exchange
 from models.networks.messages import suggest
 
-Dilations = tuple[int, int]  # that fit the grid on which a block starts, and the one on which it ends
+Dilations = tuple[int, int]  # for the grid on which a block starts, and the one on which it ends
 
 
 class BasicBlock(nn.Module):

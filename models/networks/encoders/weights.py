@@ -15,7 +15,7 @@ from models.networks.messages import first_line
 from models.networks.private import PrivateConv2d
 
 _WRAPPERS = ("segmenter", "state_dict", "model")  # under which training scripts file the state dict
-_PARALLEL = "module."  # what DataParallel puts before every key
+_PARALLEL = "module."  # the prefix that DataParallel puts before every key
 
 
 class LoadReport(NamedTuple):

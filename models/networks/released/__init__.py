@@ -61,7 +61,7 @@ def load_released(net: Network, path_or_state_dict: str | Path | Mapping[str, An
 
 def _check_fit(
     own: Mapping[str, Tensor],  # the network's entries
-    names: Mapping[str, list[str]],  # of every one of them in state
+    names: Mapping[str, list[str]],  # their names in state
     state: Mapping[str, Tensor],
 ) -> None:
     """Raise ValueError unless state has those names, no others, in the shapes that the network asks for."""

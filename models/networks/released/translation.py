@@ -28,7 +28,7 @@ import re
 from models.networks.systems.patchgan import PatchGAN
 from models.networks.systems.unet import UNet, Up
 
-_LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")  # of a norm
+_LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")  # a norm's entries
 
 
 def released_names(net: UNet | PatchGAN) -> dict[str, list[str]]:

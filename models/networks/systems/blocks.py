@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from cen_ext import ExchangeInstanceNorm2d
 from cen_ext.modules import ExchangeNorm
 
-SLOPE = 0.2  # of LeakyReLU
+SLOPE = 0.2  # LeakyReLU's
 
 
 class Down(nn.Module):

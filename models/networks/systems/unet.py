@@ -21,7 +21,7 @@ from models.networks.fusion.exchange import Exchange
 from models.networks.systems.blocks import INSTANCE_NORM, Down, initialize, instance_norm
 from models.networks.systems.output import TranslationOutput
 
-DROPOUT_LEVELS = 3  # of the decoder, from the coarsest
+DROPOUT_LEVELS = 3  # the coarsest ones of the decoder
 
 
 class Up(nn.Module):
