@@ -1,4 +1,4 @@
-"""Training steps of whole networks: ours against the straightforward ones, interleaved in one process.
+"""Training steps of whole networks: ours against the baseline, interleaved in one process.
 
     python -m bench.training                                             # RefineNet-50, crop 224, batch 2
     python -m bench.training --network pspnet
@@ -7,7 +7,7 @@
 
 All hold the same weights and train on the same generated rooms. A step is what a training does: forward pass,
 loss of all branches and the ensemble at label resolution with the penalty, backward pass, SGD; of the U-Net,
-an update of the discriminator and one of the generator, for which the straightforward code generates twice,
+an update of the discriminator and one of the generator, for which the baseline generates twice,
 as the released one. Steps of the networks are interleaved; the median counts. Apart from the timed steps, the
 memory of each is measured in a step of its own, above what was held when it began:
 

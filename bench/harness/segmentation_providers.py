@@ -1,6 +1,6 @@
 """The segmentation networks that ``bench.training`` lets train against each other, on equal weights and data.
 
-Ours is trained by the very objects that ``python -m models train`` makes of a recipe; the straightforward one
+Ours is trained by the very objects that ``python -m models train`` makes of a recipe; the baseline
 by the loop that is usually written.
 """
 

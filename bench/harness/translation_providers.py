@@ -1,7 +1,7 @@
 """The translation networks that ``bench.training`` trains against each other, as the segmentation ones in
 ``bench.harness.segmentation_providers``.
 
-Ours passes through the generator once per step, the straightforward code twice, as the released one: without
+Ours passes through the generator once per step, the baseline twice, as the released one: without
 dropout both compute the same numbers.
 """
 
