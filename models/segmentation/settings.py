@@ -122,7 +122,7 @@ class SegmentationStage(Stage):
 
 
 def stages(epochs: int) -> tuple[SegmentationStage, ...]:
-    """The paper's three stages, each of so many epochs."""
+    """The paper's three stages, of as many epochs each."""
     rates = ((5e-4, 3e-3), (2.5e-4, 1.5e-3), (1e-4, 7e-4))
     return tuple(SegmentationStage(epochs, None, encoder, decoder) for encoder, decoder in rates)
 
@@ -176,7 +176,9 @@ class EvalSettings:
         resumable=True,
     )
     overlap: float = setting(0.25, "least share of a window that the next one covers", resumable=True)
-    limit: int | None = setting(None, "evaluate the first so many images only; none: all", resumable=True)
+    limit: int | None = setting(
+        None, "number of images to evaluate, the first ones; none: all", resumable=True
+    )
     pictures: int = setting(4, "validation images shown in TensorBoard", resumable=True)
     frames: bool = setting(
         False, "predict writes every frame's labels and colors of videos as well", resumable=True

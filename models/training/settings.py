@@ -61,7 +61,7 @@ class RunSettings:
         False, "record forward and backward pass once and replay them; one CUDA device only", resumable=True
     )
     steps: int | None = setting(
-        None, "stop after so many steps in all; none: run every stage", resumable=True
+        None, "total number of steps to stop after; none: run every stage", resumable=True
     )
     log_steps: int = setting(20, "steps between two logs of the losses", resumable=True)
     checkpoint_steps: int = setting(500, "steps between two checkpoints", resumable=True)

@@ -130,7 +130,9 @@ class EvalSettings:
         "translate with dropout, as the paper; drawn anew for every view, always the same",
         resumable=True,
     )
-    limit: int | None = setting(None, "evaluate the first so many views only; none: all", resumable=True)
+    limit: int | None = setting(
+        None, "number of views to evaluate, the first ones; none: all", resumable=True
+    )
     value_range: tuple[float, float] | None = setting(
         None,
         "what -1 and 1 are in MAE and MSE; none: 0,1, or of depth 0,11.1: ln(1 + stored)",
