@@ -1,7 +1,7 @@
 """The command line, one module per command: ``cen``, and ``python -m models`` as well.
 
-Each module has ``add``, which adds its parser. What a command does for a recipe, the recipe's system knows
-(``models.training.registry.System``): the commands know none of them.
+Each module has ``add``, which adds its parser. The recipe's system (``models.training.registry.System``) does
+a command's work for a recipe; the commands themselves know no system.
 """
 
 from __future__ import annotations
@@ -49,6 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if several:  # the threads that connect the processes abort one which ends in the usual way
             os._exit(2)
         return 2
-    except BrokenPipeError:  # who read the output, head say, has had enough; nor is there anyone to tell
+    except BrokenPipeError:  # stdout was closed early, as by head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
