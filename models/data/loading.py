@@ -21,9 +21,17 @@ from models.data.workers import start_worker
 Transform = Callable[[Any, np.random.Generator], Any]
 Collate = Callable[[list[Any]], Any]
 Key = tuple[int, int]  # epoch, index of a sample
-OnDevice = TypeVar("OnDevice")
 
 _STEM_CHANNELS = 3  # encoders take three channels, so that ImageNet weights fit
+
+
+class Movable(Protocol):
+    """The part of a batch that ``on_device`` needs."""
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Any: ...
+
+
+OnDevice = TypeVar("OnDevice", bound=Movable)
 
 
 class SampleSet(Protocol):
@@ -158,12 +166,12 @@ def on_device(batches: Iterable[OnDevice], device: torch.device) -> Iterator[OnD
     """
     if device.type != "cuda":
         for batch in batches:
-            yield batch.to(device)  # type: ignore[attr-defined]
+            yield batch.to(device)
         return
     stream = torch.cuda.Stream(device)
     for batch in batches:
         with torch.cuda.stream(stream):
-            copied = batch.to(device, non_blocking=True)  # type: ignore[attr-defined]
+            copied = batch.to(device, non_blocking=True)
         current = torch.cuda.current_stream(device)
         current.wait_stream(stream)
         for value in vars(copied).values():

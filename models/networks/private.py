@@ -29,6 +29,7 @@ class PrivateConv2d(nn.Conv2d):
         super().__init__(
             conv.in_channels,
             conv.out_channels,
+            # Torch declares these four as tuples of any length, and takes pairs.
             conv.kernel_size,  # type: ignore[arg-type]
             conv.stride,  # type: ignore[arg-type]
             conv.padding,  # type: ignore[arg-type]

@@ -25,13 +25,20 @@ import dataclasses
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from models.networks.messages import suggest
 from models.networks.registry import Registry
 from models.training.errors import UsageError
 
-C = TypeVar("C")
+
+class _Dataclass(Protocol):
+    """An object of any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+
+C = TypeVar("C", bound=_Dataclass)
 _BOOLS = {"true": True, "false": False}
 
 
@@ -83,13 +90,13 @@ def override(config: C, assignments: Sequence[str]) -> C:
 def forget_given(config: C) -> C:
     """The settings without the record of what ``override`` has set: as if they were a recipe's own."""
     changes: dict[str, Any] = {}
-    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+    for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.metadata.get("recorded"):
             changes[field.name] = ()
-        elif dataclasses.is_dataclass(value):
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
             changes[field.name] = forget_given(value)
-    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+    return dataclasses.replace(config, **changes)
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -138,13 +145,13 @@ def to_plain(config: Any) -> Any:
 def without_paths(config: C) -> C:
     """The settings with every path set to none: what lies where is one machine's matter."""
     changes: dict[str, Any] = {}
-    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+    for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if isinstance(value, Path):
             changes[field.name] = None
-        elif dataclasses.is_dataclass(value):
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
             changes[field.name] = without_paths(value)
-    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+    return dataclasses.replace(config, **changes)
 
 
 def from_plain(default: C, plain: Mapping[str, Any]) -> C:
@@ -159,7 +166,7 @@ def from_plain(default: C, plain: Mapping[str, Any]) -> C:
     plain = default.from_old(plain) if hasattr(default, "from_old") else plain
     plain = _with_chosen(default, plain)
     return dataclasses.replace(
-        default,  # type: ignore[type-var]
+        default,
         **{
             name: _restore(value, hints[name], getattr(default, name))
             for name, value in plain.items()
@@ -344,7 +351,7 @@ def _restore(value: Any, kind: Any, default: Any) -> Any:
         return from_plain(default, value)
     if isinstance(value, list):
         item = args[0] if args else None
-        if dataclasses.is_dataclass(item):
-            return tuple(from_plain(item(), entry) for entry in value)  # type: ignore[operator]
+        if isinstance(item, type) and dataclasses.is_dataclass(item):
+            return tuple(from_plain(item(), entry) for entry in value)
         return tuple(value)
     return Path(value) if isinstance(value, str) and (kind is Path or Path in args) else value

@@ -46,7 +46,7 @@ def compiled(module: nn.Module, run: RunSettings) -> nn.Module:
     """``module``, compiled as one graph for the shapes that it sees if ``run.compile``."""
     if not run.compile:
         return module
-    return torch.compile(module, fullgraph=True, dynamic=False)  # type: ignore[return-value]
+    return torch.compile(module, fullgraph=True, dynamic=False)  # type: ignore[return-value]  # a module
 
 
 class GraphedStep:

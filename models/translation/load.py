@@ -136,7 +136,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainedGenerator:
     checkpoint.fill(net, path, contents)
     net = net.to(device_of(recipe.run.device)).eval()
     if recipe.run.channels_last:  # dropout draws in the order of memory: as in the training's evaluations
-        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own types leave it out
     domains = tuple(map(find_domain, recipe.data.domains))
     target = find_domain(recipe.data.target)
     return TrainedGenerator(net, recipe, tuple(changed), path, inputs, domains, target)

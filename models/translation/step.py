@@ -134,7 +134,7 @@ class GANTrainer:
         channels_last = device.type != "cpu" if chosen is None else chosen
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         for net in (generator, discriminator):
-            net.train().to(memory_format=self.layout)  # type: ignore[call-overload]
+            net.train().to(memory_format=self.layout)  # type: ignore[call-overload]  # torch's own types leave it out
         self.ema = None if recipe.optim.ema is None else Ema(generator, recipe.optim.ema)
 
         def prepared(module: nn.Module) -> nn.Module:
