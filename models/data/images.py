@@ -96,7 +96,7 @@ def depth_image(
         stored = _one_channel(path, stored, "depth")
     if depth_scale == UNKNOWN_SCALE and stored.dtype.kind != "f":
         raise DataError(
-            f"{path}: depth_scale is not known, the stored units per meter: give it as data.depth_scale"
+            f"{path}: depth_scale is not known: give the stored units per meter as data.depth_scale"
             ' or in layout.json, as "depth_scale": 1000 for millimeters, null for brightness without a scale'
         )
     if not _is_depth(path, stored, depth_scale):
