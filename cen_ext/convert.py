@@ -33,6 +33,7 @@ _NORM_ACTS = ("BatchNormAct2d", "SyncBatchNormAct")
 _FUSED: dict[type[nn.Module], str] = {
     nn.Identity: "identity",
     nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
     nn.LeakyReLU: "leaky_relu",
 }
 
@@ -59,8 +60,8 @@ def make_multimodal(
     not kept. A SyncBatchNorm stays synchronised where torch.distributed is initialised.
 
     timm's BatchNormAct2d and SyncBatchNormAct, norms that end in ``drop`` and ``act``, are converted too. The
-    operator applies ReLU, LeakyReLU and Identity itself; the layer's ``act`` is then an Identity. Any other
-    activation, and any after a drop, follows the exchange as the module that it was.
+    operator applies ReLU, ReLU6, LeakyReLU and Identity itself; the layer's ``act`` is then an Identity. Any
+    other activation, and any after a drop, follows the exchange as the module that it was.
 
     Norms of each row by itself (LayerNorm, GroupNorm and the like) and frozen batch norms, whose affine and
     statistics are constants, have no exchange version. They stay as they are, shared by the modalities, and a
@@ -107,9 +108,9 @@ def replace_norms(module: nn.Module, make_norm: MakeNorm, where: Where | None = 
         module: the network, left as it is.
         make_norm: called as ``make_norm(norm, exchanges, activation)`` for each norm layer that
             ``make_multimodal`` lists: the original, whether ``where`` picks it, and ``"identity"``,
-            ``"relu"`` or ``"leaky_relu"``, which the result must apply last. The result takes a stacked
-            ``[M*N, C, *spatial]`` and loads a state dict of torch's norm, as ``ExchangeNorm`` does. Its
-            device, dtype, training mode, ``eps``, ``momentum`` and ``negative_slope`` are set afterwards,
+            ``"relu"``, ``"relu6"`` or ``"leaky_relu"``, which the result must apply last. The result takes a
+            stacked ``[M*N, C, *spatial]`` and loads a state dict of torch's norm, as ``ExchangeNorm`` does.
+            Its device, dtype, training mode, ``eps``, ``momentum`` and ``negative_slope`` are set afterwards,
             and its parameters' ``requires_grad``.
         where: as for ``make_multimodal``.
 

@@ -223,6 +223,7 @@ class KeepsHalf(nn.Module):
 # layer -> what the operator applies itself
 NORM_ACTS = {
     "relu": (lambda: BatchNormAct2d(4, nn.ReLU(inplace=True)), "relu"),
+    "relu6": (lambda: BatchNormAct2d(4, nn.ReLU6(inplace=True)), "relu6"),
     "leaky relu": (lambda: BatchNormAct2d(4, nn.LeakyReLU(0.3)), "leaky_relu"),
     "none": (lambda: BatchNormAct2d(4, nn.Identity()), "identity"),
     "derived": (lambda: Derived(4), "relu"),
@@ -250,6 +251,19 @@ def test_a_norm_that_ends_in_an_activation_keeps_it(case, training):
     assert list(ours.state_dict()) == list(net.state_dict())
     ours.load_state_dict(net.state_dict())
     assert torch.equal(ours[1].weight, net[1].weight.expand(2, -1))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_relu6_cuts_off_both_ends(training):
+    net = with_history(nn.Sequential(nn.Conv2d(3, 4, 3), BatchNormAct2d(4, nn.ReLU6()))).train(training)
+    with torch.no_grad():
+        net[1].weight.fill_(5.0)
+        net[1].bias.fill_(3.0)
+    x = torch.randn(2, 3, 6, 5, dtype=torch.float64)
+    y = make_multimodal(net, 2, threshold=0)(torch.cat([x, -x]))
+    for end in (0, 6):
+        assert 0.05 < (y == end).double().mean() < 0.95
+    assert_equals_copies(net, [x, -x])
 
 
 def test_an_activation_is_a_copy_and_stays_one_where_it_was_shared():
