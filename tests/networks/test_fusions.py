@@ -297,7 +297,7 @@ def test_mixes_against_their_formulas(name: str, num_modalities: int) -> None:
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
     layer.mixed_activation = "identity"
     torch.testing.assert_close(layer(x), mixed)
-    layer.mixed_activation, layer.mixed_slope = "leaky_relu", 0.2
+    layer.mixed_activation, layer.negative_slope = "leaky_relu", 0.2
     torch.testing.assert_close(layer(x), torch.where(mixed > 0, mixed, 0.2 * mixed))
 
 

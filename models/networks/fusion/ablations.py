@@ -149,10 +149,10 @@ class MixedNorm(ExchangeNorm):
         negative_slope: float = 0.01,
         **options: Any,
     ) -> None:
-        super().__init__(num_features, num_modalities, **options)  # the private norms, no more
+        # The private norms, no more; the slope waits for the activation after the mix.
+        super().__init__(num_features, num_modalities, negative_slope=negative_slope, **options)
         self.mix = mix
         self.mixed_activation = activation
-        self.mixed_slope = negative_slope
 
     @property
     def exchanges(self) -> bool:
@@ -167,7 +167,7 @@ class MixedNorm(ExchangeNorm):
         u = self.mix(z, self.weight).flatten(0, 1)
         if residual is not None:
             u = u + residual
-        return ACTIVATIONS[self.mixed_activation].value(u, self.mixed_slope)
+        return ACTIVATIONS[self.mixed_activation].value(u, self.negative_slope)
 
 
 class MixedBatchNorm2d(MixedNorm, ExchangeBatchNorm2d):
