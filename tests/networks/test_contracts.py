@@ -17,6 +17,7 @@ from models.data import prepare_synthetic
 from models.fusion import FusionStage
 from models.networks.fusion.base import FUSIONS
 from models.segmentation.losses import segmentation_loss
+from tests.helpers import vision
 from tests.helpers.encoder_contract import check_encoder
 from tests.helpers.fusion_contract import check_fusion
 from tests.helpers.own_recipes import train_two_steps
@@ -29,6 +30,12 @@ STANDARD = sys.stdlib_module_names
 def test_encoders(name: str) -> None:
     assert name in models.encoders()
     check_encoder(name)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_100", "tf_efficientnet_lite0", "hrnet_w18_small"])
+def test_encoders_of_timm(name: str) -> None:
+    vision.timm()
+    check_encoder(f"timm:{name}", has_stages=name != "hrnet_w18_small")
 
 
 @pytest.mark.parametrize("name", models.fusions())

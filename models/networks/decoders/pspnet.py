@@ -109,7 +109,8 @@ def pspnet(
     """A channel-exchanging PSPNet for M modalities (Wang et al. 2020, section 4.1), its logits at 1/8.
 
     Args:
-        encoder: a registered encoder that has a dilated form, ``"resnet18"`` to ``"resnet152"`` for example.
+        encoder: a registered encoder that has a dilated form, ``"resnet18"`` to ``"resnet152"`` for example;
+            or ``"timm:NAME"``, a network of timm that has one.
         num_classes: K.
         num_modalities: M >= 1; 1 is a plain PSPNet, its ensemble the detached branch.
         fusion: how the modalities meet, a ``models.fusion`` object or a registered name with its defaults;
@@ -133,6 +134,7 @@ def pspnet(
     Raises:
         ValueError: an unknown name, or a number out of its range; a fusion that contradicts itself,
             or one beside threshold, region or criterion.
+        ImportError: an encoder of timm without timm.
     """
     for name, value in (("num_classes", num_classes), ("width", width)):
         if value < 1:

@@ -144,7 +144,8 @@ def refinenet(
     """A channel-exchanging RefineNet for M modalities (Wang et al. 2020, section 4.1).
 
     Args:
-        encoder: a registered encoder, ``"resnet18"`` to ``"resnet152"`` for example.
+        encoder: a registered encoder, ``"resnet18"`` to ``"resnet152"`` for example; or ``"timm:NAME"``, a
+            network of timm.
         num_classes: K.
         num_modalities: M >= 1; 1 is a plain RefineNet, its ensemble the detached branch.
         fusion: how the modalities meet, a ``models.fusion`` object or a registered name with its defaults;
@@ -166,6 +167,7 @@ def refinenet(
     Raises:
         ValueError: an unknown name, or a number out of its range; a fusion that contradicts itself,
             or one beside threshold, region or criterion.
+        ImportError: an encoder of timm without timm.
     """
     for name, value in (("num_classes", num_classes), ("width", width)):
         if value < 1:

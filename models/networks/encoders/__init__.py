@@ -1,7 +1,15 @@
 """Encoders shared by the networks, and their ImageNet weights. ``base`` has the contract."""
 
-from models.networks.encoders.base import Encoder, encoders, make_encoder, register_encoder
+from models.networks.encoders.base import (
+    Encoder,
+    Normalization,
+    encoders,
+    input_normalization,
+    make_encoder,
+    register_encoder,
+)
 from models.networks.encoders.resnet import RESNETS, ExchangeResNet
+from models.networks.encoders.timm import TimmEncoder
 from models.networks.encoders.weights import LoadReport, load_imagenet
 
 __all__ = [
@@ -9,7 +17,10 @@ __all__ = [
     "Encoder",
     "ExchangeResNet",
     "LoadReport",
+    "Normalization",
+    "TimmEncoder",
     "encoders",
+    "input_normalization",
     "load_imagenet",
     "make_encoder",
     "register_encoder",

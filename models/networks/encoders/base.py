@@ -1,8 +1,8 @@
 """The contract of an encoder: what the decoders and the fusions need of one.
 
 An encoder is built of a stem and four stages. Every norm in it comes from ``norm_layer``, so that a fusion
-decides what happens after each convolution; ``finish`` adds what the fusion does after stages and makes
-private what it wants private. ``forward`` is the same for all.
+decides what happens after each convolution; ``finish`` makes private what the fusion wants private and adds
+what it does after stages. ``forward`` is the same for all.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -18,6 +18,7 @@ from cen_ext import ExchangeBatchNorm2d
 from cen_ext.modules import ExchangeNorm
 from models.networks.branches import stacked_input
 from models.networks.fusion.base import Fusion
+from models.networks.messages import suggest
 from models.networks.private import make_convolutions_private
 from models.networks.registry import Registry
 
@@ -43,6 +44,7 @@ class Encoder(nn.Module):
 
     Attributes:
         stem_weight: the name of the first convolution's weight in the state dict.
+        stem_weights: those of all weights that read the image: that one, unless a subclass says otherwise.
         weights_kind: the networks whose weights it loads, in words.
 
     Raises:
@@ -50,7 +52,7 @@ class Encoder(nn.Module):
     """
 
     stem_weight: ClassVar[str] = "conv1.weight"
-    weights_kind: ClassVar[str] = "this encoder"
+    weights_kind: str = "this encoder"
 
     def __init__(
         self,
@@ -63,15 +65,17 @@ class Encoder(nn.Module):
         frozen_statistics: bool = True,
     ) -> None:
         super().__init__()
-        for name, value in (("num_modalities", num_modalities), ("in_channels", in_channels)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_counts(num_modalities=num_modalities, in_channels=in_channels)
         self.num_modalities = num_modalities
         self.fusion = fusion
         self.channels = tuple(channels)
         self.strides = tuple(strides)
         self.in_channels = in_channels
         self.frozen_statistics = frozen_statistics
+
+    @property
+    def stem_weights(self) -> tuple[str, ...]:
+        return (self.stem_weight,)
 
     def norm_layer(self, stage: int, *, downsampling: bool = False) -> NormLayer:
         """Make the norms of a stage, 0 for the stem; ``downsampling`` where the block halves the resolution.
@@ -93,15 +97,24 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def finish(self) -> None:
-        """Add what the fusion does after stages, and make private what it wants private."""
+        """Make private what the fusion wants private, and add what it does after stages."""
+        self.make_convolutions_private()
+        self.add_fusion_stages()
+
+    def make_convolutions_private(self) -> None:
+        """Give each stream convolutions of its own where the fusion wants so."""
         stages = self.stages()
         if self.fusion.private_convolutions(0):
             make_convolutions_private(self, self.num_modalities, outside=stages)
-        fused = {}
         for number, stage in enumerate(stages, 1):
             if self.fusion.private_convolutions(number):
                 make_convolutions_private(stage, self._entering(number))
-            block = self.fusion.after_stage(number, self.channels[number - 1], self.num_modalities)
+
+    def add_fusion_stages(self) -> None:
+        """Add what the fusion does after stages."""
+        fused = {}
+        for number, channels in enumerate(self.channels, 1):
+            block = self.fusion.after_stage(number, channels, self.num_modalities)
             if block is not None:
                 fused[str(number)] = block
         self.fusion_stages = nn.ModuleDict(fused)
@@ -147,7 +160,17 @@ class Encoder(nn.Module):
         return {key: value for key, value in state.items() if not key.startswith("fc.")}
 
 
+class Normalization(NamedTuple):
+    """Mean and standard deviation of red, green and blue in [0, 1], by which an input is normalized."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
 ENCODERS: Registry[Callable[..., Encoder]] = Registry("encoder")
+# Encoders of a library, named "family:name": a class (name, num_modalities, fusion, **options), which tells
+# the Normalization of a name by ``normalization_of``.
+FAMILIES: dict[str, Any] = {}
 register_encoder = ENCODERS.register
 
 
@@ -159,20 +182,52 @@ def encoders() -> tuple[str, ...]:
 def make_encoder(
     name: str, num_modalities: int, fusion: Fusion, *, dilated: bool = False, **options: Any
 ) -> Encoder:
-    """Build a registered encoder.
+    """Build a registered encoder, or one of timm's networks.
 
     Args:
         name: under which a class or function ``(num_modalities, fusion, *, in_channels, frozen_statistics)``
-            is registered.
+            is registered; or ``"timm:NAME"``, a network of timm.
         dilated: features at 1/4, 1/8, 1/8 and 1/8; the builder then takes ``dilated`` as well.
         options: ``in_channels``, ``frozen_statistics``.
 
     Raises:
-        ValueError: an unknown name; an encoder that cannot be dilated.
+        ValueError: an unknown name; an encoder that cannot be dilated; as ``TimmEncoder``.
+        ImportError: as ``TimmEncoder``.
     """
-    build = ENCODERS[name]
+    family, member = _family(name)
+    if family is None and name not in ENCODERS.members:
+        known = [*encoders(), *(f"{prefix}:NAME" for prefix in FAMILIES)]
+        raise ValueError(f"encoder must be one of {', '.join(known)}, got {name!r}{suggest(name, known)}")
+    build = ENCODERS[name] if family is None else functools.partial(family, member)
     if dilated:
         if "dilated" not in inspect.signature(build).parameters:
             raise ValueError(f"encoder {name!r} has no dilated form, whose features end at 1/8")
         options["dilated"] = True
     return build(num_modalities, fusion, **options)
+
+
+def input_normalization(name: str) -> Normalization | None:
+    """What the pretrained weights of the encoder of that name expect; None: ImageNet's, as torchvision's do.
+
+    Raises:
+        ValueError, ImportError: as ``TimmEncoder``.
+    """
+    family, member = _family(name)
+    return None if family is None else family.normalization_of(member)
+
+
+def check_counts(**counts: int) -> None:
+    """Refuse numbers below 1, by the names of their arguments.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def _family(name: str) -> tuple[Any, str]:
+    """The family that an encoder's name begins with, and the rest of it; or None, and the name."""
+    prefix, colon, member = name.partition(":")
+    return (FAMILIES[prefix], member) if colon and prefix in FAMILIES else (None, name)

@@ -1,107 +1,123 @@
-"""Any network of timm that has batch norms, as an encoder for M modalities.
+"""Any network of timm that has batch norms, as an encoder for M modalities: ``encoder="timm:NAME"``.
 
 timm's pyramid (``features_only``) goes through ``cen_ext.convert.replace_norms``: convolutions are shared,
-norms come from the caller. Wang et al., "Deep Multimodal Fusion by Channel Exchanging", NeurIPS 2020,
-exchange channels after the norms of spatial convolutions. Which those are, one traced forward pass tells: in
-timm's networks neither names nor the order of registration do.
+norms come from the fusion. Wang et al., "Deep Multimodal Fusion by Channel Exchanging", NeurIPS 2020,
+exchange channels after the norms of spatial convolutions; which those are, one traced forward pass tells.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
 
-from cen_ext import ExchangeBatchNorm2d
 from cen_ext.convert import replace_norms
+from cen_ext.modules import ExchangeNorm
 from models.networks.branches import stacked_input
+from models.networks.encoders.base import FAMILIES, Encoder, Normalization, check_counts
+from models.networks.encoders.trace import Trace, trace
+from models.networks.fusion.base import Fusion
 from models.networks.messages import first_line, suggest
+from models.networks.private import PrivateConv2d
 
 STRIDES = (4, 8, 16, 32)  # of the features that decoders take
-
-# (the original, whether it follows a spatial convolution, the activation to fuse) -> the norm in its place
-MakeNorm = Callable[[nn.BatchNorm2d, bool, str], nn.Module]
-
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
-# What may come between the image and its convolution, or between a convolution and its norm.
-_REARRANGING = (torch.cat, F.pad, Tensor.contiguous, Tensor.permute, Tensor.reshape, Tensor.view)
+DILATED = (4, 8, 8, 8)
 
 
-class TimmEncoder(nn.Module):
-    """A converted feature pyramid of timm; ``timm_encoder`` builds it.
+class TimmEncoder(Encoder):
+    """A network of timm, with random weights, whose M modalities share all but the norms.
+
+    Most of timm's networks are a chain of modules, which this class runs in four stages; the stem belongs to
+    the first. Others (HRNet, Xception) run as timm wrote them, and take no fusion that treats stages
+    differently.
 
     Args:
-        network: ``[M*N, in_channels, H, W]`` to a list of features, finest first.
-        num_modalities, channels, in_channels, frozen_statistics: the attributes.
-        stem_weights: the attribute, as names in ``network``.
-        input_mean, input_std: the attributes.
-        left_out: names in timm's whole network that the pyramid does without.
+        name: from ``timm.list_models()``, with a pretrained tag or without. Nothing is downloaded.
+        num_modalities: M >= 1.
+        fusion: how the modalities meet.
+        in_channels: channels of every modality's input.
+        frozen_statistics: as ``Encoder``.
+        dilated: features at 1/4, 1/8, 1/8 and 1/8, by timm's ``output_stride=8``.
 
     Attributes:
-        channels: of the four features, finest first.
-        strides: by which they are smaller than the input: 4, 8, 16 and 32.
-        in_channels: channels of every modality's input.
-        frozen_statistics: ``train()`` leaves the norms in eval mode: running statistics are used and not
-            updated, while weight and bias train.
-        stem_weights: names, in the state dict, of weights ``[C, in_channels, h, w]`` that read the image: one
-            in most networks, several where branches begin at it, none where it is rearranged before.
-        input_mean, input_std: of red, green and blue in [0, 1], that timm's pretrained weights expect.
-    """
+        network: the pyramid, with timm's names.
+        normalization: what timm's pretrained weights expect.
 
-    strides = STRIDES
+    Raises:
+        ImportError: timm is not installed, or cannot be imported.
+        ValueError: timm has no such network, or one that is no pyramid of these strides, has no norms that
+            exchange, or norms that would mix the modalities; a fusion that the network cannot serve;
+            num_modalities or in_channels below 1.
+    """
 
     def __init__(
         self,
-        network: nn.Module,
+        name: str,
         num_modalities: int,
+        fusion: Fusion,
         *,
-        channels: Sequence[int],
-        in_channels: int,
-        frozen_statistics: bool,
-        stem_weights: Iterable[str],
-        input_mean: Sequence[float],
-        input_std: Sequence[float],
-        left_out: Iterable[str],
+        in_channels: int = 3,
+        frozen_statistics: bool = True,
+        dilated: bool = False,
     ) -> None:
-        super().__init__()
-        self.network = network
-        self.num_modalities = num_modalities
-        self.channels = tuple(channels)
-        self.in_channels = in_channels
-        self.frozen_statistics = frozen_statistics
-        self.stem_weights = tuple(f"network.{name}" for name in stem_weights)
-        self.input_mean = tuple(input_mean)
-        self.input_std = tuple(input_std)
-        self._left_out = frozenset(left_out)
+        check_counts(num_modalities=num_modalities, in_channels=in_channels)
+        record = _record(name)
+        plan = _plan(name, in_channels, record.input_size[1:])
+        super().__init__(
+            num_modalities,
+            fusion,
+            channels=plan.channels,
+            strides=DILATED if dilated else STRIDES,
+            in_channels=in_channels,
+            frozen_statistics=frozen_statistics,
+        )
+        self.name = name
+        self.weights_kind = f"timm's {name}"
+        self.normalization = Normalization(tuple(record.mean), tuple(record.std))
+        self._left_out = plan.left_out
+        self._stem_weights = tuple(f"network.{key}" for key in plan.stem_weights)
+        self._stage_of = {unit: number for number, units in enumerate(plan.stages, 1) for unit in units}
+        self._check_fusion(plan)
 
-    def train(self, mode: bool = True) -> TimmEncoder:
-        """As ``nn.Module.train``, but with ``frozen_statistics`` the norms stay in eval mode."""
-        super().train(mode)
-        if self.frozen_statistics:
-            for module in self.modules():
-                if isinstance(module, ExchangeBatchNorm2d):
-                    module.eval()
-        return self
+        pyramid = _pyramid(name, in_channels, dilated)
+        names = {norm: key for key, norm in pyramid.named_modules()}
+
+        def make_norm(norm: nn.BatchNorm2d, exchange_point: bool, activation: str) -> nn.Module:
+            key = names[norm]
+            make = self.norm_layer(self._stage(key), downsampling=key in plan.downsampling)
+            return make(norm.num_features, exchange_point=exchange_point, activation=activation)
+
+        try:
+            self.network = replace_norms(pyramid, make_norm, plan.exchange_points)
+        except ValueError as error:
+            raise ValueError(f"encoder: timm's {name} cannot be converted: {error}") from error
+        self.make_convolutions_private()
+        # Beside the network, which owns the modules; as a tuple they are not registered again.
+        self._chain = tuple(
+            nn.Sequential(*(self.network.get_submodule(unit) for unit in units)) for units in plan.stages
+        )
+        self.add_fusion_stages()
+        self.train()
+
+    @property
+    def stem_weights(self) -> tuple[str, ...]:
+        """Names, in the state dict, of weights ``[C, in_channels, h, w]`` that read the image: one in most
+        networks, several where branches begin at it, none where it is rearranged before."""
+        return self._stem_weights
+
+    def stem(self, x: Tensor) -> Tensor:
+        return x  # timm does not tell where it ends
+
+    def stages(self) -> Sequence[nn.Module]:
+        return self._chain
 
     def forward(self, x: Tensor | Sequence[Tensor]) -> list[Tensor]:
-        """Compute features at 1/4, 1/8, 1/16 and 1/32 of the input's size.
-
-        Args:
-            x: ``[M*N, in_channels, H, W]`` stacked modality-major, or a sequence of M tensors
-                ``[N, in_channels, H, W]``.
-
-        Returns:
-            Four ``[M*N, channels[i], h, w]``, finest first.
-
-        Raises:
-            ValueError: another number of modalities or channels, or modalities of different shapes.
-        """
+        if self._chain:
+            return super().forward(x)
         return list(self.network(stacked_input(x, self.num_modalities, self.in_channels)))
 
     def from_pretrained(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -116,168 +132,155 @@ class TimmEncoder(nn.Module):
             if key not in self._left_out
         }
 
+    def make_convolutions_private(self) -> None:
+        """Make private the convolutions that the fusion wants so.
 
-def timm_encoder(
-    name: str,
-    num_modalities: int,
-    make_norm: MakeNorm,
-    *,
-    in_channels: int = 3,
-    frozen_statistics: bool = True,
-) -> TimmEncoder:
-    """Build timm's network of that name, with random weights, for M modalities.
+        Raises:
+            ValueError: there are layers that have no private form.
+        """
+        private = [
+            (key, layer)
+            for key, layer in self.network.named_modules()
+            if next(layer.parameters(recurse=False), None) is not None
+            and not isinstance(layer, ExchangeNorm)
+            and self.fusion.private_convolutions(self._stage(key))
+        ]
+        strange = {type(layer).__name__ for _, layer in private if type(layer) is not nn.Conv2d}
+        if strange:
+            raise self._refusal(f"has layers without a private form ({', '.join(sorted(strange))})")
+        for key, conv in private:
+            parent, _, child = key.rpartition(".")
+            streams = self._entering(self._stage(key))
+            setattr(self.network.get_submodule(parent), child, PrivateConv2d(conv, streams))
 
-    Args:
-        name: from ``timm.list_models()``. Nothing is downloaded.
-        num_modalities: M >= 1.
-        make_norm: called as ``make_norm(original, exchange_point, activation)`` for every norm, where
-            ``exchange_point`` says that it follows a spatial convolution (``spatial_norms``);
-            ``cen_ext.convert.replace_norms`` says what it returns.
-        in_channels: channels of every modality's input.
-        frozen_statistics: as the attribute of ``TimmEncoder``.
+    def _stage(self, key: str) -> int:
+        """The stage of a module; 1, which is like all others, where the network is no chain."""
+        parts = key.split(".")
+        names = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+        return next((self._stage_of[name] for name in names if name in self._stage_of), 1)
 
-    Raises:
-        ImportError: timm is not installed.
-        ValueError: timm has no such network, or one that is not a pyramid of strides 4, 8, 16 and 32, has no
-            norms that exchange, or norms that would mix the modalities; num_modalities or in_channels
-            below 1.
-    """
-    for argument, value in (("num_modalities", num_modalities), ("in_channels", in_channels)):
-        if value < 1:
-            raise ValueError(f"{argument} must be at least 1, got {value}")
-    timm = _timm()
-    if not timm.is_model(name):
-        raise ValueError(f"encoder: timm has no network {name!r}{suggest(name, timm.list_models())}")
-    config = timm.get_pretrained_cfg(name)
-    options = {"pretrained": False, "in_chans": in_channels}
+    def _check_fusion(self, plan: _Plan) -> None:
+        """Refuse a fusion that asks for what the network has not."""
+        fusion, stages = self.fusion, range(1, 5)
+        private = [fusion.private_convolutions(stage) for stage in range(5)]
+        if private[0] != private[1]:
+            raise self._refusal("does not tell its stem from stage 1")
+        if not plan.stages:
+            with torch.device("meta"):
+                acts = any(
+                    fusion.after_stage(stage, channels, self.num_modalities) is not None
+                    for stage, channels in zip(stages, self.channels, strict=True)
+                )
+            joins = any(fusion.streams(stage, self.num_modalities) != self.num_modalities for stage in stages)
+            if acts or joins or len(set(private)) > 1:
+                raise self._refusal("is no chain of stages")
+        if getattr(fusion, "at", "every") == "downsampling" and not plan.downsampling.intersection(
+            plan.exchange_points
+        ):
+            raise self._refusal("halves the resolution in no block with a spatial convolution's norm")
+
+    def _refusal(self, reason: str) -> ValueError:
+        return ValueError(
+            f"encoder: timm's {self.name} {reason}, so it cannot serve {self.fusion}; choose fusion=exchange "
+            "with its defaults, or another encoder, resnet50 for example"
+        )
+
+    @staticmethod
+    def normalization_of(name: str) -> Normalization:
+        """What the pretrained weights of timm's network of that name expect, by timm's own record.
+
+        Raises:
+            ImportError, ValueError: as the class.
+        """
+        record = _record(name)
+        return Normalization(tuple(record.mean), tuple(record.std))
+
+
+FAMILIES["timm"] = TimmEncoder
+
+
+class _Plan(NamedTuple):
+    """What is to be known of a network before it is built; names are those in its pyramid."""
+
+    channels: tuple[int, ...]
+    exchange_points: tuple[str, ...]  # norms
+    downsampling: frozenset[str]  # norms in blocks that halve the resolution
+    stages: tuple[tuple[str, ...], ...]  # modules of each, to be run one after the other; none: no chain
+    stem_weights: tuple[str, ...]
+    left_out: frozenset[str]  # names in timm's whole network that the pyramid does without
+
+
+def _plan(name: str, in_channels: int, size: Iterable[int]) -> _Plan:
     with torch.device("meta"):  # to look at: names, shapes and the order of computation take no memory
-        whole = timm.create_model(name, **options).state_dict()
-        pyramid = _pyramid(timm, name, options)
-        trace = _trace(pyramid, torch.empty(1, in_channels, *config.input_size[1:]))
+        whole = _timm().create_model(name, pretrained=False, in_chans=in_channels).state_dict()
+        pyramid = _pyramid(name, in_channels)
+        seen = trace(pyramid, torch.empty(1, in_channels, *size))
     own = pyramid.state_dict()
-    stem_weights = [key for key in trace.stem if own[key].shape[1] == in_channels]
-    network = replace_norms(_pyramid(timm, name, options), make_norm, trace.norms)
-    encoder = TimmEncoder(
-        network,
-        num_modalities,
-        channels=pyramid.feature_info.channels(),
-        in_channels=in_channels,
-        frozen_statistics=frozen_statistics,
-        stem_weights=stem_weights,
-        input_mean=config.mean,
-        input_std=config.std,
-        left_out=(key for key in whole if _own_name(key, own) not in own),
-    )
-    return encoder.train()
-
-
-def spatial_norms(module: nn.Module, image: Tensor) -> list[str]:
-    """Names of the norms that normalize what a spatial convolution returns, in the order of computation.
-
-    A spatial convolution has a kernel larger than 1x1, grouped and depthwise ones included. Those that read
-    the image do not count: the paper's ResNets exchange nothing after their stem either. A norm follows a
-    convolution that returned the very tensor it takes; where several are concatenated (DenseNet, mixed
-    kernels), one part from a spatial convolution is enough. Norms are torch's batch and instance norms and
-    their subclasses.
-
-    Args:
-        module: a network, whose state and training modes are left as they are.
-        image: an input that it runs on once, in eval mode; on the meta device if the network is.
-    """
-    return _trace(module, image).norms
-
-
-class _Trace(NamedTuple):
-    """Names of the norms that follow a spatial convolution, and of the weights that read the image."""
-
-    norms: list[str]
-    stem: list[str]
-
-
-def _trace(module: nn.Module, image: Tensor) -> _Trace:
-    origins = _Origins(image)
-    norms: dict[str, None] = {}
-
-    def watch(name: str, norm: nn.Module) -> RemovableHandle:
-        def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if origins.of_convolution(inputs[0]):
-                norms[name] = None
-
-        return norm.register_forward_pre_hook(note)
-
-    handles = [watch(name, norm) for name, norm in module.named_modules() if isinstance(norm, _NORMS)]
-    training = {layer: layer.training for layer in module.modules()}
-    try:
-        with torch.no_grad(), origins:
-            module.eval()(image)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for layer, mode in training.items():
-            layer.training = mode
-    return _Trace(
-        list(norms), [key for key, weight in module.named_parameters() if origins.reads_image(weight)]
+    return _Plan(
+        tuple(pyramid.feature_info.channels()),
+        seen.spatial,
+        seen.downsampling(),
+        _stages(pyramid, seen),
+        tuple(key for key in seen.stem if own[key].shape[1] == in_channels),
+        frozenset(key for key in whole if _own_name(key, own) not in own),
     )
 
 
-class _Origins(TorchFunctionMode):
-    """Knows in a forward pass which tensors are the image or the result of a spatial convolution."""
-
-    def __init__(self, image: Tensor) -> None:
-        super().__init__()
-        # By id; the tensors are held, so that no other gets the id of one.
-        self._images = {id(image): image}
-        self._results: dict[int, Tensor] = {}
-        self._stem: dict[int, Tensor] = {}  # weights
-
-    def of_convolution(self, tensor: Tensor) -> bool:
-        """Whether it comes from a spatial convolution of anything but the image."""
-        return id(tensor) in self._results
-
-    def reads_image(self, weight: Tensor) -> bool:
-        """Whether a convolution with this weight took the image."""
-        return id(weight) in self._stem
-
-    def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        result = function(*args, **(kwargs or {}))
-        if function is torch.conv2d:
-            x, weight = args[:2]
-            if id(x) in self._images:
-                self._stem[id(weight)] = weight
-            elif max(weight.shape[2:]) > 1:
-                self._results[id(result)] = result
-        elif function in _REARRANGING:
-            parts = args[0] if function is torch.cat else args[:1]
-            for origin in (self._images, self._results):
-                if any(id(part) in origin for part in parts):
-                    origin[id(result)] = result
-        return result
+def _stages(pyramid: nn.Module, seen: Trace) -> tuple[tuple[str, ...], ...]:
+    """The modules of the four stages, containers opened, or nothing."""
+    units: list[str] = []
+    for name, child in pyramid.named_children():
+        inner = [f"{name}.{key}" for key, _ in child.named_children()]
+        units += inner if isinstance(child, nn.Sequential) else [name]
+    return seen.chain(units)
 
 
 def _timm() -> ModuleType:
     try:
-        import timm  # here, so that the other networks need torch alone
+        return importlib.import_module("timm")  # only now, so that the other networks need torch alone
     except ImportError as error:
-        raise ImportError("encoders of timm need it: pip install 'cen_ext[timm]'") from error
-    module: ModuleType = timm
-    return module
+        if error.name == "timm":
+            raise ImportError("encoder: timm is not installed: pip install 'cen_ext[timm]'") from error
+        raise ImportError(f"encoder: timm cannot be imported: {first_line(error)}") from error
+    except RuntimeError as error:  # of torchvision, "operator torchvision::nms does not exist"
+        raise ImportError(
+            f"encoder: timm cannot be imported: {first_line(error)}. Its torchvision was built for another "
+            f"torch than {torch.__version__}: install the one that belongs to this torch"
+        ) from error
 
 
-def _pyramid(timm: ModuleType, name: str, options: Mapping[str, Any]) -> Any:
-    """The network without what follows its last feature, returning the last four."""
-    last = tuple(range(-len(STRIDES), 0))
+def _record(name: str) -> Any:
+    """timm's record of a network's pretrained weights."""
+    timm = _timm()
+    if not timm.is_model(name):
+        raise ValueError(f"encoder: timm has no network {name!r}{suggest(name, timm.list_models())}")
     try:
-        pyramid = timm.create_model(name, features_only=True, out_indices=last, **options)
-    except (AssertionError, AttributeError, RuntimeError) as error:
+        record = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # another tag than those of the network
+        record = None
+    if record is None:
+        tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
+        raise ValueError(f"encoder: timm has no record of weights {name!r}{suggest(name, tags)}")
+    return record
+
+
+def _pyramid(name: str, in_channels: int, dilated: bool = False) -> Any:
+    """The network without what follows its last feature, returning the last four."""
+    last, expected = tuple(range(-len(STRIDES), 0)), DILATED if dilated else STRIDES
+    options = {"output_stride": 8} if dilated else {}
+    form = "dilated features, which PSPNet takes," if dilated else "features"
+    try:
+        pyramid = _timm().create_model(
+            name, pretrained=False, features_only=True, out_indices=last, in_chans=in_channels, **options
+        )
+    except (AssertionError, AttributeError, RuntimeError, TypeError, NotImplementedError) as error:
         raise ValueError(
-            f"encoder: timm's {name} has no features of strides {STRIDES}: {first_line(error)}"
+            f"encoder: timm's {name} has no {form} of strides {expected}: {first_line(error)}"
         ) from error
     strides = tuple(pyramid.feature_info.reduction())
-    if strides != STRIDES:
+    if strides != expected:
         raise ValueError(
-            f"encoder: timm's {name} ends in features of strides {strides}, and decoders take {STRIDES}"
+            f"encoder: timm's {name} ends in features of strides {strides}, and decoders take {expected}"
         )
     return pyramid
 

@@ -1,4 +1,4 @@
-"""Weights from files: safe reading, and torchvision's ImageNet weights for the encoders."""
+"""Weights from files: safe reading, and pretrained weights for the encoders."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def load_imagenet(
     bgr: bool = False,
     scale: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> LoadReport:
-    """Load pretrained weights, those of a ResNet in torchvision's names.
+    """Load pretrained weights in the names of torchvision or timm, whichever the encoder is.
 
     Private entries start alike in every modality.
 
     Args:
         encoder: changed in place, and only if every shape fits.
-        path: a local ``.pth`` or ``.safetensors`` file. Its classifier ``fc.*`` is left out.
+        path: a local ``.pth`` or ``.safetensors`` file. Its classifier is left out.
         bgr: the weights were trained on images with blue first: the stem is turned to take red first.
         scale: for red, green and blue, the factor from what the encoder is fed to what the weights were
             trained on; the stem takes it in.
@@ -49,8 +49,13 @@ def load_imagenet(
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the path is a folder; the file is not a state dict, shares no key with the encoder, or
-            has another shape.
+            has another shape; a stem that cannot take in what bgr and scale say.
     """
+    if not encoder.stem_weights and (bgr or any(factor != 1 for factor in scale)):
+        raise ValueError(
+            f"{path}: {encoder.weights_kind} rearranges the image before its first convolution, which cannot "
+            "be turned to other inputs than those of its weights: choose weights trained on red first"
+        )
     own = encoder.state_dict()
     read = read_state_dict(path)
     state = encoder.from_pretrained(read)
@@ -66,10 +71,9 @@ def load_imagenet(
     ]
     if wrong:
         raise ValueError(f"{path}: wrong shapes: {some(wrong)}")
-    if encoder.stem_weight in usable:
-        stem = usable[encoder.stem_weight]
-        stem = stem.flip(1) if bgr else stem
-        usable[encoder.stem_weight] = stem * torch.tensor(scale, dtype=stem.dtype).view(-1, 1, 1)
+    for key in usable.keys() & set(encoder.stem_weights):
+        stem = usable[key].flip(1) if bgr else usable[key]
+        usable[key] = stem * torch.tensor(scale, dtype=stem.dtype).view(-1, 1, 1)
     encoder.load_state_dict(usable, strict=False)
     return LoadReport(
         missing=[k for k in own if k not in state and not k.endswith(".num_batches_tracked")],
