@@ -15,7 +15,14 @@ from torch.utils.data import get_worker_info
 from models.data.classes import MERGES, class_names
 from models.data.contradictions import first_look
 from models.data.files import find_samples
-from models.data.images import DataError, DepthScale, classes_of, read_label_values
+from models.data.images import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    DataError,
+    DepthScale,
+    classes_of,
+    read_label_values,
+)
 from models.data.layout_file import find_layout
 from models.data.layouts import LABELS, SPLITS
 from models.data.modalities import Reader, configured, with_kinds
@@ -51,6 +58,7 @@ class SegmentationSet:
         depth_scale, bit_shift, camera, label_offset, hha_floor: in place of the layout's, where given.
         ignore_index: value of void pixels in ``Sample.target``; in the files it stands for them as well.
         merge: a name in ``MERGES``: classes of the files that become one.
+        mean, std: as ``Reader``.
 
     Raises:
         DataError: a list or file is missing, a line is malformed, the layout is not clear, or its classes are
@@ -84,6 +92,8 @@ class SegmentationSet:
         hha_floor: int | None = None,
         ignore_index: int = 255,
         merge: str | None = None,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
     ) -> None:
         self.root, self.split = Path(root), split
         self.modalities, self.num_classes = tuple(modalities), num_classes
@@ -109,7 +119,7 @@ class SegmentationSet:
         files = (*Reader(known, self.modalities).files(), LABELS)
         self.scenes = find_samples(known, self.root, split, files, list_file)
         self.layout, self.gray_in_color = with_kinds(known, self.scenes, self.modalities)
-        self.reader = Reader(self.layout, self.modalities)
+        self.reader = Reader(self.layout, self.modalities, mean, std)
         self.guessed_kinds = tuple(
             name for name in known.files if name in self.modalities and known.modality(name).kind is None
         )

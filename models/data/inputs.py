@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from models.data.geometry import Camera
-from models.data.images import IMAGENET_MEAN, IMAGENET_STD
 from models.data.kinds import Modality
 from models.data.layouts import LAYOUTS, Layout
 from models.data.modalities import FLOORS, Reader
@@ -46,7 +45,7 @@ def input_specs(reader: Reader) -> tuple[InputSpec, ...]:
 
 def _spec(reader: Reader, modality: str) -> InputSpec:
     layout = reader.layout
-    color: dict[str, Any] = {"order": "rgb", "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    color: dict[str, Any] = {"order": "rgb", "mean": reader.mean, "std": reader.std}
     told = layout.modality(modality)
     is_file = modality in layout.files
     if modality == "rgb" and told.kind == "color":

@@ -59,7 +59,7 @@ class File(NamedTuple):
 class Reader:
     """Makes the images of ``modalities`` from a scene's files.
 
-    - ``rgb``: normalized by ImageNet's mean and standard deviation; 3 channels
+    - ``rgb``: normalized by ``mean`` and ``std``; 3 channels
     - ``depth``: meters, or 0 ... 1 where the layout knows no scale; 1 channel
     - ``disparity``: 1 / meters, or pixels / 64 where a file holds disparity; 1 channel
     - ``hha``: ``geometry.hha``, or a file of it, normalized as RGB is; 3 channels
@@ -72,6 +72,7 @@ class Reader:
     Args:
         layout: what the files hold.
         modalities: names, in the order of the images.
+        mean, std: of red, green and blue from 0 to 1; ImageNet's unless given.
 
     Raises:
         ValueError: a modality that the layout has no files for.
@@ -79,6 +80,8 @@ class Reader:
 
     layout: Layout
     modalities: tuple[str, ...]
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
         known = self.available()
@@ -191,7 +194,7 @@ class Reader:
         if modality.kind == "normals":
             image = normals_image(path, stored)
         else:
-            image = color_image(path, stored, gray=kind_by_name(name) is None)
+            image = color_image(path, stored, kind_by_name(name) is None, self.mean, self.std)
         if modality.missing:
             absent = is_any_of(stored, modality.missing)
             image[absent.reshape(*stored.shape[:2], -1).all(axis=-1)] = 0
@@ -218,7 +221,15 @@ class Reader:
             return depth[:, :, None]
         if modality == "normals":
             return surface_normals(depth, camera)
-        return _as_color(hha(depth, camera), upside_down=self.layout.hha_floor == FLOORS[1])
+        return self._as_color(hha(depth, camera))
+
+    def _as_color(self, encoded: Image) -> Image:
+        """HHA from 0 to 255 normalized as colors are; missing values, all 0, become 0."""
+        known = encoded.any(axis=-1, keepdims=True)
+        if self.layout.hha_floor == FLOORS[1]:
+            encoded[:, :, 2] = sum(FLOORS) - encoded[:, :, 2]
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        return np.asarray((encoded / 255 - mean) / std * known, np.float32)
 
     def camera(self, paths: Mapping[str, Path | Frame], size: Sequence[int]) -> Camera:
         """The camera of a scene's images of ``size``, height and width.
@@ -346,15 +357,6 @@ def _from_disparity(disparity: Image, camera: Camera, path: Path | Frame) -> Ima
 
 def _inverse(image: Image) -> Image:
     return np.divide(1, image, out=np.zeros_like(image), where=image > 0)
-
-
-def _as_color(encoded: Image, upside_down: bool) -> Image:
-    """HHA from 0 to 255 normalized as colors are; missing values, all 0, become 0."""
-    known = encoded.any(axis=-1, keepdims=True)
-    if upside_down:
-        encoded[:, :, 2] = sum(FLOORS) - encoded[:, :, 2]
-    mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
-    return ((encoded / 255 - mean) / std * known).astype(np.float32)
 
 
 def _picked(path: Path | Frame, stored: NDArray[Any], channels: Sequence[int]) -> NDArray[Any]:

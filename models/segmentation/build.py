@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -21,6 +22,7 @@ from models.data import (
 from models.data.images import UNKNOWN_SCALE
 from models.networks.decoders.pspnet import pspnet
 from models.networks.decoders.refinenet import refinenet
+from models.networks.encoders import input_normalization
 from models.networks.fusion import exchange_points
 from models.networks.segmentor import SegmentationNetwork
 from models.segmentation.settings import OF_LAYOUT, DataSettings, SegmentationRecipe
@@ -44,19 +46,36 @@ def build_network(recipe: SegmentationRecipe) -> SegmentationNetwork:
     """The recipe's network with random weights.
 
     Raises:
-        UsageError: a setting that the network refuses, or settings that contradict each other.
+        UsageError: a setting that the network refuses, or settings that contradict each other; a library that
+            the encoder needs is missing.
     """
     model, num_modalities = recipe.model, len(recipe.data.modalities)
     check_fusion(recipe.fusion, num_modalities)
     try:
         net = _make(recipe, num_modalities)
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         raise UsageError(f"model.{error}") from None
     if model.initial_scale is not None:
         # Also where nothing is exchanged, so that the networks are comparable.
         for point in exchange_points(net):
             nn.init.constant_(point.weight, model.initial_scale)
     return net
+
+
+def with_normalization(recipe: SegmentationRecipe) -> SegmentationRecipe:
+    """The recipe with the normalization that its encoder's weights expect, where ``data`` gives none.
+
+    Raises:
+        UsageError: the encoder is unknown to its library, or the library is missing.
+    """
+    try:
+        expected = input_normalization(recipe.model.encoder)
+    except (ValueError, ImportError) as error:
+        raise UsageError(f"model.{error}") from None
+    if expected is None:
+        return recipe
+    mean, std = recipe.data.mean or expected.mean, recipe.data.std or expected.std
+    return replace(recipe, data=replace(recipe.data, mean=mean, std=std))
 
 
 def _make(recipe: SegmentationRecipe, num_modalities: int) -> SegmentationNetwork:
@@ -97,6 +116,7 @@ def open_split(settings: DataSettings, split: str) -> SegmentationSet:
             ignore_index=settings.ignore_index,
             merge=settings.merge,
             hha_floor=settings.hha_floor,
+            **settings.normalization._asdict(),
             **values,
         )
     except DataError:
@@ -154,7 +174,8 @@ def build_reader(settings: DataSettings, layout: Layout | None = None) -> Reader
             layout = LAYOUTS[settings.layout]
         layout = layout or find_layout(data_root(settings.root), settings.layout)
         values, _ = precedence(settings, layout)
-        return Reader(configured(layout, **values, hha_floor=settings.hha_floor), settings.modalities)
+        known = configured(layout, **values, hha_floor=settings.hha_floor)
+        return Reader(known, settings.modalities, *settings.normalization)
     except (DataError, UsageError):
         raise
     except ValueError as error:

@@ -83,7 +83,7 @@ def example_images(
         count: how many; None: ``eval.pictures``.
         colors: of the classes; None: ``models.data.palette``'s.
     """
-    modalities, names = recipe.data.modalities, output_names(recipe)
+    names = output_names(recipe)
     device = next(net.parameters()).device
     count = min(recipe.eval.pictures if count is None else count, len(dataset))
     chosen = torch.linspace(0, len(dataset) - 1, count).long().tolist()
@@ -93,9 +93,7 @@ def example_images(
             size = batch.target.shape[-2:]
             labels = predict_labels(net, batch.images.to(device), size, recipe, batch.kinds)
             maps = {"target": batch.target[0], **dict(zip(names, (each[0] for each in labels), strict=True))}
-            images[batch.names[0]] = scene_images(
-                batch.images, maps, modalities, recipe.data.num_classes, colors
-            )
+            images[batch.names[0]] = scene_images(batch.images, maps, recipe.data, colors)
     return images
 
 

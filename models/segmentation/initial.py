@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,6 @@ from models.segmentation.settings import ModelSettings
 from models.training import checkpoint
 from models.training.errors import UsageError, existing
 
-# Factors from inputs normalized by ImageNet's mean and deviation to those from 0 to 255 less the mean.
-_CAFFE = tuple(255 * std for std in IMAGENET_STD)
 # Entries whose shape follows the number of classes.
 _CLASSIFIER = re.compile(r"\bclassifier\.|^head\.")
 
@@ -42,7 +40,8 @@ def load_weights(net: SegmentationNetwork, model: ModelSettings, here: Mapping[s
             raise UsageError("model.weights must be none with model.start, which sets the encoder as well")
         return _start_from(net, model.start, here)
     if model.weights is not None:
-        return _load_encoder(net, model.weights, model.weights_input)
+        colors = (tuple(spec["std"]) for spec in here["inputs"] if spec["std"])
+        return _load_encoder(net, model.weights, model.weights_input, next(colors, IMAGENET_STD))
     if model.frozen_statistics:
         raise UsageError(
             "model.weights must be set to a file of the encoder's ImageNet weights: with "
@@ -52,8 +51,11 @@ def load_weights(net: SegmentationNetwork, model: ModelSettings, here: Mapping[s
     return []
 
 
-def _load_encoder(net: SegmentationNetwork, path: Path, trained_on: str) -> list[str]:
-    scale = _CAFFE if trained_on == "caffe" else (1.0, 1.0, 1.0)
+def _load_encoder(
+    net: SegmentationNetwork, path: Path, trained_on: str, deviations: Sequence[float]
+) -> list[str]:
+    # Caffe's are from 0 to 255 less the mean, but not divided by the deviations.
+    scale = [255 * std if trained_on == "caffe" else 1.0 for std in deviations]
     existing(path, "model.weights")
     try:
         report = load_imagenet(net.encoder, path, bgr=trained_on != "rgb", scale=scale)

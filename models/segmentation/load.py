@@ -29,7 +29,7 @@ from models.data.images import Frame
 from models.data.inputs import once_color
 from models.data.layouts import CAMERA
 from models.networks.segmentor import SegmentationNetwork
-from models.segmentation.build import build_network, build_reader, output_names
+from models.segmentation.build import build_network, build_reader, output_names, with_normalization
 from models.segmentation.inference import predict_labels
 from models.segmentation.settings import SegmentationRecipe
 from models.sources import check_complete
@@ -142,6 +142,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainedNetwork:
             f"data.modalities must stay {names}, the inputs that {path} was trained on in their order, got "
             f"{','.join(recipe.data.modalities)}"
         )
+    recipe = with_normalization(recipe)
     inputs = tuple(map(input_from_plain, contents["inputs"]))
     told = any(getattr(recipe.data, name) != getattr(trained.data, name) for name in ("root", "layout"))
     layout = layout_from_plain(contents["layout"])

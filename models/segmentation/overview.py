@@ -13,7 +13,7 @@ from models.data import DataError, Layout, SegmentationSet, find_layout
 from models.data.contradictions import check, shared_scenes
 from models.data.layouts import CAMERA
 from models.data.survey import Overview, survey
-from models.segmentation.build import build_train_loader, open_split, precedence
+from models.segmentation.build import build_train_loader, open_split, precedence, with_normalization
 from models.segmentation.settings import OF_LAYOUT, DataSettings, SegmentationRecipe
 from models.segmentation.visualize import contact_sheet, scene_images
 from models.training.config import show
@@ -35,6 +35,10 @@ def overview(settings: DataSettings, datasets: Sequence[SegmentationSet]) -> Ove
     layout = datasets[0].layout
     values = ", ".join(f"{name} {_text(layout, name)}" for name in OF_LAYOUT)
     _, notes = precedence(settings, find_layout(data_root(settings.root), settings.layout))
+    if settings.normalization != DataSettings().normalization:
+        values += "".join(
+            f", {name} {show(value)}" for name, value in settings.normalization._asdict().items()
+        )
     lines, warnings = [f"{datasets[0].root}: layout {layout.name}, {values}", *notes], []
     for dataset in datasets:
         found = survey(dataset)
@@ -82,6 +86,7 @@ def show_data(recipe: SegmentationRecipe, output: Path) -> None:
     Raises:
         UsageError, DataError: as ``open_split``; a file is broken; the sheet cannot be written.
     """
+    recipe = with_normalization(recipe)
     train, val = (open_split(recipe.data, split) for split in ("train", "val"))
     writable(output, "--output")
     overview(recipe.data, (train, val)).show()
@@ -104,9 +109,7 @@ def augmented(
         for name, images, target in zip(batch.names, inputs, batch.target, strict=True):
             if len(samples) == count:
                 return samples
-            samples[name] = scene_images(
-                images, {"target": target}, data.modalities, data.num_classes, palette
-            )
+            samples[name] = scene_images(images, {"target": target}, data, palette)
     return samples
 
 

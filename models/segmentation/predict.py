@@ -102,13 +102,12 @@ class Prediction:
         """An output's colored label map laid over the color image, or the first input without one."""
         modalities = self.recipe.data.modalities
         shown = modalities.index("rgb") if "rgb" in modalities else 0
-        image = show_input(self.images[shown].numpy(), modalities[shown])
+        image = show_input(self.images[shown].numpy(), modalities[shown], self.recipe.data.normalization)
         return overlay(image, self.colored(which))
 
     def thumbnails(self) -> dict[str, Image]:
         """Small images of every ``input <modality>`` and of every output's colored label map."""
-        data = self.recipe.data
-        images = scene_images(self.images, self.labels, data.modalities, data.num_classes, self.palette)
+        images = scene_images(self.images, self.labels, self.recipe.data, self.palette)
         return {name: thumbnail(image) for name, image in images.items()}
 
     def write(self, folder: Path, name: str, which: str) -> None:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from models.data.images import IMAGENET_MEAN, IMAGENET_STD
 from models.data.modalities import FLOORS
+from models.networks.encoders import Normalization
 from models.networks.fusion import Exchange, Fusion
 from models.networks.fusion.base import FUSIONS
 from models.training.config import choice, recorded, setting
@@ -46,6 +48,11 @@ class DataSettings:
         (), "fx,fy,cx,cy of the depth images in pixels, for hha and normals; none: the layout's"
     )
     hha_floor: int = setting(38, "what computed HHA has for floors: 38; 218 is upside down, as it once was")
+    mean: tuple[float, ...] = setting(
+        (),
+        "of red, green and blue from 0 to 1, by which colors are normalized; none: as the encoder's weights",
+    )
+    std: tuple[float, ...] = setting((), "standard deviation of the same; none: as the encoder's weights")
     given: tuple[str, ...] = recorded()
     batch_size: int = setting(6, "images per step, of all processes together")
     shorter_side: int = setting(350, "length in pixels that the shorter side gets before the random scale")
@@ -62,11 +69,20 @@ class DataSettings:
         require_at_least(2, self, "num_classes")
         require_at_least(1, self, "batch_size", "shorter_side")
         require_at_least(32, self, "crop")
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            require(len(value) in (0, 3), f"{name} must be three numbers, got {value}")
+        require(all(value > 0 for value in self.std), f"std must be positive, got {self.std}")
         scale = self.depth_scale
         require(scale is None or scale > 0, f"depth_scale must be positive, got {scale}")
         require(
             0 < self.scale[0] <= self.scale[1] < math.inf, f"scale must be a range above 0, got {self.scale}"
         )
+
+    @property
+    def normalization(self) -> Normalization:
+        """Of colors; ImageNet's where nothing else is given."""
+        return Normalization(self.mean or IMAGENET_MEAN, self.std or IMAGENET_STD)
 
 
 @dataclass(frozen=True)
@@ -75,10 +91,11 @@ class ModelSettings:
 
     network: Literal["refinenet", "pspnet"] = setting("refinenet", "refinenet or pspnet")
     encoder: str = setting(
-        "resnet101", "a registered encoder: resnet18, resnet34, resnet50, resnet101, resnet152"
+        "resnet101",
+        "resnet18, resnet34, resnet50, resnet101, resnet152, or another registered one; or timm:NAME",
     )
     weights: Path | None = setting(
-        None, "torchvision's ImageNet weights of the encoder, .pth or .safetensors", resumable=True
+        None, "torchvision's or timm's weights of the encoder, .pth or .safetensors", resumable=True
     )
     weights_input: Literal["rgb", "bgr", "caffe"] = setting(
         "rgb",

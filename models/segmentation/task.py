@@ -20,6 +20,7 @@ from models.segmentation.build import (
     build_train_loader,
     open_split,
     output_names,
+    with_normalization,
 )
 from models.segmentation.evaluate import evaluate, example_images
 from models.segmentation.initial import load_weights
@@ -54,7 +55,7 @@ class SegmentationTask:
 
     def __init__(self, recipe: SegmentationRecipe) -> None:
         check_batch_size(recipe)
-        self.recipe = recipe
+        self.recipe = recipe = with_normalization(recipe)
         self.device = device_of(recipe.run.device)
         graphs.check(recipe.run, self.device)
         self.names = output_names(recipe)

@@ -10,17 +10,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models import visualize
-from models.data import IMAGENET_MEAN, IMAGENET_STD, palette
+from models.data import palette
+from models.networks.encoders import Normalization
+from models.segmentation.settings import DataSettings
 from models.visualize import Image, below, write_text
 
 
-def show_input(image: NDArray[np.float32], modality: str) -> Image:
+def show_input(image: NDArray[np.float32], modality: str, normalization: Normalization) -> Image:
     """A network's input ``[3, H, W]`` as an image; depth from dark (near, or missing) to bright (far)."""
     pixels = image.transpose(1, 2, 0)
     if modality == "normals":
         pixels = (pixels + 1) / 2
     elif modality == "rgb" or pixels.min() < 0:  # normalized as color images are
-        pixels = pixels * np.array(IMAGENET_STD) + np.array(IMAGENET_MEAN)
+        pixels = pixels * np.array(normalization.std) + np.array(normalization.mean)
     else:
         pixels = pixels / max(float(pixels.max()), 1e-6)
     return np.asarray((255 * pixels.clip(0, 1)).round(), np.uint8)
@@ -42,8 +44,7 @@ def overlay(image: Image, colored: Image, strength: float = 0.5) -> Image:
 def scene_images(
     images: Tensor,
     maps: Mapping[str, Tensor],
-    modalities: Sequence[str],
-    num_classes: int,
+    data: DataSettings,
     colors: NDArray[np.uint8] | None = None,
 ) -> dict[str, Image]:
     """A scene's inputs, as ``input <modality>``, and its label maps in color.
@@ -51,14 +52,13 @@ def scene_images(
     Args:
         images: ``[M, 3, H, W]`` network's inputs, on the CPU.
         maps: by name ``[H, W]`` labels, on any device.
-        modalities: the M inputs' names.
-        num_classes: K.
+        data: what the M inputs and the classes are.
         colors: as for ``colorize``.
     """
-    inputs = zip(modalities, images.numpy(), strict=True)
+    inputs = zip(data.modalities, images.numpy(), strict=True)
     return {
-        **{f"input {name}": show_input(image, name) for name, image in inputs},
-        **{name: colorize(labels.cpu().numpy(), num_classes, colors) for name, labels in maps.items()},
+        **{f"input {name}": show_input(image, name, data.normalization) for name, image in inputs},
+        **{name: colorize(labels.cpu().numpy(), data.num_classes, colors) for name, labels in maps.items()},
     }
 
 

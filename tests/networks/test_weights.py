@@ -64,6 +64,17 @@ def test_stem_of_weights_trained_on_other_inputs(tmp_path: Path, trained_on: str
     torch.testing.assert_close(net.encoder.conv1(normalised), expected, rtol=1e-12, atol=1e-12)
 
 
+def test_caffes_stem_is_scaled_to_what_the_network_is_fed(tmp_path: Path) -> None:
+    donor, std = ExchangeResNet("resnet18", 1), (0.5, 0.25, 0.125)
+    path = tmp_path / "resnet18.pth"
+    torch.save({key: v[0] if v.dim() == 2 else v for key, v in donor.state_dict().items()}, path)
+    net = refinenet("resnet18", 4, 1, width=4)
+    here = {"inputs": [{"name": "depth", "std": []}, {"name": "rgb", "std": list(std)}], "classes": []}
+    load_weights(net, ModelSettings(weights=path, weights_input="caffe"), here)
+    expected = donor.conv1.weight.flip(1) * 255 * torch.tensor(std)[:, None, None]
+    torch.testing.assert_close(net.encoder.conv1.weight, expected)
+
+
 def test_a_report_of_what_does_not_match_and_other_layers_are_as_ever(tmp_path: Path) -> None:
     donor = ExchangeResNet("resnet18", 1)
     state = {key: v[0] if v.dim() == 2 else v for key, v in donor.state_dict().items()}
