@@ -9,7 +9,7 @@ export FORCE_CUDA ?= $(if $(shell command -v nvcc),1)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-SOURCES := $(wildcard csrc/*.* csrc/*/*.* tests/host_cuda/*.*)
+SOURCES := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.* tests/host_cuda/*.*)
 
 .PHONY: demo test build lint bench gpu clean
 

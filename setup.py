@@ -108,7 +108,7 @@ def extension_arguments() -> dict[str, object]:
     extension = CppExtension(
         "cen_ext._C",
         sources=[*sorted(map(str, Path("csrc").rglob("*.cpp"))), *gpu["sources"]],
-        depends=sorted(map(str, Path("csrc").rglob("*.h"))),
+        depends=sorted(str(path) for path in Path("csrc").rglob("*") if path.suffix in (".h", ".cuh")),
         extra_compile_args={"cxx": [*compiler, *gpu["cxx"]], "nvcc": gpu["nvcc"]},
         extra_link_args=gpu["link"],
     )

@@ -1,4 +1,4 @@
-// The Python module cen_ext._C. Importing it registers the ops (norm_exchange.cpp, layers.cpp); it tells what
+// The Python module cen_ext._C. Importing it registers the ops (csrc/ops); it tells what
 // was built.
 #include <pybind11/pybind11.h>
 #include <torch/headeronly/version.h>

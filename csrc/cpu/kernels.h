@@ -12,7 +12,7 @@ struct Parallel {
   void (*run)(int64_t tasks, void (*body)(void* context, int64_t begin, int64_t end), void* context);
 };
 
-// A call of max pooling (pooling.h).
+// A call of max pooling (max_pool_same.h).
 struct Pooling {
   int64_t images;        // N channels last, else N * C, one after the other
   int64_t rows, length;  // of an image; values of a row
@@ -24,7 +24,7 @@ struct Pooling {
   constexpr int64_t halo() const { return radius() * step; }  // values on either side that windows reach
 };
 
-// A 3x3 convolution of stride 1 that keeps the images' size (convolution.h). Images are [images, rows,
+// A 3x3 convolution of stride 1 that keeps the images' size (conv3x3/conv3x3.h). Images are [images, rows,
 // columns, channels], kernels [outputs, 3, 3, inputs], both kinds of channels multiples of 32.
 struct Convolution {
   int64_t images, rows, columns;

@@ -2,9 +2,9 @@
 // CEN_VECTOR_BYTES and the compiler's target.
 #pragma once
 
-#include "backward.h"
-#include "convolution.h"
-#include "pooling.h"
+#include "conv3x3/conv3x3.h"
+#include "max_pool_same.h"
+#include "norm_exchange/backward.h"
 
 namespace cen::cpu {
 

@@ -1,9 +1,9 @@
 // Vectors of the instruction set that this translation unit is compiled for, and its parallel loop.
 //
-// All code of csrc/cpu/*.h is in unnamed namespaces and so has a copy of its own in each translation unit:
-// the linker can never put one instruction set's code into another's. For the same reason only headers of the
-// standard library that were included before the instruction set was chosen may be used, and of them nothing
-// that could be emitted as a function.
+// All code of the headers under csrc/cpu is in unnamed namespaces and so has a copy of its own in each
+// translation unit: the linker can never put one instruction set's code into another's. For the same reason
+// only headers of the standard library that were included before the instruction set was chosen may be used,
+// and of them nothing that could be emitted as a function.
 #pragma once
 
 #include <cmath>

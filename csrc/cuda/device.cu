@@ -3,7 +3,7 @@
 #include <mutex>
 #include <tuple>
 
-#include "device.h"
+#include "device.cuh"
 #include "kernels.h"
 
 namespace cen::cuda {

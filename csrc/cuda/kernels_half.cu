@@ -1,5 +1,5 @@
 // The kernels for half x.
-#include "run.h"
+#include "norm_exchange/launch.cuh"
 
 namespace cen::cuda {
 

@@ -4,8 +4,8 @@
 
 #include <algorithm>
 
-#include "backward.h"
 #include "kernels.h"
+#include "norm_exchange/backward.cuh"
 
 namespace cen::cuda {
 

@@ -1,4 +1,4 @@
-// The device as kernels see it, where they are compiled for the host: csrc/cuda/device.h includes this in
+// The device as kernels see it, where they are compiled for the host: csrc/cuda/device.cuh includes this in
 // place of CUDA. simulator.cpp runs the threads of a launch as fibers, one at a time, each up to its next
 // barrier, in an order that the environment variable CEN_HOST_CUDA_SEED shuffles. What a kernel must not do
 // ends the process with a message on stderr.

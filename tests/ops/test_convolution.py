@@ -1,9 +1,10 @@
 """3x3 convolutions: values and gradients, gradients of gradients, compilers, what is refused.
 
 How far from the definition (PyTorch's in float64) the compiled kernels may be follows from what they compute
-(``csrc/cpu/winograd.h``). Their result is a sum of products of transformed numbers, ``A'[U * V]A`` summed
-over channels, and ``spread`` is the same sum of absolute values. Sums of n terms err by ``(4 + sqrt(n)) u``
-of it (as in ``tolerance``); the transformations by one rounding unit u an addition, twelve in all.
+(``csrc/cpu/conv3x3/winograd.h``). Their result is a sum of products of transformed numbers, ``A'[U * V]A``
+summed over channels, and ``spread`` is the same sum of absolute values. Sums of n terms err by
+``(4 + sqrt(n)) u`` of it (as in ``tolerance``); the transformations by one rounding unit u an addition,
+twelve in all.
 """
 
 from __future__ import annotations

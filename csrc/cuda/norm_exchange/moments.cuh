@@ -5,7 +5,7 @@
 // are joined in double: differences of large ones count, which float would round as it rounds the means.
 #pragma once
 
-#include "geometry.h"
+#include "geometry.cuh"
 
 namespace cen::cuda {
 

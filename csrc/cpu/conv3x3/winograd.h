@@ -10,7 +10,7 @@
 // A dilated convolution is one of its own on each of the dilation^2 grids of places that far apart.
 #pragma once
 
-#include "vec.h"
+#include "../vec.h"
 
 namespace cen::cpu {
 namespace {

@@ -1,7 +1,7 @@
 // The backward kernels: one pass over memory where statistics are given or a strip fits on chip, else two.
 #pragma once
 
-#include "forward.h"
+#include "forward.cuh"
 
 namespace cen::cuda {
 

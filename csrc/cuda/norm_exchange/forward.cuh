@@ -1,7 +1,7 @@
 // The forward kernels: one pass over memory where statistics are given or a strip fits on chip, else two.
 #pragma once
 
-#include "exchange.h"
+#include "exchange.cuh"
 
 namespace cen::cuda {
 

@@ -5,7 +5,7 @@
 // (channels last). Coefficients stay in registers throughout a strip, and the code is the same for both.
 #pragma once
 
-#include "vec.h"
+#include "../vec.h"
 
 namespace cen::cpu {
 namespace {

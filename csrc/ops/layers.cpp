@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <tuple>
 
-#include "tensors.h"
+#include "../tensors.h"
 
 namespace cen {
 namespace {

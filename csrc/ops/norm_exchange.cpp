@@ -4,11 +4,11 @@
 #include <string>
 #include <tuple>
 
-#include "tensors.h"
+#include "../tensors.h"
 #if defined(CEN_CUDA)
 #include <torch/csrc/stable/accelerator.h>
 
-#include "cuda/kernels.h"
+#include "../cuda/kernels.h"
 
 // Declared by LibTorch in its CUDA builds only. Weak, so that what was built beside one without CUDA still
 // loads.

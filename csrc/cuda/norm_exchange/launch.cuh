@@ -6,7 +6,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "plan.h"
+#include "../plan.h"
 
 namespace cen::cuda {
 

@@ -1,7 +1,7 @@
 // The operator on packs of values: cen_ext/reference.py, one slot at a time.
 #pragma once
 
-#include "moments.h"
+#include "moments.cuh"
 
 namespace cen::cuda {
 

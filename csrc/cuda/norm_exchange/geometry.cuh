@@ -8,7 +8,7 @@
 // it keeps to itself; only sums are shared.
 #pragma once
 
-#include "device.h"
+#include "../device.cuh"
 
 namespace cen::cuda {
 
