@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "cpu/activation.h"
+
 namespace cen {
 
 // Half types as they lie in memory: 1+5+10 and 1+8+7 bits of sign, exponent, fraction.
@@ -21,7 +23,6 @@ using Real = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 enum class Region { own, all };
 enum class Criterion { magnitude, signed_value };  // "abs", "signed"
-enum class Activation { identity, relu, leaky_relu };
 
 // x is cut into units, M * groups of them, each with statistics of its own. Unit (m, g) is number
 // m * groups + g, both in memory and in tables of statistics. Units of one group exchange channels.

@@ -62,10 +62,9 @@ struct Call {
                                    {{"abs", Criterion::magnitude}, {"signed", Criterion::signed_value}});
     p.groups = parse<int64_t>("norm", norm, {{"batch", 1}, {"instance", 0}});
     p.eps = options.eps;
-    p.activation = parse<Activation>("activation", activation,
-                                     {{"identity", Activation::identity},
-                                      {"relu", Activation::relu},
-                                      {"leaky_relu", Activation::leaky_relu}});
+#define CEN_CHOICE(name) {#name, Activation::name},
+    p.activation = parse<Activation>("activation", activation, {CEN_ACTIVATIONS(CEN_CHOICE)});
+#undef CEN_CHOICE
     p.negative_slope = options.negative_slope;
   }
 };

@@ -74,14 +74,15 @@ struct StripSums {
 
 // One walk along a strip of one unit: returns the sums if kSum, writes dx if kWrite and dresidual if there is
 // one; walk(f) calls f(at, n, slot) for its vectors, slots below kSlots; the rest as in forward_strip.
-template <bool kSum, bool kWrite, bool kChannelsLast, bool kActivation, int64_t kSlots, class T, class Walk>
+template <bool kSum, bool kWrite, bool kChannelsLast, ActivationForm kForm, int64_t kSlots, class T,
+          class Walk>
 CEN_INLINE StripSums<Real<T>> backward_strip(const BackwardTensors<T>& t, const Group<T>& group,
                                              const Coefficients<Real<T>>* own, int64_t lane, int64_t m,
                                              bool any_exchanged, int64_t ahead, bool streamed, Walk walk) {
   using R = Real<T>;
   StripSums<R> sums;
   with_exchange(group.modalities, any_exchanged, [&](auto exchange) CEN_INLINE_LAMBDA {
-    const Strip<T, kChannelsLast, decltype(exchange)::value, kActivation> strip(group, own, lane, m);
+    const Strip<T, kChannelsLast, decltype(exchange)::value, kForm> strip(group, own, lane, m);
     const Vec<R> on_x = Side<R, kChannelsLast>::coefficient(own->on_x, lane),
                  constant = Side<R, kChannelsLast>::coefficient(own->constant, lane);
     StripSums<R> slots[kSlots];
@@ -100,7 +101,7 @@ CEN_INLINE StripSums<Real<T>> backward_strip(const BackwardTensors<T>& t, const 
 }
 
 // A block of channel c of unit (m, g); returns the sums.
-template <bool kSum, bool kWrite, bool kActivation, class T>
+template <bool kSum, bool kWrite, ActivationForm kForm, class T>
 Sums backward_block(const Problem& p, const BackwardTensors<T>& t, const Tables<Real<T>>& tables,
                     const Group<T>& group, const LineBlocks& blocks, int64_t m, int64_t g, int64_t c,
                     int64_t b, int64_t ahead) {
@@ -110,7 +111,7 @@ Sums backward_block(const Problem& p, const BackwardTensors<T>& t, const Tables<
   // One phase for both results, or else dresidual could not be streamed.
   const bool streamed = p.stream && (!t.dresidual || phase_of(t.dresidual) == phase_of(t.dx));
   // Two vectors a turn: with one, given statistics took 7.7 ms instead of 4.3 for [12, 64, 125, 125].
-  const StripSums<R> sums = backward_strip<kSum, kWrite, false, kActivation, 2>(
+  const StripSums<R> sums = backward_strip<kSum, kWrite, false, kForm, 2>(
       t, group, &own, lane, m, own.exchanged[lane], ahead, streamed, [&](auto f) CEN_INLINE_LAMBDA {
         blocks.walk<R, 2>(blocks.block(b), unit * p.unit_size() + c * p.spatial, phase_of(t.dx), f);
       });
@@ -118,7 +119,7 @@ Sums backward_block(const Problem& p, const BackwardTensors<T>& t, const Tables<
 }
 
 // A block of rows, all channels of unit (m, g); adds to sums, one of each strip.
-template <bool kSum, bool kWrite, bool kActivation, class T>
+template <bool kSum, bool kWrite, ActivationForm kForm, class T>
 void backward_block(const Problem& p, const BackwardTensors<T>& t, const Tables<Real<T>>& tables,
                     const Group<T>& group, const RowBlocks& blocks, int64_t m, int64_t g, int64_t b,
                     StripSums<Real<T>>* sums) {
@@ -130,7 +131,7 @@ void backward_block(const Problem& p, const BackwardTensors<T>& t, const Tables<
   const Coefficients<R>* own = tables.unit(unit);
   blocks.for_tiles(b, [&](int64_t row, auto tile_rows) CEN_INLINE_LAMBDA {
     blocks.for_strips<R>([&](int64_t strip, auto n) CEN_INLINE_LAMBDA {
-      const StripSums<R> tile = backward_strip<kSum, kWrite, true, kActivation, 1>(
+      const StripSums<R> tile = backward_strip<kSum, kWrite, true, kForm, 1>(
           t, group, own + strip, 0, m, own[strip].any_exchanged, ahead, streamed,
           [&](auto f) CEN_INLINE_LAMBDA {
             walk_rows(first + row * step + strip * kLanes<R>, step, tile_rows,
@@ -147,7 +148,7 @@ BackwardTensors<T> without_dresidual(BackwardTensors<T> t) {
   return t;
 }
 
-template <bool kActivation, class T>
+template <ActivationForm kForm, class T>
 void backward_channels_first(const Problem& p, const BackwardTensors<T>& t, const Tables<Real<T>>& tables,
                              const Buffer<AffineGradient>& affine, const Parallel& parallel) {
   // Short lines would each cost more for their sums than the order of memory saves.
@@ -169,7 +170,7 @@ void backward_channels_first(const Problem& p, const BackwardTensors<T>& t, cons
     for_blocks_in_order(p, blocks, parallel, [&](int64_t g, int64_t c, int64_t b) {
       for (int64_t m = 0; m < p.modalities; ++m)
         of_channel(m, g, c)[b] =
-            backward_block<true, true, kActivation>(p, t, tables, group, blocks, m, g, c, b, ahead);
+            backward_block<true, true, kForm>(p, t, tables, group, blocks, m, g, c, b, ahead);
     });
     return parallel_tasks(parallel, p.units() * p.channels, [&](int64_t i) {
       const int64_t unit = i / p.channels;
@@ -180,21 +181,20 @@ void backward_channels_first(const Problem& p, const BackwardTensors<T>& t, cons
     for_blocks(batch, blocks, inner, [&](int64_t m, int64_t c, int64_t b) {
       of_channel(m, batch.g, c)[b] =
           p.batch_statistics
-              ? backward_block<true, false, kActivation>(p, sums_only, tables, group, blocks, m, batch.g, c,
-                                                         b, ahead)
-              : backward_block<true, true, kActivation>(p, t, tables, group, blocks, m, batch.g, c, b, ahead);
+              ? backward_block<true, false, kForm>(p, sums_only, tables, group, blocks, m, batch.g, c, b,
+                                                   ahead)
+              : backward_block<true, true, kForm>(p, t, tables, group, blocks, m, batch.g, c, b, ahead);
     });
     for (int64_t m = batch.first_m; m < batch.last_m; ++m)
       for (int64_t c = batch.first_c; c < batch.last_c; ++c) finish(m, batch.g, c);
     if (p.batch_statistics)
       for_blocks(batch, blocks, inner, [&](int64_t m, int64_t c, int64_t b) {
-        backward_block<false, true, kActivation>(p, t, tables, group, blocks, m, batch.g, c, b,
-                                                 batch.to_next(p));
+        backward_block<false, true, kForm>(p, t, tables, group, blocks, m, batch.g, c, b, batch.to_next(p));
       });
   });
 }
 
-template <bool kActivation, class T>
+template <ActivationForm kForm, class T>
 void backward_channels_last(const Problem& p, const BackwardTensors<T>& t, const Tables<Real<T>>& tables,
                             const Buffer<AffineGradient>& affine, const Parallel& parallel) {
   using R = Real<T>;
@@ -203,7 +203,7 @@ void backward_channels_last(const Problem& p, const BackwardTensors<T>& t, const
   const int64_t tasks = blocks.count * p.groups, padded = tables.strips * kLanes<R>;
   // The residual's gradient is all that dx needs of dy, residual and activation: written first, it spares the
   // second pass one of them. Not so where half types round it.
-  const bool dresidual_first = kActivation && t.dresidual && sizeof(T) >= sizeof(float);
+  const bool dresidual_first = kForm != ActivationForm::identity && t.dresidual && sizeof(T) >= sizeof(float);
   const BackwardTensors<T> first = dresidual_first ? t : without_dresidual(t);
   const BlockRows dz(blocks.count, p.units(), padded), dz_x(blocks.count, p.units(), padded),
       x(blocks.count, p.units(), padded);
@@ -214,9 +214,9 @@ void backward_channels_last(const Problem& p, const BackwardTensors<T>& t, const
         const int64_t b = i / p.groups, g = i % p.groups, unit = p.unit(m, g);
         std::memset(static_cast<void*>(sums.get()), 0, tables.strips * sizeof(StripSums<R>));
         if (p.batch_statistics)
-          backward_block<true, false, kActivation>(p, first, tables, group, blocks, m, g, b, sums.get());
+          backward_block<true, false, kForm>(p, first, tables, group, blocks, m, g, b, sums.get());
         else
-          backward_block<true, true, kActivation>(p, t, tables, group, blocks, m, g, b, sums.get());
+          backward_block<true, true, kForm>(p, t, tables, group, blocks, m, g, b, sums.get());
         double *dz_row = dz.row(b, unit), *dz_x_row = dz_x.row(b, unit), *x_row = x.row(b, unit);
         for (int64_t strip = 0; strip < tables.strips; ++strip)
           for_wide_parts(
@@ -244,21 +244,21 @@ void backward_channels_last(const Problem& p, const BackwardTensors<T>& t, const
                                                      {sum_dz[c], sum_dz_x[c], sum_x[c]});
   });
   if (!p.batch_statistics) return;
-  const auto write = [&](const BackwardTensors<T>& second, auto activation) {
+  const auto write = [&](const BackwardTensors<T>& second, auto form) {
     const Group<T> read(p, tables, second.x, second.residual, second.dy);
     // Backwards through each core's share: what was read last is still in its cache.
     parallel_ranges(parallel, tasks, [&](int64_t begin, int64_t end) {
       for (int64_t i = end - 1; i >= begin; --i)
         for (int64_t m = 0; m < p.modalities; ++m)
-          backward_block<false, true, decltype(activation)::value, T>(p, second, tables, read, blocks, m,
-                                                                      i % p.groups, i / p.groups, nullptr);
+          backward_block<false, true, decltype(form)::value, T>(p, second, tables, read, blocks, m,
+                                                                i % p.groups, i / p.groups, nullptr);
     });
   };
-  if (!dresidual_first) return write(t, std::bool_constant<kActivation>{});
+  if (!dresidual_first) return write(t, std::integral_constant<ActivationForm, kForm>{});
   BackwardTensors<T> second = without_dresidual(t);
   second.dy = t.dresidual;
   second.residual = nullptr;
-  write(second, std::false_type{});
+  write(second, std::integral_constant<ActivationForm, ActivationForm::identity>{});
 }
 
 template <class T>
@@ -266,12 +266,12 @@ void backward(const Problem& p, const BackwardTensors<T>& t, const Parallel& par
   const Tables<Real<T>> tables(p, t.weight);
   set_given_statistics(p, t, tables, parallel);
   const Buffer<AffineGradient> affine(p.units() * p.channels);
-  with_constant(p.activation != Activation::identity, [&](auto activation) {
-    constexpr bool kActivation = decltype(activation)::value;
+  with_form(p.activation, [&](auto form) {
+    constexpr ActivationForm kForm = decltype(form)::value;
     if (p.channels_last)
-      backward_channels_last<kActivation>(p, t, tables, affine, parallel);
+      backward_channels_last<kForm>(p, t, tables, affine, parallel);
     else
-      backward_channels_first<kActivation>(p, t, tables, affine, parallel);
+      backward_channels_first<kForm>(p, t, tables, affine, parallel);
   });
   write_affine_gradients(p, t, affine);
 }

@@ -85,8 +85,7 @@ struct Group {
   int64_t stride;      // from a unit to that of the next modality, in values
   int64_t row_stride;  // the same in Coefficients
   Real<T> per_other;   // 1 / (M - 1)
-  Real<T> slope;       // where the activation's argument is negative, its value times slope,
-  Bits<Real<T>> kept;  // of which these bits are kept; none with relu
+  ActivationParameters<Real<T>> activation;
 
   Group(const Problem& p, const Tables<Real<T>>& tables, const T* x, const T* residual, const T* dy)
       : x(x),
@@ -96,8 +95,7 @@ struct Group {
         stride(p.groups * p.unit_size()),
         row_stride(p.groups * tables.strips),
         per_other(p.modalities > 1 ? Real<T>(1) / Real<T>(p.modalities - 1) : Real<T>(0)),
-        slope(static_cast<Real<T>>(p.negative_slope)),
-        kept(p.activation == Activation::relu ? 0 : -1) {}
+        activation(p.activation, p.negative_slope) {}
 };
 
 // The coefficients of one unit along a strip.
@@ -131,7 +129,7 @@ struct Side {
 };
 
 // A strip, seen from modality m. `at` is a vector's place in the tensors, of which n lanes are meant.
-template <class T, bool kChannelsLast, Exchange kExchange, bool kActivation>
+template <class T, bool kChannelsLast, Exchange kExchange, ActivationForm kForm>
 class Strip {
   using R = Real<T>;
   using Lanes = Vec<R>;
@@ -149,8 +147,7 @@ class Strip {
         own_(own, lane),
         next_(own + to_next_ * group.row_stride, lane),
         dead_(Own::mask(own->dead, lane)),
-        slope_(splat(group.slope)),
-        kept_(splat(group.kept)) {}
+        activate_(group.activation) {}
 
   CEN_INLINE Lanes scale() const { return own_.scale; }
 
@@ -171,9 +168,7 @@ class Strip {
 
   template <class N>
   CEN_INLINE Lanes y(int64_t at, N n) const {
-    const Lanes v = u(at, n);
-    if constexpr (!kActivation) return v;
-    return v < 0 ? keep(v * slope_) : v;  // +0 with relu, even where v is infinite
+    return activate_.value(u(at, n));
   }
 
   // dy * activation'(u), the residual's gradient.
@@ -234,9 +229,7 @@ class Strip {
 
   template <class N, class U>
   CEN_INLINE Lanes g(int64_t at, N n, U u) const {
-    const Lanes d = load(group_.dy + at, n);
-    if constexpr (!kActivation) return d;
-    return u() > 0 ? d : keep(d * slope_);
+    return activate_.gradient(load(group_.dy + at, n), u);
   }
 
   // g of a modality, where it is replaced by what z() gives; else 0. at: the place in that modality.
@@ -246,15 +239,12 @@ class Strip {
     return replaced ? all() : Lanes{};
   }
 
-  CEN_INLINE Lanes keep(Lanes v) const { return (Lanes)((Vec<Bits<R>>)v & kept_); }
-
   const Group<T>& group_;
   const Coefficients<R>* const coefficients_;
   const int64_t lane_, m_, to_next_;
   const Own own_, next_;
   const Mask dead_;
-  const Lanes slope_;
-  const Vec<Bits<R>> kept_;
+  const Activate<Lanes, kForm> activate_;
 };
 
 // f(exchange) with how a strip takes part as a compile-time constant.
@@ -268,13 +258,17 @@ CEN_INLINE void with_exchange(int64_t modalities, bool any_exchanged, F f) {
     f(std::integral_constant<Exchange, Exchange::general>{});
 }
 
-// f(constant) with a condition as a compile-time constant.
+// f(form) with the form of an activation as a compile-time constant.
 template <class F>
-CEN_INLINE void with_constant(bool condition, F f) {
-  if (condition)
-    f(std::true_type{});
-  else
-    f(std::false_type{});
+CEN_INLINE void with_form(Activation activation, F f) {
+  switch (form_of(activation)) {
+    case ActivationForm::identity:
+      return f(std::integral_constant<ActivationForm, ActivationForm::identity>{});
+    case ActivationForm::leaky:
+      return f(std::integral_constant<ActivationForm, ActivationForm::leaky>{});
+    case ActivationForm::formula:
+      return f(std::integral_constant<ActivationForm, ActivationForm::formula>{});
+  }
 }
 
 }  // namespace

@@ -43,11 +43,11 @@ void set_given_statistics(const Problem& p, const Tensors& t, const Tables<R>& t
 
 // y of one unit along a strip; walk(f) calls f(at, n) for its vectors. own and lane: as for Strip. `ahead`
 // leads from a vector to one that is soon read.
-template <class T, bool kChannelsLast, bool kActivation, class Walk>
+template <class T, bool kChannelsLast, ActivationForm kForm, class Walk>
 CEN_INLINE void forward_strip(const Group<T>& group, const Coefficients<Real<T>>* own, int64_t lane,
                               int64_t m, bool any_exchanged, T* y, int64_t ahead, bool streamed, Walk walk) {
   with_exchange(group.modalities, any_exchanged, [&](auto exchange) CEN_INLINE_LAMBDA {
-    const Strip<T, kChannelsLast, decltype(exchange)::value, kActivation> strip(group, own, lane, m);
+    const Strip<T, kChannelsLast, decltype(exchange)::value, kForm> strip(group, own, lane, m);
     walk([&](int64_t at, auto n) CEN_INLINE_LAMBDA {
       strip.prefetch(at + ahead);
       store(y + at, strip.y(at, n), n, streamed);
@@ -120,7 +120,7 @@ void for_blocks_in_order(const Problem& p, const LineBlocks& blocks, const Paral
 }
 
 // x of a batch comes from memory once, for the statistics, and from the cache for the output.
-template <bool kActivation, class T>
+template <ActivationForm kForm, class T>
 void forward_channels_first(const Problem& p, const ForwardTensors<T>& t, const Tables<Real<T>>& tables,
                             const Parallel& parallel) {
   using R = Real<T>;
@@ -133,7 +133,7 @@ void forward_channels_first(const Problem& p, const ForwardTensors<T>& t, const 
   const auto write = [&](int64_t m, int64_t g, int64_t c, int64_t b, int64_t ahead) {
     const Coefficients<R>& own = tables.at(p.unit(m, g), c);
     const int64_t lane = c % kLanes<R>;
-    forward_strip<T, false, kActivation>(
+    forward_strip<T, false, kForm>(
         group, &own, lane, m, own.exchanged[lane], t.y, ahead, p.stream, [&](auto f) CEN_INLINE_LAMBDA {
           blocks.walk<R, 1>(blocks.block(b), place(m, g, c), phase,
                             [&](int64_t at, auto n, auto) CEN_INLINE_LAMBDA { f(at, n); });
@@ -206,7 +206,7 @@ void row_statistics(const Problem& p, const ForwardTensors<T>& t, const Tables<R
   });
 }
 
-template <bool kActivation, class T>
+template <ActivationForm kForm, class T>
 void forward_channels_last(const Problem& p, const ForwardTensors<T>& t, const Tables<Real<T>>& tables,
                            const Parallel& parallel) {
   using R = Real<T>;
@@ -224,12 +224,12 @@ void forward_channels_last(const Problem& p, const ForwardTensors<T>& t, const T
         const Coefficients<R>* own = tables.unit(unit);
         blocks.for_tiles(b, [&](int64_t row, auto tile_rows) CEN_INLINE_LAMBDA {
           blocks.for_strips<R>([&](int64_t strip, auto n) CEN_INLINE_LAMBDA {
-            forward_strip<T, true, kActivation>(
-                group, own + strip, 0, m, own[strip].any_exchanged, t.y, ahead, streamed,
-                [&](auto f) CEN_INLINE_LAMBDA {
-                  walk_rows(first + row * step + strip * kLanes<R>, step, tile_rows,
-                            [&](int64_t at, int64_t) CEN_INLINE_LAMBDA { f(at, n); });
-                });
+            forward_strip<T, true, kForm>(group, own + strip, 0, m, own[strip].any_exchanged, t.y, ahead,
+                                          streamed, [&](auto f) CEN_INLINE_LAMBDA {
+                                            walk_rows(first + row * step + strip * kLanes<R>, step, tile_rows,
+                                                      [&](int64_t at, int64_t)
+                                                          CEN_INLINE_LAMBDA { f(at, n); });
+                                          });
           });
         });
       }
@@ -241,12 +241,12 @@ template <class T>
 void forward(const Problem& p, const ForwardTensors<T>& t, const Parallel& parallel) {
   const Tables<Real<T>> tables(p, t.weight);
   if (!p.batch_statistics) set_given_statistics(p, t, tables, parallel);
-  with_constant(p.activation != Activation::identity, [&](auto activation) {
-    constexpr bool kActivation = decltype(activation)::value;
+  with_form(p.activation, [&](auto form) {
+    constexpr ActivationForm kForm = decltype(form)::value;
     if (p.channels_last)
-      forward_channels_last<kActivation>(p, t, tables, parallel);
+      forward_channels_last<kForm>(p, t, tables, parallel);
     else
-      forward_channels_first<kActivation>(p, t, tables, parallel);
+      forward_channels_first<kForm>(p, t, tables, parallel);
   });
 }
 

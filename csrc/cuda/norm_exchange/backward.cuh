@@ -46,7 +46,7 @@ struct BackwardMemory {
   Pieces pieces;
   Table<T, kLast> table;
   Storage<T> storage;
-  uint8_t* positive;  // [steps][M][threads]: of which lanes the activation's argument is
+  uint8_t* passes;    // [steps][M][threads]: a bit per value, whether the activation passes its gradient
   Real<T>* sums;      // [M][2 * kSums][threads]
   Real<T>*dz, *on_x;  // [M][width], of this block's values
 
@@ -55,14 +55,14 @@ struct BackwardMemory {
       : pieces{static_cast<char*>(shared)},
         table(pieces, p, geo, kBackwardCoefficients),
         storage(pieces, p, geo, residual ? 3 : 2, steps) {
-    positive = pieces.take<uint8_t>(steps * p.modalities * storage.threads);
+    passes = pieces.take<uint8_t>(steps * p.modalities * storage.threads);
     sums = pieces.take<Real<T>>(p.modalities * 2 * kSums * storage.threads);
     dz = pieces.take<Real<T>>(p.modalities * table.width);
     on_x = pieces.take<Real<T>>(p.modalities * table.width);
   }
 
-  CEN_DEVICE uint8_t& positive_at(const Place<kLast>& place, int step, int m) const {
-    return positive[(step * table.modalities + m) * place.threads + place.thread];
+  CEN_DEVICE uint8_t& passes_at(const Place<kLast>& place, int step, int m) const {
+    return passes[(step * table.modalities + m) * place.threads + place.thread];
   }
   CEN_DEVICE Real<T>* sums_of(const Place<kLast>& place, int m) const {
     return sums + m * 2 * kSums * place.threads;
@@ -129,24 +129,47 @@ CEN_DEVICE void fetch_backward(const Problem& p, const Geometry& geo, const Back
   }
 }
 
+// The argument u of the activation, after the exchange and the residual.
+template <class T, bool kLast>
+CEN_DEVICE RealLanes<T> argument(const BackwardMemory<T, kLast>& memory, const Place<kLast>& place,
+                                 const Strip<T, kLast>& strip, int kept) {
+  using Memory = BackwardMemory<T, kLast>;
+  RealLanes<T> u = strip.exchanged(
+      [&](int modality) { return widen(memory.storage.at(place.thread, kept, Memory::kX, modality)); });
+  if (memory.storage.tensors > Memory::kResidual) {
+    const RealLanes<T> residual = widen(memory.storage.at(place.thread, kept, Memory::kResidual, strip.m));
+    CEN_UNROLL
+    for (int l = 0; l < kLanes<T>; ++l) u.lane[l] += residual.lane[l];
+  }
+  return u;
+}
+
 // dy * activation'(u), the residual's gradient, of a step that `activate` has seen.
 template <class T, bool kLast>
 CEN_DEVICE RealLanes<T> gradient(const Problem& p, const BackwardMemory<T, kLast>& memory,
                                  const Place<kLast>& place, int kept, int m) {
   RealLanes<T> g = widen(memory.storage.at(place.thread, kept, BackwardMemory<T, kLast>::kDy, m));
   if (p.activation == Activation::identity) return g;
-  const int positive = memory.positive_at(place, kept, m);
-  CEN_UNROLL
-  for (int l = 0; l < kLanes<T>; ++l) g.lane[l] = positive >> l & 1 ? g.lane[l] : sloped(p, g.lane[l]);
+  with_activation<Real<T>>(p, [&](auto activation) {
+    if constexpr (decltype(activation)::kCurved) {
+      const RealLanes<T> u = argument(memory, place, Strip<T, kLast>(memory.table, m, place.line), kept);
+      CEN_UNROLL
+      for (int l = 0; l < kLanes<T>; ++l) g.lane[l] = activation.gradient(g.lane[l], u.lane[l]);
+    } else {
+      const int passes = memory.passes_at(place, kept, m);
+      CEN_UNROLL
+      for (int l = 0; l < kLanes<T>; ++l)
+        g.lane[l] = passes >> l & 1 ? g.lane[l] : activation.stopped(g.lane[l]);
+    }
+  });
   return g;
 }
 
-// Where the activation's argument is positive, in all modalities of a tile; and the residual's gradient.
+// Where the activation passes its gradient, in all modalities of a tile; and the residual's gradient.
 template <class T, bool kLast>
 CEN_DEVICE void activate(const Problem& p, const Geometry& geo, const BackwardTensors<T>& t,
                          const BackwardMemory<T, kLast>& memory, const Place<kLast>& place,
                          const Tile& tile) {
-  using Memory = BackwardMemory<T, kLast>;
   if (p.activation == Activation::identity && !t.dresidual) return;
   CEN_UNROLL_1
   for (int m = 0; m < memory.table.modalities; ++m) {
@@ -158,17 +181,15 @@ CEN_DEVICE void activate(const Problem& p, const Geometry& geo, const BackwardTe
       const int kept = tile.kept + u;
       if (slot.empty()) continue;
       if (p.activation != Activation::identity) {
-        RealLanes<T> v = strip.exchanged(
-            [&](int modality) { return widen(memory.storage.at(place.thread, kept, Memory::kX, modality)); });
-        if (t.residual) {
-          const RealLanes<T> residual = widen(memory.storage.at(place.thread, kept, Memory::kResidual, m));
-          CEN_UNROLL
-          for (int l = 0; l < kLanes<T>; ++l) v.lane[l] += residual.lane[l];
-        }
-        int positive = 0;
-        CEN_UNROLL
-        for (int l = 0; l < kLanes<T>; ++l) positive |= (v.lane[l] > 0) << l;
-        memory.positive_at(place, kept, m) = uint8_t(positive);
+        const RealLanes<T> v = argument(memory, place, strip, kept);
+        int passes = 0;
+        with_activation<Real<T>>(p, [&](auto activation) {
+          if constexpr (!decltype(activation)::kCurved) {
+            CEN_UNROLL
+            for (int l = 0; l < kLanes<T>; ++l) passes |= activation.passes(v.lane[l]) << l;
+          }
+        });
+        memory.passes_at(place, kept, m) = uint8_t(passes);
       }
       if (t.dresidual) write(geo, t.dresidual + base, slot, narrow<T>(gradient(p, memory, place, kept, m)));
     }

@@ -1,6 +1,7 @@
 // The operator on packs of values: cen_ext/reference.py, one slot at a time.
 #pragma once
 
+#include "../activation.cuh"
 #include "moments.cuh"
 
 namespace cen::cuda {
@@ -186,11 +187,5 @@ struct Strip {
     return v;
   }
 };
-
-// Where the activation's argument is negative, its value times slope: +0 with relu, even where v is infinite.
-template <class R>
-CEN_DEVICE R sloped(const Problem& p, R v) {
-  return p.activation == Activation::relu ? R(0) : v * R(p.negative_slope);
-}
 
 }  // namespace cen::cuda

@@ -155,10 +155,10 @@ CEN_DEVICE void write_y(const Problem& p, const Geometry& geo, const ForwardTens
         CEN_UNROLL
         for (int l = 0; l < kLanes<T>; ++l) v.lane[l] += residual.lane[l];
       }
-      if (p.activation != Activation::identity) {
+      with_activation<Real<T>>(p, [&](auto activate) {
         CEN_UNROLL
-        for (int l = 0; l < kLanes<T>; ++l) v.lane[l] = v.lane[l] < 0 ? sloped(p, v.lane[l]) : v.lane[l];
-      }
+        for (int l = 0; l < kLanes<T>; ++l) v.lane[l] = activate.value(v.lane[l]);
+      });
       write(geo, y, slot, narrow<T>(v));
     }
   }

@@ -126,9 +126,8 @@ void backward_in(const Problem& p, BackwardTensors<T> t, Kind kind, const Device
   launch(stream_backward<T, kLast>, groups, p, geo, t, partials, Pass::sums);
   finish();
   Problem second = p;
-  // What went into dresidual is dy behind the activation: the second pass is spared the residual. Not so
-  // where a slope made it a product that half a type's bits have rounded.
-  if (t.dresidual && (p.activation != Activation::leaky_relu || sizeof(T) > 2)) {
+  // What went into dresidual is dy behind the activation: the second pass is spared the residual.
+  if (t.dresidual && keeps_gradient<T>(p.activation)) {
     t.dy = t.dresidual;
     t.residual = nullptr;
     second.activation = Activation::identity;
