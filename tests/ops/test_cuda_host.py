@@ -21,6 +21,7 @@ from cen_ext.ops.norm_exchange.reference import Options, statistics_dtype
 from tests.helpers import host_device
 from tests.helpers.cases import SMALL, Shape, make_inputs
 from tests.helpers.covered import NORMS
+from tests.helpers.relu6 import assert_is_relu6, away_from_kinks, reaching_both_kinks
 from tests.helpers.tolerance import (
     Call,
     Results,
@@ -34,6 +35,7 @@ from tests.helpers.tolerance import (
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # run.cpp's kTypes
 KINDS = ("automatic", "stream", "cluster", "grid")
 REGIONS, CRITERIA, ACTIVATIONS = ("own", "all"), ("abs", "signed"), ("identity", "relu", "leaky_relu")
+NAMES = (*ACTIVATIONS, "relu6")  # as csrc/cpu/activation.h lists them
 THRESHOLD = 2.0**-6
 MOMENTUM = 0.3
 
@@ -121,7 +123,7 @@ def packed(case: Case) -> bytes:
         *(DTYPES.index(call.x.dtype), KINDS.index(case.kind), *case.device, case.moved),
         *(call.residual is not None, case.running is not None),
         *(m, groups, samples, c, math.prod(call.x.shape[2:]), case.channels_last, call.mean is None),
-        *(REGIONS.index(o.region), CRITERIA.index(o.criterion), ACTIVATIONS.index(o.activation)),
+        *(REGIONS.index(o.region), CRITERIA.index(o.criterion), NAMES.index(o.activation)),
     )
     real = (o.threshold, o.eps, o.negative_slope, MOMENTUM)
     large = [t for t in (call.x, case.dy, call.residual) if t is not None]
@@ -276,6 +278,23 @@ def test_every_plan(checked, watched, tmp_path, dtype, channels_last):
         assert_right(case, of_case)
     for case, one, other in zip(cases, found, run_cases(watched, tmp_path, cases, seed=2), strict=True):
         assert raw_results(one) == raw_results(other), f"depends on the order of threads: {case}"
+
+
+@every_dtype
+def test_relu6(checked, tmp_path, dtype):
+    """A further activation: every layout, norm and plan, with a residual and with given statistics, too."""
+    cases = []
+    for channels_last, norm, kind, given, with_residual in itertools.product(
+        [False, True], NORMS, FORCED, [False, True], [False, True]
+    ):
+        torch.manual_seed(0)
+        i = reaching_both_kinks(make_inputs(Shape(3, 3, 20, (6, 10)), dtype))
+        options = Options(THRESHOLD, norm=norm, activation="relu6")
+        statistics = (i.mean, i.var) if given else (None, None)
+        call = Call(i.x, i.weight, i.bias, *statistics, i.residual if with_residual else None, options)
+        cases.append(Case(call, away_from_kinks(call, i.dy), kind, channels_last=channels_last))
+    for case, found in zip(cases, run_cases(checked, tmp_path, cases), strict=True):
+        assert_is_relu6(found.results, case.call, case.dy)
 
 
 def raw_results(found: Found) -> list[bytes]:
