@@ -1,0 +1,235 @@
+// What the backward kernels keep of a block, and the gradients of one vector of values: behind the
+// activation, and of z before the exchange.
+#pragma once
+
+#include "forward.cuh"
+
+namespace cen::cuda {
+
+// Of a channel: the sum of dz, and that of dz * (x - mean).
+struct Sums {
+  double dz, on_x;
+};
+
+// Sums of chunks, in device memory: [chunks][units][C] each.
+template <class R>
+struct PartialSums {
+  R *dz, *on_x;
+
+  CEN_DEVICE int64_t index(const Problem& p, int64_t chunk, int64_t unit, int64_t c) const {
+    return (chunk * p.units() + unit) * p.channels + c;
+  }
+  CEN_DEVICE Sums at(const Problem& p, int64_t chunk, int64_t unit, int64_t c) const {
+    const int64_t i = index(p, chunk, unit, c);
+    return {double(dz[i]), double(on_x[i])};
+  }
+};
+
+// Adds the chunks first, first + step, …; of_chunk(k) gives the sums of one.
+template <class OfChunk>
+CEN_DEVICE Sums add_chunks(int64_t chunks, int64_t first, int64_t step, OfChunk of_chunk) {
+  Sums sums{};
+  CEN_UNROLL_4
+  for (int64_t k = first; k < chunks; k += step) {
+    const Sums chunk = of_chunk(k);
+    sums.dz += chunk.dz;
+    sums.on_x += chunk.on_x;
+  }
+  return sums;
+}
+
+// A backward block's shared memory.
+template <class T, bool kLast>
+struct BackwardMemory {
+  enum Tensor { kDy, kX, kResidual };
+  static constexpr int kSums = kLast ? kLanes<T> : 1;  // of a thread in each modality
+
+  Pieces pieces;
+  Table<T, kLast> table;
+  Storage<T> storage;
+  uint8_t* passes;    // [steps][M][threads]: a bit per value, whether the activation passes its gradient
+  Real<T>* sums;      // [M][2 * kSums][threads]
+  Real<T>*dz, *on_x;  // [M][width], of this block's values
+
+  CEN_HOST_DEVICE BackwardMemory(void* shared, const Problem& p, const Geometry& geo, bool residual,
+                                 int64_t steps)
+      : pieces{static_cast<char*>(shared)},
+        table(pieces, p, geo, kBackwardCoefficients),
+        storage(pieces, p, geo, residual ? 3 : 2, steps) {
+    passes = pieces.take<uint8_t>(steps * p.modalities * storage.threads);
+    sums = pieces.take<Real<T>>(p.modalities * 2 * kSums * storage.threads);
+    dz = pieces.take<Real<T>>(p.modalities * table.width);
+    on_x = pieces.take<Real<T>>(p.modalities * table.width);
+  }
+
+  CEN_DEVICE uint8_t& passes_at(const Place<kLast>& place, int step, int m) const {
+    return passes[(step * table.modalities + m) * place.threads + place.thread];
+  }
+  CEN_DEVICE Real<T>* sums_of(const Place<kLast>& place, int m) const {
+    return sums + m * 2 * kSums * place.threads;
+  }
+};
+
+// The coefficients of z. Backward, mean is of x's precision already.
+template <class T, bool kLast>
+CEN_DEVICE void set_affine(const Problem& p, const Place<kLast>& place, const Table<T, kLast>& table,
+                           const BackwardTensors<T>& t) {
+  set_affine(p, place, table, t.weight, t.bias, [&](int m, int64_t c, int) {
+    const int64_t i = p.unit(m, place.group) * p.channels + c;
+    return Joined{double(t.mean[i]), double(t.var[i])};
+  });
+}
+
+// Those of dx, from the sums over all of a channel that of(m, c, w) gives.
+template <class T, bool kLast, class Of>
+CEN_DEVICE void set_gradient(const Problem& p, const Place<kLast>& place, const Table<T, kLast>& table,
+                             const BackwardTensors<T>& t, Of of) {
+  using R = Real<T>;
+  table.each(p, place, [&](int m, int64_t c, int w) {
+    const Sums sums = of(m, c, w);
+    const double scale = table.at(kScale, m, w), var = t.var[p.unit(m, place.group) * p.channels + c];
+    table.at(kOnX, m, w) = R(-scale * (sums.on_x / (var + p.eps)) / p.values());
+    table.at(kConstant, m, w) = R(-scale * sums.dz / p.values());
+  });
+}
+
+// A channel's share of dweight. x that has no part in y may have any variance, NaN too.
+CEN_DEVICE double weight_gradient(const Problem& p, Sums sums, double var) {
+  return sums.on_x == 0 ? 0 : sums.on_x / std::sqrt(var + p.eps);
+}
+
+// dweight and dbias of batch norm.
+template <class T>
+CEN_DEVICE void keep_sums(const Problem& p, const BackwardTensors<T>& t, int64_t m, int64_t c, Sums sums) {
+  const int64_t i = m * p.channels + c;
+  t.dbias[i] = Real<T>(sums.dz);
+  t.dweight[i] = Real<T>(weight_gradient(p, sums, t.var[i]));
+}
+
+// Fetches the packs of a tile: those of dy, of x where it has a part in y, of the residual where the
+// activation depends on it.
+template <class T, bool kLast>
+CEN_DEVICE void fetch_backward(const Problem& p, const Geometry& geo, const BackwardTensors<T>& t,
+                               const BackwardMemory<T, kLast>& memory, const Place<kLast>& place,
+                               const Tile& tile) {
+  using Memory = BackwardMemory<T, kLast>;
+  CEN_UNROLL_1
+  for (int m = 0; m < memory.table.modalities; ++m) {
+    const int64_t base = p.unit(m, place.group) * p.unit_size();
+    const bool part = !memory.table.flags_of(m, place.line).all(kDead);
+    CEN_UNROLL
+    for (int u = 0; u < kTile; ++u) {
+      const Slot& slot = tile.slots[u];
+      if (slot.empty()) continue;
+      fetch(geo, &memory.storage.at(place.thread, tile.kept + u, Memory::kDy, m), t.dy + base, slot);
+      if (part) fetch(geo, &memory.storage.at(place.thread, tile.kept + u, Memory::kX, m), t.x + base, slot);
+      if (t.residual)
+        fetch(geo, &memory.storage.at(place.thread, tile.kept + u, Memory::kResidual, m), t.residual + base,
+              slot);
+    }
+  }
+}
+
+// The argument u of the activation, after the exchange and the residual.
+template <class T, bool kLast>
+CEN_DEVICE RealLanes<T> argument(const BackwardMemory<T, kLast>& memory, const Place<kLast>& place,
+                                 const Strip<T, kLast>& strip, int kept) {
+  using Memory = BackwardMemory<T, kLast>;
+  RealLanes<T> u = strip.exchanged(
+      [&](int modality) { return widen(memory.storage.at(place.thread, kept, Memory::kX, modality)); });
+  if (memory.storage.tensors > Memory::kResidual) {
+    const RealLanes<T> residual = widen(memory.storage.at(place.thread, kept, Memory::kResidual, strip.m));
+    CEN_UNROLL
+    for (int l = 0; l < kLanes<T>; ++l) u.lane[l] += residual.lane[l];
+  }
+  return u;
+}
+
+// dy * activation'(u), the residual's gradient, of a step that `activate` has seen.
+template <class T, bool kLast>
+CEN_DEVICE RealLanes<T> gradient(const Problem& p, const BackwardMemory<T, kLast>& memory,
+                                 const Place<kLast>& place, int kept, int m) {
+  RealLanes<T> g = widen(memory.storage.at(place.thread, kept, BackwardMemory<T, kLast>::kDy, m));
+  if (p.activation == Activation::identity) return g;
+  with_activation<Real<T>>(p, [&](auto activation) {
+    if constexpr (decltype(activation)::kCurved) {
+      const RealLanes<T> u = argument(memory, place, Strip<T, kLast>(memory.table, m, place.line), kept);
+      CEN_UNROLL
+      for (int l = 0; l < kLanes<T>; ++l) g.lane[l] = activation.gradient(g.lane[l], u.lane[l]);
+    } else {
+      const int passes = memory.passes_at(place, kept, m);
+      CEN_UNROLL
+      for (int l = 0; l < kLanes<T>; ++l)
+        g.lane[l] = passes >> l & 1 ? g.lane[l] : activation.stopped(g.lane[l]);
+    }
+  });
+  return g;
+}
+
+// Where the activation passes its gradient, in all modalities of a tile; and the residual's gradient.
+template <class T, bool kLast>
+CEN_DEVICE void activate(const Problem& p, const Geometry& geo, const BackwardTensors<T>& t,
+                         const BackwardMemory<T, kLast>& memory, const Place<kLast>& place,
+                         const Tile& tile) {
+  if (p.activation == Activation::identity && !t.dresidual) return;
+  CEN_UNROLL_1
+  for (int m = 0; m < memory.table.modalities; ++m) {
+    const Strip<T, kLast> strip(memory.table, m, place.line);
+    const int64_t base = p.unit(m, place.group) * p.unit_size();
+    CEN_UNROLL
+    for (int u = 0; u < kTile; ++u) {
+      const Slot& slot = tile.slots[u];
+      const int kept = tile.kept + u;
+      if (slot.empty()) continue;
+      if (p.activation != Activation::identity) {
+        const RealLanes<T> v = argument(memory, place, strip, kept);
+        int passes = 0;
+        with_activation<Real<T>>(p, [&](auto activation) {
+          if constexpr (!decltype(activation)::kCurved) {
+            CEN_UNROLL
+            for (int l = 0; l < kLanes<T>; ++l) passes |= activation.passes(v.lane[l]) << l;
+          }
+        });
+        memory.passes_at(place, kept, m) = uint8_t(passes);
+      }
+      if (t.dresidual) write(geo, t.dresidual + base, slot, narrow<T>(gradient(p, memory, place, kept, m)));
+    }
+  }
+}
+
+// The gradient of z before the exchange: g of its own place, and of those that borrow it.
+template <class T, bool kLast>
+CEN_DEVICE RealLanes<T> dz_of(const Problem& p, const BackwardMemory<T, kLast>& memory,
+                              const Place<kLast>& place, const Strip<T, kLast>& strip, int kept) {
+  RealLanes<T> dz{};
+  if (!strip.all_replaced) {
+    dz = gradient(p, memory, place, kept, strip.m);
+    CEN_UNROLL
+    for (int l = 0; l < kLanes<T>; ++l) dz.lane[l] = strip.flags.replaced(l) ? Real<T>(0) : dz.lane[l];
+  }
+  CEN_UNROLL_1
+  for (int other = 0; other < memory.table.modalities; ++other) {
+    const Flags<T, kLast> borrower = memory.table.flags_of(other, place.line);
+    if (other == strip.m || !borrower.any_replaced()) continue;
+    const RealLanes<T> g = gradient(p, memory, place, kept, other);
+    CEN_UNROLL
+    for (int l = 0; l < kLanes<T>; ++l)
+      dz.lane[l] += borrower.replaced(l) ? g.lane[l] * strip.per_other : Real<T>(0);
+  }
+  return dz;
+}
+
+// x - mean, and 0 where x has no part in y.
+template <class T, bool kLast>
+CEN_DEVICE RealLanes<T> centred(const BackwardMemory<T, kLast>& memory, const Place<kLast>& place,
+                                const Strip<T, kLast>& strip, int kept) {
+  RealLanes<T> d{};
+  if (strip.flags.all(kDead)) return d;
+  const RealLanes<T> x = widen(memory.storage.at(place.thread, kept, BackwardMemory<T, kLast>::kX, strip.m));
+  CEN_UNROLL
+  for (int l = 0; l < kLanes<T>; ++l)
+    d.lane[l] = strip.flags.dead(l) ? Real<T>(0) : x.lane[l] - strip.own.shift.lane[l];
+  return d;
+}
+
+}  // namespace cen::cuda
