@@ -15,13 +15,13 @@ constexpr int kBackwardBlocks = 2;
 // Threads of a block, at the most, that keeps its data on chip.
 constexpr int kResidentThreads = 512;
 
-// Hands out shared memory piece by piece. The host counts the same pieces, from a base of null.
-struct Pieces {
+// Hands out a block's shared memory. The host makes the same allocations from a null base to learn the size.
+struct SharedAllocator {
   char* base;
   int64_t used = 0;
 
   template <class X>
-  CEN_HOST_DEVICE X* take(int64_t count) {
+  CEN_HOST_DEVICE X* alloc(int64_t count) {
 #if defined(__CUDA_ARCH__)
     X* piece = reinterpret_cast<X*>(base + used);  // without a condition nvcc sees that this is shared memory
 #else
@@ -74,10 +74,10 @@ struct Table {
     return kLast ? geo.threads_x * kLanes<T> : geo.threads_y;
   }
 
-  CEN_HOST_DEVICE Table(Pieces& pieces, const Problem& p, const Geometry& geo, int count)
+  CEN_HOST_DEVICE Table(SharedAllocator& allocator, const Problem& p, const Geometry& geo, int count)
       : modalities(int(p.modalities)), width(width_of(geo)) {
-    coefficients = pieces.take<R>(count * p.modalities * width);
-    flags = pieces.take<uint8_t>(p.modalities * width);
+    coefficients = allocator.alloc<R>(count * p.modalities * width);
+    flags = allocator.alloc<uint8_t>(p.modalities * width);
   }
 
   CEN_DEVICE R& at(Coefficient coefficient, int m, int w) const {

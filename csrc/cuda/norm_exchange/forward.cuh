@@ -27,9 +27,10 @@ struct Storage {
   int tensors, modalities, threads;
   Pack<T>* packs;
 
-  CEN_HOST_DEVICE Storage(Pieces& pieces, const Problem& p, const Geometry& geo, int tensors, int64_t steps)
+  CEN_HOST_DEVICE Storage(SharedAllocator& allocator, const Problem& p, const Geometry& geo, int tensors,
+                          int64_t steps)
       : tensors(tensors), modalities(int(p.modalities)), threads(geo.threads_x * geo.threads_y) {
-    packs = pieces.take<Pack<T>>(steps * tensors * modalities * threads);
+    packs = allocator.alloc<Pack<T>>(steps * tensors * modalities * threads);
   }
   CEN_DEVICE Pack<T>& at(int thread, int step, int tensor, int m) const {
     return packs[((step * tensors + tensor) * modalities + m) * threads + thread];
@@ -41,31 +42,32 @@ template <class T, bool kLast>
 struct ForwardMemory {
   enum Tensor { kX, kResidual };
 
-  Pieces pieces;
+  SharedAllocator allocator;
   Table<T, kLast> table;
   Storage<T> storage;
 
   CEN_HOST_DEVICE ForwardMemory(void* shared, const Problem& p, const Geometry& geo, bool residual,
                                 int64_t steps)
-      : pieces{static_cast<char*>(shared)},
-        table(pieces, p, geo, kForwardCoefficients),
-        storage(pieces, p, geo, residual ? 2 : 1, steps) {}
+      : allocator{static_cast<char*>(shared)},
+        table(allocator, p, geo, kForwardCoefficients),
+        storage(allocator, p, geo, residual ? 2 : 1, steps) {}
 };
 
 // Of a block that takes the statistics of a chunk.
 template <class T, bool kLast>
 struct StatisticsMemory {
-  Pieces pieces;
+  SharedAllocator allocator;
   char* workspace;
   int* overflow;
   double *mean, *var;  // [width]
 
-  CEN_HOST_DEVICE StatisticsMemory(void* shared, const Geometry& geo) : pieces{static_cast<char*>(shared)} {
+  CEN_HOST_DEVICE StatisticsMemory(void* shared, const Geometry& geo)
+      : allocator{static_cast<char*>(shared)} {
     const int width = Table<T, kLast>::width_of(geo);
-    workspace = pieces.take<char>(geo.threads_x * geo.threads_y * moments_workspace<T>(kLast));
-    overflow = pieces.take<int>(1);
-    mean = pieces.take<double>(width);
-    var = pieces.take<double>(width);
+    workspace = allocator.alloc<char>(geo.threads_x * geo.threads_y * moments_workspace<T>(kLast));
+    overflow = allocator.alloc<int>(1);
+    mean = allocator.alloc<double>(width);
+    var = allocator.alloc<double>(width);
   }
 };
 
@@ -79,11 +81,11 @@ struct ResidentForwardMemory : ForwardMemory<T, kLast> {
   CEN_HOST_DEVICE ResidentForwardMemory(void* shared, const Problem& p, const Geometry& geo, bool residual,
                                         int64_t steps)
       : ForwardMemory<T, kLast>(shared, p, geo, residual, steps) {
-    Pieces& pieces = this->pieces;
-    workspace = pieces.template take<char>(geo.threads_x * geo.threads_y * moments_workspace<T>(kLast));
-    overflow = pieces.template take<int>(p.modalities);
-    mean = pieces.template take<double>(p.modalities * this->table.width);
-    var = pieces.template take<double>(p.modalities * this->table.width);
+    SharedAllocator& allocator = this->allocator;
+    workspace = allocator.template alloc<char>(geo.threads_x * geo.threads_y * moments_workspace<T>(kLast));
+    overflow = allocator.template alloc<int>(p.modalities);
+    mean = allocator.template alloc<double>(p.modalities * this->table.width);
+    var = allocator.template alloc<double>(p.modalities * this->table.width);
   }
 };
 

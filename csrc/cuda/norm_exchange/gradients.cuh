@@ -44,7 +44,7 @@ struct BackwardMemory {
   enum Tensor { kDy, kX, kResidual };
   static constexpr int kSums = kLast ? kLanes<T> : 1;  // of a thread in each modality
 
-  Pieces pieces;
+  SharedAllocator allocator;
   Table<T, kLast> table;
   Storage<T> storage;
   uint8_t* passes;    // [steps][M][threads]: a bit per value, whether the activation passes its gradient
@@ -53,13 +53,13 @@ struct BackwardMemory {
 
   CEN_HOST_DEVICE BackwardMemory(void* shared, const Problem& p, const Geometry& geo, bool residual,
                                  int64_t steps)
-      : pieces{static_cast<char*>(shared)},
-        table(pieces, p, geo, kBackwardCoefficients),
-        storage(pieces, p, geo, residual ? 3 : 2, steps) {
-    passes = pieces.take<uint8_t>(steps * p.modalities * storage.threads);
-    sums = pieces.take<Real<T>>(p.modalities * 2 * kSums * storage.threads);
-    dz = pieces.take<Real<T>>(p.modalities * table.width);
-    on_x = pieces.take<Real<T>>(p.modalities * table.width);
+      : allocator{static_cast<char*>(shared)},
+        table(allocator, p, geo, kBackwardCoefficients),
+        storage(allocator, p, geo, residual ? 3 : 2, steps) {
+    passes = allocator.alloc<uint8_t>(steps * p.modalities * storage.threads);
+    sums = allocator.alloc<Real<T>>(p.modalities * 2 * kSums * storage.threads);
+    dz = allocator.alloc<Real<T>>(p.modalities * table.width);
+    on_x = allocator.alloc<Real<T>>(p.modalities * table.width);
   }
 
   CEN_DEVICE uint8_t& passes_at(const Place<kLast>& place, int step, int m) const {

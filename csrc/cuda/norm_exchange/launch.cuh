@@ -60,11 +60,11 @@ void forward_in(const Problem& p, const ForwardTensors<T>& t, Kind kind, const D
                 const Allocate& allocate, void* stream) {
   const bool packs = has_packs<T>(p, {t.x, t.residual, t.y}), residual = t.residual != nullptr;
   const auto stream_bytes = [&](const Geometry& geo, int64_t steps) {
-    return std::max(ForwardMemory<T, kLast>(nullptr, p, geo, residual, steps).pieces.used,
-                    StatisticsMemory<T, kLast>(nullptr, geo).pieces.used);
+    return std::max(ForwardMemory<T, kLast>(nullptr, p, geo, residual, steps).allocator.used,
+                    StatisticsMemory<T, kLast>(nullptr, geo).allocator.used);
   };
   const auto resident_bytes = [&](const Geometry& geo, int64_t steps) {
-    return ResidentForwardMemory<T, kLast>(nullptr, p, geo, residual, steps).pieces.used;
+    return ResidentForwardMemory<T, kLast>(nullptr, p, geo, residual, steps).allocator.used;
   };
   Plan plan = make_plan<T>(p, packs, kind, device, stream_bytes, resident_bytes);
   if (plan.kind != Kind::stream &&
@@ -100,7 +100,7 @@ void backward_in(const Problem& p, BackwardTensors<T> t, Kind kind, const Device
   const bool packs = has_packs<T>(p, {t.dy, t.x, t.residual, t.dx, t.dresidual});
   const bool residual = t.residual != nullptr;
   const auto bytes = [&](const Geometry& geo, int64_t steps) {
-    return BackwardMemory<T, kLast>(nullptr, p, geo, residual, steps).pieces.used;
+    return BackwardMemory<T, kLast>(nullptr, p, geo, residual, steps).allocator.used;
   };
   Plan plan = make_plan<T>(p, packs, kind, device, bytes, bytes);
   if (plan.kind != Kind::stream &&
