@@ -169,47 +169,47 @@ CEN_DEVICE void from_real(double v, double& to) { to = v; }
 
 // Values of T that are read and written at a time: 16 bytes.
 template <class T>
-constexpr int kLanes = 16 / sizeof(T);
+constexpr int kVecSize = 16 / sizeof(T);
 
 template <class T>
-struct alignas(16) Pack {
-  T lane[kLanes<T>];
+struct alignas(16) Vec {
+  T element[kVecSize<T>];
 };
 
 template <class R, int n>
-struct Lanes {
-  R lane[n];
+struct Array {
+  R element[n];
 };
 
 template <class T>
-using RealLanes = Lanes<Real<T>, kLanes<T>>;
+using RealVec = Array<Real<T>, kVecSize<T>>;
 
 template <class T>
-CEN_DEVICE Pack<T> load_pack(const T* from) {
-  Pack<T> pack;
-  load16(&pack, from);
-  return pack;
+CEN_DEVICE Vec<T> load_vec(const T* from) {
+  Vec<T> vec;
+  load16(&vec, from);
+  return vec;
 }
 
 template <class T>
-CEN_DEVICE void store_pack(T* to, const Pack<T>& pack) {
-  store16(to, &pack);
+CEN_DEVICE void store_vec(T* to, const Vec<T>& vec) {
+  store16(to, &vec);
 }
 
 template <class T>
-CEN_DEVICE RealLanes<T> widen(const Pack<T>& pack) {
-  RealLanes<T> v;
+CEN_DEVICE RealVec<T> widen(const Vec<T>& vec) {
+  RealVec<T> v;
   CEN_UNROLL
-  for (int l = 0; l < kLanes<T>; ++l) v.lane[l] = to_real(pack.lane[l]);
+  for (int l = 0; l < kVecSize<T>; ++l) v.element[l] = to_real(vec.element[l]);
   return v;
 }
 
 template <class T>
-CEN_DEVICE Pack<T> narrow(const RealLanes<T>& v) {
-  Pack<T> pack;
+CEN_DEVICE Vec<T> narrow(const RealVec<T>& v) {
+  Vec<T> vec;
   CEN_UNROLL
-  for (int l = 0; l < kLanes<T>; ++l) from_real(v.lane[l], pack.lane[l]);
-  return pack;
+  for (int l = 0; l < kVecSize<T>; ++l) from_real(v.element[l], vec.element[l]);
+  return vec;
 }
 
 }  // namespace cen::cuda

@@ -11,9 +11,9 @@ namespace cen::cuda {
 
 // Blocks of a stream a multiprocessor is to have: enough for every one to run some at any time.
 constexpr int kStreamShare = 4;
-// Channels last, packs of a row that a strip takes: whole 128-byte lines where all is on chip, longer runs
+// Channels last, vectors of a row that a strip takes: whole 128-byte lines where all is on chip, longer runs
 // else.
-constexpr int kResidentPacks = 8, kStreamPacks = 32;
+constexpr int kResidentVectors = 8, kStreamVectors = 32;
 // Blocks of a cluster that every device with clusters grants.
 constexpr int kClusterBlocks = 8;
 // x of no more bytes lies in the second-level cache anyway: launches count, not bytes.
@@ -36,32 +36,32 @@ constexpr int64_t power_of_two_from(int64_t n) {
   return power;
 }
 
-// Packs can be read whole where they are aligned at the same places of every line and tensor.
+// Vectors can be read whole where they are aligned at the same places of every line and tensor.
 template <class T>
-bool has_packs(const Problem& p, std::initializer_list<const void*> tensors) {
+bool has_vectors(const Problem& p, std::initializer_list<const void*> tensors) {
   for (const void* tensor : tensors)
     if (reinterpret_cast<uintptr_t>(tensor) % 16 != 0) return false;
-  return (p.channels_last ? p.channels : p.channels * p.spatial) % kLanes<T> == 0;
+  return (p.channels_last ? p.channels : p.channels * p.spatial) % kVecSize<T> == 0;
 }
 
-// A block of about `threads` threads, strips of at most `strip_packs` packs channels last, in one chunk.
+// A block of about `threads` threads, strips of at most `strip_vectors` vectors channels last, in one chunk.
 template <class T>
-Geometry whole_strips(const Problem& p, bool packs, int threads, int strip_packs) {
-  constexpr int64_t n = kLanes<T>;
+Geometry whole_strips(const Problem& p, bool vectors, int threads, int strip_vectors) {
+  constexpr int64_t n = kVecSize<T>;
   Geometry geo{};
-  geo.lanes = n;
-  geo.packs = packs;
+  geo.vec_size = n;
+  geo.vectors = vectors;
   if (p.channels_last) {
     geo.row_slots = 1;
     geo.slots = p.values();
     const int64_t row = divide_up(p.channels, n);
-    geo.threads_x = int(std::min<int64_t>({power_of_two_from(row), strip_packs, threads}));
+    geo.threads_x = int(std::min<int64_t>({power_of_two_from(row), strip_vectors, threads}));
     geo.threads_y =
         int(std::min<int64_t>(threads / geo.threads_x, power_of_two_from(divide_up(geo.slots, kTile))));
     geo.strips = divide_up(row, geo.threads_x);
   } else {
-    // A line begins anywhere within a pack, unless all begin with one.
-    const int64_t before = packs && p.spatial % n != 0 ? n - 1 : 0;
+    // A line begins anywhere within a vector, unless all begin with one.
+    const int64_t before = vectors && p.spatial % n != 0 ? n - 1 : 0;
     geo.row_slots = divide_up(p.spatial + before, n);
     geo.slots = p.samples * geo.row_slots;
     geo.threads_x = int(std::min<int64_t>(threads, power_of_two_from(divide_up(geo.slots, kTile))));
@@ -88,9 +88,9 @@ inline int64_t steps(const Problem& p, const Geometry& geo) { return divide_up(g
 
 // bytes(geo, steps): of shared memory for so many steps on chip.
 template <class T, class Bytes>
-Plan plan_stream(const Problem& p, bool packs, const Device& device, Bytes bytes) {
+Plan plan_stream(const Problem& p, bool vectors, const Device& device, Bytes bytes) {
   for (int threads = device.threads;; threads /= 2) {
-    const Geometry whole = whole_strips<T>(p, packs, threads, kStreamPacks);
+    const Geometry whole = whole_strips<T>(p, vectors, threads, kStreamVectors);
     const int64_t wanted = divide_up(int64_t(device.multiprocessors) * kStreamShare, whole.blocks(p.groups)),
                   most = divide_up(whole.slots, walkers(p, whole) * kTile);
     const Geometry geo = in_chunks(whole, std::min(wanted, most));
@@ -101,9 +101,9 @@ Plan plan_stream(const Problem& p, bool packs, const Device& device, Bytes bytes
 }
 
 template <class T, class Bytes>
-bool plan_cluster(const Problem& p, bool packs, const Device& device, Bytes bytes, Plan& plan) {
+bool plan_cluster(const Problem& p, bool vectors, const Device& device, Bytes bytes, Plan& plan) {
   const int threads = std::min(kResidentThreads, 2 * device.threads);
-  const Geometry whole = whole_strips<T>(p, packs, threads, kResidentPacks);
+  const Geometry whole = whole_strips<T>(p, vectors, threads, kResidentVectors);
   const int most = device.capability >= 90 ? kClusterBlocks : 1;
   for (int cluster = 1; cluster <= most; cluster *= 2) {
     const Geometry geo = in_chunks(whole, cluster);
@@ -118,9 +118,9 @@ bool plan_cluster(const Problem& p, bool packs, const Device& device, Bytes byte
 }
 
 template <class T, class Bytes>
-bool plan_grid(const Problem& p, bool packs, const Device& device, Bytes bytes, Plan& plan) {
+bool plan_grid(const Problem& p, bool vectors, const Device& device, Bytes bytes, Plan& plan) {
   const Geometry whole =
-      whole_strips<T>(p, packs, std::min(kResidentThreads, 2 * device.threads), kResidentPacks);
+      whole_strips<T>(p, vectors, std::min(kResidentThreads, 2 * device.threads), kResidentVectors);
   const int64_t room = std::max(1, device.multiprocessors * kCountedIn16 / 16);
   const int64_t chunks = room / whole.blocks(p.groups);
   if (chunks < 1) return false;
@@ -140,22 +140,22 @@ inline double share_at_work(const Problem& p, const Plan& plan, const Device& de
 }
 
 template <class T, class StreamBytes, class ResidentBytes>
-Plan make_plan(const Problem& p, bool packs, Kind kind, const Device& device, StreamBytes stream_bytes,
+Plan make_plan(const Problem& p, bool vectors, Kind kind, const Device& device, StreamBytes stream_bytes,
                ResidentBytes resident_bytes) {
   const bool any = kind == Kind::automatic;
   Plan plan{};
   if (p.batch_statistics && kind != Kind::stream) {
     const bool small = p.units() * p.unit_size() * int64_t(sizeof(T)) <= kSmallBytes;
-    if ((any || kind == Kind::cluster) && plan_cluster<T>(p, packs, device, resident_bytes, plan) &&
+    if ((any || kind == Kind::cluster) && plan_cluster<T>(p, vectors, device, resident_bytes, plan) &&
         (!any || small || share_at_work(p, plan, device) >= kWorthResident))
       return plan;
-    if ((any || kind == Kind::grid) && plan_grid<T>(p, packs, device, resident_bytes, plan) &&
+    if ((any || kind == Kind::grid) && plan_grid<T>(p, vectors, device, resident_bytes, plan) &&
         (!any || share_at_work(p, plan, device) >= kWorthResident))
       return plan;
     if (!any)
       throw std::invalid_argument("cen_ext: the plan asked for does not fit this problem on this device");
   }
-  return plan_stream<T>(p, packs, device, stream_bytes);
+  return plan_stream<T>(p, vectors, device, stream_bytes);
 }
 
 }  // namespace cen::cuda

@@ -221,7 +221,7 @@ def assert_running(case: Case, found: Found, allowed: Results) -> None:
 
 # --- the cases ---
 
-# Without the largest; some whose lines, or rows of channels, are of whole packs.
+# Without the largest; some whose lines, or rows of channels, are of whole vectors.
 SHAPES = [
     *SMALL[:-1],
     *(Shape(2, 2, 12, (17, 19)), Shape(2, 2, 8, (4, 4)), Shape(2, 1, 32, (8, 8))),

@@ -19,41 +19,42 @@ CEN_DEVICE void work(const Problem& p, const Geometry& geo, const BackwardTensor
   for (int m = 0; m < memory.table.modalities; ++m) {
     const Strip<T, kLast> strip(memory.table, m, place.line);
     T* dx = t.dx + p.unit(m, place.group) * p.unit_size();
-    RealLanes<T> dz_sum{}, on_x_sum{};
+    RealVec<T> dz_sum{}, on_x_sum{};
     CEN_UNROLL
     for (int u = 0; u < kTile; ++u) {
       const Slot& slot = tile.slots[u];
       if (slot.empty()) continue;
-      RealLanes<T> dz = dz_of(p, memory, place, strip, tile.kept + u);
-      const RealLanes<T> d = centred(memory, place, strip, tile.kept + u);
+      RealVec<T> dz = dz_of(p, memory, place, strip, tile.kept + u);
+      const RealVec<T> d = centred(memory, place, strip, tile.kept + u);
       if (pass != Pass::dx) {
         CEN_UNROLL
-        for (int l = 0; l < kLanes<T>; ++l) {
+        for (int l = 0; l < kVecSize<T>; ++l) {
           if (!slot.has(l)) continue;
-          dz_sum.lane[l] += dz.lane[l];
-          on_x_sum.lane[l] += dz.lane[l] * d.lane[l];
+          dz_sum.element[l] += dz.element[l];
+          on_x_sum.element[l] += dz.element[l] * d.element[l];
         }
       }
       if (pass == Pass::sums) continue;
       CEN_UNROLL
-      for (int l = 0; l < kLanes<T>; ++l) dz.lane[l] *= strip.own.scale.lane[l];
+      for (int l = 0; l < kVecSize<T>; ++l) dz.element[l] *= strip.own.scale.element[l];
       if (pass == Pass::dx) {
-        const RealLanes<T> on_x = memory.table.row(kOnX, m, place.line),
-                           constant = memory.table.row(kConstant, m, place.line);
+        const RealVec<T> on_x = memory.table.row(kOnX, m, place.line),
+                         constant = memory.table.row(kConstant, m, place.line);
         CEN_UNROLL
-        for (int l = 0; l < kLanes<T>; ++l) dz.lane[l] += d.lane[l] * on_x.lane[l] + constant.lane[l];
+        for (int l = 0; l < kVecSize<T>; ++l)
+          dz.element[l] += d.element[l] * on_x.element[l] + constant.element[l];
       }
       CEN_UNROLL
-      for (int l = 0; l < kLanes<T>; ++l)
-        if (strip.flags.dead(l)) dz.lane[l] = 0;
+      for (int l = 0; l < kVecSize<T>; ++l)
+        if (strip.flags.dead(l)) dz.element[l] = 0;
       write(geo, dx, slot, narrow<T>(dz));
     }
     if (pass == Pass::dx) continue;
     R* sums = memory.sums_of(place, m) + place.thread;
     CEN_UNROLL
-    for (int l = 0; l < kLanes<T>; ++l) {
-      sums[(kLast ? l : 0) * place.threads] += dz_sum.lane[l];
-      sums[(n + (kLast ? l : 0)) * place.threads] += on_x_sum.lane[l];
+    for (int l = 0; l < kVecSize<T>; ++l) {
+      sums[(kLast ? l : 0) * place.threads] += dz_sum.element[l];
+      sums[(n + (kLast ? l : 0)) * place.threads] += on_x_sum.element[l];
     }
   }
 }

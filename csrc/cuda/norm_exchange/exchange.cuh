@@ -1,4 +1,4 @@
-// The operator on packs of values: cen_ext/reference.py, one slot at a time.
+// The operator on vectors of values: cen_ext/reference.py, one slot at a time.
 #pragma once
 
 #include "../activation.cuh"
@@ -7,7 +7,7 @@
 namespace cen::cuda {
 
 // Blocks of kStreamThreads that are to fit on a multiprocessor where data streams through: what registers
-// allow. Channels last, every lane has coefficients of its own.
+// allow. Channels last, every element has coefficients of its own.
 constexpr int kStreamThreads = 256;
 template <class T, bool kLast>
 constexpr int kForwardBlocks = kLast && sizeof(T) == 2 ? 2 : 3;
@@ -43,13 +43,13 @@ enum Flag : uint8_t {
   kDead = 2,      // furthermore, no other modality borrows it: x has no part in y
 };
 
-// The flags of a pack's channels. Channels first, all lanes have the line's.
+// The flags of a vector's channels. Channels first, all elements have the line's.
 template <class T, bool kLast>
 struct Flags {
-  uint8_t of[kLast ? kLanes<T> : 1];
+  uint8_t of[kLast ? kVecSize<T> : 1];
 
-  CEN_DEVICE bool replaced(int lane) const { return of[kLast ? lane : 0] & kReplaced; }
-  CEN_DEVICE bool dead(int lane) const { return of[kLast ? lane : 0] & kDead; }
+  CEN_DEVICE bool replaced(int i) const { return of[kLast ? i : 0] & kReplaced; }
+  CEN_DEVICE bool dead(int i) const { return of[kLast ? i : 0] & kDead; }
   CEN_DEVICE bool any_replaced() const {
     uint8_t any = 0;
     for (const uint8_t f : of) any |= f;
@@ -71,7 +71,7 @@ struct Table {
   int modalities, width;
 
   static CEN_HOST_DEVICE int width_of(const Geometry& geo) {
-    return kLast ? geo.threads_x * kLanes<T> : geo.threads_y;
+    return kLast ? geo.threads_x * kVecSize<T> : geo.threads_y;
   }
 
   CEN_HOST_DEVICE Table(SharedAllocator& allocator, const Problem& p, const Geometry& geo, int count)
@@ -94,7 +94,7 @@ struct Table {
     }
   }
 
-  // Of channels that do not exist, too: a pack may hold some.
+  // Of channels that do not exist, too: a vector may hold some.
   CEN_DEVICE void set_flags(const Problem& p, const Place<kLast>& place, const R* weight) const {
     for (int e = place.thread; e < modalities * width; e += place.threads) flags[e] = 0;
     each(p, place, [&](int m, int64_t c, int w) {
@@ -106,17 +106,17 @@ struct Table {
     });
   }
 
-  CEN_DEVICE RealLanes<T> row(Coefficient coefficient, int m, int line) const {
-    RealLanes<T> v;
+  CEN_DEVICE RealVec<T> row(Coefficient coefficient, int m, int line) const {
+    RealVec<T> v;
     if constexpr (kLast)
-      v = *reinterpret_cast<const RealLanes<T>*>(&at(coefficient, m, line * kLanes<T>));
+      v = *reinterpret_cast<const RealVec<T>*>(&at(coefficient, m, line * kVecSize<T>));
     else
-      for (int l = 0; l < kLanes<T>; ++l) v.lane[l] = at(coefficient, m, line);
+      for (int l = 0; l < kVecSize<T>; ++l) v.element[l] = at(coefficient, m, line);
     return v;
   }
 
   CEN_DEVICE Flags<T, kLast> flags_of(int m, int line) const {
-    return *reinterpret_cast<const Flags<T, kLast>*>(&flags[m * width + line * (kLast ? kLanes<T> : 1)]);
+    return *reinterpret_cast<const Flags<T, kLast>*>(&flags[m * width + line * (kLast ? kVecSize<T> : 1)]);
   }
 
  private:
@@ -126,30 +126,30 @@ struct Table {
   }
 };
 
-// The coefficients of z down one line or pack of channels of a modality.
+// The coefficients of z down one line or vector of channels of a modality.
 template <class T, bool kLast>
 struct Affine {
-  RealLanes<T> shift, scale, offset;
+  RealVec<T> shift, scale, offset;
 
   CEN_DEVICE Affine(const Table<T, kLast>& table, int m, int line)
       : shift(table.row(kShift, m, line)),
         scale(table.row(kScale, m, line)),
         offset(table.row(kOffset, m, line)) {}
 
-  CEN_DEVICE RealLanes<T> z(const RealLanes<T>& x) const {
-    RealLanes<T> v;
+  CEN_DEVICE RealVec<T> z(const RealVec<T>& x) const {
+    RealVec<T> v;
     CEN_UNROLL
-    for (int l = 0; l < kLanes<T>; ++l)
-      v.lane[l] = (x.lane[l] - shift.lane[l]) * scale.lane[l] + offset.lane[l];
+    for (int l = 0; l < kVecSize<T>; ++l)
+      v.element[l] = (x.element[l] - shift.element[l]) * scale.element[l] + offset.element[l];
     return v;
   }
 };
 
-// The line or pack of channels that a thread goes down, in modality m.
+// The line or vector of channels that a thread goes down, in modality m.
 template <class T, bool kLast>
 struct Strip {
   using R = Real<T>;
-  using Wide = RealLanes<T>;
+  using Wide = RealVec<T>;
 
   const Table<T, kLast>& table;
   const int m, line;
@@ -168,7 +168,7 @@ struct Strip {
         any_replaced(flags.any_replaced()),
         per_other(table.modalities > 1 ? R(1) / R(table.modalities - 1) : R(0)) {}
 
-  // What takes z's place in the exchange, at a slot where x(m) gives the pack of modality m, widened.
+  // What takes z's place in the exchange, at a slot where x(m) gives the vector of modality m, widened.
   template <class X>
   CEN_DEVICE Wide exchanged(X x) const {
     Wide v{};
@@ -180,10 +180,11 @@ struct Strip {
       if (other == m) continue;
       const Wide z = Affine<T, kLast>(table, other, line).z(x(other));
       CEN_UNROLL
-      for (int l = 0; l < kLanes<T>; ++l) sum.lane[l] += z.lane[l];
+      for (int l = 0; l < kVecSize<T>; ++l) sum.element[l] += z.element[l];
     }
     CEN_UNROLL
-    for (int l = 0; l < kLanes<T>; ++l) v.lane[l] = flags.replaced(l) ? sum.lane[l] * per_other : v.lane[l];
+    for (int l = 0; l < kVecSize<T>; ++l)
+      v.element[l] = flags.replaced(l) ? sum.element[l] * per_other : v.element[l];
     return v;
   }
 };

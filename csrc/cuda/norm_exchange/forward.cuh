@@ -21,19 +21,19 @@ struct Partials {
 // Steps on chip where a strip streams through: one tile is fetched while another is worked on.
 constexpr int kStreamSteps = 2 * kTile;
 
-// Packs on chip, each thread's own: [steps][tensors][M][threads].
+// Vectors on chip, each thread's own: [steps][tensors][M][threads].
 template <class T>
 struct Storage {
   int tensors, modalities, threads;
-  Pack<T>* packs;
+  Vec<T>* vectors;
 
   CEN_HOST_DEVICE Storage(SharedAllocator& allocator, const Problem& p, const Geometry& geo, int tensors,
                           int64_t steps)
       : tensors(tensors), modalities(int(p.modalities)), threads(geo.threads_x * geo.threads_y) {
-    packs = allocator.alloc<Pack<T>>(steps * tensors * modalities * threads);
+    vectors = allocator.alloc<Vec<T>>(steps * tensors * modalities * threads);
   }
-  CEN_DEVICE Pack<T>& at(int thread, int step, int tensor, int m) const {
-    return packs[((step * tensors + tensor) * modalities + m) * threads + thread];
+  CEN_DEVICE Vec<T>& at(int thread, int step, int tensor, int m) const {
+    return vectors[((step * tensors + tensor) * modalities + m) * threads + thread];
   }
 };
 
@@ -113,7 +113,7 @@ CEN_DEVICE void update_running(const Problem& p, const ForwardTensors<T>& t, int
   update(t.running_var[i], var * p.unbiased());
 }
 
-// Fetches the packs of a tile: of x those that have a part in y, or all.
+// Fetches the vectors of a tile: of x those that have a part in y, or all.
 template <class T, bool kLast>
 CEN_DEVICE void fetch_forward(const Problem& p, const Geometry& geo, const ForwardTensors<T>& t,
                               const ForwardMemory<T, kLast>& memory, const Place<kLast>& place, bool all,
@@ -148,18 +148,18 @@ CEN_DEVICE void write_y(const Problem& p, const Geometry& geo, const ForwardTens
     for (int u = 0; u < kTile; ++u) {
       const Slot& slot = tile.slots[u];
       if (slot.empty()) continue;
-      RealLanes<T> v = strip.exchanged([&](int modality) {
+      RealVec<T> v = strip.exchanged([&](int modality) {
         return widen(memory.storage.at(place.thread, tile.kept + u, Memory::kX, modality));
       });
       if (t.residual) {
-        const RealLanes<T> residual =
+        const RealVec<T> residual =
             widen(memory.storage.at(place.thread, tile.kept + u, Memory::kResidual, m));
         CEN_UNROLL
-        for (int l = 0; l < kLanes<T>; ++l) v.lane[l] += residual.lane[l];
+        for (int l = 0; l < kVecSize<T>; ++l) v.element[l] += residual.element[l];
       }
       with_activation<Real<T>>(p, [&](auto activate) {
         CEN_UNROLL
-        for (int l = 0; l < kLanes<T>; ++l) v.lane[l] = activate.value(v.lane[l]);
+        for (int l = 0; l < kVecSize<T>; ++l) v.element[l] = activate.value(v.element[l]);
       });
       write(geo, y, slot, narrow<T>(v));
     }

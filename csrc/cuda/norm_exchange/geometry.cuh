@@ -1,10 +1,10 @@
 // How a launch cuts a problem up.
 //
-// A strip is a set of channels: of one line a thread row, channels first; of one pack a thread column,
-// channels last. Down a strip lie its slots, 16-byte packs at the same places in every modality. A chunk of
+// A strip is a set of channels: of one line a thread row, channels first; of one vector a thread column,
+// channels last. Down a strip lie its slots, 16-byte vectors at the same places in every modality. A chunk of
 // slots of a strip of a group is a block's work, in all modalities, so that partners are at hand.
 //
-// A thread keeps to one line or one pack of channels and takes every `walkers`-th slot of it. What it reads
+// A thread keeps to one line or one vector of channels and takes every `walkers`-th slot of it. What it reads
 // it keeps to itself; only sums are shared.
 #pragma once
 
@@ -28,8 +28,8 @@ struct Divider {
 CEN_HOST_DEVICE constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct Geometry {
-  int lanes;                 // of a pack
-  bool packs;                // packs are aligned: whole ones are read, else lane by lane
+  int vec_size;              // values of a vector
+  bool vectors;              // vectors are aligned: whole ones are read, else value by value
   int threads_x, threads_y;  // of a block
   int64_t row_slots;         // channels first: of one channel of one sample
   Divider by_row;            // divides by row_slots
@@ -40,19 +40,20 @@ struct Geometry {
   int64_t blocks(int64_t groups) const { return groups * strips * chunks; }
 };
 
-// The lanes [begin, end) of the pack at `at`, counted from the unit's first value, are the slot; none are
-// where lines begin within a pack and this one needs a slot less than others.
+// Elements [begin, end) of the 16-byte vector at `at`, which counts from the unit's first value. Empty when
+// this line needs one vector fewer than the longest.
 struct Slot {
   int64_t at;
   int begin, end;
 
   CEN_DEVICE bool empty() const { return begin >= end; }
-  CEN_DEVICE bool has(int lane) const { return lane >= begin && lane < end; }
+  CEN_DEVICE bool has(int i) const { return i >= begin && i < end; }
 };
 
-// Lanes of a line's first pack that lie before the line, channels first. Packs have a power of two of them.
+// Channels first: how many elements of a line's first vector lie before the line. A vector has a power of
+// two.
 CEN_DEVICE int line_phase(const Problem& p, const Geometry& geo, int64_t channel) {
-  return geo.packs ? int(channel * p.spatial) & (geo.lanes - 1) : 0;
+  return geo.vectors ? int(channel * p.spatial) & (geo.vec_size - 1) : 0;
 }
 
 // How many values of a channel lie in the slots [0, number).
@@ -60,7 +61,7 @@ template <bool kLast>
 CEN_DEVICE int64_t values_before(const Problem& p, const Geometry& geo, int64_t channel, int64_t number) {
   if constexpr (kLast) return number;
   const int64_t sample = geo.by_row(uint32_t(number)), column = number - sample * geo.row_slots;
-  const int64_t position = column * geo.lanes - line_phase(p, geo, channel);
+  const int64_t position = column * geo.vec_size - line_phase(p, geo, channel);
   return sample * p.spatial + (position < 0 ? 0 : position > p.spatial ? p.spatial : position);
 }
 
@@ -68,12 +69,12 @@ CEN_DEVICE int64_t values_before(const Problem& p, const Geometry& geo, int64_t 
 template <bool kLast>
 struct Place {
   int64_t chunk, strip, group;
-  int walker, walkers;  // this thread's number among those of its line or pack, and how many they are
-  int line, lines;      // its line or pack in the strip, and how many a block has
+  int walker, walkers;  // this thread's number among those of its line or vector, and how many they are
+  int line, lines;      // its line or vector in the strip, and how many a block has
   int thread, threads;
   int64_t first, stop;  // the block's slots
-  int64_t begin;        // of the thread's line or pack, from the unit's first value; of its first whole pack
-  int phase, lanes;     // of the line; of every slot, channels last
+  int64_t begin;  // of the thread's line or vector, from the unit's first value; of its first whole vector
+  int phase, elements;  // of the line; of every slot, channels last
 
   CEN_DEVICE Place(const Problem& p, const Geometry& geo) {
     const Index3 t = thread_index();
@@ -89,11 +90,11 @@ struct Place {
     threads = geo.threads_x * geo.threads_y;
     first = chunk * geo.chunk;
     stop = first + geo.chunk < geo.slots ? first + geo.chunk : geo.slots;
-    const int64_t channel = (strip * lines + line) * (kLast ? geo.lanes : 1), left = p.channels - channel;
+    const int64_t channel = (strip * lines + line) * (kLast ? geo.vec_size : 1), left = p.channels - channel;
     if (left <= 0) stop = first;  // channels that do not exist have no slots
     phase = kLast ? 0 : line_phase(p, geo, channel);
     begin = kLast ? channel : channel * p.spatial - phase;
-    lanes = left < geo.lanes ? int(left) : geo.lanes;
+    elements = left < geo.vec_size ? int(left) : geo.vec_size;
   }
 
   // Slots that a thread of the block takes at the most.
@@ -103,18 +104,18 @@ struct Place {
   CEN_DEVICE Slot slot(const Problem& p, const Geometry& geo, int step) const {
     const int64_t number = first + (step * walkers + walker);
     if (number >= stop) return {0, 0, 0};
-    if constexpr (kLast) return {begin + number * p.channels, 0, lanes};
+    if constexpr (kLast) return {begin + number * p.channels, 0, elements};
     const uint32_t sample = geo.by_row(uint32_t(number));
-    const int column = (int(number) - int(sample * uint32_t(geo.row_slots))) * geo.lanes;
-    // Packs are aligned in memory; the first of a line begins up to a pack before it.
+    const int column = (int(number) - int(sample * uint32_t(geo.row_slots))) * geo.vec_size;
+    // Vectors are aligned in memory; the first of a line begins up to a vector before it.
     const int before = phase - column;
     const int64_t left = p.spatial + before;
     return {begin + sample * (p.channels * p.spatial) + column, before > 0 ? before : 0,
-            left < geo.lanes ? int(left < 0 ? 0 : left) : geo.lanes};
+            left < geo.vec_size ? int(left < 0 ? 0 : left) : geo.vec_size};
   }
 };
 
-// Steps whose packs a thread fetches together, and works on together.
+// Steps whose vectors a thread fetches together, and works on together.
 constexpr int kTile = 2;
 
 struct Tile {
@@ -129,32 +130,32 @@ struct Tile {
   }
 };
 
-// Reads and writes of a slot in a tensor of x's layout; base: the unit's first value. Lanes that are not of
-// the slot may hold anything.
+// Reads and writes of a slot in a tensor of x's layout; base: the unit's first value. Elements that are not
+// of the slot may hold anything.
 template <class T>
-CEN_DEVICE Pack<T> read(const Geometry& geo, const T* base, const Slot& s) {
-  if (geo.packs) return load_pack(base + s.at);
-  Pack<T> pack;
+CEN_DEVICE Vec<T> read(const Geometry& geo, const T* base, const Slot& s) {
+  if (geo.vectors) return load_vec(base + s.at);
+  Vec<T> vec;
   CEN_UNROLL
-  for (int l = 0; l < kLanes<T>; ++l) pack.lane[l] = s.has(l) ? base[s.at + l] : T{};
-  return pack;
+  for (int l = 0; l < kVecSize<T>; ++l) vec.element[l] = s.has(l) ? base[s.at + l] : T{};
+  return vec;
 }
 
 template <class T>
-CEN_DEVICE void write(const Geometry& geo, T* base, const Slot& s, const Pack<T>& pack) {
-  if (geo.packs && s.begin == 0 && s.end == kLanes<T>) {
-    store_pack(base + s.at, pack);
+CEN_DEVICE void write(const Geometry& geo, T* base, const Slot& s, const Vec<T>& vec) {
+  if (geo.vectors && s.begin == 0 && s.end == kVecSize<T>) {
+    store_vec(base + s.at, vec);
     return;
   }
   CEN_UNROLL
-  for (int l = 0; l < kLanes<T>; ++l)
-    if (s.has(l)) base[s.at + l] = pack.lane[l];
+  for (int l = 0; l < kVecSize<T>; ++l)
+    if (s.has(l)) base[s.at + l] = vec.element[l];
 }
 
 // The same into shared memory, in the background where it can be.
 template <class T>
-CEN_DEVICE void fetch(const Geometry& geo, Pack<T>* shared, const T* base, const Slot& s) {
-  if (geo.packs)
+CEN_DEVICE void fetch(const Geometry& geo, Vec<T>* shared, const T* base, const Slot& s) {
+  if (geo.vectors)
     copy_async16(shared, base + s.at);
   else
     *shared = read(geo, base, s);

@@ -42,7 +42,7 @@ CEN_DEVICE Sums add_chunks(int64_t chunks, int64_t first, int64_t step, OfChunk 
 template <class T, bool kLast>
 struct BackwardMemory {
   enum Tensor { kDy, kX, kResidual };
-  static constexpr int kSums = kLast ? kLanes<T> : 1;  // of a thread in each modality
+  static constexpr int kSums = kLast ? kVecSize<T> : 1;  // of a thread in each modality
 
   SharedAllocator allocator;
   Table<T, kLast> table;
@@ -106,7 +106,7 @@ CEN_DEVICE void keep_sums(const Problem& p, const BackwardTensors<T>& t, int64_t
   t.dweight[i] = Real<T>(weight_gradient(p, sums, t.var[i]));
 }
 
-// Fetches the packs of a tile: those of dy, of x where it has a part in y, of the residual where the
+// Fetches the vectors of a tile: those of dy, of x where it has a part in y, of the residual where the
 // activation depends on it.
 template <class T, bool kLast>
 CEN_DEVICE void fetch_backward(const Problem& p, const Geometry& geo, const BackwardTensors<T>& t,
@@ -132,35 +132,35 @@ CEN_DEVICE void fetch_backward(const Problem& p, const Geometry& geo, const Back
 
 // The argument u of the activation, after the exchange and the residual.
 template <class T, bool kLast>
-CEN_DEVICE RealLanes<T> argument(const BackwardMemory<T, kLast>& memory, const Place<kLast>& place,
-                                 const Strip<T, kLast>& strip, int kept) {
+CEN_DEVICE RealVec<T> argument(const BackwardMemory<T, kLast>& memory, const Place<kLast>& place,
+                               const Strip<T, kLast>& strip, int kept) {
   using Memory = BackwardMemory<T, kLast>;
-  RealLanes<T> u = strip.exchanged(
+  RealVec<T> u = strip.exchanged(
       [&](int modality) { return widen(memory.storage.at(place.thread, kept, Memory::kX, modality)); });
   if (memory.storage.tensors > Memory::kResidual) {
-    const RealLanes<T> residual = widen(memory.storage.at(place.thread, kept, Memory::kResidual, strip.m));
+    const RealVec<T> residual = widen(memory.storage.at(place.thread, kept, Memory::kResidual, strip.m));
     CEN_UNROLL
-    for (int l = 0; l < kLanes<T>; ++l) u.lane[l] += residual.lane[l];
+    for (int l = 0; l < kVecSize<T>; ++l) u.element[l] += residual.element[l];
   }
   return u;
 }
 
 // dy * activation'(u), the residual's gradient, of a step that `activate` has seen.
 template <class T, bool kLast>
-CEN_DEVICE RealLanes<T> gradient(const Problem& p, const BackwardMemory<T, kLast>& memory,
-                                 const Place<kLast>& place, int kept, int m) {
-  RealLanes<T> g = widen(memory.storage.at(place.thread, kept, BackwardMemory<T, kLast>::kDy, m));
+CEN_DEVICE RealVec<T> gradient(const Problem& p, const BackwardMemory<T, kLast>& memory,
+                               const Place<kLast>& place, int kept, int m) {
+  RealVec<T> g = widen(memory.storage.at(place.thread, kept, BackwardMemory<T, kLast>::kDy, m));
   if (p.activation == Activation::identity) return g;
   with_activation<Real<T>>(p, [&](auto activation) {
     if constexpr (decltype(activation)::kCurved) {
-      const RealLanes<T> u = argument(memory, place, Strip<T, kLast>(memory.table, m, place.line), kept);
+      const RealVec<T> u = argument(memory, place, Strip<T, kLast>(memory.table, m, place.line), kept);
       CEN_UNROLL
-      for (int l = 0; l < kLanes<T>; ++l) g.lane[l] = activation.gradient(g.lane[l], u.lane[l]);
+      for (int l = 0; l < kVecSize<T>; ++l) g.element[l] = activation.gradient(g.element[l], u.element[l]);
     } else {
       const int passes = memory.passes_at(place, kept, m);
       CEN_UNROLL
-      for (int l = 0; l < kLanes<T>; ++l)
-        g.lane[l] = passes >> l & 1 ? g.lane[l] : activation.stopped(g.lane[l]);
+      for (int l = 0; l < kVecSize<T>; ++l)
+        g.element[l] = passes >> l & 1 ? g.element[l] : activation.stopped(g.element[l]);
     }
   });
   return g;
@@ -182,12 +182,12 @@ CEN_DEVICE void activate(const Problem& p, const Geometry& geo, const BackwardTe
       const int kept = tile.kept + u;
       if (slot.empty()) continue;
       if (p.activation != Activation::identity) {
-        const RealLanes<T> v = argument(memory, place, strip, kept);
+        const RealVec<T> v = argument(memory, place, strip, kept);
         int passes = 0;
         with_activation<Real<T>>(p, [&](auto activation) {
           if constexpr (!decltype(activation)::kCurved) {
             CEN_UNROLL
-            for (int l = 0; l < kLanes<T>; ++l) passes |= activation.passes(v.lane[l]) << l;
+            for (int l = 0; l < kVecSize<T>; ++l) passes |= activation.passes(v.element[l]) << l;
           }
         });
         memory.passes_at(place, kept, m) = uint8_t(passes);
@@ -199,36 +199,37 @@ CEN_DEVICE void activate(const Problem& p, const Geometry& geo, const BackwardTe
 
 // The gradient of z before the exchange: g of its own place, and of those that borrow it.
 template <class T, bool kLast>
-CEN_DEVICE RealLanes<T> dz_of(const Problem& p, const BackwardMemory<T, kLast>& memory,
-                              const Place<kLast>& place, const Strip<T, kLast>& strip, int kept) {
-  RealLanes<T> dz{};
+CEN_DEVICE RealVec<T> dz_of(const Problem& p, const BackwardMemory<T, kLast>& memory,
+                            const Place<kLast>& place, const Strip<T, kLast>& strip, int kept) {
+  RealVec<T> dz{};
   if (!strip.all_replaced) {
     dz = gradient(p, memory, place, kept, strip.m);
     CEN_UNROLL
-    for (int l = 0; l < kLanes<T>; ++l) dz.lane[l] = strip.flags.replaced(l) ? Real<T>(0) : dz.lane[l];
+    for (int l = 0; l < kVecSize<T>; ++l)
+      dz.element[l] = strip.flags.replaced(l) ? Real<T>(0) : dz.element[l];
   }
   CEN_UNROLL_1
   for (int other = 0; other < memory.table.modalities; ++other) {
     const Flags<T, kLast> borrower = memory.table.flags_of(other, place.line);
     if (other == strip.m || !borrower.any_replaced()) continue;
-    const RealLanes<T> g = gradient(p, memory, place, kept, other);
+    const RealVec<T> g = gradient(p, memory, place, kept, other);
     CEN_UNROLL
-    for (int l = 0; l < kLanes<T>; ++l)
-      dz.lane[l] += borrower.replaced(l) ? g.lane[l] * strip.per_other : Real<T>(0);
+    for (int l = 0; l < kVecSize<T>; ++l)
+      dz.element[l] += borrower.replaced(l) ? g.element[l] * strip.per_other : Real<T>(0);
   }
   return dz;
 }
 
 // x - mean, and 0 where x has no part in y.
 template <class T, bool kLast>
-CEN_DEVICE RealLanes<T> centred(const BackwardMemory<T, kLast>& memory, const Place<kLast>& place,
-                                const Strip<T, kLast>& strip, int kept) {
-  RealLanes<T> d{};
+CEN_DEVICE RealVec<T> centred(const BackwardMemory<T, kLast>& memory, const Place<kLast>& place,
+                              const Strip<T, kLast>& strip, int kept) {
+  RealVec<T> d{};
   if (strip.flags.all(kDead)) return d;
-  const RealLanes<T> x = widen(memory.storage.at(place.thread, kept, BackwardMemory<T, kLast>::kX, strip.m));
+  const RealVec<T> x = widen(memory.storage.at(place.thread, kept, BackwardMemory<T, kLast>::kX, strip.m));
   CEN_UNROLL
-  for (int l = 0; l < kLanes<T>; ++l)
-    d.lane[l] = strip.flags.dead(l) ? Real<T>(0) : x.lane[l] - strip.own.shift.lane[l];
+  for (int l = 0; l < kVecSize<T>; ++l)
+    d.element[l] = strip.flags.dead(l) ? Real<T>(0) : x.element[l] - strip.own.shift.element[l];
   return d;
 }
 

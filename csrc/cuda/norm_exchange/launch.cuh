@@ -58,7 +58,7 @@ Plan fallback(Kind asked, Stream plan_stream) {
 template <class T, bool kLast>
 void forward_in(const Problem& p, const ForwardTensors<T>& t, Kind kind, const Device& device,
                 const Allocate& allocate, void* stream) {
-  const bool packs = has_packs<T>(p, {t.x, t.residual, t.y}), residual = t.residual != nullptr;
+  const bool vectors = has_vectors<T>(p, {t.x, t.residual, t.y}), residual = t.residual != nullptr;
   const auto stream_bytes = [&](const Geometry& geo, int64_t steps) {
     return std::max(ForwardMemory<T, kLast>(nullptr, p, geo, residual, steps).allocator.used,
                     StatisticsMemory<T, kLast>(nullptr, geo).allocator.used);
@@ -66,10 +66,10 @@ void forward_in(const Problem& p, const ForwardTensors<T>& t, Kind kind, const D
   const auto resident_bytes = [&](const Geometry& geo, int64_t steps) {
     return ResidentForwardMemory<T, kLast>(nullptr, p, geo, residual, steps).allocator.used;
   };
-  Plan plan = make_plan<T>(p, packs, kind, device, stream_bytes, resident_bytes);
+  Plan plan = make_plan<T>(p, vectors, kind, device, stream_bytes, resident_bytes);
   if (plan.kind != Kind::stream &&
       !can_run(resident_forward<T, kLast>, shape(plan, plan.geometry.blocks(p.groups), stream)))
-    plan = fallback(kind, [&] { return plan_stream<T>(p, packs, device, stream_bytes); });
+    plan = fallback(kind, [&] { return plan_stream<T>(p, vectors, device, stream_bytes); });
   const Geometry& geo = plan.geometry;
   check_blocks(p, geo);
   const Launch groups = shape(plan, geo.blocks(p.groups), stream);
@@ -97,15 +97,15 @@ template <class T, bool kLast>
 void backward_in(const Problem& p, BackwardTensors<T> t, Kind kind, const Device& device,
                  const Allocate& allocate, void* stream) {
   using R = Real<T>;
-  const bool packs = has_packs<T>(p, {t.dy, t.x, t.residual, t.dx, t.dresidual});
+  const bool vectors = has_vectors<T>(p, {t.dy, t.x, t.residual, t.dx, t.dresidual});
   const bool residual = t.residual != nullptr;
   const auto bytes = [&](const Geometry& geo, int64_t steps) {
     return BackwardMemory<T, kLast>(nullptr, p, geo, residual, steps).allocator.used;
   };
-  Plan plan = make_plan<T>(p, packs, kind, device, bytes, bytes);
+  Plan plan = make_plan<T>(p, vectors, kind, device, bytes, bytes);
   if (plan.kind != Kind::stream &&
       !can_run(resident_backward<T, kLast>, shape(plan, plan.geometry.blocks(p.groups), stream)))
-    plan = fallback(kind, [&] { return plan_stream<T>(p, packs, device, bytes); });
+    plan = fallback(kind, [&] { return plan_stream<T>(p, vectors, device, bytes); });
   const Geometry& geo = plan.geometry;
   check_blocks(p, geo);
   const Launch groups = shape(plan, geo.blocks(p.groups), stream);

@@ -11,8 +11,8 @@ namespace cen::cuda {
 
 template <class A, int n>
 struct Moments {
-  Lanes<double, n> mean;
-  Lanes<A, n> var;
+  Array<double, n> mean;
+  Array<A, n> var;
   A count;
 };
 
@@ -23,61 +23,61 @@ CEN_DEVICE bool is_finite(A v) {
 
 // From the sums of d and d * d, d = x - shift.
 template <class A, int n>
-CEN_DEVICE Moments<A, n> moments_of(const Lanes<A, n>& shift, const Lanes<A, n>& sum,
-                                    const Lanes<A, n>& squares, int count) {
+CEN_DEVICE Moments<A, n> moments_of(const Array<A, n>& shift, const Array<A, n>& sum,
+                                    const Array<A, n>& squares, int count) {
   Moments<A, n> m{};
   m.count = A(count);
   if (count == 0) return m;
   CEN_UNROLL
   for (int l = 0; l < n; ++l) {
-    const A mean = sum.lane[l] / m.count, var = (squares.lane[l] - sum.lane[l] * mean) / m.count;
-    m.mean.lane[l] = double(shift.lane[l]) + double(mean);
-    m.var.lane[l] = var < 0 ? A(0) : var;
+    const A mean = sum.element[l] / m.count, var = (squares.element[l] - sum.element[l] * mean) / m.count;
+    m.mean.element[l] = double(shift.element[l]) + double(mean);
+    m.var.element[l] = var < 0 ? A(0) : var;
   }
   return m;
 }
 
 // Of the values that read(step, slot) gives.
 template <class T, bool kLast, class Read>
-CEN_DEVICE Moments<Real<T>, kLast ? kLanes<T> : 1> thread_moments(const Problem& p, const Geometry& geo,
-                                                                  const Place<kLast>& place, Read read) {
+CEN_DEVICE Moments<Real<T>, kLast ? kVecSize<T> : 1> thread_moments(const Problem& p, const Geometry& geo,
+                                                                    const Place<kLast>& place, Read read) {
   using A = Real<T>;
-  constexpr int kBatch = kLast && sizeof(T) == 2 ? 2 : 4;  // packs under way; more do not fit in registers
-  constexpr int n = kLast ? kLanes<T> : 1;
-  Lanes<A, n> shift{}, sum{}, squares{};
+  constexpr int kBatch = kLast && sizeof(T) == 2 ? 2 : 4;  // vectors under way; more do not fit in registers
+  constexpr int n = kLast ? kVecSize<T> : 1;
+  Array<A, n> shift{}, sum{}, squares{};
   int count = 0;
   const int steps = place.steps(geo);
   for (int step = 0; step < steps; step += kBatch) {
-    Pack<T> packs[kBatch];
+    Vec<T> vectors[kBatch];
     Slot slots[kBatch];
     CEN_UNROLL
     for (int b = 0; b < kBatch; ++b) {
       slots[b] = place.slot(p, geo, step + b);
-      if (!slots[b].empty()) packs[b] = read(step + b, slots[b]);
+      if (!slots[b].empty()) vectors[b] = read(step + b, slots[b]);
     }
     CEN_UNROLL
     for (int b = 0; b < kBatch; ++b) {
       if (slots[b].empty()) continue;
       CEN_UNROLL
-      for (int l = 0; l < kLanes<T>; ++l) {
-        const A x = to_real(packs[b].lane[l]);
+      for (int l = 0; l < kVecSize<T>; ++l) {
+        const A x = to_real(vectors[b].element[l]);
         const int s = kLast ? l : 0;
-        if (count == 0 && (kLast || l == slots[b].begin)) shift.lane[s] = x;
-        const A d = slots[b].has(l) ? x - shift.lane[s] : A(0);
-        sum.lane[s] += d;
-        squares.lane[s] += d * d;
+        if (count == 0 && (kLast || l == slots[b].begin)) shift.element[s] = x;
+        const A d = slots[b].has(l) ? x - shift.element[s] : A(0);
+        sum.element[s] += d;
+        squares.element[s] += d * d;
       }
       count += kLast ? 1 : slots[b].end - slots[b].begin;
     }
     if (step > 0 || count == 0) continue;
-    // From here on the shift is the mean of the first packs: a first value that lies far out would cost the
+    // From here on the shift is the mean of the first vectors: a first value that lies far out would cost the
     // sums of all others their last bits.
     CEN_UNROLL
     for (int s = 0; s < n; ++s) {
-      const A moved = shift.lane[s] + sum.lane[s] / A(count) - shift.lane[s];
-      squares.lane[s] -= moved * (2 * sum.lane[s] - A(count) * moved);
-      sum.lane[s] -= A(count) * moved;
-      shift.lane[s] += moved;
+      const A moved = shift.element[s] + sum.element[s] / A(count) - shift.element[s];
+      squares.element[s] -= moved * (2 * sum.element[s] - A(count) * moved);
+      sum.element[s] -= A(count) * moved;
+      shift.element[s] += moved;
     }
   }
   return moments_of(shift, sum, squares, count);
@@ -117,8 +117,8 @@ CEN_DEVICE Moments<A, n> join_walkers(void* workspace, const Place<kLast>& place
   const auto keep = [&] {
     CEN_UNROLL
     for (int l = 0; l < n; ++l) {
-      means.at(l, 0) = mine.mean.lane[l];
-      tree.at(l, 0) = mine.var.lane[l];
+      means.at(l, 0) = mine.mean.element[l];
+      tree.at(l, 0) = mine.var.element[l];
     }
     tree.at(n, 0) = mine.count;
   };
@@ -129,10 +129,10 @@ CEN_DEVICE Moments<A, n> join_walkers(void* workspace, const Place<kLast>& place
     const A own_part = mine.count / count, other_part = other / count;
     CEN_UNROLL
     for (int l = 0; l < n; ++l) {
-      const A d = A(means.at(l, step) - mine.mean.lane[l]);
-      mine.var.lane[l] =
-          mine.var.lane[l] * own_part + tree.at(l, step) * other_part + (d * own_part) * (d * other_part);
-      mine.mean.lane[l] += double(d * other_part);
+      const A d = A(means.at(l, step) - mine.mean.element[l]);
+      mine.var.element[l] =
+          mine.var.element[l] * own_part + tree.at(l, step) * other_part + (d * own_part) * (d * other_part);
+      mine.mean.element[l] += double(d * other_part);
     }
     mine.count = count;
     keep();
@@ -145,7 +145,7 @@ CEN_DEVICE Moments<A, n> join_walkers(void* workspace, const Place<kLast>& place
 template <class T, bool kLast, class Read>
 CEN_DEVICE void wide_moments(const Problem& p, const Geometry& geo, const Place<kLast>& place,
                              void* workspace, double* mean, double* var, Read read) {
-  constexpr int n = kLast ? kLanes<T> : 1;
+  constexpr int n = kLast ? kVecSize<T> : 1;
   const int steps = place.steps(geo);
   CEN_UNROLL_1
   for (int channel = 0; channel < n; ++channel) {
@@ -155,11 +155,11 @@ CEN_DEVICE void wide_moments(const Problem& p, const Geometry& geo, const Place<
     for (int step = 0; step < steps; ++step) {
       const Slot slot = place.slot(p, geo, step);
       if (slot.empty()) continue;
-      const Pack<T> pack = read(step, slot);
+      const Vec<T> vec = read(step, slot);
       CEN_UNROLL
-      for (int l = 0; l < kLanes<T>; ++l) {
+      for (int l = 0; l < kVecSize<T>; ++l) {
         if (!slot.has(l) || (kLast && l != channel)) continue;
-        const double x = to_real(pack.lane[l]);
+        const double x = to_real(vec.element[l]);
         if (count++ == 0) shift = x;
         sum += x - shift;
         squares += (x - shift) * (x - shift);
@@ -169,8 +169,8 @@ CEN_DEVICE void wide_moments(const Problem& p, const Geometry& geo, const Place<
         join_walkers(workspace, place, moments_of<double, 1>({{shift}}, {{sum}}, {{squares}}, count));
     const int w = place.line * n + channel;
     if (place.walker != 0 || is_finite(var[w])) continue;
-    mean[w] = m.mean.lane[0];
-    var[w] = m.var.lane[0];
+    mean[w] = m.mean.element[0];
+    var[w] = m.var.element[0];
   }
   sync_threads();
 }
@@ -178,7 +178,7 @@ CEN_DEVICE void wide_moments(const Problem& p, const Geometry& geo, const Place<
 // Bytes of workspace a thread needs in block_moments.
 template <class T>
 constexpr int64_t moments_workspace(bool channels_last) {
-  const int64_t n = channels_last ? kLanes<T> : 1;
+  const int64_t n = channels_last ? kVecSize<T> : 1;
   const int64_t all = n * sizeof(double) + (n + 1) * sizeof(Real<T>), wide = 3 * sizeof(double);
   return all > wide ? all : wide;
 }
@@ -189,14 +189,14 @@ template <class T, bool kLast, class Read>
 CEN_DEVICE void block_moments(const Problem& p, const Geometry& geo, const Place<kLast>& place,
                               void* workspace, int* overflow, double* mean, double* var, Read read) {
   using R = Real<T>;
-  constexpr int n = kLast ? kLanes<T> : 1;
+  constexpr int n = kLast ? kVecSize<T> : 1;
   const Moments<R, n> m = join_walkers(workspace, place, thread_moments<T>(p, geo, place, read));
   if (place.walker == 0) {
     bool finite = true;
     for (int l = 0; l < n; ++l) {
-      mean[place.line * n + l] = m.mean.lane[l];
-      var[place.line * n + l] = m.var.lane[l];
-      finite &= is_finite(m.var.lane[l]);
+      mean[place.line * n + l] = m.mean.element[l];
+      var[place.line * n + l] = m.var.element[l];
+      finite &= is_finite(m.var.element[l]);
     }
     if (!finite) *overflow = 1;
   }
