@@ -81,10 +81,12 @@ inline Geometry in_chunks(Geometry geo, int64_t chunks) {
   return geo;
 }
 
-inline int64_t walkers(const Problem& p, const Geometry& geo) {
+inline int64_t line_threads(const Problem& p, const Geometry& geo) {
   return p.channels_last ? geo.threads_y : geo.threads_x;
 }
-inline int64_t steps(const Problem& p, const Geometry& geo) { return divide_up(geo.chunk, walkers(p, geo)); }
+inline int64_t steps(const Problem& p, const Geometry& geo) {
+  return divide_up(geo.chunk, line_threads(p, geo));
+}
 
 // bytes(geo, steps): of shared memory for so many steps on chip.
 template <class T, class Bytes>
@@ -92,7 +94,7 @@ Plan plan_stream(const Problem& p, bool vectors, const Device& device, Bytes byt
   for (int threads = device.threads;; threads /= 2) {
     const Geometry whole = whole_strips<T>(p, vectors, threads, kStreamVectors);
     const int64_t wanted = divide_up(int64_t(device.multiprocessors) * kStreamShare, whole.blocks(p.groups)),
-                  most = divide_up(whole.slots, walkers(p, whole) * kTile);
+                  most = divide_up(whole.slots, line_threads(p, whole) * kTile);
     const Geometry geo = in_chunks(whole, std::min(wanted, most));
     const int64_t shared = bytes(geo, kStreamSteps);
     // With very many modalities, smaller blocks; a single warp is the last resort.

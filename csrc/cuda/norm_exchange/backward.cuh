@@ -50,11 +50,11 @@ CEN_DEVICE void work(const Problem& p, const Geometry& geo, const BackwardTensor
       write(geo, dx, slot, narrow<T>(dz));
     }
     if (pass == Pass::dx) continue;
-    R* sums = memory.sums_of(place, m) + place.thread;
+    R* sums = memory.sums_of(place, m) + place.thread_rank;
     CEN_UNROLL
     for (int l = 0; l < kVecSize<T>; ++l) {
-      sums[(kLast ? l : 0) * place.threads] += dz_sum.element[l];
-      sums[(n + (kLast ? l : 0)) * place.threads] += on_x_sum.element[l];
+      sums[(kLast ? l : 0) * place.num_threads] += dz_sum.element[l];
+      sums[(n + (kLast ? l : 0)) * place.num_threads] += on_x_sum.element[l];
     }
   }
 }
@@ -71,7 +71,7 @@ CEN_DEVICE void block_sums(const Problem& p, const BackwardMemory<T, kLast>& mem
       CEN_UNROLL
       for (int value = 0; value < 2 * n; ++value) tree.at(value, 0) += tree.at(value, step);
     });
-    if (place.walker != 0) continue;
+    if (place.line_rank != 0) continue;
     for (int l = 0; l < n; ++l) {
       memory.dz[m * memory.table.width + place.line * n + l] = tree.at(l, 0);
       memory.on_x[m * memory.table.width + place.line * n + l] = tree.at(n + l, 0);
@@ -84,7 +84,7 @@ template <class T, bool kLast>
 CEN_DEVICE void clear_sums(const Problem& p, const BackwardMemory<T, kLast>& memory,
                            const Place<kLast>& place) {
   const int values = int(p.modalities) * 2 * BackwardMemory<T, kLast>::kSums;
-  for (int value = 0; value < values; ++value) memory.sums[value * place.threads + place.thread] = 0;
+  for (int value = 0; value < values; ++value) memory.sums[value * place.num_threads + place.thread_rank] = 0;
 }
 
 template <class T, bool kLast>
@@ -182,17 +182,17 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
 // dweight and dbias from the sums of all chunks and groups. Those of a unit take the place of its first
 // chunk's, for stream_backward.
 template <class T>
-CEN_KERNEL void CEN_LAUNCH_BOUNDS(kFinishChannels* kFinishWalkers, 1)
+CEN_KERNEL void CEN_LAUNCH_BOUNDS(kFinishChannels* kFinishThreads, 1)
     finish_sums(CEN_PARAMETER Problem p, int64_t chunks, CEN_PARAMETER BackwardTensors<T> t,
                 CEN_PARAMETER PartialSums<Real<T>> partials) {
   const FinishPlace place(p);
-  const bool exists = place.c < p.channels, first = exists && place.walker == 0;
+  const bool exists = place.c < p.channels, first = exists && place.rank == 0;
   double dweight = 0, dbias = 0;
   for (int64_t g = 0; g < p.groups; ++g) {
     const int64_t unit = p.unit(place.m, g);
     Sums sums{};
     if (exists)
-      sums = add_chunks(chunks, place.walker, kFinishWalkers,
+      sums = add_chunks(chunks, place.rank, kFinishThreads,
                         [&](int64_t k) { return partials.at(p, k, unit, place.c); });
     place.add(sums.dz, sums.on_x);
     if (!first) continue;

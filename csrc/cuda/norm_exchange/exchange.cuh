@@ -87,7 +87,7 @@ struct Table {
   // f(m, c, w) for every modality's channels c of the strip, w being the place in the table.
   template <class F>
   CEN_DEVICE void each(const Problem& p, const Place<kLast>& place, F f) const {
-    for (int e = place.thread; e < modalities * width; e += place.threads) {
+    for (int e = place.thread_rank; e < modalities * width; e += place.num_threads) {
       const int m = e / width, w = e % width;
       const int64_t c = place.strip * width + w;
       if (c < p.channels) f(m, c, w);
@@ -96,7 +96,7 @@ struct Table {
 
   // Of channels that do not exist, too: a vector may hold some.
   CEN_DEVICE void set_flags(const Problem& p, const Place<kLast>& place, const R* weight) const {
-    for (int e = place.thread; e < modalities * width; e += place.threads) flags[e] = 0;
+    for (int e = place.thread_rank; e < modalities * width; e += place.num_threads) flags[e] = 0;
     each(p, place, [&](int m, int64_t c, int w) {
       if (!is_replaced(p, weight, m, c)) return;
       bool borrowed = false;

@@ -127,10 +127,11 @@ CEN_DEVICE void fetch_forward(const Problem& p, const Geometry& geo, const Forwa
     for (int u = 0; u < kTile; ++u) {
       const Slot& slot = tile.slots[u];
       if (slot.empty()) continue;
-      if (part) fetch(geo, &memory.storage.at(place.thread, tile.kept + u, Memory::kX, m), t.x + base, slot);
+      if (part)
+        fetch(geo, &memory.storage.at(place.thread_rank, tile.kept + u, Memory::kX, m), t.x + base, slot);
       if (t.residual)
-        fetch(geo, &memory.storage.at(place.thread, tile.kept + u, Memory::kResidual, m), t.residual + base,
-              slot);
+        fetch(geo, &memory.storage.at(place.thread_rank, tile.kept + u, Memory::kResidual, m),
+              t.residual + base, slot);
     }
   }
 }
@@ -149,11 +150,11 @@ CEN_DEVICE void write_y(const Problem& p, const Geometry& geo, const ForwardTens
       const Slot& slot = tile.slots[u];
       if (slot.empty()) continue;
       RealVec<T> v = strip.exchanged([&](int modality) {
-        return widen(memory.storage.at(place.thread, tile.kept + u, Memory::kX, modality));
+        return widen(memory.storage.at(place.thread_rank, tile.kept + u, Memory::kX, modality));
       });
       if (t.residual) {
         const RealVec<T> residual =
-            widen(memory.storage.at(place.thread, tile.kept + u, Memory::kResidual, m));
+            widen(memory.storage.at(place.thread_rank, tile.kept + u, Memory::kResidual, m));
         CEN_UNROLL
         for (int l = 0; l < kVecSize<T>; ++l) v.element[l] += residual.element[l];
       }
@@ -173,13 +174,13 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kStreamThreads, (kForwardBlocks<T, kLast>))
                       CEN_PARAMETER Partials partials) {
   const Place<kLast> place(p, geo);
   const StatisticsMemory<T, kLast> memory(shared_memory(), geo);
-  if (place.thread == 0) *memory.overflow = 0;
+  if (place.thread_rank == 0) *memory.overflow = 0;
   const int64_t unit = place.group;
   const T* base = x + unit * p.unit_size();
   block_moments<T>(p, geo, place, memory.workspace, memory.overflow, memory.mean, memory.var,
                    [&](int, const Slot& slot) { return read(geo, base, slot); });
   const int width = Table<T, kLast>::width_of(geo);
-  for (int w = place.thread; w < width; w += place.threads) {
+  for (int w = place.thread_rank; w < width; w += place.num_threads) {
     const int64_t c = place.strip * width + w;
     if (c >= p.channels) break;
     const int64_t i = partials.index(p, place.chunk, unit, c);
@@ -192,18 +193,18 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kStreamThreads, (kForwardBlocks<T, kLast>))
 // of instance norm with the average over groups. After resident_forward only that is left to do: partials are
 // null.
 template <class T, bool kLast>
-CEN_KERNEL void CEN_LAUNCH_BOUNDS(kFinishChannels* kFinishWalkers, 1)
+CEN_KERNEL void CEN_LAUNCH_BOUNDS(kFinishChannels* kFinishThreads, 1)
     finish_statistics(CEN_PARAMETER Problem p, CEN_PARAMETER Geometry geo, CEN_PARAMETER ForwardTensors<T> t,
                       CEN_PARAMETER Partials partials) {
   const FinishPlace place(p);
-  const bool exists = place.c < p.channels, first = exists && place.walker == 0;
+  const bool exists = place.c < p.channels, first = exists && place.rank == 0;
   double mean = 0, var = 0;
   for (int64_t g = 0; g < p.groups; ++g) {
     const int64_t unit = p.unit(place.m, g), i = unit * p.channels + place.c;
     if (partials.mean) {
       ChunkSums sums{exists ? partials.at(p, 0, unit, place.c).mean : 0};
       if (exists)
-        sums.add<kLast>(p, geo, place.c, place.walker, kFinishWalkers,
+        sums.add<kLast>(p, geo, place.c, place.rank, kFinishThreads,
                         [&](int64_t k) { return partials.at(p, k, unit, place.c); });
       place.add(sums.mean, sums.square);
       if (!first) continue;
@@ -260,7 +261,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
     fetch_forward<T, kLast>(p, geo, t, memory, place, true, Tile(p, geo, place, step, step));
   commit_copies();
   const int width = memory.table.width;
-  for (int m = place.thread; m < p.modalities; m += place.threads) memory.overflow[m] = 0;
+  for (int m = place.thread_rank; m < p.modalities; m += place.num_threads) memory.overflow[m] = 0;
   memory.table.set_flags(p, place, t.weight);
   sync_threads();
   wait_copies<0>();
@@ -268,7 +269,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
   for (int m = 0; m < p.modalities; ++m)
     block_moments<T>(
         p, geo, place, memory.workspace, memory.overflow + m, memory.mean + m * width, memory.var + m * width,
-        [&](int step, const Slot&) { return memory.storage.at(place.thread, step, Memory::kX, m); });
+        [&](int step, const Slot&) { return memory.storage.at(place.thread_rank, step, Memory::kX, m); });
   // Every block of the strip learns of all others' sums: through their shared memory, or through the
   // device's.
   const bool through_device = partials.mean != nullptr;

@@ -4,8 +4,8 @@
 // channels last. Down a strip lie its slots, 16-byte vectors at the same places in every modality. A chunk of
 // slots of a strip of a group is a block's work, in all modalities, so that partners are at hand.
 //
-// A thread keeps to one line or one vector of channels and takes every `walkers`-th slot of it. What it reads
-// it keeps to itself; only sums are shared.
+// A thread keeps to one line or one vector of channels and takes every `line_threads`-th slot of it. What it
+// reads it keeps to itself; only sums are shared.
 #pragma once
 
 #include "../device.cuh"
@@ -69,10 +69,10 @@ CEN_DEVICE int64_t values_before(const Problem& p, const Geometry& geo, int64_t 
 template <bool kLast>
 struct Place {
   int64_t chunk, strip, group;
-  int walker, walkers;  // this thread's number among those of its line or vector, and how many they are
-  int line, lines;      // its line or vector in the strip, and how many a block has
-  int thread, threads;
-  int64_t first, stop;  // the block's slots
+  int line_rank, line_threads;   // this thread's rank among those of its line or vector, and their number
+  int line, lines;               // its line or vector in the strip, and how many a block has
+  int thread_rank, num_threads;  // in the block
+  int64_t first, stop;           // the block's slots
   int64_t begin;  // of the thread's line or vector, from the unit's first value; of its first whole vector
   int phase, elements;  // of the line; of every slot, channels last
 
@@ -82,12 +82,12 @@ struct Place {
     chunk = block % geo.chunks;
     strip = block / geo.chunks % geo.strips;
     group = block / geo.chunks / geo.strips;
-    walker = kLast ? t.y : t.x;
-    walkers = kLast ? geo.threads_y : geo.threads_x;
+    line_rank = kLast ? t.y : t.x;
+    line_threads = kLast ? geo.threads_y : geo.threads_x;
     line = kLast ? t.x : t.y;
     lines = kLast ? geo.threads_x : geo.threads_y;
-    thread = t.y * geo.threads_x + t.x;
-    threads = geo.threads_x * geo.threads_y;
+    thread_rank = t.y * geo.threads_x + t.x;
+    num_threads = geo.threads_x * geo.threads_y;
     first = chunk * geo.chunk;
     stop = first + geo.chunk < geo.slots ? first + geo.chunk : geo.slots;
     const int64_t channel = (strip * lines + line) * (kLast ? geo.vec_size : 1), left = p.channels - channel;
@@ -98,11 +98,13 @@ struct Place {
   }
 
   // Slots that a thread of the block takes at the most.
-  CEN_DEVICE int steps(const Geometry& geo) const { return (int(geo.chunk) + walkers - 1) / walkers; }
+  CEN_DEVICE int steps(const Geometry& geo) const {
+    return (int(geo.chunk) + line_threads - 1) / line_threads;
+  }
 
   // The thread's slot of a step; an empty one past the last.
   CEN_DEVICE Slot slot(const Problem& p, const Geometry& geo, int step) const {
-    const int64_t number = first + (step * walkers + walker);
+    const int64_t number = first + (step * line_threads + line_rank);
     if (number >= stop) return {0, 0, 0};
     if constexpr (kLast) return {begin + number * p.channels, 0, elements};
     const uint32_t sample = geo.by_row(uint32_t(number));
@@ -161,34 +163,34 @@ CEN_DEVICE void fetch(const Geometry& geo, Vec<T>* shared, const T* base, const 
     *shared = read(geo, base, s);
 }
 
-// The small kernels that finish tables: a block has some channels of one modality, and for each some walkers
-// that go through chunks.
-constexpr int kFinishChannels = 32, kFinishWalkers = 16;
+// The small kernels that finish tables: a block has some channels of one modality, and for each of them
+// kFinishThreads threads that share its chunks.
+constexpr int kFinishChannels = 32, kFinishThreads = 16;
 
 struct FinishPlace {
   int64_t m, c;
-  int walker;
-  double* memory;  // [2][kFinishWalkers][kFinishChannels]
+  int rank;
+  double* memory;  // [2][kFinishThreads][kFinishChannels]
 
-  static constexpr int64_t kSharedBytes = 2 * kFinishWalkers * kFinishChannels * sizeof(double);
+  static constexpr int64_t kSharedBytes = 2 * kFinishThreads * kFinishChannels * sizeof(double);
   static int64_t blocks(const Problem& p) { return p.modalities * divide_up(p.channels, kFinishChannels); }
 
   CEN_DEVICE explicit FinishPlace(const Problem& p) {
     const int64_t tiles = divide_up(p.channels, kFinishChannels);
     m = block_index() / tiles;
     c = block_index() % tiles * kFinishChannels + thread_index().x;
-    walker = thread_index().y;
+    rank = thread_index().y;
     memory = static_cast<double*>(shared_memory());
   }
 
-  // The sums of all walkers' a and b, in the first walker of each channel. Called by all threads.
+  // The sums of all walkers' a and b, in the first rank of each channel. Called by all threads.
   CEN_DEVICE void add(double& a, double& b) const {
-    const int i = walker * kFinishChannels + thread_index().x;
-    constexpr int kNext = kFinishWalkers * kFinishChannels;
+    const int i = rank * kFinishChannels + thread_index().x;
+    constexpr int kNext = kFinishThreads * kFinishChannels;
     memory[i] = a;
     memory[kNext + i] = b;
     sync_threads();
-    for (int w = 1; walker == 0 && w < kFinishWalkers; ++w) {
+    for (int w = 1; rank == 0 && w < kFinishThreads; ++w) {
       a += memory[i + w * kFinishChannels];
       b += memory[kNext + i + w * kFinishChannels];
     }

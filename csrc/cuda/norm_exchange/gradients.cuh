@@ -63,10 +63,10 @@ struct BackwardMemory {
   }
 
   CEN_DEVICE uint8_t& passes_at(const Place<kLast>& place, int step, int m) const {
-    return passes[(step * table.modalities + m) * place.threads + place.thread];
+    return passes[(step * table.modalities + m) * place.num_threads + place.thread_rank];
   }
   CEN_DEVICE Real<T>* sums_of(const Place<kLast>& place, int m) const {
-    return sums + m * 2 * kSums * place.threads;
+    return sums + m * 2 * kSums * place.num_threads;
   }
 };
 
@@ -121,11 +121,12 @@ CEN_DEVICE void fetch_backward(const Problem& p, const Geometry& geo, const Back
     for (int u = 0; u < kTile; ++u) {
       const Slot& slot = tile.slots[u];
       if (slot.empty()) continue;
-      fetch(geo, &memory.storage.at(place.thread, tile.kept + u, Memory::kDy, m), t.dy + base, slot);
-      if (part) fetch(geo, &memory.storage.at(place.thread, tile.kept + u, Memory::kX, m), t.x + base, slot);
+      fetch(geo, &memory.storage.at(place.thread_rank, tile.kept + u, Memory::kDy, m), t.dy + base, slot);
+      if (part)
+        fetch(geo, &memory.storage.at(place.thread_rank, tile.kept + u, Memory::kX, m), t.x + base, slot);
       if (t.residual)
-        fetch(geo, &memory.storage.at(place.thread, tile.kept + u, Memory::kResidual, m), t.residual + base,
-              slot);
+        fetch(geo, &memory.storage.at(place.thread_rank, tile.kept + u, Memory::kResidual, m),
+              t.residual + base, slot);
     }
   }
 }
@@ -136,9 +137,9 @@ CEN_DEVICE RealVec<T> argument(const BackwardMemory<T, kLast>& memory, const Pla
                                const Strip<T, kLast>& strip, int kept) {
   using Memory = BackwardMemory<T, kLast>;
   RealVec<T> u = strip.exchanged(
-      [&](int modality) { return widen(memory.storage.at(place.thread, kept, Memory::kX, modality)); });
+      [&](int modality) { return widen(memory.storage.at(place.thread_rank, kept, Memory::kX, modality)); });
   if (memory.storage.tensors > Memory::kResidual) {
-    const RealVec<T> residual = widen(memory.storage.at(place.thread, kept, Memory::kResidual, strip.m));
+    const RealVec<T> residual = widen(memory.storage.at(place.thread_rank, kept, Memory::kResidual, strip.m));
     CEN_UNROLL
     for (int l = 0; l < kVecSize<T>; ++l) u.element[l] += residual.element[l];
   }
@@ -149,7 +150,7 @@ CEN_DEVICE RealVec<T> argument(const BackwardMemory<T, kLast>& memory, const Pla
 template <class T, bool kLast>
 CEN_DEVICE RealVec<T> gradient(const Problem& p, const BackwardMemory<T, kLast>& memory,
                                const Place<kLast>& place, int kept, int m) {
-  RealVec<T> g = widen(memory.storage.at(place.thread, kept, BackwardMemory<T, kLast>::kDy, m));
+  RealVec<T> g = widen(memory.storage.at(place.thread_rank, kept, BackwardMemory<T, kLast>::kDy, m));
   if (p.activation == Activation::identity) return g;
   with_activation<Real<T>>(p, [&](auto activation) {
     if constexpr (decltype(activation)::kCurved) {
@@ -226,7 +227,8 @@ CEN_DEVICE RealVec<T> centred(const BackwardMemory<T, kLast>& memory, const Plac
                               const Strip<T, kLast>& strip, int kept) {
   RealVec<T> d{};
   if (strip.flags.all(kDead)) return d;
-  const RealVec<T> x = widen(memory.storage.at(place.thread, kept, BackwardMemory<T, kLast>::kX, strip.m));
+  const RealVec<T> x =
+      widen(memory.storage.at(place.thread_rank, kept, BackwardMemory<T, kLast>::kX, strip.m));
   CEN_UNROLL
   for (int l = 0; l < kVecSize<T>; ++l)
     d.element[l] = strip.flags.dead(l) ? Real<T>(0) : x.element[l] - strip.own.shift.element[l];

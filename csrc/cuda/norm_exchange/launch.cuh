@@ -37,7 +37,7 @@ inline Launch shape(const Plan& plan, int64_t blocks, void* stream) {
 
 inline Launch finish_shape(const Problem& p, void* stream) {
   return {
-      FinishPlace::blocks(p), kFinishChannels, kFinishWalkers, FinishPlace::kSharedBytes, 1, false, stream};
+      FinishPlace::blocks(p), kFinishChannels, kFinishThreads, FinishPlace::kSharedBytes, 1, false, stream};
 }
 
 template <class R>

@@ -83,37 +83,37 @@ CEN_DEVICE Moments<Real<T>, kLast ? kVecSize<T> : 1> thread_moments(const Proble
   return moments_of(shift, sum, squares, count);
 }
 
-// Shared memory in which the walkers of each line join what they have; for whatever has to be joined, one
+// Shared memory in which the threads of each line join what they have; for whatever has to be joined, one
 // float or double a value.
 template <class A, bool kLast>
 struct Tree {
   A* memory;
   const Place<kLast>& place;
 
-  CEN_DEVICE A& at(int value, int walkers_on) const {
+  CEN_DEVICE A& at(int value, int ranks_on) const {
     const int to_next = kLast ? place.lines : 1;
-    return memory[value * place.threads + place.thread + walkers_on * to_next];
+    return memory[value * place.num_threads + place.thread_rank + ranks_on * to_next];
   }
 
-  // join(step): takes what the walker `step` further on has into this one's. All threads come out together,
-  // with the whole in the first walker of each line.
+  // join(step): adds what the thread `step` ranks on has to this one's. All threads come out together,
+  // with the whole in rank 0 of each line.
   template <class Join>
   CEN_DEVICE void run(Join join) const {
     int step = 1;
-    while (2 * step < place.walkers) step *= 2;
+    while (2 * step < place.line_threads) step *= 2;
     sync_threads();
     for (; step > 0; step /= 2) {
-      if (place.walker < step && place.walker + step < place.walkers) join(step);
+      if (place.line_rank < step && place.line_rank + step < place.line_threads) join(step);
       sync_threads();
     }
   }
 };
 
-// Joins a thread's moments to those of the line; the first walker's are the result.
+// Joins a thread's moments to those of the line; those of rank 0 are the result.
 template <class A, int n, bool kLast>
-CEN_DEVICE Moments<A, n> join_walkers(void* workspace, const Place<kLast>& place, Moments<A, n> mine) {
+CEN_DEVICE Moments<A, n> join_line(void* workspace, const Place<kLast>& place, Moments<A, n> mine) {
   const Tree<double, kLast> means{static_cast<double*>(workspace), place};
-  const Tree<A, kLast> tree{reinterpret_cast<A*>(means.memory + n * place.threads), place};
+  const Tree<A, kLast> tree{reinterpret_cast<A*>(means.memory + n * place.num_threads), place};
   const auto keep = [&] {
     CEN_UNROLL
     for (int l = 0; l < n; ++l) {
@@ -166,9 +166,9 @@ CEN_DEVICE void wide_moments(const Problem& p, const Geometry& geo, const Place<
       }
     }
     const Moments<double, 1> m =
-        join_walkers(workspace, place, moments_of<double, 1>({{shift}}, {{sum}}, {{squares}}, count));
+        join_line(workspace, place, moments_of<double, 1>({{shift}}, {{sum}}, {{squares}}, count));
     const int w = place.line * n + channel;
-    if (place.walker != 0 || is_finite(var[w])) continue;
+    if (place.line_rank != 0 || is_finite(var[w])) continue;
     mean[w] = m.mean.element[0];
     var[w] = m.var.element[0];
   }
@@ -190,8 +190,8 @@ CEN_DEVICE void block_moments(const Problem& p, const Geometry& geo, const Place
                               void* workspace, int* overflow, double* mean, double* var, Read read) {
   using R = Real<T>;
   constexpr int n = kLast ? kVecSize<T> : 1;
-  const Moments<R, n> m = join_walkers(workspace, place, thread_moments<T>(p, geo, place, read));
-  if (place.walker == 0) {
+  const Moments<R, n> m = join_line(workspace, place, thread_moments<T>(p, geo, place, read));
+  if (place.line_rank == 0) {
     bool finite = true;
     for (int l = 0; l < n; ++l) {
       mean[place.line * n + l] = m.mean.element[l];
