@@ -60,7 +60,7 @@ CEN_DEVICE void cluster_sync() {
   __syncthreads();
 #endif
 }
-// The same place in the shared memory of another block of the cluster.
+// The same address in the shared memory of another block of the cluster.
 template <class P>
 CEN_DEVICE P* of_rank(P* shared, [[maybe_unused]] int rank) {
 #if __CUDA_ARCH__ >= 900

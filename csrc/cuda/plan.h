@@ -52,32 +52,32 @@ Geometry whole_strips(const Problem& p, bool vectors, int threads, int strip_vec
   geo.vec_size = n;
   geo.vectors = vectors;
   if (p.channels_last) {
-    geo.row_slots = 1;
-    geo.slots = p.values();
+    geo.row_slices = 1;
+    geo.slices = p.values();
     const int64_t row = divide_up(p.channels, n);
     geo.threads_x = int(std::min<int64_t>({power_of_two_from(row), strip_vectors, threads}));
     geo.threads_y =
-        int(std::min<int64_t>(threads / geo.threads_x, power_of_two_from(divide_up(geo.slots, kTile))));
+        int(std::min<int64_t>(threads / geo.threads_x, power_of_two_from(divide_up(geo.slices, kTile))));
     geo.strips = divide_up(row, geo.threads_x);
   } else {
     // A line begins anywhere within a vector, unless all begin with one.
     const int64_t before = vectors && p.spatial % n != 0 ? n - 1 : 0;
-    geo.row_slots = divide_up(p.spatial + before, n);
-    geo.slots = p.samples * geo.row_slots;
-    geo.threads_x = int(std::min<int64_t>(threads, power_of_two_from(divide_up(geo.slots, kTile))));
+    geo.row_slices = divide_up(p.spatial + before, n);
+    geo.slices = p.samples * geo.row_slices;
+    geo.threads_x = int(std::min<int64_t>(threads, power_of_two_from(divide_up(geo.slices, kTile))));
     geo.threads_y = int(std::min<int64_t>(threads / geo.threads_x, power_of_two_from(p.channels)));
     geo.strips = divide_up(p.channels, geo.threads_y);
   }
-  geo.by_row = Divider(uint32_t(geo.row_slots));
+  geo.by_row = Divider(uint32_t(geo.row_slices));
   geo.chunks = 1;
-  geo.chunk = geo.slots;
+  geo.chunk = geo.slices;
   return geo;
 }
 
 // The same cut into about so many chunks, none of them empty.
 inline Geometry in_chunks(Geometry geo, int64_t chunks) {
-  geo.chunk = divide_up(geo.slots, std::max<int64_t>(1, chunks));
-  geo.chunks = divide_up(geo.slots, geo.chunk);
+  geo.chunk = divide_up(geo.slices, std::max<int64_t>(1, chunks));
+  geo.chunks = divide_up(geo.slices, geo.chunk);
   return geo;
 }
 
@@ -94,7 +94,7 @@ Plan plan_stream(const Problem& p, bool vectors, const Device& device, Bytes byt
   for (int threads = device.threads;; threads /= 2) {
     const Geometry whole = whole_strips<T>(p, vectors, threads, kStreamVectors);
     const int64_t wanted = divide_up(int64_t(device.multiprocessors) * kStreamShare, whole.blocks(p.groups)),
-                  most = divide_up(whole.slots, line_threads(p, whole) * kTile);
+                  most = divide_up(whole.slices, line_threads(p, whole) * kTile);
     const Geometry geo = in_chunks(whole, std::min(wanted, most));
     const int64_t shared = bytes(geo, kStreamSteps);
     // With very many modalities, smaller blocks; a single warp is the last resort.
@@ -109,7 +109,7 @@ bool plan_cluster(const Problem& p, bool vectors, const Device& device, Bytes by
   const int most = device.capability >= 90 ? kClusterBlocks : 1;
   for (int cluster = 1; cluster <= most; cluster *= 2) {
     const Geometry geo = in_chunks(whole, cluster);
-    if (geo.chunks != cluster) return false;  // fewer slots than blocks
+    if (geo.chunks != cluster) return false;  // fewer slices than blocks
     const int64_t shared = bytes(geo, steps(p, geo));
     if (shared > device.shared_bytes) continue;
     plan = {Kind::cluster, geo, shared, cluster};

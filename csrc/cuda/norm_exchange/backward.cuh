@@ -11,25 +11,25 @@ enum class Pass { sums, dx, both };
 // A tile's dx, and its part in the thread's sums, as the pass has it.
 template <class T, bool kLast>
 CEN_DEVICE void work(const Problem& p, const Geometry& geo, const BackwardTensors<T>& t,
-                     const BackwardMemory<T, kLast>& memory, const Place<kLast>& place, const Tile& tile,
-                     Pass pass) {
+                     const BackwardMemory<T, kLast>& memory, const ThreadCoord<kLast>& coord,
+                     const Tile& tile, Pass pass) {
   using R = Real<T>;
   constexpr int n = BackwardMemory<T, kLast>::kSums;
   CEN_UNROLL_1
   for (int m = 0; m < memory.table.modalities; ++m) {
-    const Strip<T, kLast> strip(memory.table, m, place.line);
-    T* dx = t.dx + p.unit(m, place.group) * p.unit_size();
+    const Strip<T, kLast> strip(memory.table, m, coord.line);
+    T* dx = t.dx + p.unit(m, coord.group) * p.unit_size();
     RealVec<T> dz_sum{}, on_x_sum{};
     CEN_UNROLL
     for (int u = 0; u < kTile; ++u) {
-      const Slot& slot = tile.slots[u];
-      if (slot.empty()) continue;
-      RealVec<T> dz = dz_of(p, memory, place, strip, tile.kept + u);
-      const RealVec<T> d = centred(memory, place, strip, tile.kept + u);
+      const VectorSlice& slice = tile.slices[u];
+      if (slice.empty()) continue;
+      RealVec<T> dz = dz_of(p, memory, coord, strip, tile.kept + u);
+      const RealVec<T> d = centred(memory, coord, strip, tile.kept + u);
       if (pass != Pass::dx) {
         CEN_UNROLL
         for (int l = 0; l < kVecSize<T>; ++l) {
-          if (!slot.has(l)) continue;
+          if (!slice.has(l)) continue;
           dz_sum.element[l] += dz.element[l];
           on_x_sum.element[l] += dz.element[l] * d.element[l];
         }
@@ -38,8 +38,8 @@ CEN_DEVICE void work(const Problem& p, const Geometry& geo, const BackwardTensor
       CEN_UNROLL
       for (int l = 0; l < kVecSize<T>; ++l) dz.element[l] *= strip.own.scale.element[l];
       if (pass == Pass::dx) {
-        const RealVec<T> on_x = memory.table.row(kOnX, m, place.line),
-                         constant = memory.table.row(kConstant, m, place.line);
+        const RealVec<T> on_x = memory.table.row(kOnX, m, coord.line),
+                         constant = memory.table.row(kConstant, m, coord.line);
         CEN_UNROLL
         for (int l = 0; l < kVecSize<T>; ++l)
           dz.element[l] += d.element[l] * on_x.element[l] + constant.element[l];
@@ -47,14 +47,14 @@ CEN_DEVICE void work(const Problem& p, const Geometry& geo, const BackwardTensor
       CEN_UNROLL
       for (int l = 0; l < kVecSize<T>; ++l)
         if (strip.flags.dead(l)) dz.element[l] = 0;
-      write(geo, dx, slot, narrow<T>(dz));
+      write(geo, dx, slice, narrow<T>(dz));
     }
     if (pass == Pass::dx) continue;
-    R* sums = memory.sums_of(place, m) + place.thread_rank;
+    R* sums = memory.sums_of(coord, m) + coord.thread_rank;
     CEN_UNROLL
     for (int l = 0; l < kVecSize<T>; ++l) {
-      sums[(kLast ? l : 0) * place.num_threads] += dz_sum.element[l];
-      sums[(n + (kLast ? l : 0)) * place.num_threads] += on_x_sum.element[l];
+      sums[(kLast ? l : 0) * coord.num_threads] += dz_sum.element[l];
+      sums[(n + (kLast ? l : 0)) * coord.num_threads] += on_x_sum.element[l];
     }
   }
 }
@@ -62,19 +62,19 @@ CEN_DEVICE void work(const Problem& p, const Geometry& geo, const BackwardTensor
 // The block's sums from its threads', into memory.dz and memory.on_x.
 template <class T, bool kLast>
 CEN_DEVICE void block_sums(const Problem& p, const BackwardMemory<T, kLast>& memory,
-                           const Place<kLast>& place) {
+                           const ThreadCoord<kLast>& coord) {
   constexpr int n = BackwardMemory<T, kLast>::kSums;
   CEN_UNROLL_1
   for (int m = 0; m < p.modalities; ++m) {
-    const Tree<Real<T>, kLast> tree{memory.sums_of(place, m), place};
+    const Tree<Real<T>, kLast> tree{memory.sums_of(coord, m), coord};
     tree.run([&](int step) {
       CEN_UNROLL
       for (int value = 0; value < 2 * n; ++value) tree.at(value, 0) += tree.at(value, step);
     });
-    if (place.line_rank != 0) continue;
+    if (coord.line_rank != 0) continue;
     for (int l = 0; l < n; ++l) {
-      memory.dz[m * memory.table.width + place.line * n + l] = tree.at(l, 0);
-      memory.on_x[m * memory.table.width + place.line * n + l] = tree.at(n + l, 0);
+      memory.dz[m * memory.table.width + coord.line * n + l] = tree.at(l, 0);
+      memory.on_x[m * memory.table.width + coord.line * n + l] = tree.at(n + l, 0);
     }
   }
   sync_threads();
@@ -82,16 +82,16 @@ CEN_DEVICE void block_sums(const Problem& p, const BackwardMemory<T, kLast>& mem
 
 template <class T, bool kLast>
 CEN_DEVICE void clear_sums(const Problem& p, const BackwardMemory<T, kLast>& memory,
-                           const Place<kLast>& place) {
+                           const ThreadCoord<kLast>& coord) {
   const int values = int(p.modalities) * 2 * BackwardMemory<T, kLast>::kSums;
-  for (int value = 0; value < values; ++value) memory.sums[value * place.num_threads + place.thread_rank] = 0;
+  for (int value = 0; value < values; ++value) memory.sums[value * coord.num_threads + coord.thread_rank] = 0;
 }
 
 template <class T, bool kLast>
 CEN_DEVICE void keep_partials(const Problem& p, const BackwardMemory<T, kLast>& memory,
-                              const Place<kLast>& place, const PartialSums<Real<T>>& partials) {
-  memory.table.each(p, place, [&](int m, int64_t c, int w) {
-    const int64_t i = partials.index(p, place.chunk, p.unit(m, place.group), c);
+                              const ThreadCoord<kLast>& coord, const PartialSums<Real<T>>& partials) {
+  memory.table.each(p, coord, [&](int m, int64_t c, int w) {
+    const int64_t i = partials.index(p, coord.chunk, p.unit(m, coord.group), c);
     partials.dz[i] = memory.dz[m * memory.table.width + w];
     partials.on_x[i] = memory.on_x[m * memory.table.width + w];
   });
@@ -101,32 +101,32 @@ template <class T, bool kLast>
 CEN_KERNEL void CEN_LAUNCH_BOUNDS(kStreamThreads, kBackwardBlocks)
     stream_backward(CEN_PARAMETER Problem p, CEN_PARAMETER Geometry geo, CEN_PARAMETER BackwardTensors<T> t,
                     CEN_PARAMETER PartialSums<Real<T>> partials, Pass pass) {
-  const Place<kLast> place(p, geo);
+  const ThreadCoord<kLast> coord(p, geo);
   const BackwardMemory<T, kLast> memory(shared_memory(), p, geo, t.residual != nullptr, kStreamSteps);
-  memory.table.set_flags(p, place, t.weight);
-  set_affine(p, place, memory.table, t);
+  memory.table.set_flags(p, coord, t.weight);
+  set_affine(p, coord, memory.table, t);
   if (pass == Pass::dx)
-    set_gradient(p, place, memory.table, t,
-                 [&](int m, int64_t c, int) { return partials.at(p, 0, p.unit(m, place.group), c); });
-  clear_sums(p, memory, place);
+    set_gradient(p, coord, memory.table, t,
+                 [&](int m, int64_t c, int) { return partials.at(p, 0, p.unit(m, coord.group), c); });
+  clear_sums(p, memory, coord);
   sync_threads();
-  const int steps = place.steps(geo);
-  Tile next(p, geo, place, 0, 0);
-  fetch_backward(p, geo, t, memory, place, next);
+  const int steps = coord.steps(geo);
+  Tile next(p, geo, coord, 0, 0);
+  fetch_backward(p, geo, t, memory, coord, next);
   commit_copies();
   CEN_UNROLL_1
   for (int step = 0; step < steps; step += kTile) {
     const Tile tile = next;
-    next = Tile(p, geo, place, step + kTile, kTile - tile.kept);
-    fetch_backward(p, geo, t, memory, place, next);
+    next = Tile(p, geo, coord, step + kTile, kTile - tile.kept);
+    fetch_backward(p, geo, t, memory, coord, next);
     commit_copies();
     wait_copies<1>();
-    activate(p, geo, t, memory, place, tile);
-    work(p, geo, t, memory, place, tile, pass);
+    activate(p, geo, t, memory, coord, tile);
+    work(p, geo, t, memory, coord, tile, pass);
   }
   if (pass == Pass::dx) return;
-  block_sums(p, memory, place);
-  keep_partials(p, memory, place, partials);
+  block_sums(p, memory, coord);
+  keep_partials(p, memory, coord, partials);
 }
 
 // All of it with each tensor read once: the blocks of a strip keep it on chip, as in resident_forward.
@@ -134,39 +134,39 @@ template <class T, bool kLast>
 CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
     resident_backward(CEN_PARAMETER Problem p, CEN_PARAMETER Geometry geo, CEN_PARAMETER BackwardTensors<T> t,
                       CEN_PARAMETER PartialSums<Real<T>> partials, bool through_device) {
-  const Place<kLast> place(p, geo);
-  const int steps = place.steps(geo);
+  const ThreadCoord<kLast> coord(p, geo);
+  const int steps = coord.steps(geo);
   const BackwardMemory<T, kLast> memory(shared_memory(), p, geo, t.residual != nullptr, steps);
-  memory.table.set_flags(p, place, t.weight);
+  memory.table.set_flags(p, coord, t.weight);
   sync_threads();
   for (int step = 0; step < steps; step += kTile)
-    fetch_backward(p, geo, t, memory, place, Tile(p, geo, place, step, step));
+    fetch_backward(p, geo, t, memory, coord, Tile(p, geo, coord, step, step));
   commit_copies();
-  set_affine(p, place, memory.table, t);
-  clear_sums(p, memory, place);
+  set_affine(p, coord, memory.table, t);
+  clear_sums(p, memory, coord);
   sync_threads();
   wait_copies<0>();
   CEN_UNROLL_1
   for (int step = 0; step < steps; step += kTile) {
-    const Tile tile(p, geo, place, step, step);
-    activate(p, geo, t, memory, place, tile);
-    work(p, geo, t, memory, place, tile, Pass::sums);
+    const Tile tile(p, geo, coord, step, step);
+    activate(p, geo, t, memory, coord, tile);
+    work(p, geo, t, memory, coord, tile, Pass::sums);
   }
-  block_sums(p, memory, place);
-  if (through_device || p.groups > 1) keep_partials(p, memory, place, partials);
+  block_sums(p, memory, coord);
+  if (through_device || p.groups > 1) keep_partials(p, memory, coord, partials);
   if (through_device)
     grid_sync();
   else
     cluster_sync();
   const int width = memory.table.width;
-  set_gradient(p, place, memory.table, t, [&](int m, int64_t c, int w) {
-    const int64_t unit = p.unit(m, place.group);
+  set_gradient(p, coord, memory.table, t, [&](int m, int64_t c, int w) {
+    const int64_t unit = p.unit(m, coord.group);
     const Sums sums = add_chunks(geo.chunks, 0, 1, [&](int64_t k) {
       if (through_device) return partials.at(p, k, unit, c);
       return Sums{double(of_rank(memory.dz, int(k))[m * width + w]),
                   double(of_rank(memory.on_x, int(k))[m * width + w])};
     });
-    if (place.chunk == 0 && p.groups == 1) keep_sums(p, t, m, c, sums);
+    if (coord.chunk == 0 && p.groups == 1) keep_sums(p, t, m, c, sums);
     return sums;
   });
   // No block of a cluster may end before the others have read its sums.
@@ -176,35 +176,35 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
     cluster_sync();
   CEN_UNROLL_1
   for (int step = 0; step < steps; step += kTile)
-    work(p, geo, t, memory, place, Tile(p, geo, place, step, step), Pass::dx);
+    work(p, geo, t, memory, coord, Tile(p, geo, coord, step, step), Pass::dx);
 }
 
-// dweight and dbias from the sums of all chunks and groups. Those of a unit take the place of its first
-// chunk's, for stream_backward.
+// dweight and dbias from the sums of all chunks and groups. Those of a unit overwrite its first chunk's,
+// for stream_backward.
 template <class T>
 CEN_KERNEL void CEN_LAUNCH_BOUNDS(kFinishChannels* kFinishThreads, 1)
     finish_sums(CEN_PARAMETER Problem p, int64_t chunks, CEN_PARAMETER BackwardTensors<T> t,
                 CEN_PARAMETER PartialSums<Real<T>> partials) {
-  const FinishPlace place(p);
-  const bool exists = place.c < p.channels, first = exists && place.rank == 0;
+  const FinishCoord coord(p);
+  const bool exists = coord.c < p.channels, first = exists && coord.rank == 0;
   double dweight = 0, dbias = 0;
   for (int64_t g = 0; g < p.groups; ++g) {
-    const int64_t unit = p.unit(place.m, g);
+    const int64_t unit = p.unit(coord.m, g);
     Sums sums{};
     if (exists)
-      sums = add_chunks(chunks, place.rank, kFinishThreads,
-                        [&](int64_t k) { return partials.at(p, k, unit, place.c); });
-    place.add(sums.dz, sums.on_x);
+      sums = add_chunks(chunks, coord.rank, kFinishThreads,
+                        [&](int64_t k) { return partials.at(p, k, unit, coord.c); });
+    coord.add(sums.dz, sums.on_x);
     if (!first) continue;
-    const int64_t i = partials.index(p, 0, unit, place.c);
+    const int64_t i = partials.index(p, 0, unit, coord.c);
     partials.dz[i] = Real<T>(sums.dz);
     partials.on_x[i] = Real<T>(sums.on_x);
-    dweight += weight_gradient(p, sums, t.var[unit * p.channels + place.c]);
+    dweight += weight_gradient(p, sums, t.var[unit * p.channels + coord.c]);
     dbias += sums.dz;
   }
   if (!first) return;
-  t.dweight[place.m * p.channels + place.c] = Real<T>(dweight);
-  t.dbias[place.m * p.channels + place.c] = Real<T>(dbias);
+  t.dweight[coord.m * p.channels + coord.c] = Real<T>(dweight);
+  t.dbias[coord.m * p.channels + coord.c] = Real<T>(dbias);
 }
 
 }  // namespace cen::cuda

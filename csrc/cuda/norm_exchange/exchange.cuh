@@ -1,4 +1,4 @@
-// The operator on vectors of values: cen_ext/reference.py, one slot at a time.
+// The operator on vectors of values: cen_ext/reference.py, one slice at a time.
 #pragma once
 
 #include "../activation.cuh"
@@ -84,20 +84,20 @@ struct Table {
     return coefficients[(coefficient * modalities + m) * width + w];
   }
 
-  // f(m, c, w) for every modality's channels c of the strip, w being the place in the table.
+  // f(m, c, w) for every modality's channels c of the strip, w being the index in the table.
   template <class F>
-  CEN_DEVICE void each(const Problem& p, const Place<kLast>& place, F f) const {
-    for (int e = place.thread_rank; e < modalities * width; e += place.num_threads) {
+  CEN_DEVICE void each(const Problem& p, const ThreadCoord<kLast>& coord, F f) const {
+    for (int e = coord.thread_rank; e < modalities * width; e += coord.num_threads) {
       const int m = e / width, w = e % width;
-      const int64_t c = place.strip * width + w;
+      const int64_t c = coord.strip * width + w;
       if (c < p.channels) f(m, c, w);
     }
   }
 
   // Of channels that do not exist, too: a vector may hold some.
-  CEN_DEVICE void set_flags(const Problem& p, const Place<kLast>& place, const R* weight) const {
-    for (int e = place.thread_rank; e < modalities * width; e += place.num_threads) flags[e] = 0;
-    each(p, place, [&](int m, int64_t c, int w) {
+  CEN_DEVICE void set_flags(const Problem& p, const ThreadCoord<kLast>& coord, const R* weight) const {
+    for (int e = coord.thread_rank; e < modalities * width; e += coord.num_threads) flags[e] = 0;
+    each(p, coord, [&](int m, int64_t c, int w) {
       if (!is_replaced(p, weight, m, c)) return;
       bool borrowed = false;
       for (int other = 0; other < modalities; ++other)
@@ -168,7 +168,7 @@ struct Strip {
         any_replaced(flags.any_replaced()),
         per_other(table.modalities > 1 ? R(1) / R(table.modalities - 1) : R(0)) {}
 
-  // What takes z's place in the exchange, at a slot where x(m) gives the vector of modality m, widened.
+  // What replaces z in the exchange, at a slice where x(m) gives the vector of modality m, widened.
   template <class X>
   CEN_DEVICE Wide exchanged(X x) const {
     Wide v{};

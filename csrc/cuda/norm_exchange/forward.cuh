@@ -91,10 +91,10 @@ struct ResidentForwardMemory : ForwardMemory<T, kLast> {
 
 // The coefficients of z from the moments that of(m, c, w) gives.
 template <class T, bool kLast, class Of>
-CEN_DEVICE void set_affine(const Problem& p, const Place<kLast>& place, const Table<T, kLast>& table,
+CEN_DEVICE void set_affine(const Problem& p, const ThreadCoord<kLast>& coord, const Table<T, kLast>& table,
                            const Real<T>* weight, const Real<T>* bias, Of of) {
   using R = Real<T>;
-  table.each(p, place, [&](int m, int64_t c, int w) {
+  table.each(p, coord, [&](int m, int64_t c, int w) {
     const Joined s = of(m, c, w);
     const R shift = R(s.mean), scale = weight[m * p.channels + c] / std::sqrt(R(s.var) + R(p.eps));
     table.at(kShift, m, w) = shift;
@@ -116,22 +116,22 @@ CEN_DEVICE void update_running(const Problem& p, const ForwardTensors<T>& t, int
 // Fetches the vectors of a tile: of x those that have a part in y, or all.
 template <class T, bool kLast>
 CEN_DEVICE void fetch_forward(const Problem& p, const Geometry& geo, const ForwardTensors<T>& t,
-                              const ForwardMemory<T, kLast>& memory, const Place<kLast>& place, bool all,
-                              const Tile& tile) {
+                              const ForwardMemory<T, kLast>& memory, const ThreadCoord<kLast>& coord,
+                              bool all, const Tile& tile) {
   using Memory = ForwardMemory<T, kLast>;
   CEN_UNROLL_1
   for (int m = 0; m < memory.table.modalities; ++m) {
-    const int64_t base = p.unit(m, place.group) * p.unit_size();
-    const bool part = all || !memory.table.flags_of(m, place.line).all(kDead);
+    const int64_t base = p.unit(m, coord.group) * p.unit_size();
+    const bool part = all || !memory.table.flags_of(m, coord.line).all(kDead);
     CEN_UNROLL
     for (int u = 0; u < kTile; ++u) {
-      const Slot& slot = tile.slots[u];
-      if (slot.empty()) continue;
+      const VectorSlice& slice = tile.slices[u];
+      if (slice.empty()) continue;
       if (part)
-        fetch(geo, &memory.storage.at(place.thread_rank, tile.kept + u, Memory::kX, m), t.x + base, slot);
+        fetch(geo, &memory.storage.at(coord.thread_rank, tile.kept + u, Memory::kX, m), t.x + base, slice);
       if (t.residual)
-        fetch(geo, &memory.storage.at(place.thread_rank, tile.kept + u, Memory::kResidual, m),
-              t.residual + base, slot);
+        fetch(geo, &memory.storage.at(coord.thread_rank, tile.kept + u, Memory::kResidual, m),
+              t.residual + base, slice);
     }
   }
 }
@@ -139,22 +139,23 @@ CEN_DEVICE void fetch_forward(const Problem& p, const Geometry& geo, const Forwa
 // y of a tile that is on chip.
 template <class T, bool kLast>
 CEN_DEVICE void write_y(const Problem& p, const Geometry& geo, const ForwardTensors<T>& t,
-                        const ForwardMemory<T, kLast>& memory, const Place<kLast>& place, const Tile& tile) {
+                        const ForwardMemory<T, kLast>& memory, const ThreadCoord<kLast>& coord,
+                        const Tile& tile) {
   using Memory = ForwardMemory<T, kLast>;
   CEN_UNROLL_1
   for (int m = 0; m < memory.table.modalities; ++m) {
-    const Strip<T, kLast> strip(memory.table, m, place.line);
-    T* y = t.y + p.unit(m, place.group) * p.unit_size();
+    const Strip<T, kLast> strip(memory.table, m, coord.line);
+    T* y = t.y + p.unit(m, coord.group) * p.unit_size();
     CEN_UNROLL
     for (int u = 0; u < kTile; ++u) {
-      const Slot& slot = tile.slots[u];
-      if (slot.empty()) continue;
+      const VectorSlice& slice = tile.slices[u];
+      if (slice.empty()) continue;
       RealVec<T> v = strip.exchanged([&](int modality) {
-        return widen(memory.storage.at(place.thread_rank, tile.kept + u, Memory::kX, modality));
+        return widen(memory.storage.at(coord.thread_rank, tile.kept + u, Memory::kX, modality));
       });
       if (t.residual) {
         const RealVec<T> residual =
-            widen(memory.storage.at(place.thread_rank, tile.kept + u, Memory::kResidual, m));
+            widen(memory.storage.at(coord.thread_rank, tile.kept + u, Memory::kResidual, m));
         CEN_UNROLL
         for (int l = 0; l < kVecSize<T>; ++l) v.element[l] += residual.element[l];
       }
@@ -162,28 +163,28 @@ CEN_DEVICE void write_y(const Problem& p, const Geometry& geo, const ForwardTens
         CEN_UNROLL
         for (int l = 0; l < kVecSize<T>; ++l) v.element[l] = activate.value(v.element[l]);
       });
-      write(geo, y, slot, narrow<T>(v));
+      write(geo, y, slice, narrow<T>(v));
     }
   }
 }
 
-// Statistics of a chunk, the first of two passes. place.group is a unit here: modalities do not matter.
+// Statistics of a chunk, the first of two passes. coord.group is a unit here: modalities do not matter.
 template <class T, bool kLast>
 CEN_KERNEL void CEN_LAUNCH_BOUNDS(kStreamThreads, (kForwardBlocks<T, kLast>))
     statistics_kernel(CEN_PARAMETER Problem p, CEN_PARAMETER Geometry geo, const T* x,
                       CEN_PARAMETER Partials partials) {
-  const Place<kLast> place(p, geo);
+  const ThreadCoord<kLast> coord(p, geo);
   const StatisticsMemory<T, kLast> memory(shared_memory(), geo);
-  if (place.thread_rank == 0) *memory.overflow = 0;
-  const int64_t unit = place.group;
+  if (coord.thread_rank == 0) *memory.overflow = 0;
+  const int64_t unit = coord.group;
   const T* base = x + unit * p.unit_size();
-  block_moments<T>(p, geo, place, memory.workspace, memory.overflow, memory.mean, memory.var,
-                   [&](int, const Slot& slot) { return read(geo, base, slot); });
+  block_moments<T>(p, geo, coord, memory.workspace, memory.overflow, memory.mean, memory.var,
+                   [&](int, const VectorSlice& slice) { return read(geo, base, slice); });
   const int width = Table<T, kLast>::width_of(geo);
-  for (int w = place.thread_rank; w < width; w += place.num_threads) {
-    const int64_t c = place.strip * width + w;
+  for (int w = coord.thread_rank; w < width; w += coord.num_threads) {
+    const int64_t c = coord.strip * width + w;
     if (c >= p.channels) break;
-    const int64_t i = partials.index(p, place.chunk, unit, c);
+    const int64_t i = partials.index(p, coord.chunk, unit, c);
     partials.mean[i] = memory.mean[w];
     partials.var[i] = memory.var[w];
   }
@@ -196,17 +197,17 @@ template <class T, bool kLast>
 CEN_KERNEL void CEN_LAUNCH_BOUNDS(kFinishChannels* kFinishThreads, 1)
     finish_statistics(CEN_PARAMETER Problem p, CEN_PARAMETER Geometry geo, CEN_PARAMETER ForwardTensors<T> t,
                       CEN_PARAMETER Partials partials) {
-  const FinishPlace place(p);
-  const bool exists = place.c < p.channels, first = exists && place.rank == 0;
+  const FinishCoord coord(p);
+  const bool exists = coord.c < p.channels, first = exists && coord.rank == 0;
   double mean = 0, var = 0;
   for (int64_t g = 0; g < p.groups; ++g) {
-    const int64_t unit = p.unit(place.m, g), i = unit * p.channels + place.c;
+    const int64_t unit = p.unit(coord.m, g), i = unit * p.channels + coord.c;
     if (partials.mean) {
-      ChunkSums sums{exists ? partials.at(p, 0, unit, place.c).mean : 0};
+      ChunkSums sums{exists ? partials.at(p, 0, unit, coord.c).mean : 0};
       if (exists)
-        sums.add<kLast>(p, geo, place.c, place.rank, kFinishThreads,
-                        [&](int64_t k) { return partials.at(p, k, unit, place.c); });
-      place.add(sums.mean, sums.square);
+        sums.add<kLast>(p, geo, coord.c, coord.rank, kFinishThreads,
+                        [&](int64_t k) { return partials.at(p, k, unit, coord.c); });
+      coord.add(sums.mean, sums.square);
       if (!first) continue;
       const Joined s = sums.joined();
       t.batch_mean[i] = Real<T>(s.mean);
@@ -217,33 +218,33 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kFinishChannels* kFinishThreads, 1)
     var += t.batch_var[i];
   }
   if (first && t.running_mean)
-    update_running(p, t, place.m * p.channels + place.c, mean / p.groups, var / p.groups);
+    update_running(p, t, coord.m * p.channels + coord.c, mean / p.groups, var / p.groups);
 }
 
 // y from statistics that are given.
 template <class T, bool kLast>
 CEN_KERNEL void CEN_LAUNCH_BOUNDS(kStreamThreads, (kForwardBlocks<T, kLast>))
     stream_forward(CEN_PARAMETER Problem p, CEN_PARAMETER Geometry geo, CEN_PARAMETER ForwardTensors<T> t) {
-  const Place<kLast> place(p, geo);
+  const ThreadCoord<kLast> coord(p, geo);
   const ForwardMemory<T, kLast> memory(shared_memory(), p, geo, t.residual != nullptr, kStreamSteps);
-  memory.table.set_flags(p, place, t.weight);
-  set_affine(p, place, memory.table, t.weight, t.bias, [&](int m, int64_t c, int) {
-    const int64_t i = p.unit(m, place.group) * p.channels + c;
+  memory.table.set_flags(p, coord, t.weight);
+  set_affine(p, coord, memory.table, t.weight, t.bias, [&](int m, int64_t c, int) {
+    const int64_t i = p.unit(m, coord.group) * p.channels + c;
     return Joined{double(t.mean[i]), double(t.var[i])};
   });
   sync_threads();
-  const int steps = place.steps(geo);
-  Tile next(p, geo, place, 0, 0);
-  fetch_forward(p, geo, t, memory, place, false, next);
+  const int steps = coord.steps(geo);
+  Tile next(p, geo, coord, 0, 0);
+  fetch_forward(p, geo, t, memory, coord, false, next);
   commit_copies();
   CEN_UNROLL_1
   for (int step = 0; step < steps; step += kTile) {
     const Tile tile = next;
-    next = Tile(p, geo, place, step + kTile, kTile - tile.kept);
-    fetch_forward(p, geo, t, memory, place, false, next);
+    next = Tile(p, geo, coord, step + kTile, kTile - tile.kept);
+    fetch_forward(p, geo, t, memory, coord, false, next);
     commit_copies();
     wait_copies<1>();
-    write_y(p, geo, t, memory, place, tile);
+    write_y(p, geo, t, memory, coord, tile);
   }
 }
 
@@ -254,28 +255,29 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
     resident_forward(CEN_PARAMETER Problem p, CEN_PARAMETER Geometry geo, CEN_PARAMETER ForwardTensors<T> t,
                      CEN_PARAMETER Partials partials) {
   using Memory = ForwardMemory<T, kLast>;
-  const Place<kLast> place(p, geo);
-  const int steps = place.steps(geo);
+  const ThreadCoord<kLast> coord(p, geo);
+  const int steps = coord.steps(geo);
   const ResidentForwardMemory<T, kLast> memory(shared_memory(), p, geo, t.residual != nullptr, steps);
   for (int step = 0; step < steps; step += kTile)
-    fetch_forward<T, kLast>(p, geo, t, memory, place, true, Tile(p, geo, place, step, step));
+    fetch_forward<T, kLast>(p, geo, t, memory, coord, true, Tile(p, geo, coord, step, step));
   commit_copies();
   const int width = memory.table.width;
-  for (int m = place.thread_rank; m < p.modalities; m += place.num_threads) memory.overflow[m] = 0;
-  memory.table.set_flags(p, place, t.weight);
+  for (int m = coord.thread_rank; m < p.modalities; m += coord.num_threads) memory.overflow[m] = 0;
+  memory.table.set_flags(p, coord, t.weight);
   sync_threads();
   wait_copies<0>();
   CEN_UNROLL_1
   for (int m = 0; m < p.modalities; ++m)
-    block_moments<T>(
-        p, geo, place, memory.workspace, memory.overflow + m, memory.mean + m * width, memory.var + m * width,
-        [&](int step, const Slot&) { return memory.storage.at(place.thread_rank, step, Memory::kX, m); });
+    block_moments<T>(p, geo, coord, memory.workspace, memory.overflow + m, memory.mean + m * width,
+                     memory.var + m * width, [&](int step, const VectorSlice&) {
+                       return memory.storage.at(coord.thread_rank, step, Memory::kX, m);
+                     });
   // Every block of the strip learns of all others' sums: through their shared memory, or through the
   // device's.
   const bool through_device = partials.mean != nullptr;
   if (through_device) {
-    memory.table.each(p, place, [&](int m, int64_t c, int w) {
-      const int64_t i = partials.index(p, place.chunk, p.unit(m, place.group), c);
+    memory.table.each(p, coord, [&](int m, int64_t c, int w) {
+      const int64_t i = partials.index(p, coord.chunk, p.unit(m, coord.group), c);
       partials.mean[i] = memory.mean[m * width + w];
       partials.var[i] = memory.var[m * width + w];
     });
@@ -283,13 +285,13 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
   } else {
     cluster_sync();
   }
-  set_affine(p, place, memory.table, t.weight, t.bias, [&](int m, int64_t c, int w) {
-    const int64_t unit = p.unit(m, place.group);
+  set_affine(p, coord, memory.table, t.weight, t.bias, [&](int m, int64_t c, int w) {
+    const int64_t unit = p.unit(m, coord.group);
     const Joined s = join_chunks<kLast>(p, geo, c, [&](int64_t k) {
       if (through_device) return partials.at(p, k, unit, c);
       return Joined{of_rank(memory.mean, int(k))[m * width + w], of_rank(memory.var, int(k))[m * width + w]};
     });
-    if (place.chunk == 0) {
+    if (coord.chunk == 0) {
       const int64_t i = unit * p.channels + c;
       t.batch_mean[i] = Real<T>(s.mean);
       t.batch_var[i] = Real<T>(s.var);
@@ -304,7 +306,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
     cluster_sync();
   CEN_UNROLL_1
   for (int step = 0; step < steps; step += kTile)
-    write_y<T, kLast>(p, geo, t, memory, place, Tile(p, geo, place, step, step));
+    write_y<T, kLast>(p, geo, t, memory, coord, Tile(p, geo, coord, step, step));
 }
 
 }  // namespace cen::cuda

@@ -62,32 +62,32 @@ struct BackwardMemory {
     on_x = allocator.alloc<Real<T>>(p.modalities * table.width);
   }
 
-  CEN_DEVICE uint8_t& passes_at(const Place<kLast>& place, int step, int m) const {
-    return passes[(step * table.modalities + m) * place.num_threads + place.thread_rank];
+  CEN_DEVICE uint8_t& passes_at(const ThreadCoord<kLast>& coord, int step, int m) const {
+    return passes[(step * table.modalities + m) * coord.num_threads + coord.thread_rank];
   }
-  CEN_DEVICE Real<T>* sums_of(const Place<kLast>& place, int m) const {
-    return sums + m * 2 * kSums * place.num_threads;
+  CEN_DEVICE Real<T>* sums_of(const ThreadCoord<kLast>& coord, int m) const {
+    return sums + m * 2 * kSums * coord.num_threads;
   }
 };
 
 // The coefficients of z. Backward, mean is of x's precision already.
 template <class T, bool kLast>
-CEN_DEVICE void set_affine(const Problem& p, const Place<kLast>& place, const Table<T, kLast>& table,
+CEN_DEVICE void set_affine(const Problem& p, const ThreadCoord<kLast>& coord, const Table<T, kLast>& table,
                            const BackwardTensors<T>& t) {
-  set_affine(p, place, table, t.weight, t.bias, [&](int m, int64_t c, int) {
-    const int64_t i = p.unit(m, place.group) * p.channels + c;
+  set_affine(p, coord, table, t.weight, t.bias, [&](int m, int64_t c, int) {
+    const int64_t i = p.unit(m, coord.group) * p.channels + c;
     return Joined{double(t.mean[i]), double(t.var[i])};
   });
 }
 
 // Those of dx, from the sums over all of a channel that of(m, c, w) gives.
 template <class T, bool kLast, class Of>
-CEN_DEVICE void set_gradient(const Problem& p, const Place<kLast>& place, const Table<T, kLast>& table,
+CEN_DEVICE void set_gradient(const Problem& p, const ThreadCoord<kLast>& coord, const Table<T, kLast>& table,
                              const BackwardTensors<T>& t, Of of) {
   using R = Real<T>;
-  table.each(p, place, [&](int m, int64_t c, int w) {
+  table.each(p, coord, [&](int m, int64_t c, int w) {
     const Sums sums = of(m, c, w);
-    const double scale = table.at(kScale, m, w), var = t.var[p.unit(m, place.group) * p.channels + c];
+    const double scale = table.at(kScale, m, w), var = t.var[p.unit(m, coord.group) * p.channels + c];
     table.at(kOnX, m, w) = R(-scale * (sums.on_x / (var + p.eps)) / p.values());
     table.at(kConstant, m, w) = R(-scale * sums.dz / p.values());
   });
@@ -110,36 +110,36 @@ CEN_DEVICE void keep_sums(const Problem& p, const BackwardTensors<T>& t, int64_t
 // activation depends on it.
 template <class T, bool kLast>
 CEN_DEVICE void fetch_backward(const Problem& p, const Geometry& geo, const BackwardTensors<T>& t,
-                               const BackwardMemory<T, kLast>& memory, const Place<kLast>& place,
+                               const BackwardMemory<T, kLast>& memory, const ThreadCoord<kLast>& coord,
                                const Tile& tile) {
   using Memory = BackwardMemory<T, kLast>;
   CEN_UNROLL_1
   for (int m = 0; m < memory.table.modalities; ++m) {
-    const int64_t base = p.unit(m, place.group) * p.unit_size();
-    const bool part = !memory.table.flags_of(m, place.line).all(kDead);
+    const int64_t base = p.unit(m, coord.group) * p.unit_size();
+    const bool part = !memory.table.flags_of(m, coord.line).all(kDead);
     CEN_UNROLL
     for (int u = 0; u < kTile; ++u) {
-      const Slot& slot = tile.slots[u];
-      if (slot.empty()) continue;
-      fetch(geo, &memory.storage.at(place.thread_rank, tile.kept + u, Memory::kDy, m), t.dy + base, slot);
+      const VectorSlice& slice = tile.slices[u];
+      if (slice.empty()) continue;
+      fetch(geo, &memory.storage.at(coord.thread_rank, tile.kept + u, Memory::kDy, m), t.dy + base, slice);
       if (part)
-        fetch(geo, &memory.storage.at(place.thread_rank, tile.kept + u, Memory::kX, m), t.x + base, slot);
+        fetch(geo, &memory.storage.at(coord.thread_rank, tile.kept + u, Memory::kX, m), t.x + base, slice);
       if (t.residual)
-        fetch(geo, &memory.storage.at(place.thread_rank, tile.kept + u, Memory::kResidual, m),
-              t.residual + base, slot);
+        fetch(geo, &memory.storage.at(coord.thread_rank, tile.kept + u, Memory::kResidual, m),
+              t.residual + base, slice);
     }
   }
 }
 
 // The argument u of the activation, after the exchange and the residual.
 template <class T, bool kLast>
-CEN_DEVICE RealVec<T> argument(const BackwardMemory<T, kLast>& memory, const Place<kLast>& place,
+CEN_DEVICE RealVec<T> argument(const BackwardMemory<T, kLast>& memory, const ThreadCoord<kLast>& coord,
                                const Strip<T, kLast>& strip, int kept) {
   using Memory = BackwardMemory<T, kLast>;
   RealVec<T> u = strip.exchanged(
-      [&](int modality) { return widen(memory.storage.at(place.thread_rank, kept, Memory::kX, modality)); });
+      [&](int modality) { return widen(memory.storage.at(coord.thread_rank, kept, Memory::kX, modality)); });
   if (memory.storage.tensors > Memory::kResidual) {
-    const RealVec<T> residual = widen(memory.storage.at(place.thread_rank, kept, Memory::kResidual, strip.m));
+    const RealVec<T> residual = widen(memory.storage.at(coord.thread_rank, kept, Memory::kResidual, strip.m));
     CEN_UNROLL
     for (int l = 0; l < kVecSize<T>; ++l) u.element[l] += residual.element[l];
   }
@@ -149,16 +149,16 @@ CEN_DEVICE RealVec<T> argument(const BackwardMemory<T, kLast>& memory, const Pla
 // dy * activation'(u), the residual's gradient, of a step that `activate` has seen.
 template <class T, bool kLast>
 CEN_DEVICE RealVec<T> gradient(const Problem& p, const BackwardMemory<T, kLast>& memory,
-                               const Place<kLast>& place, int kept, int m) {
-  RealVec<T> g = widen(memory.storage.at(place.thread_rank, kept, BackwardMemory<T, kLast>::kDy, m));
+                               const ThreadCoord<kLast>& coord, int kept, int m) {
+  RealVec<T> g = widen(memory.storage.at(coord.thread_rank, kept, BackwardMemory<T, kLast>::kDy, m));
   if (p.activation == Activation::identity) return g;
   with_activation<Real<T>>(p, [&](auto activation) {
     if constexpr (decltype(activation)::kCurved) {
-      const RealVec<T> u = argument(memory, place, Strip<T, kLast>(memory.table, m, place.line), kept);
+      const RealVec<T> u = argument(memory, coord, Strip<T, kLast>(memory.table, m, coord.line), kept);
       CEN_UNROLL
       for (int l = 0; l < kVecSize<T>; ++l) g.element[l] = activation.gradient(g.element[l], u.element[l]);
     } else {
-      const int passes = memory.passes_at(place, kept, m);
+      const int passes = memory.passes_at(coord, kept, m);
       CEN_UNROLL
       for (int l = 0; l < kVecSize<T>; ++l)
         g.element[l] = passes >> l & 1 ? g.element[l] : activation.stopped(g.element[l]);
@@ -170,20 +170,20 @@ CEN_DEVICE RealVec<T> gradient(const Problem& p, const BackwardMemory<T, kLast>&
 // Where the activation passes its gradient, in all modalities of a tile; and the residual's gradient.
 template <class T, bool kLast>
 CEN_DEVICE void activate(const Problem& p, const Geometry& geo, const BackwardTensors<T>& t,
-                         const BackwardMemory<T, kLast>& memory, const Place<kLast>& place,
+                         const BackwardMemory<T, kLast>& memory, const ThreadCoord<kLast>& coord,
                          const Tile& tile) {
   if (p.activation == Activation::identity && !t.dresidual) return;
   CEN_UNROLL_1
   for (int m = 0; m < memory.table.modalities; ++m) {
-    const Strip<T, kLast> strip(memory.table, m, place.line);
-    const int64_t base = p.unit(m, place.group) * p.unit_size();
+    const Strip<T, kLast> strip(memory.table, m, coord.line);
+    const int64_t base = p.unit(m, coord.group) * p.unit_size();
     CEN_UNROLL
     for (int u = 0; u < kTile; ++u) {
-      const Slot& slot = tile.slots[u];
+      const VectorSlice& slice = tile.slices[u];
       const int kept = tile.kept + u;
-      if (slot.empty()) continue;
+      if (slice.empty()) continue;
       if (p.activation != Activation::identity) {
-        const RealVec<T> v = argument(memory, place, strip, kept);
+        const RealVec<T> v = argument(memory, coord, strip, kept);
         int passes = 0;
         with_activation<Real<T>>(p, [&](auto activation) {
           if constexpr (!decltype(activation)::kCurved) {
@@ -191,29 +191,29 @@ CEN_DEVICE void activate(const Problem& p, const Geometry& geo, const BackwardTe
             for (int l = 0; l < kVecSize<T>; ++l) passes |= activation.passes(v.element[l]) << l;
           }
         });
-        memory.passes_at(place, kept, m) = uint8_t(passes);
+        memory.passes_at(coord, kept, m) = uint8_t(passes);
       }
-      if (t.dresidual) write(geo, t.dresidual + base, slot, narrow<T>(gradient(p, memory, place, kept, m)));
+      if (t.dresidual) write(geo, t.dresidual + base, slice, narrow<T>(gradient(p, memory, coord, kept, m)));
     }
   }
 }
 
-// The gradient of z before the exchange: g of its own place, and of those that borrow it.
+// The gradient of z before the exchange: g of its own modality, and of those that borrow it.
 template <class T, bool kLast>
 CEN_DEVICE RealVec<T> dz_of(const Problem& p, const BackwardMemory<T, kLast>& memory,
-                            const Place<kLast>& place, const Strip<T, kLast>& strip, int kept) {
+                            const ThreadCoord<kLast>& coord, const Strip<T, kLast>& strip, int kept) {
   RealVec<T> dz{};
   if (!strip.all_replaced) {
-    dz = gradient(p, memory, place, kept, strip.m);
+    dz = gradient(p, memory, coord, kept, strip.m);
     CEN_UNROLL
     for (int l = 0; l < kVecSize<T>; ++l)
       dz.element[l] = strip.flags.replaced(l) ? Real<T>(0) : dz.element[l];
   }
   CEN_UNROLL_1
   for (int other = 0; other < memory.table.modalities; ++other) {
-    const Flags<T, kLast> borrower = memory.table.flags_of(other, place.line);
+    const Flags<T, kLast> borrower = memory.table.flags_of(other, coord.line);
     if (other == strip.m || !borrower.any_replaced()) continue;
-    const RealVec<T> g = gradient(p, memory, place, kept, other);
+    const RealVec<T> g = gradient(p, memory, coord, kept, other);
     CEN_UNROLL
     for (int l = 0; l < kVecSize<T>; ++l)
       dz.element[l] += borrower.replaced(l) ? g.element[l] * strip.per_other : Real<T>(0);
@@ -223,12 +223,12 @@ CEN_DEVICE RealVec<T> dz_of(const Problem& p, const BackwardMemory<T, kLast>& me
 
 // x - mean, and 0 where x has no part in y.
 template <class T, bool kLast>
-CEN_DEVICE RealVec<T> centred(const BackwardMemory<T, kLast>& memory, const Place<kLast>& place,
+CEN_DEVICE RealVec<T> centred(const BackwardMemory<T, kLast>& memory, const ThreadCoord<kLast>& coord,
                               const Strip<T, kLast>& strip, int kept) {
   RealVec<T> d{};
   if (strip.flags.all(kDead)) return d;
   const RealVec<T> x =
-      widen(memory.storage.at(place.thread_rank, kept, BackwardMemory<T, kLast>::kX, strip.m));
+      widen(memory.storage.at(coord.thread_rank, kept, BackwardMemory<T, kLast>::kX, strip.m));
   CEN_UNROLL
   for (int l = 0; l < kVecSize<T>; ++l)
     d.element[l] = strip.flags.dead(l) ? Real<T>(0) : x.element[l] - strip.own.shift.element[l];

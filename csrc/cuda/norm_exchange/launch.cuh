@@ -19,7 +19,7 @@ void with_layout(bool channels_last, F f) {
     f(std::false_type{});
 }
 
-// Slots of a channel are counted in 32 bits; a launch has fewer than 2^31 blocks.
+// Slices of a channel are counted in 32 bits; a launch has fewer than 2^31 blocks.
 inline void check_values(const Problem& p) {
   if (p.spatial >= int64_t{1} << 31 || p.samples * (p.spatial + 16) >= int64_t{1} << 31)
     throw std::invalid_argument("cen_ext: a channel has more than 2^31 values in one modality");
@@ -37,7 +37,7 @@ inline Launch shape(const Plan& plan, int64_t blocks, void* stream) {
 
 inline Launch finish_shape(const Problem& p, void* stream) {
   return {
-      FinishPlace::blocks(p), kFinishChannels, kFinishThreads, FinishPlace::kSharedBytes, 1, false, stream};
+      FinishCoord::blocks(p), kFinishChannels, kFinishThreads, FinishCoord::kSharedBytes, 1, false, stream};
 }
 
 template <class R>

@@ -37,37 +37,38 @@ CEN_DEVICE Moments<A, n> moments_of(const Array<A, n>& shift, const Array<A, n>&
   return m;
 }
 
-// Of the values that read(step, slot) gives.
+// Of the values that read(step, slice) gives.
 template <class T, bool kLast, class Read>
 CEN_DEVICE Moments<Real<T>, kLast ? kVecSize<T> : 1> thread_moments(const Problem& p, const Geometry& geo,
-                                                                    const Place<kLast>& place, Read read) {
+                                                                    const ThreadCoord<kLast>& coord,
+                                                                    Read read) {
   using A = Real<T>;
   constexpr int kBatch = kLast && sizeof(T) == 2 ? 2 : 4;  // vectors under way; more do not fit in registers
   constexpr int n = kLast ? kVecSize<T> : 1;
   Array<A, n> shift{}, sum{}, squares{};
   int count = 0;
-  const int steps = place.steps(geo);
+  const int steps = coord.steps(geo);
   for (int step = 0; step < steps; step += kBatch) {
     Vec<T> vectors[kBatch];
-    Slot slots[kBatch];
+    VectorSlice slices[kBatch];
     CEN_UNROLL
     for (int b = 0; b < kBatch; ++b) {
-      slots[b] = place.slot(p, geo, step + b);
-      if (!slots[b].empty()) vectors[b] = read(step + b, slots[b]);
+      slices[b] = coord.slice(p, geo, step + b);
+      if (!slices[b].empty()) vectors[b] = read(step + b, slices[b]);
     }
     CEN_UNROLL
     for (int b = 0; b < kBatch; ++b) {
-      if (slots[b].empty()) continue;
+      if (slices[b].empty()) continue;
       CEN_UNROLL
       for (int l = 0; l < kVecSize<T>; ++l) {
         const A x = to_real(vectors[b].element[l]);
         const int s = kLast ? l : 0;
-        if (count == 0 && (kLast || l == slots[b].begin)) shift.element[s] = x;
-        const A d = slots[b].has(l) ? x - shift.element[s] : A(0);
+        if (count == 0 && (kLast || l == slices[b].begin)) shift.element[s] = x;
+        const A d = slices[b].has(l) ? x - shift.element[s] : A(0);
         sum.element[s] += d;
         squares.element[s] += d * d;
       }
-      count += kLast ? 1 : slots[b].end - slots[b].begin;
+      count += kLast ? 1 : slices[b].end - slices[b].begin;
     }
     if (step > 0 || count == 0) continue;
     // From here on the shift is the mean of the first vectors: a first value that lies far out would cost the
@@ -88,11 +89,11 @@ CEN_DEVICE Moments<Real<T>, kLast ? kVecSize<T> : 1> thread_moments(const Proble
 template <class A, bool kLast>
 struct Tree {
   A* memory;
-  const Place<kLast>& place;
+  const ThreadCoord<kLast>& coord;
 
   CEN_DEVICE A& at(int value, int ranks_on) const {
-    const int to_next = kLast ? place.lines : 1;
-    return memory[value * place.num_threads + place.thread_rank + ranks_on * to_next];
+    const int to_next = kLast ? coord.lines : 1;
+    return memory[value * coord.num_threads + coord.thread_rank + ranks_on * to_next];
   }
 
   // join(step): adds what the thread `step` ranks on has to this one's. All threads come out together,
@@ -100,10 +101,10 @@ struct Tree {
   template <class Join>
   CEN_DEVICE void run(Join join) const {
     int step = 1;
-    while (2 * step < place.line_threads) step *= 2;
+    while (2 * step < coord.line_threads) step *= 2;
     sync_threads();
     for (; step > 0; step /= 2) {
-      if (place.line_rank < step && place.line_rank + step < place.line_threads) join(step);
+      if (coord.line_rank < step && coord.line_rank + step < coord.line_threads) join(step);
       sync_threads();
     }
   }
@@ -111,9 +112,9 @@ struct Tree {
 
 // Joins a thread's moments to those of the line; those of rank 0 are the result.
 template <class A, int n, bool kLast>
-CEN_DEVICE Moments<A, n> join_line(void* workspace, const Place<kLast>& place, Moments<A, n> mine) {
-  const Tree<double, kLast> means{static_cast<double*>(workspace), place};
-  const Tree<A, kLast> tree{reinterpret_cast<A*>(means.memory + n * place.num_threads), place};
+CEN_DEVICE Moments<A, n> join_line(void* workspace, const ThreadCoord<kLast>& coord, Moments<A, n> mine) {
+  const Tree<double, kLast> means{static_cast<double*>(workspace), coord};
+  const Tree<A, kLast> tree{reinterpret_cast<A*>(means.memory + n * coord.num_threads), coord};
   const auto keep = [&] {
     CEN_UNROLL
     for (int l = 0; l < n; ++l) {
@@ -143,22 +144,22 @@ CEN_DEVICE Moments<A, n> join_line(void* workspace, const Place<kLast>& place, M
 // In double, channel by channel, for those where squares overflow float, and for NaN: rare, and so made to
 // take few registers. Other channels keep what they have.
 template <class T, bool kLast, class Read>
-CEN_DEVICE void wide_moments(const Problem& p, const Geometry& geo, const Place<kLast>& place,
+CEN_DEVICE void wide_moments(const Problem& p, const Geometry& geo, const ThreadCoord<kLast>& coord,
                              void* workspace, double* mean, double* var, Read read) {
   constexpr int n = kLast ? kVecSize<T> : 1;
-  const int steps = place.steps(geo);
+  const int steps = coord.steps(geo);
   CEN_UNROLL_1
   for (int channel = 0; channel < n; ++channel) {
     double shift = 0, sum = 0, squares = 0;
     int count = 0;
     CEN_UNROLL_1
     for (int step = 0; step < steps; ++step) {
-      const Slot slot = place.slot(p, geo, step);
-      if (slot.empty()) continue;
-      const Vec<T> vec = read(step, slot);
+      const VectorSlice slice = coord.slice(p, geo, step);
+      if (slice.empty()) continue;
+      const Vec<T> vec = read(step, slice);
       CEN_UNROLL
       for (int l = 0; l < kVecSize<T>; ++l) {
-        if (!slot.has(l) || (kLast && l != channel)) continue;
+        if (!slice.has(l) || (kLast && l != channel)) continue;
         const double x = to_real(vec.element[l]);
         if (count++ == 0) shift = x;
         sum += x - shift;
@@ -166,9 +167,9 @@ CEN_DEVICE void wide_moments(const Problem& p, const Geometry& geo, const Place<
       }
     }
     const Moments<double, 1> m =
-        join_line(workspace, place, moments_of<double, 1>({{shift}}, {{sum}}, {{squares}}, count));
-    const int w = place.line * n + channel;
-    if (place.line_rank != 0 || is_finite(var[w])) continue;
+        join_line(workspace, coord, moments_of<double, 1>({{shift}}, {{sum}}, {{squares}}, count));
+    const int w = coord.line * n + channel;
+    if (coord.line_rank != 0 || is_finite(var[w])) continue;
     mean[w] = m.mean.element[0];
     var[w] = m.var.element[0];
   }
@@ -186,23 +187,23 @@ constexpr int64_t moments_workspace(bool channels_last) {
 // Moments of the block's values of each of its channels, into shared memory. *overflow, there too, is 0
 // before.
 template <class T, bool kLast, class Read>
-CEN_DEVICE void block_moments(const Problem& p, const Geometry& geo, const Place<kLast>& place,
+CEN_DEVICE void block_moments(const Problem& p, const Geometry& geo, const ThreadCoord<kLast>& coord,
                               void* workspace, int* overflow, double* mean, double* var, Read read) {
   using R = Real<T>;
   constexpr int n = kLast ? kVecSize<T> : 1;
-  const Moments<R, n> m = join_line(workspace, place, thread_moments<T>(p, geo, place, read));
-  if (place.line_rank == 0) {
+  const Moments<R, n> m = join_line(workspace, coord, thread_moments<T>(p, geo, coord, read));
+  if (coord.line_rank == 0) {
     bool finite = true;
     for (int l = 0; l < n; ++l) {
-      mean[place.line * n + l] = m.mean.element[l];
-      var[place.line * n + l] = m.var.element[l];
+      mean[coord.line * n + l] = m.mean.element[l];
+      var[coord.line * n + l] = m.var.element[l];
       finite &= is_finite(m.var.element[l]);
     }
     if (!finite) *overflow = 1;
   }
   sync_threads();
   if constexpr (sizeof(R) == sizeof(float))
-    if (*overflow) wide_moments<T>(p, geo, place, workspace, mean, var, read);
+    if (*overflow) wide_moments<T>(p, geo, coord, workspace, mean, var, read);
 }
 
 struct Joined {
@@ -220,7 +221,7 @@ struct ChunkSums {
                       OfChunk of_chunk) {
     CEN_UNROLL_4
     for (int64_t k = first; k < geo.chunks; k += step) {
-      const int64_t end = (k + 1) * geo.chunk < geo.slots ? (k + 1) * geo.chunk : geo.slots;
+      const int64_t end = (k + 1) * geo.chunk < geo.slices ? (k + 1) * geo.chunk : geo.slices;
       const int64_t values =
           values_before<kLast>(p, geo, channel, end) - values_before<kLast>(p, geo, channel, k * geo.chunk);
       const double part = double(values) / double(p.values());
