@@ -34,7 +34,7 @@ struct Problem {
   int64_t spatial;     // product of the spatial sizes
   bool channels_last;  // a unit is [samples, spatial, C] in memory, else [samples, C, spatial]
   bool batch_statistics;
-  bool stream;  // results are large: store them past the caches
+  bool streaming_stores;  // results are large: store them past the caches
   double threshold;
   Region region;
   Criterion criterion;

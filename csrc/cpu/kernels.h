@@ -14,11 +14,11 @@ struct Parallel {
 
 // A call of max pooling (max_pool_same.h).
 struct Pooling {
-  int64_t images;        // N channels last, else N * C, one after the other
-  int64_t rows, length;  // of an image; values of a row
-  int64_t step;          // from a pixel of a row to the next, in values: C channels last, else 1
-  int64_t size;          // of the window: odd, at most 15
-  bool stream;           // results are large: store them past the caches
+  int64_t images;         // N channels last, else N * C, one after the other
+  int64_t rows, length;   // of an image; values of a row
+  int64_t step;           // from a pixel of a row to the next, in values: C channels last, else 1
+  int64_t size;           // of the window: odd, at most 15
+  bool streaming_stores;  // results are large: store them past the caches
 
   constexpr int64_t radius() const { return size / 2; }
   constexpr int64_t halo() const { return radius() * step; }  // values on either side that windows reach

@@ -206,7 +206,7 @@ void max_pool(const Pooling& p, const T* x, T* y, uint8_t* winners, const Parall
   const int64_t wanted = divide_up(4 * parallel.threads, p.images * tiles);
   const int64_t height = larger(divide_up(p.rows, wanted), smaller(4 * p.size, p.rows));
   const int64_t bands = divide_up(p.rows, height);
-  const bool streamed = p.stream && p.length % kLanes<R> == 0 && phase_of(y) == 0;
+  const bool streamed = p.streaming_stores && p.length % kLanes<R> == 0 && phase_of(y) == 0;
   parallel_ranges(parallel, p.images * bands * tiles, [&](int64_t begin, int64_t end) {
     const MaximaOfRows<T> maxima(p);
     for (int64_t i = begin; i < end; ++i) {
@@ -284,7 +284,7 @@ void max_pool_backward(const Pooling& p, const T* dy, const uint8_t* winners, T*
                        const Parallel& parallel) {
   using R = Real<T>;
   const int64_t tiles = Tile::count<R>(p);
-  const bool streamed = p.stream && p.length % kLanes<R> == 0 && phase_of(dx) == 0;
+  const bool streamed = p.streaming_stores && p.length % kLanes<R> == 0 && phase_of(dx) == 0;
   parallel_ranges(parallel, p.images * tiles * p.rows, [&](int64_t begin, int64_t end) {
     const GradientsOfRows<T> gradients(p);
     for (int64_t i = begin; i < end; ++i) {

@@ -12,16 +12,16 @@ struct Device {
   int multiprocessors;
   int capability;        // 90 for 9.0
   int64_t shared_bytes;  // that a block may have, at the most
-  int threads = 256;     // of a block that data streams through, at the most
+  int threads = 256;     // of a block of the two-pass plan, at the most
 };
 
 // How a call goes over memory. Statistics that are given need one pass whatever the plan.
 enum class Kind {
   automatic,
-  stream,   // two passes: sums of chunks, then results
-  cluster,  // one pass: the blocks of a cluster keep a strip of channels on chip (one block where it is
-            // small)
-  grid,     // one pass: all blocks run at once and keep the whole layer on chip
+  two_pass,  // two passes: sums of chunks, then results
+  cluster,   // one pass: the blocks of a cluster keep a strip of channels on chip (one block where it is
+             // small)
+  grid,      // one pass: all blocks run at once and keep the whole layer on chip
 };
 
 // Memory of the device, in stream order, until the call returns.

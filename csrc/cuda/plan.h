@@ -9,11 +9,11 @@
 
 namespace cen::cuda {
 
-// Blocks of a stream a multiprocessor is to have: enough for every one to run some at any time.
-constexpr int kStreamShare = 4;
+// Blocks per multiprocessor that the two-pass plan launches: enough for each to run some at any time.
+constexpr int kTwoPassShare = 4;
 // Channels last, vectors of a row that a strip takes: whole 128-byte lines where all is on chip, longer runs
 // else.
-constexpr int kResidentVectors = 8, kStreamVectors = 32;
+constexpr int kResidentVectors = 8, kTwoPassVectors = 32;
 // Blocks of a cluster that every device with clusters grants.
 constexpr int kClusterBlocks = 8;
 // x of no more bytes lies in the second-level cache anyway: launches count, not bytes.
@@ -90,15 +90,15 @@ inline int64_t steps(const Problem& p, const Geometry& geo) {
 
 // bytes(geo, steps): of shared memory for so many steps on chip.
 template <class T, class Bytes>
-Plan plan_stream(const Problem& p, bool vectors, const Device& device, Bytes bytes) {
+Plan plan_two_pass(const Problem& p, bool vectors, const Device& device, Bytes bytes) {
   for (int threads = device.threads;; threads /= 2) {
-    const Geometry whole = whole_strips<T>(p, vectors, threads, kStreamVectors);
-    const int64_t wanted = divide_up(int64_t(device.multiprocessors) * kStreamShare, whole.blocks(p.groups)),
+    const Geometry whole = whole_strips<T>(p, vectors, threads, kTwoPassVectors);
+    const int64_t wanted = divide_up(int64_t(device.multiprocessors) * kTwoPassShare, whole.blocks(p.groups)),
                   most = divide_up(whole.slices, line_threads(p, whole) * kTile);
     const Geometry geo = in_chunks(whole, std::min(wanted, most));
-    const int64_t shared = bytes(geo, kStreamSteps);
+    const int64_t shared = bytes(geo, kTwoPassSteps);
     // With very many modalities, smaller blocks; a single warp is the last resort.
-    if (shared <= device.shared_bytes || threads <= 32) return {Kind::stream, geo, shared};
+    if (shared <= device.shared_bytes || threads <= 32) return {Kind::two_pass, geo, shared};
   }
 }
 
@@ -141,12 +141,12 @@ inline double share_at_work(const Problem& p, const Plan& plan, const Device& de
   return double(blocks) / double(divide_up(blocks, room) * room);
 }
 
-template <class T, class StreamBytes, class ResidentBytes>
-Plan make_plan(const Problem& p, bool vectors, Kind kind, const Device& device, StreamBytes stream_bytes,
+template <class T, class TwoPassBytes, class ResidentBytes>
+Plan make_plan(const Problem& p, bool vectors, Kind kind, const Device& device, TwoPassBytes two_pass_bytes,
                ResidentBytes resident_bytes) {
   const bool any = kind == Kind::automatic;
   Plan plan{};
-  if (p.batch_statistics && kind != Kind::stream) {
+  if (p.batch_statistics && kind != Kind::two_pass) {
     const bool small = p.units() * p.unit_size() * int64_t(sizeof(T)) <= kSmallBytes;
     if ((any || kind == Kind::cluster) && plan_cluster<T>(p, vectors, device, resident_bytes, plan) &&
         (!any || small || share_at_work(p, plan, device) >= kWorthResident))
@@ -157,7 +157,7 @@ Plan make_plan(const Problem& p, bool vectors, Kind kind, const Device& device, 
     if (!any)
       throw std::invalid_argument("cen_ext: the plan asked for does not fit this problem on this device");
   }
-  return plan_stream<T>(p, vectors, device, stream_bytes);
+  return plan_two_pass<T>(p, vectors, device, two_pass_bytes);
 }
 
 }  // namespace cen::cuda

@@ -88,7 +88,7 @@ void set_sizes(Problem& p, const Tensor& x, const Tensor& weight, const std::opt
 // What of the problem depends on how x lies in memory.
 void set_memory(Problem& p, const Tensor& x, bool channels_last, bool native) {
   p.channels_last = channels_last;
-  p.stream = is_streamed(x, native);
+  p.streaming_stores = is_streamed(x, native);
 }
 
 void check_inputs(const Problem& p, const Tensor& x, const Tensor& weight, const Tensor& bias,
@@ -114,7 +114,9 @@ template <class F>
 void on_gpu(const Call& call, const Tensor& x, F f) {
   const auto kind = parse<cuda::Kind>("plan", call.plan,
                                       {{"auto", cuda::Kind::automatic},
-                                       {"stream", cuda::Kind::stream},
+                                       {"two_pass", cuda::Kind::two_pass},
+                                       {"stream", cuda::Kind::two_pass},  // its former name
+
                                        {"cluster", cuda::Kind::cluster},
                                        {"grid", cuda::Kind::grid}});
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());

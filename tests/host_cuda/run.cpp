@@ -105,11 +105,12 @@ class Array {
   std::unique_ptr<void, Free> memory_;
 };
 
-// Runs call(kind, allocate), and as a stream where that kind is refused. Writes which of the two it was.
+// Runs call(kind, allocate), and by the two-pass plan where that kind is refused. Writes which of the two it
+// was.
 template <class Call>
 void run_planned(const Header& h, Files& files, Call call) {
   int64_t refused = 0;
-  for (Kind kind = static_cast<Kind>(h.kind);; kind = Kind::stream, refused = 1) {
+  for (Kind kind = static_cast<Kind>(h.kind);; kind = Kind::two_pass, refused = 1) {
     std::vector<std::unique_ptr<Array<char>>> scratch;
     const auto allocate = [&](int64_t bytes) {
       scratch.push_back(std::make_unique<Array<char>>(bytes));
@@ -118,7 +119,7 @@ void run_planned(const Header& h, Files& files, Call call) {
     try {
       call(kind, allocate);
     } catch (const std::invalid_argument&) {
-      if (kind == Kind::stream) throw;
+      if (kind == Kind::two_pass) throw;
       continue;
     }
     return files.write(&refused, sizeof(refused));

@@ -17,11 +17,11 @@ from tests.helpers.paths import ROOT
 
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("kernels_*.cu"))
 ARCHITECTURES = ("80", "90")
-HOT = ("statistics_kernel", "stream_forward", "resident_forward", "stream_backward", "resident_backward")
+HOT = ("statistics_kernel", "two_pass_forward", "resident_forward", "two_pass_backward", "resident_backward")
 HALF = ("kernels_half", "kernels_bfloat16")
 FINISHING = ("finish_statistics", "finish_sums")
 # Blocks of how many threads are to fit on a multiprocessor of 65,536 registers, how many of them.
-RESIDENT, STREAM, STREAM_WIDE, FINISH = (512, 1), (256, 3), (256, 2), (512, 1)
+RESIDENT, TWO_PASS, TWO_PASS_WIDE, FINISH = (512, 1), (256, 3), (256, 2), (512, 1)
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
 
@@ -89,8 +89,8 @@ def test_registers_leave_room_for_the_blocks_that_plans_count_on(kernels: list[K
         elif kernel.name.startswith("resident"):
             threads, blocks = RESIDENT
         else:
-            wide = kernel.name == "stream_backward" or (kernel.channels_last and kernel.source in HALF)
-            threads, blocks = STREAM_WIDE if wide else STREAM
+            wide = kernel.name == "two_pass_backward" or (kernel.channels_last and kernel.source in HALF)
+            threads, blocks = TWO_PASS_WIDE if wide else TWO_PASS
         assert kernel.registers * threads * blocks <= 65536, kernel
 
 

@@ -33,7 +33,7 @@ from tests.helpers.tolerance import (
 )
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # run.cpp's kTypes
-KINDS = ("automatic", "stream", "cluster", "grid")
+KINDS = ("automatic", "two_pass", "cluster", "grid")
 REGIONS, CRITERIA, ACTIVATIONS = ("own", "all"), ("abs", "signed"), ("identity", "relu", "leaky_relu")
 NAMES = (*ACTIVATIONS, "relu6")  # as csrc/cpu/activation.h lists them
 THRESHOLD = 2.0**-6
@@ -74,7 +74,7 @@ class Case(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The outcome of a case; whether forward and backward refused the plan and were run as streams."""
+    """The outcome of a case; whether forward and backward refused the plan and were run in two passes."""
 
     results: Results
     running: tuple[Tensor, Tensor] | None
@@ -318,8 +318,8 @@ LARGE = Device(multiprocessors=64)
     [
         (LARGE, FORCED, []),
         (LARGE._replace(capability=80), FORCED, []),  # clusters of one block
-        (LARGE._replace(refuses=True), ["stream"], ["grid"]),
-        (LARGE._replace(shared_bytes=2000), ["stream"], ["cluster", "grid"]),
+        (LARGE._replace(refuses=True), ["two_pass"], ["grid"]),
+        (LARGE._replace(shared_bytes=2000), ["two_pass"], ["cluster", "grid"]),
     ],
     ids=["9.0", "8.0", "busy", "little memory"],
 )

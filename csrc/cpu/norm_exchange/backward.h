@@ -109,7 +109,7 @@ Sums backward_block(const Problem& p, const BackwardTensors<T>& t, const Tables<
   const int64_t unit = p.unit(m, g), lane = c % kLanes<R>;
   const Coefficients<R>& own = tables.at(unit, c);
   // One phase for both results, or else dresidual could not be streamed.
-  const bool streamed = p.stream && (!t.dresidual || phase_of(t.dresidual) == phase_of(t.dx));
+  const bool streamed = p.streaming_stores && (!t.dresidual || phase_of(t.dresidual) == phase_of(t.dx));
   // Two vectors a turn: with one, given statistics took 7.7 ms instead of 4.3 for [12, 64, 125, 125].
   const StripSums<R> sums = backward_strip<kSum, kWrite, false, kForm, 2>(
       t, group, &own, lane, m, own.exchanged[lane], ahead, streamed, [&](auto f) CEN_INLINE_LAMBDA {
@@ -124,7 +124,7 @@ void backward_block(const Problem& p, const BackwardTensors<T>& t, const Tables<
                     const Group<T>& group, const RowBlocks& blocks, int64_t m, int64_t g, int64_t b,
                     StripSums<Real<T>>* sums) {
   using R = Real<T>;
-  const bool streamed = p.stream && p.channels % kLanes<R> == 0 && phase_of(t.dx) == 0 &&
+  const bool streamed = p.streaming_stores && p.channels % kLanes<R> == 0 && phase_of(t.dx) == 0 &&
                         (!t.dresidual || phase_of(t.dresidual) == 0);
   const int64_t unit = p.unit(m, g), first = unit * p.unit_size(), step = p.channels,
                 ahead = blocks.ahead(sizeof(T));

@@ -133,11 +133,12 @@ void forward_channels_first(const Problem& p, const ForwardTensors<T>& t, const 
   const auto write = [&](int64_t m, int64_t g, int64_t c, int64_t b, int64_t ahead) {
     const Coefficients<R>& own = tables.at(p.unit(m, g), c);
     const int64_t lane = c % kLanes<R>;
-    forward_strip<T, false, kForm>(
-        group, &own, lane, m, own.exchanged[lane], t.y, ahead, p.stream, [&](auto f) CEN_INLINE_LAMBDA {
-          blocks.walk<R, 1>(blocks.block(b), place(m, g, c), phase,
-                            [&](int64_t at, auto n, auto) CEN_INLINE_LAMBDA { f(at, n); });
-        });
+    forward_strip<T, false, kForm>(group, &own, lane, m, own.exchanged[lane], t.y, ahead, p.streaming_stores,
+                                   [&](auto f) CEN_INLINE_LAMBDA {
+                                     blocks.walk<R, 1>(blocks.block(b), place(m, g, c), phase,
+                                                       [&](int64_t at, auto n, auto)
+                                                           CEN_INLINE_LAMBDA { f(at, n); });
+                                   });
   };
   if (!p.batch_statistics)
     return for_blocks_in_order(p, blocks, parallel, [&](int64_t g, int64_t c, int64_t b) {
@@ -213,7 +214,7 @@ void forward_channels_last(const Problem& p, const ForwardTensors<T>& t, const T
   const RowBlocks blocks(p, 512);
   const Group<T> group(p, tables, t.x, t.residual, nullptr);
   if (p.batch_statistics) row_statistics(p, t, tables, parallel);
-  const bool streamed = p.stream && p.channels % kLanes<R> == 0 && phase_of(t.y) == 0;
+  const bool streamed = p.streaming_stores && p.channels % kLanes<R> == 0 && phase_of(t.y) == 0;
   parallel_ranges(parallel, blocks.count * p.groups, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
       // Backwards through each core's share, where the statistics read it: their last is still in its cache.

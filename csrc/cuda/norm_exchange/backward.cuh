@@ -98,11 +98,11 @@ CEN_DEVICE void keep_partials(const Problem& p, const BackwardMemory<T, kLast>& 
 }
 
 template <class T, bool kLast>
-CEN_KERNEL void CEN_LAUNCH_BOUNDS(kStreamThreads, kBackwardBlocks)
-    stream_backward(CEN_PARAMETER Problem p, CEN_PARAMETER Geometry geo, CEN_PARAMETER BackwardTensors<T> t,
-                    CEN_PARAMETER PartialSums<Real<T>> partials, Pass pass) {
+CEN_KERNEL void CEN_LAUNCH_BOUNDS(kTwoPassThreads, kBackwardBlocks)
+    two_pass_backward(CEN_PARAMETER Problem p, CEN_PARAMETER Geometry geo, CEN_PARAMETER BackwardTensors<T> t,
+                      CEN_PARAMETER PartialSums<Real<T>> partials, Pass pass) {
   const ThreadCoord<kLast> coord(p, geo);
-  const BackwardMemory<T, kLast> memory(shared_memory(), p, geo, t.residual != nullptr, kStreamSteps);
+  const BackwardMemory<T, kLast> memory(shared_memory(), p, geo, t.residual != nullptr, kTwoPassSteps);
   memory.table.set_flags(p, coord, t.weight);
   set_affine(p, coord, memory.table, t);
   if (pass == Pass::dx)
@@ -180,7 +180,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
 }
 
 // dweight and dbias from the sums of all chunks and groups. Those of a unit overwrite its first chunk's,
-// for stream_backward.
+// for two_pass_backward.
 template <class T>
 CEN_KERNEL void CEN_LAUNCH_BOUNDS(kFinishChannels* kFinishThreads, 1)
     finish_sums(CEN_PARAMETER Problem p, int64_t chunks, CEN_PARAMETER BackwardTensors<T> t,

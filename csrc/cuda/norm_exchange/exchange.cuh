@@ -6,9 +6,9 @@
 
 namespace cen::cuda {
 
-// Blocks of kStreamThreads that are to fit on a multiprocessor where data streams through: what registers
-// allow. Channels last, every element has coefficients of its own.
-constexpr int kStreamThreads = 256;
+// Threads of a block of the two-pass plan, and how many such blocks fit on a multiprocessor, which registers
+// limit. Channels last, every element has coefficients of its own.
+constexpr int kTwoPassThreads = 256;
 template <class T, bool kLast>
 constexpr int kForwardBlocks = kLast && sizeof(T) == 2 ? 2 : 3;
 constexpr int kBackwardBlocks = 2;

@@ -18,8 +18,8 @@ struct Partials {
   }
 };
 
-// Steps on chip where a strip streams through: one tile is fetched while another is worked on.
-constexpr int kStreamSteps = 2 * kTile;
+// Steps in shared memory under the two-pass plan: one tile is fetched while another is worked on.
+constexpr int kTwoPassSteps = 2 * kTile;
 
 // Vectors on chip, each thread's own: [steps][tensors][M][threads].
 template <class T>
@@ -170,7 +170,7 @@ CEN_DEVICE void write_y(const Problem& p, const Geometry& geo, const ForwardTens
 
 // Statistics of a chunk, the first of two passes. coord.group is a unit here: modalities do not matter.
 template <class T, bool kLast>
-CEN_KERNEL void CEN_LAUNCH_BOUNDS(kStreamThreads, (kForwardBlocks<T, kLast>))
+CEN_KERNEL void CEN_LAUNCH_BOUNDS(kTwoPassThreads, (kForwardBlocks<T, kLast>))
     statistics_kernel(CEN_PARAMETER Problem p, CEN_PARAMETER Geometry geo, const T* x,
                       CEN_PARAMETER Partials partials) {
   const ThreadCoord<kLast> coord(p, geo);
@@ -223,10 +223,10 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kFinishChannels* kFinishThreads, 1)
 
 // y from statistics that are given.
 template <class T, bool kLast>
-CEN_KERNEL void CEN_LAUNCH_BOUNDS(kStreamThreads, (kForwardBlocks<T, kLast>))
-    stream_forward(CEN_PARAMETER Problem p, CEN_PARAMETER Geometry geo, CEN_PARAMETER ForwardTensors<T> t) {
+CEN_KERNEL void CEN_LAUNCH_BOUNDS(kTwoPassThreads, (kForwardBlocks<T, kLast>))
+    two_pass_forward(CEN_PARAMETER Problem p, CEN_PARAMETER Geometry geo, CEN_PARAMETER ForwardTensors<T> t) {
   const ThreadCoord<kLast> coord(p, geo);
-  const ForwardMemory<T, kLast> memory(shared_memory(), p, geo, t.residual != nullptr, kStreamSteps);
+  const ForwardMemory<T, kLast> memory(shared_memory(), p, geo, t.residual != nullptr, kTwoPassSteps);
   memory.table.set_flags(p, coord, t.weight);
   set_affine(p, coord, memory.table, t.weight, t.bias, [&](int m, int64_t c, int) {
     const int64_t i = p.unit(m, coord.group) * p.channels + c;

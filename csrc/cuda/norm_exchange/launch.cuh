@@ -48,32 +48,32 @@ std::pair<R*, R*> two_tables(const Problem& p, const Geometry& geo, const Alloca
 }
 
 // Instead of a plan that the device cannot run now: it may be shared or partitioned.
-template <class Stream>
-Plan fallback(Kind asked, Stream plan_stream) {
+template <class TwoPass>
+Plan fallback(Kind asked, TwoPass plan_two_pass) {
   if (asked != Kind::automatic)
     throw std::invalid_argument("cen_ext: the device cannot run the plan asked for");
-  return plan_stream();
+  return plan_two_pass();
 }
 
 template <class T, bool kLast>
 void forward_in(const Problem& p, const ForwardTensors<T>& t, Kind kind, const Device& device,
                 const Allocate& allocate, void* stream) {
   const bool vectors = has_vectors<T>(p, {t.x, t.residual, t.y}), residual = t.residual != nullptr;
-  const auto stream_bytes = [&](const Geometry& geo, int64_t steps) {
+  const auto two_pass_bytes = [&](const Geometry& geo, int64_t steps) {
     return std::max(ForwardMemory<T, kLast>(nullptr, p, geo, residual, steps).allocator.used,
                     StatisticsMemory<T, kLast>(nullptr, geo).allocator.used);
   };
   const auto resident_bytes = [&](const Geometry& geo, int64_t steps) {
     return ResidentForwardMemory<T, kLast>(nullptr, p, geo, residual, steps).allocator.used;
   };
-  Plan plan = make_plan<T>(p, vectors, kind, device, stream_bytes, resident_bytes);
-  if (plan.kind != Kind::stream &&
+  Plan plan = make_plan<T>(p, vectors, kind, device, two_pass_bytes, resident_bytes);
+  if (plan.kind != Kind::two_pass &&
       !can_run(resident_forward<T, kLast>, shape(plan, plan.geometry.blocks(p.groups), stream)))
-    plan = fallback(kind, [&] { return plan_stream<T>(p, vectors, device, stream_bytes); });
+    plan = fallback(kind, [&] { return plan_two_pass<T>(p, vectors, device, two_pass_bytes); });
   const Geometry& geo = plan.geometry;
   check_blocks(p, geo);
   const Launch groups = shape(plan, geo.blocks(p.groups), stream);
-  if (plan.kind == Kind::stream) {
+  if (plan.kind == Kind::two_pass) {
     ForwardTensors<T> given = t;
     if (p.batch_statistics) {
       const auto [mean, var] = two_tables<double>(p, geo, allocate);
@@ -83,7 +83,7 @@ void forward_in(const Problem& p, const ForwardTensors<T>& t, Kind kind, const D
       given.mean = t.batch_mean;
       given.var = t.batch_var;
     }
-    launch(stream_forward<T, kLast>, groups, p, geo, given);
+    launch(two_pass_forward<T, kLast>, groups, p, geo, given);
     return;
   }
   Partials partials{};
@@ -103,9 +103,9 @@ void backward_in(const Problem& p, BackwardTensors<T> t, Kind kind, const Device
     return BackwardMemory<T, kLast>(nullptr, p, geo, residual, steps).allocator.used;
   };
   Plan plan = make_plan<T>(p, vectors, kind, device, bytes, bytes);
-  if (plan.kind != Kind::stream &&
+  if (plan.kind != Kind::two_pass &&
       !can_run(resident_backward<T, kLast>, shape(plan, plan.geometry.blocks(p.groups), stream)))
-    plan = fallback(kind, [&] { return plan_stream<T>(p, vectors, device, bytes); });
+    plan = fallback(kind, [&] { return plan_two_pass<T>(p, vectors, device, bytes); });
   const Geometry& geo = plan.geometry;
   check_blocks(p, geo);
   const Launch groups = shape(plan, geo.blocks(p.groups), stream);
@@ -113,17 +113,17 @@ void backward_in(const Problem& p, BackwardTensors<T> t, Kind kind, const Device
   if (plan.kind != Kind::cluster || p.groups > 1)
     std::tie(partials.dz, partials.on_x) = two_tables<R>(p, geo, allocate);
   const auto finish = [&] { launch(finish_sums<T>, finish_shape(p, stream), p, geo.chunks, t, partials); };
-  if (plan.kind != Kind::stream) {
+  if (plan.kind != Kind::two_pass) {
     launch(resident_backward<T, kLast>, groups, p, geo, t, partials, plan.kind == Kind::grid);
     if (p.groups > 1) finish();
     return;
   }
   if (!p.batch_statistics) {
-    launch(stream_backward<T, kLast>, groups, p, geo, t, partials, Pass::both);
+    launch(two_pass_backward<T, kLast>, groups, p, geo, t, partials, Pass::both);
     finish();
     return;
   }
-  launch(stream_backward<T, kLast>, groups, p, geo, t, partials, Pass::sums);
+  launch(two_pass_backward<T, kLast>, groups, p, geo, t, partials, Pass::sums);
   finish();
   Problem second = p;
   // What went into dresidual is dy behind the activation: the second pass is spared the residual.
@@ -133,7 +133,7 @@ void backward_in(const Problem& p, BackwardTensors<T> t, Kind kind, const Device
     second.activation = Activation::identity;
   }
   t.dresidual = nullptr;
-  launch(stream_backward<T, kLast>, groups, second, geo, t, partials, Pass::dx);
+  launch(two_pass_backward<T, kLast>, groups, second, geo, t, partials, Pass::dx);
 }
 
 template <class T>
