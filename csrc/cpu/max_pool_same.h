@@ -14,7 +14,7 @@ namespace {
 template <class R>
 using Winners = Vec<Bits<R>>;
 template <class R>
-using PackedWinners = typename VecOf<uint8_t, kLanes<R>>::type;
+using PackedWinners = typename VecOf<uint8_t, kVecSize<R>>::type;
 
 // By hand where compilers take bytes apart one by one.
 template <class R>
@@ -52,34 +52,34 @@ CEN_INLINE PackedWinners<R> pack_winners(Winners<R> winners) {
 }
 
 template <class R>
-CEN_INLINE Winners<R> load_winners(const uint8_t* from, AllLanes<R>) {
+CEN_INLINE Winners<R> load_winners(const uint8_t* from, FullVec<R>) {
   PackedWinners<R> packed;
   std::memcpy(&packed, from, sizeof(packed));
   return unpack<R>(packed);
 }
 template <class R>
-CEN_INLINE void store_winners(uint8_t* to, Winners<R> winners, AllLanes<R>) {
+CEN_INLINE void store_winners(uint8_t* to, Winners<R> winners, FullVec<R>) {
   const auto packed = pack_winners<R>(winners);
   std::memcpy(to, &packed, sizeof(packed));
 }
 template <class R>
 CEN_INLINE Winners<R> load_winners(const uint8_t* from, int64_t n) {
-  uint8_t lanes[kLanes<R>] = {};
-  for (int64_t lane = 0; lane < n; ++lane) lanes[lane] = from[lane];
-  return load_winners<R>(lanes, AllLanes<R>{});
+  uint8_t elements[kVecSize<R>] = {};
+  for (int64_t element = 0; element < n; ++element) elements[element] = from[element];
+  return load_winners<R>(elements, FullVec<R>{});
 }
 template <class R>
 CEN_INLINE void store_winners(uint8_t* to, Winners<R> winners, int64_t n) {
-  uint8_t lanes[kLanes<R>];
-  store_winners<R>(lanes, winners, AllLanes<R>{});
-  for (int64_t lane = 0; lane < n; ++lane) to[lane] = lanes[lane];
+  uint8_t elements[kVecSize<R>];
+  store_winners<R>(elements, winners, FullVec<R>{});
+  for (int64_t element = 0; element < n; ++element) to[element] = elements[element];
 }
 
-// f(at, n) for the vectors of [0, values), at multiples of a vector's lanes, of which n lanes exist.
+// f(at, n) for the vectors of [0, values), at multiples of a vector's elements, of which n elements exist.
 template <class R, class F>
 CEN_INLINE void for_vectors(int64_t values, F f) {
   int64_t at = 0;
-  for (; at + kLanes<R> <= values; at += kLanes<R>) f(at, AllLanes<R>{});
+  for (; at + kVecSize<R> <= values; at += kVecSize<R>) f(at, FullVec<R>{});
   if (at < values) f(at, values - at);
 }
 
@@ -90,7 +90,7 @@ struct Tile {
   template <class R>
   static int64_t most_values(const Pooling& p) {
     constexpr int64_t kBytes = 1 << 16;
-    return divide_up(smaller(larger(kBytes / sizeof(R), 4 * p.halo()), p.length), kLanes<R>) * kLanes<R>;
+    return divide_up(smaller(larger(kBytes / sizeof(R), 4 * p.halo()), p.length), kVecSize<R>) * kVecSize<R>;
   }
   template <class R>
   static int64_t count(const Pooling& p) {
@@ -127,10 +127,10 @@ class MaximaOfRows {
       : p_(p),
         width_(Tile::most_values<R>(p)),
         padded_(width_ + 2 * p.halo()),
-        first_(divide_up(p.halo(), kLanes<R>) * kLanes<R>),
+        first_(divide_up(p.halo(), kVecSize<R>) * kVecSize<R>),
         maxima_(p.size * width_),
         winners_(p.size * width_) {
-    for (int64_t at = 0; at < divide_up(p.halo(), kLanes<R>) * kLanes<R>; ++at)
+    for (int64_t at = 0; at < divide_up(p.halo(), kVecSize<R>) * kVecSize<R>; ++at)
       first_[at] = static_cast<Bits<R>>(larger(0, p.radius() - at / p.step));
   }
 
@@ -139,13 +139,13 @@ class MaximaOfRows {
     pad(x + row * p_.length, tile);
     R* maxima = maxima_.get() + slot(row);
     uint8_t* winners = winners_.get() + slot(row);
-    for (int64_t at = 0; at < tile.values; at += kLanes<R>) {
+    for (int64_t at = 0; at < tile.values; at += kVecSize<R>) {
       // Of nothing but -inf the first is the maximum, and none of the padding.
       Maximum<R> best{splat(-static_cast<R>(INFINITY)), first_of_window(tile.first + at)};
       for (int64_t k = 0; k < p_.size; ++k)
         best.meet(load_row(padded_.get() + at + k * p_.step), splat(static_cast<Bits<R>>(k)));
       store_row(maxima + at, best.value);
-      store_winners<R>(winners + at, best.winner, AllLanes<R>{});
+      store_winners<R>(winners + at, best.winner, FullVec<R>{});
     }
   }
 
@@ -158,7 +158,7 @@ class MaximaOfRows {
         const int64_t from = slot(top + k) + at;
         return Maximum<R>{
             load_row(maxima_.get() + from),
-            load_winners<R>(winners_.get() + from, AllLanes<R>{}) | static_cast<Bits<R>>(k << 4)};
+            load_winners<R>(winners_.get() + from, FullVec<R>{}) | static_cast<Bits<R>>(k << 4)};
       };
       Maximum<R> best = maximum(first);
       for (int64_t k = first + 1; k < last; ++k) {
@@ -206,7 +206,7 @@ void max_pool(const Pooling& p, const T* x, T* y, uint8_t* winners, const Parall
   const int64_t wanted = divide_up(4 * parallel.threads, p.images * tiles);
   const int64_t height = larger(divide_up(p.rows, wanted), smaller(4 * p.size, p.rows));
   const int64_t bands = divide_up(p.rows, height);
-  const bool streamed = p.streaming_stores && p.length % kLanes<R> == 0 && phase_of(y) == 0;
+  const bool streamed = p.streaming_stores && p.length % kVecSize<R> == 0 && phase_of(y) == 0;
   parallel_ranges(parallel, p.images * bands * tiles, [&](int64_t begin, int64_t end) {
     const MaximaOfRows<T> maxima(p);
     for (int64_t i = begin; i < end; ++i) {
@@ -240,7 +240,7 @@ class GradientsOfRows {
       Vec<R> sum{};
       for (int64_t k = p_.size - 1; k >= 0; --k) {
         const int64_t from = at + (p_.size - 1 - k) * p_.step;
-        const auto won = load_winners<R>(columns_.get() + from, AllLanes<R>{}) == static_cast<Bits<R>>(k);
+        const auto won = load_winners<R>(columns_.get() + from, FullVec<R>{}) == static_cast<Bits<R>>(k);
         sum += won ? load_row(padded_.get() + from) : Vec<R>{};
       }
       store(dx + row * p_.length + tile.first + at, sum, n, streamed);
@@ -284,7 +284,7 @@ void max_pool_backward(const Pooling& p, const T* dy, const uint8_t* winners, T*
                        const Parallel& parallel) {
   using R = Real<T>;
   const int64_t tiles = Tile::count<R>(p);
-  const bool streamed = p.streaming_stores && p.length % kLanes<R> == 0 && phase_of(dx) == 0;
+  const bool streamed = p.streaming_stores && p.length % kVecSize<R> == 0 && phase_of(dx) == 0;
   parallel_ranges(parallel, p.images * tiles * p.rows, [&](int64_t begin, int64_t end) {
     const GradientsOfRows<T> gradients(p);
     for (int64_t i = begin; i < end; ++i) {

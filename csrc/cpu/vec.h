@@ -29,11 +29,12 @@ struct VecOf {
 template <class R>
 using Vec = typename VecOf<R, CEN_VECTOR_BYTES>::type;
 template <class R>
-using Bits = std::conditional_t<sizeof(R) == 4, int32_t, int64_t>;  // what comparing a Vec<R> gives, a lane
+using Bits =
+    std::conditional_t<sizeof(R) == 4, int32_t, int64_t>;  // what comparing a Vec<R> gives, a element
 template <class R>
-constexpr int64_t kLanes = CEN_VECTOR_BYTES / sizeof(R);
+constexpr int64_t kVecSize = CEN_VECTOR_BYTES / sizeof(R);
 template <class R>
-using AllLanes = std::integral_constant<int64_t, kLanes<R>>;
+using FullVec = std::integral_constant<int64_t, kVecSize<R>>;
 
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -44,25 +45,25 @@ CEN_INLINE Vec<R> splat(R value) {
   return value - Vec<R>{};  // not +, which -0 does not come through unchanged: compilers would have to add
 }
 
-// ---- x in memory: as many values of type T as a vector of Real<T> has lanes ----
+// ---- x in memory: as many values of type T as a vector of Real<T> has elements ----
 
 template <class T>
-constexpr int64_t kPackedBytes = kLanes<Real<T>> * sizeof(T);
+constexpr int64_t kPackedBytes = kVecSize<Real<T>> * sizeof(T);
 template <class T>
 using Packed = typename VecOf<std::conditional_t<sizeof(T) == 2, uint16_t, T>, kPackedBytes<T>>::type;
 
 template <class T>
-CEN_INLINE Packed<T> load_packed(const T* from, AllLanes<Real<T>>) {
+CEN_INLINE Packed<T> load_packed(const T* from, FullVec<Real<T>>) {
   Packed<T> packed;
   std::memcpy(&packed, from, sizeof(packed));
   return packed;
 }
 template <class T>
-CEN_INLINE void store_packed(T* to, Packed<T> packed, AllLanes<Real<T>>) {
+CEN_INLINE void store_packed(T* to, Packed<T> packed, FullVec<Real<T>>) {
   std::memcpy(to, &packed, sizeof(packed));
 }
 
-// The first n lanes; the others are zero, and neither read nor written in memory.
+// The first n elements; the others are zero, and neither read nor written in memory.
 #if CEN_VECTOR_BYTES == 64
 template <class T>
 CEN_INLINE Packed<T> load_packed(const T* from, int64_t n) {
@@ -87,22 +88,22 @@ CEN_INLINE void store_packed(T* to, Packed<T> packed, int64_t n) {
 #else
 template <class T>
 CEN_INLINE Packed<T> load_packed(const T* from, int64_t n) {
-  T lanes[kLanes<Real<T>>] = {};
-  for (int64_t lane = 0; lane < n; ++lane) lanes[lane] = from[lane];
-  return load_packed(lanes, AllLanes<Real<T>>{});
+  T elements[kVecSize<Real<T>>] = {};
+  for (int64_t element = 0; element < n; ++element) elements[element] = from[element];
+  return load_packed(elements, FullVec<Real<T>>{});
 }
 template <class T>
 CEN_INLINE void store_packed(T* to, Packed<T> packed, int64_t n) {
-  T lanes[kLanes<Real<T>>];
-  store_packed(lanes, packed, AllLanes<Real<T>>{});
-  for (int64_t lane = 0; lane < n; ++lane) to[lane] = lanes[lane];
+  T elements[kVecSize<Real<T>>];
+  store_packed(elements, packed, FullVec<Real<T>>{});
+  for (int64_t element = 0; element < n; ++element) to[element] = elements[element];
 }
 #endif
 
-// The lane of a vector, in memory cut into vectors, that a value lies in.
+// The element of a vector, in memory cut into vectors, that a value lies in.
 template <class T>
 CEN_INLINE int64_t phase_of(const T* value) {
-  return reinterpret_cast<uintptr_t>(value) / sizeof(T) % kLanes<Real<T>>;
+  return reinterpret_cast<uintptr_t>(value) / sizeof(T) % kVecSize<Real<T>>;
 }
 
 // Past the caches, to an address that is a multiple of kPackedBytes<T>.
@@ -122,7 +123,7 @@ CEN_INLINE void stream_packed(T* to, Packed<T> packed) {
     _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)packed);
 #endif
 #else
-  store_packed(to, packed, AllLanes<Real<T>>{});
+  store_packed(to, packed, FullVec<Real<T>>{});
 #endif
 }
 
@@ -192,7 +193,7 @@ CEN_INLINE void store(T* to, Vec<Real<T>> v, int64_t n, bool) {
 }
 // streamed: past the caches; `to` is then a multiple of kPackedBytes<T>.
 template <class T>
-CEN_INLINE void store(T* to, Vec<Real<T>> v, AllLanes<Real<T>> n, bool streamed) {
+CEN_INLINE void store(T* to, Vec<Real<T>> v, FullVec<Real<T>> n, bool streamed) {
   if (streamed)
     stream_packed(to, pack<T>(v));
   else
@@ -212,7 +213,8 @@ CEN_INLINE void store_row(R* to, Vec<R> v) {
   std::memcpy(to, &v, sizeof(v));
 }
 
-// f(lane, parts...) with the vectors' lanes from `lane` on, as many as there are in a vector of doubles.
+// f(element, parts...) with the vectors' elements from `element` on, as many as there are in a vector of
+// doubles.
 template <class F>
 CEN_INLINE void for_wide_parts(F f, Vec<double> a, Vec<double> b, Vec<double> c) {
   f(int64_t{0}, a, b, c);
@@ -220,37 +222,37 @@ CEN_INLINE void for_wide_parts(F f, Vec<double> a, Vec<double> b, Vec<double> c)
 template <class F>
 CEN_INLINE void for_wide_parts(F f, Vec<float> a, Vec<float> b, Vec<float> c) {
   typedef float Part __attribute__((vector_size(CEN_VECTOR_BYTES / 2)));
-  const auto part = [](const Vec<float>& v, int64_t lane) CEN_INLINE_LAMBDA {
+  const auto part = [](const Vec<float>& v, int64_t element) CEN_INLINE_LAMBDA {
     Part p;
-    std::memcpy(&p, reinterpret_cast<const char*>(&v) + lane * sizeof(float), sizeof(p));
+    std::memcpy(&p, reinterpret_cast<const char*>(&v) + element * sizeof(float), sizeof(p));
     return __builtin_convertvector(p, Vec<double>);
   };
-  for (int64_t lane = 0; lane < kLanes<float>; lane += kLanes<double>)
-    f(lane, part(a, lane), part(b, lane), part(c, lane));
+  for (int64_t element = 0; element < kVecSize<float>; element += kVecSize<double>)
+    f(element, part(a, element), part(b, element), part(c, element));
 }
 
-// v with zeros in the lanes from n on.
+// v with zeros in the elements from n on.
 template <class R>
-CEN_INLINE Vec<R> first_lanes(Vec<R> v, AllLanes<R>) {
+CEN_INLINE Vec<R> first_elements(Vec<R> v, FullVec<R>) {
   return v;
 }
 template <class R>
-CEN_INLINE Vec<R> first_lanes(Vec<R> v, int64_t n) {
+CEN_INLINE Vec<R> first_elements(Vec<R> v, int64_t n) {
   static constexpr Bits<R> kCount[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   return load_row(kCount) < splat(static_cast<Bits<R>>(n)) ? v : Vec<R>{};
 }
 
-CEN_INLINE double sum_lanes(Vec<double> v) {
-  for (int64_t half = kLanes<double> / 2; half > 0; half /= 2)
-    for (int64_t lane = 0; lane < half; ++lane) v[lane] += v[lane + half];
+CEN_INLINE double sum_elements(Vec<double> v) {
+  for (int64_t half = kVecSize<double> / 2; half > 0; half /= 2)
+    for (int64_t element = 0; element < half; ++element) v[element] += v[element + half];
   return v[0];
 }
-CEN_INLINE double sum_lanes(Vec<float> v) {
+CEN_INLINE double sum_elements(Vec<float> v) {
   typedef float Part __attribute__((vector_size(CEN_VECTOR_BYTES / 2)));
   Part parts[2];
   std::memcpy(parts, &v, sizeof(v));
-  return sum_lanes(__builtin_convertvector(parts[0], Vec<double>) +
-                   __builtin_convertvector(parts[1], Vec<double>));
+  return sum_elements(__builtin_convertvector(parts[0], Vec<double>) +
+                      __builtin_convertvector(parts[1], Vec<double>));
 }
 
 // Scratch memory for `size` values, not initialised.

@@ -7,7 +7,7 @@
 namespace cen::cpu {
 namespace {
 
-constexpr int64_t kPanel = 2 * kLane;  // columns of a product that are computed at a time
+constexpr int64_t kPanel = 2 * kFloats;  // columns of a product that are computed at a time
 #if CEN_VECTOR_BYTES == 64
 constexpr int64_t kTall = 8;  // and rows: as many sums as registers hold
 #else
@@ -48,9 +48,9 @@ __attribute__((noinline)) void multiply(const float* a, int64_t a_row, int64_t a
   Vec<float> sum[kTall][2];
 #pragma GCC unroll 8
   for (int64_t i = 0; i < kTall; ++i)
-    for (int64_t j = 0; j < 2; ++j) sum[i][j] = kAdd ? load_row(c + i * c_row + j * kLane) : Vec<float>{};
+    for (int64_t j = 0; j < 2; ++j) sum[i][j] = kAdd ? load_row(c + i * c_row + j * kFloats) : Vec<float>{};
   for (int64_t r = 0; r < terms; ++r) {
-    const auto left = load_row(b + r * kPanel), right = load_row(b + r * kPanel + kLane);
+    const auto left = load_row(b + r * kPanel), right = load_row(b + r * kPanel + kFloats);
 #pragma GCC unroll 8
     for (int64_t i = 0; i < kTall; ++i) {
       const auto factor = splat(a[i * a_row + r * a_step]);
@@ -60,28 +60,28 @@ __attribute__((noinline)) void multiply(const float* a, int64_t a_row, int64_t a
   }
 #pragma GCC unroll 8
   for (int64_t i = 0; i < kTall; ++i)
-    for (int64_t j = 0; j < 2; ++j) store_row(c + i * c_row + j * kLane, sum[i][j]);
+    for (int64_t j = 0; j < 2; ++j) store_row(c + i * c_row + j * kFloats, sum[i][j]);
 }
 
 // Kernels [K, 3, 3, C] of some outputs at their points, [outputs / kPanel][points][C][kPanel].
 inline void transform_kernels(const Convolution& p, Range outputs, const float* weight, float* points,
                               const Parallel& parallel) {
-  const int64_t vectors = p.inputs / kLane;
+  const int64_t vectors = p.inputs / kFloats;
   parallel_ranges(parallel, outputs.size() / kPanel * vectors, [&](int64_t begin, int64_t end) {
-    const Buffer<float> turned(kPoints * kPanel * kLane);
+    const Buffer<float> turned(kPoints * kPanel * kFloats);
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t panel = i / vectors, c = i % vectors * kLane;
+      const int64_t panel = i / vectors, c = i % vectors * kFloats;
       for (int64_t k = 0; k < kPanel; ++k) {
         const float* kernel = weight + (outputs.begin + panel * kPanel + k) * 9 * p.inputs;
         const auto square = load_square<3>([&](int tap) { return kernel + tap * p.inputs; }, c);
-        store_square([&](int point) { return turned.get() + (point * kPanel + k) * kLane; }, 0,
+        store_square([&](int point) { return turned.get() + (point * kPanel + k) * kFloats; }, 0,
                      both_ways(of_kernel, square));
       }
       for (int64_t point = 0; point < kPoints; ++point) {
         float* to = points + ((panel * kPoints + point) * p.inputs + c) * kPanel;
-        const float* from = turned.get() + point * kPanel * kLane;
-        for (int64_t lane = 0; lane < kLane; ++lane)
-          for (int64_t k = 0; k < kPanel; ++k) to[lane * kPanel + k] = from[k * kLane + lane];
+        const float* from = turned.get() + point * kPanel * kFloats;
+        for (int64_t element = 0; element < kFloats; ++element)
+          for (int64_t k = 0; k < kPanel; ++k) to[element * kPanel + k] = from[k * kFloats + element];
       }
     }
   });
@@ -93,7 +93,7 @@ inline void transform_turned_kernels(const Convolution& p, Range inputs, const f
                                      const Parallel& parallel) {
   parallel_tasks(parallel, p.outputs, [&](int64_t k) {
     const float* kernel = weight + k * 9 * p.inputs + inputs.begin;
-    for (int64_t c = 0; c < inputs.size(); c += kLane) {
+    for (int64_t c = 0; c < inputs.size(); c += kFloats) {
       const auto square = load_square<3>([&](int tap) { return kernel + (8 - tap) * p.inputs; }, c);
       float* to = points + (c / kPanel * kPoints * p.outputs + k) * kPanel + c % kPanel;
       store_square([&](int point) { return to + point * p.outputs * kPanel; }, 0,
@@ -111,8 +111,8 @@ class Block {
         tiles_(p),
         slice_(slice(p)),
         // Not multiples of a page: the places of 16 stores would share a set of the cache.
-        value_step_(most * slice_ + kLane),
-        product_step_(most * kPanel + kLane),
+        value_step_(most * slice_ + kFloats),
+        product_step_(most * kPanel + kFloats),
         panels_(slice_ == p.inputs ? 1 : kChannels / kPanel),
         zeros_(p.inputs),
         values_(kPoints * value_step_),
@@ -149,7 +149,7 @@ class Block {
     for (int64_t t = 0; t < count; ++t) {
       const float* pixels[16];
       tiles_.find<4, const float>(first + t, x, p_.inputs, zeros_.get(), pixels);
-      for (int64_t c = 0; c < channels; c += kLane)
+      for (int64_t c = 0; c < channels; c += kFloats)
         store_square([&](int point) { return values_.get() + point * value_step_ + t * slice_; }, c,
                      both_ways(of_input, load_square<4>([&](int i) { return pixels[i]; }, channel + c)));
     }
@@ -170,14 +170,15 @@ class Block {
     for (int64_t t = 0; t < count; ++t) {
       float* pixels[4];
       tiles_.find<2, float>(first + t, y + k, p_.outputs, sink_.get(), pixels);
-      for (int64_t lane = 0; lane < kPanel; lane += kLane) {
-        auto square = both_ways(
-            to_output,
-            load_square<4>([&](int point) { return products + point * product_step_ + t * kPanel; }, lane));
+      for (int64_t element = 0; element < kPanel; element += kFloats) {
+        auto square =
+            both_ways(to_output,
+                      load_square<4>([&](int point) { return products + point * product_step_ + t * kPanel; },
+                                     element));
         if (bias)
           for (auto& row : square.row)
-            for (auto& value : row.at) value += load_row(bias + k + lane);
-        store_square([&](int i) { return pixels[i]; }, lane, square);
+            for (auto& value : row.at) value += load_row(bias + k + element);
+        store_square([&](int i) { return pixels[i]; }, element, square);
       }
     }
   }
@@ -240,8 +241,8 @@ inline void sum_points(const Convolution& p, const float* dy, const float* x, in
   constexpr int64_t kBytes = 1 << 20;
   const int64_t fitting = kBytes / (4 * sizeof(float) * (inputs.size() + p.outputs));
   const int64_t block = smaller(tiles.count(), smaller(larger(fitting, 64), 256));
-  // [4][inputs / kPanel][block][kPanel] and [4][K / kLane][block][kLane]; steps as in Block.
-  const int64_t value_step = block * inputs.size() + kLane, gradient_step = block * p.outputs + kLane;
+  // [4][inputs / kPanel][block][kPanel] and [4][K / kFloats][block][kFloats]; steps as in Block.
+  const int64_t value_step = block * inputs.size() + kFloats, gradient_step = block * p.outputs + kFloats;
   const Buffer<float> values(4 * value_step), gradients(4 * gradient_step);
   const Zeros zeros(larger(p.inputs, p.outputs));
   for (int64_t first = 0; first < tiles.count(); first += block) {
@@ -249,29 +250,29 @@ inline void sum_points(const Convolution& p, const float* dy, const float* x, in
     for (int64_t t = 0; t < count; ++t) {
       const float* about[16];
       tiles.find<4, const float>(first + t, x, p.inputs, zeros.get(), about);
-      for (int64_t c = 0; c < inputs.size(); c += kLane) {
+      for (int64_t c = 0; c < inputs.size(); c += kFloats) {
         const auto line = of_input(kInputRows[row].of<4>(about, inputs.begin + c));
         float* to = values.get() + (c / kPanel * block + t) * kPanel + c % kPanel;
         for (int i = 0; i < 4; ++i) store_row(to + i * value_step, line.at[i]);
       }
       const float* own[4];
       tiles.find<2, const float>(first + t, dy, p.outputs, zeros.get(), own);
-      for (int64_t k = 0; k < p.outputs; k += kLane) {
+      for (int64_t k = 0; k < p.outputs; k += kFloats) {
         const auto line = of_output_gradient(kGradientRows[row].of<2>(own, k));
-        float* to = gradients.get() + (k / kLane * block + t) * kLane;
+        float* to = gradients.get() + (k / kFloats * block + t) * kFloats;
         for (int i = 0; i < 4; ++i) store_row(to + i * gradient_step, line.at[i]);
       }
     }
     for (int64_t i = 0; i < 4; ++i)
       for (int64_t c = 0; c < inputs.size(); c += kPanel)
         for (int64_t k = 0; k < p.outputs; k += kTall) {
-          const float* a = gradients.get() + i * gradient_step + k / kLane * block * kLane + k % kLane;
+          const float* a = gradients.get() + i * gradient_step + k / kFloats * block * kFloats + k % kFloats;
           const float* b = values.get() + i * value_step + c * block;
           float* sum = sums + (i * p.outputs + k) * width + c;
           if (first == 0)
-            multiply<false>(a, 1, kLane, b, count, sum, width);
+            multiply<false>(a, 1, kFloats, b, count, sum, width);
           else
-            multiply<true>(a, 1, kLane, b, count, sum, width);
+            multiply<true>(a, 1, kFloats, b, count, sum, width);
         }
   }
 }
@@ -292,7 +293,7 @@ inline void convolve_weight_gradient(const Convolution& p, const float* dy, cons
     parallel_tasks(parallel, p.outputs, [&](int64_t k) {
       const float* from = sums.get() + k * width;
       float* to = dweight + k * 9 * p.inputs + inputs.begin;
-      for (int64_t c = 0; c < width; c += kLane)
+      for (int64_t c = 0; c < width; c += kFloats)
         store_square([&](int tap) { return to + tap * p.inputs; }, c,
                      both_ways(to_kernel_gradient,
                                load_square<4>([&](int i) { return from + i * p.outputs * width; }, c)));

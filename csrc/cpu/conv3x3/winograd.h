@@ -15,7 +15,7 @@
 namespace cen::cpu {
 namespace {
 
-constexpr int64_t kLane = kLanes<float>;
+constexpr int64_t kFloats = kVecSize<float>;
 constexpr int64_t kPoints = 16;
 
 // ---- the transformations, of one line; a square's are those of its columns, then of its rows ----

@@ -27,17 +27,17 @@ template <class T>
 AffineGradient finish_channel(const Problem& p, const BackwardTensors<T>& t, const Tables<Real<T>>& tables,
                               int64_t m, int64_t g, int64_t c, Sums sums) {
   using R = Real<T>;
-  const int64_t unit = p.unit(m, g), i = unit * p.channels + c, lane = c % kLanes<R>;
+  const int64_t unit = p.unit(m, g), i = unit * p.channels + c, element = c % kVecSize<R>;
   Coefficients<R>& k = tables.at(unit, c);
-  if (k.dead[lane]) return {};
+  if (k.dead[element]) return {};
   const double invstd = 1 / std::sqrt(t.var[i] + p.eps), per_value = 1 / static_cast<double>(p.values());
   const double centre = p.batch_statistics ? sums.x * per_value : 0;
   const double dweight = invstd * (sums.dz_x - sums.dz * centre);
   if (p.batch_statistics) {
     const double scale = invstd * t.weight[m * p.channels + c];
     const double on_x = -scale * invstd * dweight * per_value;
-    k.on_x[lane] = static_cast<R>(on_x);
-    k.constant[lane] = static_cast<R>(-scale * sums.dz * per_value - on_x * centre);
+    k.on_x[element] = static_cast<R>(on_x);
+    k.constant[element] = static_cast<R>(-scale * sums.dz * per_value - on_x * centre);
   }
   return {dweight, sums.dz};
 }
@@ -57,19 +57,19 @@ void write_affine_gradients(const Problem& p, const BackwardTensors<T>& t,
     }
 }
 
-// Lane sums along a strip, no longer than a block.
+// Element sums along a strip, no longer than a block.
 template <class R>
 struct StripSums {
   Vec<R> dz{}, dz_x{}, x{};
 
   template <class N>
   CEN_INLINE void add(Vec<R> dz_now, Vec<R> x_now, N n) {
-    dz += first_lanes<R>(dz_now, n);
-    dz_x += first_lanes<R>(dz_now * x_now, n);
-    x += first_lanes<R>(x_now, n);
+    dz += first_elements<R>(dz_now, n);
+    dz_x += first_elements<R>(dz_now * x_now, n);
+    x += first_elements<R>(x_now, n);
   }
   CEN_INLINE StripSums operator+(const StripSums& o) const { return {dz + o.dz, dz_x + o.dz_x, x + o.x}; }
-  CEN_INLINE Sums of_all_lanes() const { return {sum_lanes(dz), sum_lanes(dz_x), sum_lanes(x)}; }
+  CEN_INLINE Sums of_all_elements() const { return {sum_elements(dz), sum_elements(dz_x), sum_elements(x)}; }
 };
 
 // One walk along a strip of one unit: returns the sums if kSum, writes dx if kWrite and dresidual if there is
@@ -77,14 +77,14 @@ struct StripSums {
 template <bool kSum, bool kWrite, bool kChannelsLast, ActivationForm kForm, int64_t kSlots, class T,
           class Walk>
 CEN_INLINE StripSums<Real<T>> backward_strip(const BackwardTensors<T>& t, const Group<T>& group,
-                                             const Coefficients<Real<T>>* own, int64_t lane, int64_t m,
+                                             const Coefficients<Real<T>>* own, int64_t element, int64_t m,
                                              bool any_exchanged, int64_t ahead, bool streamed, Walk walk) {
   using R = Real<T>;
   StripSums<R> sums;
   with_exchange(group.modalities, any_exchanged, [&](auto exchange) CEN_INLINE_LAMBDA {
-    const Strip<T, kChannelsLast, decltype(exchange)::value, kForm> strip(group, own, lane, m);
-    const Vec<R> on_x = Side<R, kChannelsLast>::coefficient(own->on_x, lane),
-                 constant = Side<R, kChannelsLast>::coefficient(own->constant, lane);
+    const Strip<T, kChannelsLast, decltype(exchange)::value, kForm> strip(group, own, element, m);
+    const Vec<R> on_x = Side<R, kChannelsLast>::coefficient(own->on_x, element),
+                 constant = Side<R, kChannelsLast>::coefficient(own->constant, element);
     StripSums<R> slots[kSlots];
     walk([&](int64_t at, auto n, auto slot) CEN_INLINE_LAMBDA {
       strip.prefetch(at + ahead);
@@ -106,16 +106,16 @@ Sums backward_block(const Problem& p, const BackwardTensors<T>& t, const Tables<
                     const Group<T>& group, const LineBlocks& blocks, int64_t m, int64_t g, int64_t c,
                     int64_t b, int64_t ahead) {
   using R = Real<T>;
-  const int64_t unit = p.unit(m, g), lane = c % kLanes<R>;
+  const int64_t unit = p.unit(m, g), element = c % kVecSize<R>;
   const Coefficients<R>& own = tables.at(unit, c);
   // One phase for both results, or else dresidual could not be streamed.
   const bool streamed = p.streaming_stores && (!t.dresidual || phase_of(t.dresidual) == phase_of(t.dx));
   // Two vectors a turn: with one, given statistics took 7.7 ms instead of 4.3 for [12, 64, 125, 125].
   const StripSums<R> sums = backward_strip<kSum, kWrite, false, kForm, 2>(
-      t, group, &own, lane, m, own.exchanged[lane], ahead, streamed, [&](auto f) CEN_INLINE_LAMBDA {
+      t, group, &own, element, m, own.exchanged[element], ahead, streamed, [&](auto f) CEN_INLINE_LAMBDA {
         blocks.walk<R, 2>(blocks.block(b), unit * p.unit_size() + c * p.spatial, phase_of(t.dx), f);
       });
-  return kSum ? sums.of_all_lanes() : Sums{};
+  return kSum ? sums.of_all_elements() : Sums{};
 }
 
 // A block of rows, all channels of unit (m, g); adds to sums, one of each strip.
@@ -124,7 +124,7 @@ void backward_block(const Problem& p, const BackwardTensors<T>& t, const Tables<
                     const Group<T>& group, const RowBlocks& blocks, int64_t m, int64_t g, int64_t b,
                     StripSums<Real<T>>* sums) {
   using R = Real<T>;
-  const bool streamed = p.streaming_stores && p.channels % kLanes<R> == 0 && phase_of(t.dx) == 0 &&
+  const bool streamed = p.streaming_stores && p.channels % kVecSize<R> == 0 && phase_of(t.dx) == 0 &&
                         (!t.dresidual || phase_of(t.dresidual) == 0);
   const int64_t unit = p.unit(m, g), first = unit * p.unit_size(), step = p.channels,
                 ahead = blocks.ahead(sizeof(T));
@@ -134,7 +134,7 @@ void backward_block(const Problem& p, const BackwardTensors<T>& t, const Tables<
       const StripSums<R> tile = backward_strip<kSum, kWrite, true, kForm, 1>(
           t, group, own + strip, 0, m, own[strip].any_exchanged, ahead, streamed,
           [&](auto f) CEN_INLINE_LAMBDA {
-            walk_rows(first + row * step + strip * kLanes<R>, step, tile_rows,
+            walk_rows(first + row * step + strip * kVecSize<R>, step, tile_rows,
                       [&](int64_t at, int64_t) CEN_INLINE_LAMBDA { f(at, n, Slot<0>{}); });
           });
       if constexpr (kSum) sums[strip] = sums[strip] + tile;
@@ -200,7 +200,7 @@ void backward_channels_last(const Problem& p, const BackwardTensors<T>& t, const
   using R = Real<T>;
   const RowBlocks blocks(p, 512);
   const Group<T> group(p, tables, t.x, t.residual, t.dy);
-  const int64_t tasks = blocks.count * p.groups, padded = tables.strips * kLanes<R>;
+  const int64_t tasks = blocks.count * p.groups, padded = tables.strips * kVecSize<R>;
   // The residual's gradient is all that dx needs of dy, residual and activation: written first, it spares the
   // second pass one of them. Not so where half types round it.
   const bool dresidual_first = kForm != ActivationForm::identity && t.dresidual && sizeof(T) >= sizeof(float);
@@ -220,8 +220,8 @@ void backward_channels_last(const Problem& p, const BackwardTensors<T>& t, const
         double *dz_row = dz.row(b, unit), *dz_x_row = dz_x.row(b, unit), *x_row = x.row(b, unit);
         for (int64_t strip = 0; strip < tables.strips; ++strip)
           for_wide_parts(
-              [&](int64_t lane, Vec<double> dz_now, Vec<double> dz_x_now, Vec<double> x_now) {
-                const int64_t c = strip * kLanes<R> + lane;
+              [&](int64_t element, Vec<double> dz_now, Vec<double> dz_x_now, Vec<double> x_now) {
+                const int64_t c = strip * kVecSize<R> + element;
                 store_row(dz_row + c, dz_now);
                 store_row(dz_x_row + c, dz_x_now);
                 store_row(x_row + c, x_now);

@@ -1,7 +1,7 @@
 // The operator on vectors of values: cen_ext/reference.py, one vector of x at a time.
 //
 // A strip is a set of vectors, at the same places in every modality, that share their channels: the values of
-// one channel (channels first; every lane has the same channel), or one vector of channels down the pixels
+// one channel (channels first; every element has the same channel), or one vector of channels down the pixels
 // (channels last). Coefficients stay in registers throughout a strip, and the code is the same for both.
 #pragma once
 
@@ -17,19 +17,19 @@ namespace {
 //   dx = dz * scale + (x - shift) * on_x + constant
 template <class R>
 struct alignas(64) Coefficients {
-  static constexpr int64_t kCount = kLanes<R>;
+  static constexpr int64_t kCount = kVecSize<R>;
   R shift[kCount], scale[kCount], offset[kCount], on_x[kCount], constant[kCount];
   Bits<R> replaced[kCount];  // -1 where the exchange replaces the channel, else 0
   Bits<R> dead[kCount];      // -1 where furthermore no other modality borrows it: x has no part in y
   bool exchanged[kCount];    // whether any modality's channel is replaced
   bool any_exchanged;
 
-  void set_affine(int64_t lane, double mean, double var, double eps, R weight, R bias) {
-    if (dead[lane]) return;  // as they are, zero: its x may be anything
+  void set_affine(int64_t element, double mean, double var, double eps, R weight, R bias) {
+    if (dead[element]) return;  // as they are, zero: its x may be anything
     const double a = weight / std::sqrt(var + eps);
-    shift[lane] = static_cast<R>(mean);
-    scale[lane] = static_cast<R>(a);
-    offset[lane] = static_cast<R>(bias - (mean - shift[lane]) * a);
+    shift[element] = static_cast<R>(mean);
+    scale[element] = static_cast<R>(a);
+    offset[element] = static_cast<R>(bias - (mean - shift[element]) * a);
   }
 };
 
@@ -40,7 +40,7 @@ class Tables {
   const int64_t strips;  // vectors of channels
 
   Tables(const Problem& p, const R* weight)
-      : strips(divide_up(p.channels, kLanes<R>)), groups_(p.groups), table_(p.units() * strips) {
+      : strips(divide_up(p.channels, kVecSize<R>)), groups_(p.groups), table_(p.units() * strips) {
     std::memset(static_cast<void*>(table_.get()), 0, p.units() * strips * sizeof(Coefficients<R>));
     if (p.modalities == 1 || p.threshold == 0) return;
     for (int64_t m = 0; m < p.modalities; ++m)
@@ -50,21 +50,21 @@ class Tables {
 
   // The strips of a unit.
   CEN_INLINE Coefficients<R>* unit(int64_t unit) const { return table_.get() + unit * strips; }
-  // A channel's strip, its lane there being c % kLanes<R>.
+  // A channel's strip, its element there being c % kVecSize<R>.
   CEN_INLINE Coefficients<R>& at(int64_t unit, int64_t c) const {
-    return table_[unit * strips + c / kLanes<R>];
+    return table_[unit * strips + c / kVecSize<R>];
   }
 
  private:
   void replace(const Problem& p, int64_t m, int64_t c) {
-    const int64_t lane = c % kLanes<R>;
+    const int64_t element = c % kVecSize<R>;
     for (int64_t g = 0; g < groups_; ++g) {
-      const bool first = !at(p.unit(m, g), c).exchanged[lane];  // dead as long as it is the only one
+      const bool first = !at(p.unit(m, g), c).exchanged[element];  // dead as long as it is the only one
       for (int64_t other = 0; other < p.modalities; ++other) {
         Coefficients<R>& k = at(p.unit(other, g), c);
-        k.dead[lane] = first && other == m ? -1 : 0;
-        if (other == m) k.replaced[lane] = -1;
-        k.exchanged[lane] = k.any_exchanged = true;
+        k.dead[element] = first && other == m ? -1 : 0;
+        if (other == m) k.replaced[element] = -1;
+        k.exchanged[element] = k.any_exchanged = true;
       }
     }
   }
@@ -106,50 +106,50 @@ struct Side {
   Vec<R> shift, scale, offset;
   Mask replaced;
 
-  CEN_INLINE Side(const Coefficients<R>* k, int64_t lane)
-      : shift(coefficient(k->shift, lane)),
-        scale(coefficient(k->scale, lane)),
-        offset(coefficient(k->offset, lane)),
-        replaced(mask(k->replaced, lane)) {}
+  CEN_INLINE Side(const Coefficients<R>* k, int64_t element)
+      : shift(coefficient(k->shift, element)),
+        scale(coefficient(k->scale, element)),
+        offset(coefficient(k->offset, element)),
+        replaced(mask(k->replaced, element)) {}
 
-  static CEN_INLINE Vec<R> coefficient(const R* row, int64_t lane) {
+  static CEN_INLINE Vec<R> coefficient(const R* row, int64_t element) {
     if constexpr (kChannelsLast)
       return load_row(row);
     else
-      return splat(row[lane]);
+      return splat(row[element]);
   }
-  static CEN_INLINE Mask mask(const Bits<R>* row, int64_t lane) {
+  static CEN_INLINE Mask mask(const Bits<R>* row, int64_t element) {
     if constexpr (kChannelsLast)
       return load_row(row);
     else
-      return row[lane] != 0;
+      return row[element] != 0;
   }
 
   CEN_INLINE Vec<R> z(Vec<R> x) const { return (x - shift) * scale + offset; }
 };
 
-// A strip, seen from modality m. `at` is a vector's place in the tensors, of which n lanes are meant.
+// A strip, seen from modality m. `at` is a vector's place in the tensors, of which n elements are meant.
 template <class T, bool kChannelsLast, Exchange kExchange, ActivationForm kForm>
 class Strip {
   using R = Real<T>;
-  using Lanes = Vec<R>;
+  using V = Vec<R>;
   using Own = Side<R, kChannelsLast>;
   using Mask = typename Own::Mask;
 
  public:
-  // own: the strip's coefficients in modality m; lane: the channel's, channels first.
-  CEN_INLINE Strip(const Group<T>& group, const Coefficients<R>* own, int64_t lane, int64_t m)
+  // own: the strip's coefficients in modality m; element: the channel's, channels first.
+  CEN_INLINE Strip(const Group<T>& group, const Coefficients<R>* own, int64_t element, int64_t m)
       : group_(group),
         coefficients_(own),
-        lane_(lane),
+        element_(element),
         m_(m),
         to_next_(kExchange == Exchange::pair ? 1 - 2 * m : 0),
-        own_(own, lane),
-        next_(own + to_next_ * group.row_stride, lane),
-        dead_(Own::mask(own->dead, lane)),
+        own_(own, element),
+        next_(own + to_next_ * group.row_stride, element),
+        dead_(Own::mask(own->dead, element)),
         activate_(group.activation) {}
 
-  CEN_INLINE Lanes scale() const { return own_.scale; }
+  CEN_INLINE V scale() const { return own_.scale; }
 
   CEN_INLINE void prefetch(int64_t at) const {
     __builtin_prefetch(group_.x + at);
@@ -160,35 +160,35 @@ class Strip {
 
   // x - shift, and 0 where x has no part in y.
   template <class N>
-  CEN_INLINE Lanes centred(int64_t at, N n) const {
-    const Lanes d = load(group_.x + at, n) - own_.shift;
+  CEN_INLINE V centred(int64_t at, N n) const {
+    const V d = load(group_.x + at, n) - own_.shift;
     if constexpr (kExchange == Exchange::none) return d;
-    return dead_ ? Lanes{} : d;
+    return dead_ ? V{} : d;
   }
 
   template <class N>
-  CEN_INLINE Lanes y(int64_t at, N n) const {
+  CEN_INLINE V y(int64_t at, N n) const {
     return activate_.value(u(at, n));
   }
 
   // dy * activation'(u), the residual's gradient.
   template <class N>
-  CEN_INLINE Lanes g(int64_t at, N n) const {
+  CEN_INLINE V g(int64_t at, N n) const {
     return g(at, n, [&] { return u(at, n); });
   }
 
   // The gradient of z before the exchange: g of its own place, and of those that borrow it.
   template <class N>
-  CEN_INLINE Lanes dz(Lanes own_g, int64_t at, N n) const {
+  CEN_INLINE V dz(V own_g, int64_t at, N n) const {
     if constexpr (kExchange == Exchange::none) return own_g;
-    const Lanes d = own_.replaced ? Lanes{} : own_g;
+    const V d = own_.replaced ? V{} : own_g;
     if constexpr (kExchange == Exchange::pair)
       return d + of_borrower(next_.replaced, at + to_next_ * group_.stride, n,
                              [&] { return own_.z(load(group_.x + at, n)); });
-    Lanes sum{};
+    V sum{};
     for (int64_t other = 0; other < group_.modalities; ++other)
       if (other != m_)
-        sum += of_borrower(Own::mask(row(other)->replaced, lane_), place(at, other), n,
+        sum += of_borrower(Own::mask(row(other)->replaced, element_), place(at, other), n,
                            [&] { return mean_without(other, at, n); });
     return d + sum * group_.per_other;
   }
@@ -201,23 +201,23 @@ class Strip {
 
   // The mean of the z of all modalities but m.
   template <class N>
-  CEN_INLINE Lanes mean_without(int64_t m, int64_t at, N n) const {
-    Lanes sum{};
+  CEN_INLINE V mean_without(int64_t m, int64_t at, N n) const {
+    V sum{};
     for (int64_t other = 0; other < group_.modalities; ++other)
-      if (other != m) sum += Own(row(other), lane_).z(load(group_.x + place(at, other), n));
+      if (other != m) sum += Own(row(other), element_).z(load(group_.x + place(at, other), n));
     return sum * group_.per_other;
   }
 
   template <class N>
-  CEN_INLINE Lanes plus_residual(Lanes v, int64_t at, N n) const {
+  CEN_INLINE V plus_residual(V v, int64_t at, N n) const {
     return group_.residual ? v + load(group_.residual + at, n) : v;
   }
 
   // After the exchange and the residual.
   template <class N>
-  CEN_INLINE Lanes u(int64_t at, N n) const {
+  CEN_INLINE V u(int64_t at, N n) const {
     const auto z = [&] { return own_.z(load(group_.x + at, n)); };
-    Lanes v;
+    V v;
     if constexpr (kExchange == Exchange::none)
       v = z();
     else if constexpr (kExchange == Exchange::pair)
@@ -228,23 +228,23 @@ class Strip {
   }
 
   template <class N, class U>
-  CEN_INLINE Lanes g(int64_t at, N n, U u) const {
+  CEN_INLINE V g(int64_t at, N n, U u) const {
     return activate_.gradient(load(group_.dy + at, n), u);
   }
 
   // g of a modality, where it is replaced by what z() gives; else 0. at: the place in that modality.
   template <class N, class Z>
-  CEN_INLINE Lanes of_borrower(Mask replaced, int64_t at, N n, Z z) const {
+  CEN_INLINE V of_borrower(Mask replaced, int64_t at, N n, Z z) const {
     const auto all = [&] { return g(at, n, [&] { return plus_residual(z(), at, n); }); };
-    return replaced ? all() : Lanes{};
+    return replaced ? all() : V{};
   }
 
   const Group<T>& group_;
   const Coefficients<R>* const coefficients_;
-  const int64_t lane_, m_, to_next_;
+  const int64_t element_, m_, to_next_;
   const Own own_, next_;
   const Mask dead_;
-  const Activate<Lanes, kForm> activate_;
+  const Activate<V, kForm> activate_;
 };
 
 // f(exchange) with how a strip takes part as a compile-time constant.

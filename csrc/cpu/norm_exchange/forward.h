@@ -13,7 +13,7 @@ CEN_INLINE void set_batch_statistics(const Problem& p, const ForwardTensors<T>& 
                                      Moments moments) {
   const int64_t unit = p.unit(m, g), i = unit * p.channels + c, own = m * p.channels + c;
   const double var = moments.squares / p.values();
-  tables.at(unit, c).set_affine(c % kLanes<Real<T>>, moments.mean, var, p.eps, t.weight[own], t.bias[own]);
+  tables.at(unit, c).set_affine(c % kVecSize<Real<T>>, moments.mean, var, p.eps, t.weight[own], t.bias[own]);
   t.batch_mean[i] = static_cast<Real<T>>(moments.mean);
   t.batch_var[i] = static_cast<Real<T>>(var);
 }
@@ -36,18 +36,18 @@ void set_given_statistics(const Problem& p, const Tensors& t, const Tables<R>& t
   for_pieces(p, parallel, [&](int64_t unit, int64_t first_c, int64_t last_c) {
     const int64_t own = unit / p.groups * p.channels, row = unit * p.channels;
     for (int64_t c = first_c; c < last_c; ++c)
-      tables.at(unit, c).set_affine(c % kLanes<R>, t.mean[row + c], t.var[row + c], p.eps, t.weight[own + c],
-                                    t.bias[own + c]);
+      tables.at(unit, c).set_affine(c % kVecSize<R>, t.mean[row + c], t.var[row + c], p.eps,
+                                    t.weight[own + c], t.bias[own + c]);
   });
 }
 
-// y of one unit along a strip; walk(f) calls f(at, n) for its vectors. own and lane: as for Strip. `ahead`
+// y of one unit along a strip; walk(f) calls f(at, n) for its vectors. own and element: as for Strip. `ahead`
 // leads from a vector to one that is soon read.
 template <class T, bool kChannelsLast, ActivationForm kForm, class Walk>
-CEN_INLINE void forward_strip(const Group<T>& group, const Coefficients<Real<T>>* own, int64_t lane,
+CEN_INLINE void forward_strip(const Group<T>& group, const Coefficients<Real<T>>* own, int64_t element,
                               int64_t m, bool any_exchanged, T* y, int64_t ahead, bool streamed, Walk walk) {
   with_exchange(group.modalities, any_exchanged, [&](auto exchange) CEN_INLINE_LAMBDA {
-    const Strip<T, kChannelsLast, decltype(exchange)::value, kForm> strip(group, own, lane, m);
+    const Strip<T, kChannelsLast, decltype(exchange)::value, kForm> strip(group, own, element, m);
     walk([&](int64_t at, auto n) CEN_INLINE_LAMBDA {
       strip.prefetch(at + ahead);
       store(y + at, strip.y(at, n), n, streamed);
@@ -81,7 +81,7 @@ void for_batches(const Problem& p, const Tables<R>& tables, int64_t bytes_a_valu
   const int64_t per_group = divide_up(p.channels, size), tasks = p.groups * per_group;
   const auto task = [&](int64_t i, const Parallel& inner) {
     const int64_t g = i / per_group, c = i % per_group * size;
-    if (fit >= 1 || tables.at(g, c).exchanged[c % kLanes<R>])
+    if (fit >= 1 || tables.at(g, c).exchanged[c % kVecSize<R>])
       return f(Batch{g, c, smaller(c + size, p.channels), 0, p.modalities}, inner);
     for (int64_t m = 0; m < p.modalities; ++m) f(Batch{g, c, c + 1, m, m + 1}, inner);
   };
@@ -132,9 +132,9 @@ void forward_channels_first(const Problem& p, const ForwardTensors<T>& t, const 
   };
   const auto write = [&](int64_t m, int64_t g, int64_t c, int64_t b, int64_t ahead) {
     const Coefficients<R>& own = tables.at(p.unit(m, g), c);
-    const int64_t lane = c % kLanes<R>;
-    forward_strip<T, false, kForm>(group, &own, lane, m, own.exchanged[lane], t.y, ahead, p.streaming_stores,
-                                   [&](auto f) CEN_INLINE_LAMBDA {
+    const int64_t element = c % kVecSize<R>;
+    forward_strip<T, false, kForm>(group, &own, element, m, own.exchanged[element], t.y, ahead,
+                                   p.streaming_stores, [&](auto f) CEN_INLINE_LAMBDA {
                                      blocks.walk<R, 1>(blocks.block(b), place(m, g, c), phase,
                                                        [&](int64_t at, auto n, auto)
                                                            CEN_INLINE_LAMBDA { f(at, n); });
@@ -170,7 +170,7 @@ template <class T>
 void row_statistics(const Problem& p, const ForwardTensors<T>& t, const Tables<Real<T>>& tables,
                     const Parallel& parallel) {
   const RowBlocks blocks(p, 128);
-  const int64_t padded = tables.strips * kLanes<Real<T>>;
+  const int64_t padded = tables.strips * kVecSize<Real<T>>;
   const BlockRows means(blocks.count, p.units(), padded), squares(blocks.count, p.units(), padded);
   parallel_ranges(parallel, blocks.count * p.units(), [&](int64_t begin, int64_t end) {
     const Buffer<MomentSums<Real<T>>> sums(tables.strips);
@@ -214,7 +214,7 @@ void forward_channels_last(const Problem& p, const ForwardTensors<T>& t, const T
   const RowBlocks blocks(p, 512);
   const Group<T> group(p, tables, t.x, t.residual, nullptr);
   if (p.batch_statistics) row_statistics(p, t, tables, parallel);
-  const bool streamed = p.streaming_stores && p.channels % kLanes<R> == 0 && phase_of(t.y) == 0;
+  const bool streamed = p.streaming_stores && p.channels % kVecSize<R> == 0 && phase_of(t.y) == 0;
   parallel_ranges(parallel, blocks.count * p.groups, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
       // Backwards through each core's share, where the statistics read it: their last is still in its cache.
@@ -227,9 +227,9 @@ void forward_channels_last(const Problem& p, const ForwardTensors<T>& t, const T
           blocks.for_strips<R>([&](int64_t strip, auto n) CEN_INLINE_LAMBDA {
             forward_strip<T, true, kForm>(group, own + strip, 0, m, own[strip].any_exchanged, t.y, ahead,
                                           streamed, [&](auto f) CEN_INLINE_LAMBDA {
-                                            walk_rows(first + row * step + strip * kLanes<R>, step, tile_rows,
-                                                      [&](int64_t at, int64_t)
-                                                          CEN_INLINE_LAMBDA { f(at, n); });
+                                            walk_rows(
+                                                first + row * step + strip * kVecSize<R>, step, tile_rows,
+                                                [&](int64_t at, int64_t) CEN_INLINE_LAMBDA { f(at, n); });
                                           });
           });
         });

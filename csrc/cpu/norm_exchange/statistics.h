@@ -66,12 +66,12 @@ CEN_INLINE bool is_finite(double v) { return v - v == 0; }
 template <int64_t kSlot>
 using Slot = std::integral_constant<int64_t, kSlot>;
 
-// f(at, n, slot) for the vectors of the values [at, stop). n is AllLanes where `phase + at` is a multiple of
-// a vector, else the lanes up to the next one or to the end. slot goes round the constants [0, kSlots).
+// f(at, n, slot) for the vectors of the values [at, stop). n is FullVec where `phase + at` is a multiple of
+// a vector, else the elements up to the next one or to the end. slot goes round the constants [0, kSlots).
 template <class R, int64_t kSlots, class F>
 CEN_INLINE void walk_values(int64_t at, int64_t stop, int64_t phase, F f) {
-  constexpr int64_t kStep = kLanes<R>;
-  constexpr AllLanes<R> all;
+  constexpr int64_t kStep = kVecSize<R>;
+  constexpr FullVec<R> all;
   while (at < stop) {
     const int64_t n = smaller(stop - at, kStep - (phase + at) % kStep);
     if (n < kStep) {
@@ -96,8 +96,8 @@ CEN_INLINE void walk_values(int64_t at, int64_t stop, int64_t phase, F f) {
 // line where lines are long.
 struct LineBlocks {
   static constexpr int64_t kValues = 8192;  // a block; both passes over it stay in the first-level caches
-  static constexpr int64_t kLines = 128;    // of a block at the most: a lane sums some values of every line
-  int64_t lines, size, stride;              // `samples` lines of `size` values, `stride` apart
+  static constexpr int64_t kLines = 128;  // of a block at the most: a element sums some values of every line
+  int64_t lines, size, stride;            // `samples` lines of `size` values, `stride` apart
   int64_t lines_a_block, pieces, piece;
   int64_t count;
 
@@ -147,8 +147,8 @@ struct LineBlocks {
   }
 };
 
-// The moments of block b of the channel that begins at `first` in x. Which lane sums a value follows from its
-// place in x: the bits of the result do not depend on x's address.
+// The moments of block b of the channel that begins at `first` in x. Which element sums a value follows from
+// its place in x: the bits of the result do not depend on x's address.
 template <class T>
 Moments block_moments(const T* x, int64_t first, const LineBlocks& blocks, int64_t b) {
   using R = Real<T>;
@@ -156,24 +156,25 @@ Moments block_moments(const T* x, int64_t first, const LineBlocks& blocks, int64
   const Vec<R> x0 = splat(load(x + first + block.first_line * blocks.stride + block.begin, int64_t{1})[0]);
   Vec<R> sum{};
   blocks.walk<R, 1>(sample, first, 0, [&](int64_t at, auto n, auto) CEN_INLINE_LAMBDA {
-    sum += first_lanes<R>(load(x + at, n) - x0, n);
+    sum += first_elements<R>(load(x + at, n) - x0, n);
   });
-  const R shift = x0[0] + static_cast<R>(sum_lanes(sum) / sample.values());
+  const R shift = x0[0] + static_cast<R>(sum_elements(sum) / sample.values());
 
   MomentSums<R> sums[4];
   const int64_t ahead = blocks.ahead(sizeof(T));
   blocks.walk<R, 4>(block, first, 0, [&](int64_t at, auto n, auto slot) CEN_INLINE_LAMBDA {
     __builtin_prefetch(x + at + ahead);
-    sums[slot].add(first_lanes<R>(load(x + at, n) - splat(shift), n));
+    sums[slot].add(first_elements<R>(load(x + at, n) - splat(shift), n));
   });
-  const double squares = sum_lanes((sums[0].squares + sums[1].squares) + (sums[2].squares + sums[3].squares));
+  const double squares =
+      sum_elements((sums[0].squares + sums[1].squares) + (sums[2].squares + sums[3].squares));
   if (!is_finite(squares))
     return wide_moments(block.values(), [&](auto f) {
       blocks.walk<R, 1>(block, first, 0, [&](int64_t at, int64_t n, auto) {
-        for (int64_t lane = 0; lane < n; ++lane) f(load(x + at + lane, int64_t{1})[0]);
+        for (int64_t element = 0; element < n; ++element) f(load(x + at + element, int64_t{1})[0]);
       });
     });
-  return moments_of(shift, sum_lanes((sums[0].sum + sums[1].sum) + (sums[2].sum + sums[3].sum)), squares,
+  return moments_of(shift, sum_elements((sums[0].sum + sums[1].sum) + (sums[2].sum + sums[3].sum)), squares,
                     block.values());
 }
 
@@ -211,11 +212,11 @@ struct RowBlocks {
     for (; row < stop; ++row) f(row, std::integral_constant<int64_t, 1>{});
   }
 
-  // f(strip, n) for the strips, one vector of channels wide; n is AllLanes, or the lanes of the last one.
+  // f(strip, n) for the strips, one vector of channels wide; n is FullVec, or the elements of the last one.
   template <class R, class F>
   CEN_INLINE void for_strips(F f) const {
-    const int64_t whole = channels / kLanes<R>, left = channels % kLanes<R>;
-    for (int64_t strip = 0; strip < whole; ++strip) f(strip, AllLanes<R>{});
+    const int64_t whole = channels / kVecSize<R>, left = channels % kVecSize<R>;
+    for (int64_t strip = 0; strip < whole; ++strip) f(strip, FullVec<R>{});
     if (left) f(whole, left);
   }
 };
@@ -250,7 +251,7 @@ void block_moments(const T* unit, const RowBlocks& blocks, int64_t b, MomentSums
   const int64_t begin = blocks.begin(b), count = blocks.values(b), step = blocks.channels;
   const int64_t sample = smaller(MomentSums<R>::kSampleRows, count), ahead = blocks.ahead(sizeof(T));
   blocks.for_strips<R>([&](int64_t strip, auto n) {
-    const T* first = unit + begin * step + strip * kLanes<R>;
+    const T* first = unit + begin * step + strip * kVecSize<R>;
     const Vec<R> x0 = load(first, n);
     Vec<R> sum{};
     for (int64_t row = 1; row < sample; ++row) sum += load(first + row * step, n) - x0;
@@ -259,21 +260,22 @@ void block_moments(const T* unit, const RowBlocks& blocks, int64_t b, MomentSums
   blocks.for_tiles(b, [&](int64_t row, auto tile_rows) CEN_INLINE_LAMBDA {
     blocks.for_strips<R>([&](int64_t strip, auto n) CEN_INLINE_LAMBDA {
       MomentSums<R> tile{sums[strip].shift};
-      walk_rows(row * step + strip * kLanes<R>, step, tile_rows, [&](int64_t at, int64_t) CEN_INLINE_LAMBDA {
-        __builtin_prefetch(unit + at + ahead);
-        tile.add(load(unit + at, n) - tile.shift);
-      });
+      walk_rows(row * step + strip * kVecSize<R>, step, tile_rows,
+                [&](int64_t at, int64_t) CEN_INLINE_LAMBDA {
+                  __builtin_prefetch(unit + at + ahead);
+                  tile.add(load(unit + at, n) - tile.shift);
+                });
       sums[strip].sum += tile.sum;
       sums[strip].squares += tile.squares;
     });
   });
   const double per_value = 1.0 / count;
-  for (int64_t strip = 0; strip * kLanes<R> < step; ++strip)
+  for (int64_t strip = 0; strip * kVecSize<R> < step; ++strip)
     for_wide_parts(
-        [&](int64_t lane, Vec<double> shift, Vec<double> sum, Vec<double> square) {
+        [&](int64_t element, Vec<double> shift, Vec<double> sum, Vec<double> square) {
           const Vec<double> centred = square - sum * sum * per_value;
-          store_row(mean + strip * kLanes<R> + lane, shift + sum * per_value);
-          store_row(squares + strip * kLanes<R> + lane, centred < 0 ? Vec<double>{} : centred);
+          store_row(mean + strip * kVecSize<R> + element, shift + sum * per_value);
+          store_row(squares + strip * kVecSize<R> + element, centred < 0 ? Vec<double>{} : centred);
         },
         sums[strip].shift, sums[strip].sum, sums[strip].squares);
   bool finite = true;
