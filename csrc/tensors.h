@@ -31,8 +31,8 @@ inline bool is_floating(ScalarType type) {
          type == ScalarType::BFloat16;
 }
 
-// Whether a result as large as x is stored past the caches. What is brought back into another layout is read
-// again at once.
+// Whether a result as large as x is stored past the caches. A result that is copied into another layout is
+// read again at once.
 inline bool is_streamed(const Tensor& x, bool native) {
   return x.is_cpu() && native &&
          x.numel() * static_cast<int64_t>(x.element_size()) > cpu::last_level_cache() / 8;
@@ -125,19 +125,20 @@ class Layout {
     return cen::empty(sizes, native_ ? strides_of(like_) : dense_strides(sizes, channels_last_), like_, type);
   }
 
-  Tensor bring(const Tensor& tensor) const {
+  // The tensor in the layout that the kernels work in, copied where it is in another.
+  Tensor to_kernel(const Tensor& tensor) const {
     if (is_dense(tensor, channels_last_)) return tensor;
     Tensor dense = empty(dtype_of(tensor));
     torch::stable::copy_(dense, tensor);
     return dense;
   }
 
-  std::optional<Tensor> bring(const std::optional<Tensor>& tensor) const {
-    return tensor ? std::optional(bring(*tensor)) : std::nullopt;
+  std::optional<Tensor> to_kernel(const std::optional<Tensor>& tensor) const {
+    return tensor ? std::optional(to_kernel(*tensor)) : std::nullopt;
   }
 
-  // What empty() made, once it is filled, in the strides that the op promises.
-  Tensor give(const Tensor& tensor) const {
+  // Brings a tensor that empty() made into the strides that the op promises.
+  Tensor from_kernel(const Tensor& tensor) const {
     if (native_) return tensor;
     Tensor result = cen::empty(sizes_of(like_), strides_of(like_), like_, dtype_of(tensor));
     torch::stable::copy_(result, tensor);

@@ -135,7 +135,7 @@ class MaximaOfRows {
   }
 
   // row: of the image x.
-  void take(const T* x, int64_t row, Tile tile) const {
+  void add_row(const T* x, int64_t row, Tile tile) const {
     pad(x + row * p_.length, tile);
     R* maxima = maxima_.get() + slot(row);
     uint8_t* winners = winners_.get() + slot(row);
@@ -150,7 +150,7 @@ class MaximaOfRows {
   }
 
   // y and winners of the image.
-  void give(T* y, uint8_t* winners, int64_t row, Tile tile, bool streamed) const {
+  void write_row(T* y, uint8_t* winners, int64_t row, Tile tile, bool streamed) const {
     const int64_t top = row - p_.radius(), first = larger(0, -top), last = smaller(p_.size, p_.rows - top);
     const int64_t place = row * p_.length + tile.first;
     for_vectors<R>(tile.values, [&](int64_t at, auto n) CEN_INLINE_LAMBDA {
@@ -215,8 +215,8 @@ void max_pool(const Pooling& p, const T* x, T* y, uint8_t* winners, const Parall
       const int64_t last = smaller(first + height, p.rows);
       int64_t taken = larger(0, first - p.radius());
       for (int64_t row = first; row < last; ++row) {
-        for (; taken < smaller(p.rows, row + p.radius() + 1); ++taken) maxima.take(x + image, taken, tile);
-        maxima.give(y + image, winners + image, row, tile, streamed);
+        for (; taken < smaller(p.rows, row + p.radius() + 1); ++taken) maxima.add_row(x + image, taken, tile);
+        maxima.write_row(y + image, winners + image, row, tile, streamed);
       }
     }
   });
@@ -234,7 +234,7 @@ class GradientsOfRows {
         columns_(Tile::most_values<R>(p) + 2 * p.halo()) {}
 
   // dy, winners and dx of the image.
-  void give(const T* dy, const uint8_t* winners, T* dx, int64_t row, Tile tile, bool streamed) const {
+  void write_row(const T* dy, const uint8_t* winners, T* dx, int64_t row, Tile tile, bool streamed) const {
     of_columns(dy, winners, row, tile);
     for_vectors<R>(tile.values, [&](int64_t at, auto n) CEN_INLINE_LAMBDA {
       Vec<R> sum{};
@@ -289,8 +289,8 @@ void max_pool_backward(const Pooling& p, const T* dy, const uint8_t* winners, T*
     const GradientsOfRows<T> gradients(p);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t image = i / p.rows / tiles * p.rows * p.length;
-      gradients.give(dy + image, winners + image, dx + image, i % p.rows,
-                     Tile::number<R>(p, i / p.rows % tiles), streamed);
+      gradients.write_row(dy + image, winners + image, dx + image, i % p.rows,
+                          Tile::number<R>(p, i / p.rows % tiles), streamed);
     }
   });
 }

@@ -31,7 +31,7 @@ std::tuple<Tensor, Tensor> max_pool_same(Tensor x, int64_t size) {
     return {torch::stable::empty_like(x), empty(sizes, strides, x, byte)};
   }
   const Layout layout(x);
-  x = layout.bring(x);
+  x = layout.to_kernel(x);
   const Tensor y = layout.empty(), winners = layout.empty(byte);
   with_type(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -39,7 +39,7 @@ std::tuple<Tensor, Tensor> max_pool_same(Tensor x, int64_t size) {
         pooling_of(x, size, layout), data<T>(x), mutable_data<T>(y), mutable_data<uint8_t>(winners),
         threads_for(x.numel()));
   });
-  return {layout.give(y), layout.give(winners)};
+  return {layout.from_kernel(y), layout.from_kernel(winners)};
 }
 
 Tensor max_pool_same_backward(Tensor dy, Tensor winners, int64_t size) {
@@ -49,8 +49,8 @@ Tensor max_pool_same_backward(Tensor dy, Tensor winners, int64_t size) {
   check_as("dy", dy, dy.scalar_type(), sizes_of(winners), winners);
   if (dy.numel() == 0) return torch::stable::empty_like(dy);
   const Layout layout(winners);
-  dy = layout.bring(dy);
-  winners = layout.bring(winners);
+  dy = layout.to_kernel(dy);
+  winners = layout.to_kernel(winners);
   const Tensor dx = layout.empty(dtype_of(dy));
   with_type(dy.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -58,7 +58,7 @@ Tensor max_pool_same_backward(Tensor dy, Tensor winners, int64_t size) {
         pooling_of(dy, size, layout), data<T>(dy), data<uint8_t>(winners), mutable_data<T>(dx),
         threads_for(dy.numel()));
   });
-  return layout.give(dx);
+  return layout.from_kernel(dx);
 }
 
 }  // namespace

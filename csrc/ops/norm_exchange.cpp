@@ -174,8 +174,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Tensor weight, Tensor bias,
 
   const Layout layout(x);
   set_memory(p, x, layout.channels_last(), layout.native());
-  x = layout.bring(x);
-  residual = layout.bring(residual);
+  x = layout.to_kernel(x);
+  residual = layout.to_kernel(residual);
   weight = packed(weight);
   bias = packed(bias);
   mean = packed(mean);
@@ -191,7 +191,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Tensor weight, Tensor bias,
                           running ? mutable_data<R>(running->var) : nullptr},
         x);
   });
-  return {layout.give(y), batch_mean, batch_var};
+  return {layout.from_kernel(y), batch_mean, batch_var};
 }
 
 std::tuple<Tensor, Tensor, Tensor> norm_exchange(Tensor x, Tensor weight, Tensor bias,
@@ -240,9 +240,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_exchange_backward(
 
   const Layout layout(x);
   set_memory(p, x, layout.channels_last(), layout.native());
-  dy = layout.bring(dy);
-  x = layout.bring(x);
-  residual = layout.bring(residual);
+  dy = layout.to_kernel(dy);
+  x = layout.to_kernel(x);
+  residual = layout.to_kernel(residual);
   weight = packed(weight);
   bias = packed(bias);
   mean = packed(mean);
@@ -258,7 +258,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_exchange_backward(
                            mutable_data<R>(dbias), residual ? mutable_data<T>(dresidual) : nullptr},
         x);
   });
-  return {layout.give(dx), dweight, dbias, residual ? layout.give(dresidual) : none};
+  return {layout.from_kernel(dx), dweight, dbias, residual ? layout.from_kernel(dresidual) : none};
 }
 
 }  // namespace

@@ -131,7 +131,7 @@ class Block {
                 int64_t first, int64_t count) const {
     for (int64_t c = 0; c < p_.inputs; c += slice_) {
       const int64_t channels = smaller(slice_, p_.inputs - c);
-      take(x, first, count, c, channels);
+      transform_inputs(x, first, count, c, channels);
       for (int64_t k = 0; k < outputs.size(); k += kPanel) {
         const float* factors = kernels + (k / kPanel * kPoints * p_.inputs + c) * kPanel;
         float* products = products_.get() + k / kPanel % panels_ * kPoints * product_step_;
@@ -139,13 +139,14 @@ class Block {
           multiply_all<false>(factors, channels, products, count);
         else
           multiply_all<true>(factors, channels, products, count);
-        if (c + channels == p_.inputs) give(products, bias, y, outputs.begin + k, first, count);
+        if (c + channels == p_.inputs) write_outputs(products, bias, y, outputs.begin + k, first, count);
       }
     }
   }
 
  private:
-  void take(const float* x, int64_t first, int64_t count, int64_t channel, int64_t channels) const {
+  void transform_inputs(const float* x, int64_t first, int64_t count, int64_t channel,
+                        int64_t channels) const {
     for (int64_t t = 0; t < count; ++t) {
       const float* pixels[16];
       tiles_.find<4, const float>(first + t, x, p_.inputs, zeros_.get(), pixels);
@@ -155,7 +156,7 @@ class Block {
     }
   }
 
-  // Rows past the last tile, which are as they were made, are never given.
+  // Rows past the last tile, which are as they were made, are never written.
   template <bool kAdd>
   void multiply_all(const float* factors, int64_t channels, float* products, int64_t count) const {
     for (int64_t point = 0; point < kPoints; ++point)
@@ -165,8 +166,8 @@ class Block {
                        products + point * product_step_ + t * kPanel, kPanel);
   }
 
-  void give(const float* products, const float* bias, float* y, int64_t k, int64_t first,
-            int64_t count) const {
+  void write_outputs(const float* products, const float* bias, float* y, int64_t k, int64_t first,
+                     int64_t count) const {
     for (int64_t t = 0; t < count; ++t) {
       float* pixels[4];
       tiles_.find<2, float>(first + t, y + k, p_.outputs, sink_.get(), pixels);
