@@ -83,8 +83,8 @@ CEN_INLINE StripSums<Real<T>> backward_strip(const BackwardTensors<T>& t, const 
   StripSums<R> sums;
   with_exchange(group.modalities, any_exchanged, [&](auto exchange) CEN_INLINE_LAMBDA {
     const Strip<T, kChannelsLast, decltype(exchange)::value, kForm> strip(group, own, element, m);
-    const Vec<R> on_x = Side<R, kChannelsLast>::coefficient(own->on_x, element),
-                 constant = Side<R, kChannelsLast>::coefficient(own->constant, element);
+    const Vec<R> on_x = UnitCoefficients<R, kChannelsLast>::coefficient(own->on_x, element),
+                 constant = UnitCoefficients<R, kChannelsLast>::coefficient(own->constant, element);
     StripSums<R> slots[kSlots];
     walk([&](int64_t at, auto n, auto slot) CEN_INLINE_LAMBDA {
       strip.prefetch(at + ahead);
@@ -177,21 +177,23 @@ void backward_channels_first(const Problem& p, const BackwardTensors<T>& t, cons
       finish(unit / p.groups, unit % p.groups, i % p.channels);
     });
   }
-  for_batches(p, tables, 2 * sizeof(T), parallel, [&](const Batch& batch, const Parallel& inner) {
-    for_blocks(batch, blocks, inner, [&](int64_t m, int64_t c, int64_t b) {
-      of_channel(m, batch.g, c)[b] =
-          p.batch_statistics
-              ? backward_block<true, false, kForm>(p, sums_only, tables, group, blocks, m, batch.g, c, b,
-                                                   ahead)
-              : backward_block<true, true, kForm>(p, t, tables, group, blocks, m, batch.g, c, b, ahead);
-    });
-    for (int64_t m = batch.first_m; m < batch.last_m; ++m)
-      for (int64_t c = batch.first_c; c < batch.last_c; ++c) finish(m, batch.g, c);
-    if (p.batch_statistics)
-      for_blocks(batch, blocks, inner, [&](int64_t m, int64_t c, int64_t b) {
-        backward_block<false, true, kForm>(p, t, tables, group, blocks, m, batch.g, c, b, batch.to_next(p));
+  for_channel_blocks(
+      p, tables, 2 * sizeof(T), parallel, [&](const ChannelBlock& channels, const Parallel& inner) {
+        for_blocks(channels, blocks, inner, [&](int64_t m, int64_t c, int64_t b) {
+          of_channel(m, channels.g, c)[b] =
+              p.batch_statistics ? backward_block<true, false, kForm>(p, sums_only, tables, group, blocks, m,
+                                                                      channels.g, c, b, ahead)
+                                 : backward_block<true, true, kForm>(p, t, tables, group, blocks, m,
+                                                                     channels.g, c, b, ahead);
+        });
+        for (int64_t m = channels.first_m; m < channels.last_m; ++m)
+          for (int64_t c = channels.first_c; c < channels.last_c; ++c) finish(m, channels.g, c);
+        if (p.batch_statistics)
+          for_blocks(channels, blocks, inner, [&](int64_t m, int64_t c, int64_t b) {
+            backward_block<false, true, kForm>(p, t, tables, group, blocks, m, channels.g, c, b,
+                                               channels.to_next(p));
+          });
       });
-  });
 }
 
 template <ActivationForm kForm, class T>

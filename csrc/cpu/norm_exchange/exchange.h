@@ -100,13 +100,13 @@ struct Group {
 
 // The coefficients of one unit along a strip.
 template <class R, bool kChannelsLast>
-struct Side {
+struct UnitCoefficients {
   using Mask = std::conditional_t<kChannelsLast, Vec<Bits<R>>, bool>;
 
   Vec<R> shift, scale, offset;
   Mask replaced;
 
-  CEN_INLINE Side(const Coefficients<R>* k, int64_t element)
+  CEN_INLINE UnitCoefficients(const Coefficients<R>* k, int64_t element)
       : shift(coefficient(k->shift, element)),
         scale(coefficient(k->scale, element)),
         offset(coefficient(k->offset, element)),
@@ -133,7 +133,7 @@ template <class T, bool kChannelsLast, Exchange kExchange, ActivationForm kForm>
 class Strip {
   using R = Real<T>;
   using V = Vec<R>;
-  using Own = Side<R, kChannelsLast>;
+  using Own = UnitCoefficients<R, kChannelsLast>;
   using Mask = typename Own::Mask;
 
  public:

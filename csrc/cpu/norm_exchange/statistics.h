@@ -96,7 +96,7 @@ CEN_INLINE void walk_values(int64_t at, int64_t stop, int64_t phase, F f) {
 // line where lines are long.
 struct LineBlocks {
   static constexpr int64_t kValues = 8192;  // a block; both passes over it stay in the first-level caches
-  static constexpr int64_t kLines = 128;  // of a block at the most: a element sums some values of every line
+  static constexpr int64_t kLines = 128;  // of a block at the most: an element sums some values of every line
   int64_t lines, size, stride;            // `samples` lines of `size` values, `stride` apart
   int64_t lines_a_block, pieces, piece;
   int64_t count;
