@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
 import pytest
 import torch
@@ -12,30 +11,10 @@ from torch import Tensor
 import cen_ext
 from cen_ext.functional import DTYPES
 from cen_ext.ops import dispatch
-from cen_ext.ops.activation import NAMES
 from cen_ext.ops.norm_exchange.reference import Options
 
 BACKENDS = [name for name, state in cen_ext.available_backends().items() if state == "ok"]
 NORMS = ("batch", "instance")
-
-
-@cache
-def activations_of(backend: str) -> tuple[str, ...]:
-    """The activations that a backend knows: the compiled part may be of before one was added."""
-    if backend not in ("cpu", "cuda"):
-        return NAMES
-    return tuple(name for name in NAMES if _compiled_knows(name))
-
-
-def _compiled_knows(activation: str) -> bool:
-    x, options = torch.zeros(2, 1), Options(activation=activation)
-    try:
-        torch.ops.cen_ext.norm_exchange(x, x[:1], x[:1], x[:1], x[:1], None, *options)
-    except RuntimeError as error:
-        if "unknown activation" not in str(error):
-            raise
-        return False
-    return True
 
 
 def refusal(backend: str, x: Tensor, **options: object) -> str | None:

@@ -16,9 +16,10 @@ from torch._subclasses import FakeTensorMode
 import cen_ext
 from bench.harness.machine import cache_sizes
 from cen_ext.functional import DTYPES
+from cen_ext.ops.activation import NAMES as ACTIVATIONS
 from cen_ext.ops.norm_exchange.reference import Options
 from tests.helpers.cases import Shape, make_inputs
-from tests.helpers.covered import NORMS, activations_of
+from tests.helpers.covered import NORMS
 from tests.helpers.tolerance import Call, Results, check, run
 
 if cen_ext.available_backends()["cpu"] != "ok":
@@ -61,8 +62,8 @@ NARROW = [Shape(2, 2, 21, (11, 13)), Shape(3, 2, 40, (5, 5)), Shape(2, 3, 3, (9,
 
 
 def check_this_process() -> None:
-    """The work of the processes of test_every_instruction_set."""
-    activations = itertools.cycle(activations_of("cpu"))
+    """What the processes of test_every_instruction_set do."""
+    activations = itertools.cycle(ACTIVATIONS)
     for shape, dtype, norm, channels_last, given in itertools.product(
         NARROW, DTYPES, NORMS, [False, True], [False, True]
     ):

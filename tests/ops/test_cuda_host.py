@@ -19,9 +19,8 @@ from torch import Tensor
 
 from cen_ext.ops.norm_exchange.reference import Options, statistics_dtype
 from tests.helpers import host_device
-from tests.helpers.cases import SMALL, Shape, make_inputs
+from tests.helpers.cases import SMALL, Shape, make_inputs, reaching_six
 from tests.helpers.covered import NORMS
-from tests.helpers.relu6 import assert_is_relu6, away_from_kinks, reaching_both_kinks
 from tests.helpers.tolerance import (
     Call,
     Results,
@@ -34,8 +33,8 @@ from tests.helpers.tolerance import (
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # run.cpp's kTypes
 KINDS = ("automatic", "two_pass", "cluster", "grid")
-REGIONS, CRITERIA, ACTIVATIONS = ("own", "all"), ("abs", "signed"), ("identity", "relu", "leaky_relu")
-NAMES = (*ACTIVATIONS, "relu6")  # as csrc/cpu/activation.h lists them
+REGIONS, CRITERIA = ("own", "all"), ("abs", "signed")
+ACTIVATIONS = ("identity", "relu", "leaky_relu", "relu6")  # as csrc/cpu/activation.h lists them
 THRESHOLD = 2.0**-6
 MOMENTUM = 0.3
 
@@ -123,7 +122,7 @@ def packed(case: Case) -> bytes:
         *(DTYPES.index(call.x.dtype), KINDS.index(case.kind), *case.device, case.moved),
         *(call.residual is not None, case.running is not None),
         *(m, groups, samples, c, math.prod(call.x.shape[2:]), case.channels_last, call.mean is None),
-        *(REGIONS.index(o.region), CRITERIA.index(o.criterion), NAMES.index(o.activation)),
+        *(REGIONS.index(o.region), CRITERIA.index(o.criterion), ACTIVATIONS.index(o.activation)),
     )
     real = (o.threshold, o.eps, o.negative_slope, MOMENTUM)
     large = [t for t in (call.x, case.dy, call.residual) if t is not None]
@@ -288,13 +287,13 @@ def test_relu6(checked, tmp_path, dtype):
         [False, True], NORMS, FORCED, [False, True], [False, True]
     ):
         torch.manual_seed(0)
-        i = reaching_both_kinks(make_inputs(Shape(3, 3, 20, (6, 10)), dtype))
+        i = reaching_six(make_inputs(Shape(3, 3, 20, (6, 10)), dtype))
         options = Options(THRESHOLD, norm=norm, activation="relu6")
         statistics = (i.mean, i.var) if given else (None, None)
         call = Call(i.x, i.weight, i.bias, *statistics, i.residual if with_residual else None, options)
-        cases.append(Case(call, away_from_kinks(call, i.dy), kind, channels_last=channels_last))
+        cases.append(Case(call, without_kinks(call, i.dy), kind, channels_last=channels_last))
     for case, found in zip(cases, run_cases(checked, tmp_path, cases), strict=True):
-        assert_is_relu6(found.results, case.call, case.dy)
+        assert_right(case, found)
 
 
 def raw_results(found: Found) -> list[bytes]:
@@ -302,7 +301,7 @@ def raw_results(found: Found) -> list[bytes]:
 
 
 def plain_cases(kinds: Iterable[str] = FORCED, device: Device = DEVICE) -> Iterator[Case]:
-    """Calls with the statistics of x, 60 values a line, for every layout, norm and kind of plan."""
+    """Calls with the statistics of x, 60 values per line, for every layout, norm and kind of plan."""
     for channels_last, norm, kind in itertools.product([False, True], NORMS, kinds):
         torch.manual_seed(0)
         i = make_inputs(Shape(3, 3, 20, (6, 10)), torch.float32, small_scales=0.0)

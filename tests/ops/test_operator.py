@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import cen_ext
+from cen_ext.ops.activation import NAMES as ACTIVATIONS
 from tests.helpers import cases, formulas
 from tests.helpers.cases import Shape, make_inputs
-from tests.helpers.covered import BACKENDS, NORMS, activations_of, every_kind, skip_if_refused
+from tests.helpers.covered import BACKENDS, NORMS, every_kind, skip_if_refused
 
 CLOSE = {"rtol": 1e-11, "atol": 1e-11}  # float64; sums of at most a few hundred values of size one
 
@@ -23,10 +24,10 @@ CLOSE = {"rtol": 1e-11, "atol": 1e-11}  # float64; sums of at most a few hundred
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_values_and_gradients(backend, training, norm, channels_last, shape):
     if norm == "instance" and training and math.prod(shape.spatial) == 1:
-        pytest.skip("instance norm needs more than one value a row")
+        pytest.skip("instance norm needs more than one value per row")
     given = make_inputs(shape, channels_last=channels_last)
     skip_if_refused(backend, given.x, norm=norm)
-    flags = itertools.product(["own", "all"], ["abs", "signed"], activations_of(backend), [False, True])
+    flags = itertools.product(["own", "all"], ["abs", "signed"], ACTIVATIONS, [False, True])
     for region, criterion, activation, with_residual in flags:
         options = dict(
             threshold=0.02,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -67,23 +66,10 @@ def _run_triton(
     return outputs
 
 
-def _knowing(why_not: Callable[..., str | None]) -> Callable[..., str | None]:
-    """Extend a compiled backend's predicate: it refuses activations that its kernels do not have."""
-
-    def why_not_call(x: Tensor | None = None, options: Options | None = None, *_: Any) -> str | None:
-        if options is not None and options.activation not in _COMPILED_ACTIVATIONS:
-            return f"the compiled kernels do not have the activation {options.activation!r}"
-        return why_not(x)
-
-    return why_not_call
-
-
-_COMPILED_ACTIVATIONS = ("identity", "relu", "leaky_relu")
-
 dispatch.register(
     "norm_exchange",
-    cuda=Backend(_knowing(why_not_cuda), _run_native, _update_native),
+    cuda=Backend(why_not_cuda, _run_native, _update_native),
     triton=Backend(why_not_triton, _run_triton),
-    cpu=Backend(_knowing(why_not_cpu), _run_native, _update_native),
+    cpu=Backend(why_not_cpu, _run_native, _update_native),
     reference=Backend(why_not_reference, norm_exchange_reference),
 )
