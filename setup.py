@@ -77,7 +77,7 @@ def library_folders() -> list[str]:
 
 
 def gpu_arguments() -> dict[str, object]:
-    """Flags for nvcc, and for the compiler and the linker beside it."""
+    """The options of nvcc, and of the compiler and linker beside it."""
     from torch.utils import cpp_extension
 
     cpp_extension.CUDA_HOME = str(cuda_home())  # which a torch without CUDA does not look for
@@ -98,7 +98,7 @@ def gpu_arguments() -> dict[str, object]:
 
 
 def extension_arguments() -> dict[str, object]:
-    """Arguments of ``setup`` for the compiled part; empty where it is left out."""
+    """The arguments of ``setup`` for the compiled part; empty where it is left out."""
     if os.environ.get("CEN_EXT_NO_BUILD", "0") != "0":
         return {}
     from torch.utils.cpp_extension import BuildExtension, CppExtension

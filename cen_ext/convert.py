@@ -221,7 +221,7 @@ def _picked(norms: dict[str, nn.Module], where: Where | None) -> set[nn.Module]:
 
 
 def _replacement(name: str, norm: Any, make_norm: MakeNorm, exchanges: bool, like: Tensor) -> Any:
-    """What make_norm makes of ``norm``, with its values; of dtype and device of ``like`` if it has none."""
+    """Call make_norm, and copy the norm's values; without any, take dtype and device from ``like``."""
     like = next((t for t in (norm.weight, norm.running_mean) if t is not None), like)
     with torch.device(like.device):
         layer: Any = make_norm(norm, exchanges, _fused_activation(norm) or "identity").to(like.dtype)

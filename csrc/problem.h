@@ -1,5 +1,5 @@
 // What a call of the operator is about, in plain numbers and pointers: all that a kernel knows of it.
-// The mathematics is defined in cen_ext/reference.py; names are those used there.
+// The mathematics is defined in cen_ext/ops/norm_exchange/reference.py; names are those used there.
 #pragma once
 
 #include <cstdint>

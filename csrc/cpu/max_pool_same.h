@@ -1,9 +1,9 @@
-// Max pooling of stride 1 in square windows, and its gradient; defined in cen_ext/pooling.py.
+// Max pooling of stride 1 in square windows, and its gradient; defined in cen_ext/ops/max_pool_same.
 //
 // In either memory layout an image is rows of values whose next pixel is p.step values on, and a place left
 // or right of the image is one before or past its row. So both layouts are one case: windows of p.size rows
-// and p.size values a row, p.step apart. A place's `winner` is where in its window the maximum was found, one
-// byte: the column in the low, the row in the high four bits, each counted from the window's first.
+// and p.size values per row, p.step apart. A place's `winner` is where in its window the maximum was found,
+// one byte: the column in the low, the row in the high four bits, each counted from the window's first.
 #pragma once
 
 #include "vec.h"

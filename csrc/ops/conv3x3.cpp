@@ -1,5 +1,5 @@
 // The ops torch.ops.cen_ext.conv3x3*, by Winograd's algorithm and on the CPU alone. Public functions check
-// arguments in the caller's words before (cen_ext/convolution.py).
+// arguments in the caller's words before (cen_ext/ops/conv3x3.py).
 #include <algorithm>
 
 #include "../tensors.h"

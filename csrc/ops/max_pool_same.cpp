@@ -1,5 +1,5 @@
 // The ops torch.ops.cen_ext.max_pool_same*, on the CPU alone. Public functions check arguments in the
-// caller's words before (cen_ext/pooling.py).
+// caller's words before (cen_ext/ops/max_pool_same/functional.py).
 #include <tuple>
 
 #include "../tensors.h"

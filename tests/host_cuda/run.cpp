@@ -1,6 +1,6 @@
 // Runs the CUDA kernels on the simulated device:
 //   run CASES RESULTS
-// Both files hold one case after another; tests/test_cuda_host.py writes the one and reads the other.
+// Both files hold one case after another; tests/ops/test_cuda_host.py writes the one and reads the other.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>

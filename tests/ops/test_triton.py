@@ -377,7 +377,7 @@ def draw_kinds() -> Iterator[tuple[Shape, bool, bool, torch.dtype, str, str]]:
 )
 def test_values_on_a_gpu(shape, channels_last, statistics_given, dtype, norm, activation):
     if norm == "instance" and not statistics_given and not shape.spatial:
-        pytest.skip("instance norm needs more than one value a row")
+        pytest.skip("instance norm needs more than one value per row")
     i = make_inputs(shape, dtype, channels_last)
     statistics = (i.mean, i.var) if statistics_given else (None, None)
     options = Options(THRESHOLD, norm=norm, activation=activation)

@@ -1,4 +1,4 @@
-"""Max pooling that keeps one byte an element for the backward pass: definition, dispatch, registration.
+"""Max pooling that keeps one byte per element for the backward pass: definition, dispatch, registration.
 
 PyTorch keeps x and an int64 index an element: in float32 three times the size of x, here it is a quarter. The
 compiled CPU kernels (``csrc/cpu/pooling.h``) and those in Triton (``triton.py``) are ops

@@ -1,10 +1,11 @@
 """Max pooling in Triton, ``functional.py``'s ops ``triton_max_pool_same`` and its backward.
 
-As in ``csrc/cpu/pooling.h`` either memory layout is ``images`` of H rows of L values, the next pixel of a
-row being ``step`` values on. A program takes ROWS rows of VALUES places, which may lie in several small
-images. The forward pass keeps the maxima of the windows' last SIZE rows in registers; the backward pass reads
-each gradient once for every column of a window, and hands it to the one of its rows that it belongs to. Sums
-are in float32, or float64, in a fixed order: the same inputs give the same bits.
+Both memory layouts are one case, as in ``csrc/cpu/max_pool_same.h``: ``images`` images of H rows of L values,
+in which neighboring pixels are ``step`` values apart. A program computes ROWS rows of VALUES values each,
+which may lie in several small images. The forward pass keeps the maxima of the last SIZE rows of the windows
+in registers. The backward pass loads each gradient once per column of a window, and adds it to that row of
+the window in which the maximum was. Sums are in float32, or float64, in a fixed order: the same inputs give
+the same bits.
 """
 
 # The language is Triton, not Python.
@@ -25,7 +26,7 @@ from cen_ext.ops.max_pool_same.autograd import gradient, refuse_second_gradient,
 from cen_ext.ops.norm_exchange.reference import memory_format
 from cen_ext.ops.norm_exchange.triton.launch import define_op, device_of, wrap_kernel
 
-# None of these numbers has been measured on a GPU: four places a thread, a third of the rows read twice over.
+# Not yet measured on a GPU: four values per thread, and a third of the rows are loaded twice.
 ROWS = 8
 VALUES = 512
 WARPS = 4
@@ -33,7 +34,7 @@ WARPS = 4
 
 @triton.jit
 def program_coords(program, images, L, VALUES: tl.constexpr):
-    """Image and place in its rows, ``[VALUES]`` each, and which of them exist."""
+    """The images and the offsets in their rows, ``[VALUES]`` each, and the mask of those in bounds."""
     index = program.to(tl.int64) * VALUES + tl.arange(0, VALUES)
     return index // L, (index % L).to(tl.int32), index < images * L
 
@@ -59,18 +60,18 @@ def max_pool_kernel(
 ):
     RADIUS: tl.constexpr = SIZE // 2
     real: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
-    image, place, mask = program_coords(tl.program_id(0) % blocks, images, L, VALUES)
-    # Of every place, since the interpreter cannot broadcast conditions.
+    image, offset, mask = program_coords(tl.program_id(0) % blocks, images, L, VALUES)
+    # A vector, because Triton's interpreter cannot broadcast conditions.
     first_row = tl.program_id(0) // blocks * ROWS + tl.zeros([VALUES], tl.int32)
-    base = image * H * L + place
-    first_column = tl.maximum(RADIUS - place // step, 0)
+    base = image * H * L + offset
+    first_column = tl.maximum(RADIUS - offset // step, 0)
     maxima, columns = (), ()
     for i in tl.static_range(ROWS + 2 * RADIUS):
         row = first_row + i - RADIUS
         best = tl.full([VALUES], float("-inf"), real)
         column = first_column
         for k in tl.static_range(SIZE):
-            at = place + (k - RADIUS) * step
+            at = offset + (k - RADIUS) * step
             read = mask & (at >= 0) & (at < L) & (row >= 0) & (row < H)
             value = tl.load(
                 x + base + row.to(tl.int64) * L + (k - RADIUS) * step, mask=read, other=float("-inf")
@@ -81,11 +82,11 @@ def max_pool_kernel(
             column = tl.where(better, k, column)
         maxima, columns = maxima + (best,), columns + (column,)
         if i >= 2 * RADIUS:
-            row = row - RADIUS  # whose window this was the last row of
+            row = row - RADIUS  # the row whose window is complete
             best = maxima[i - 2 * RADIUS]
             winner = columns[i - 2 * RADIUS]
             for k in tl.static_range(1, SIZE):
-                # Of nothing but -inf the first is the maximum, and none of the padding.
+                # In a window of -inf alone the first pixel inside the image wins, not the padding.
                 better = is_better(maxima[i - 2 * RADIUS + k], best) | (k == RADIUS - row)
                 best = tl.where(better, maxima[i - 2 * RADIUS + k], best)
                 winner = tl.where(better, columns[i - 2 * RADIUS + k] + 16 * k, winner)
@@ -110,18 +111,18 @@ def max_pool_backward_kernel(
 ):
     RADIUS: tl.constexpr = SIZE // 2
     real: tl.constexpr = tl.float64 if dy.dtype.element_ty == tl.float64 else tl.float32
-    image, place, mask = program_coords(tl.program_id(0) % blocks, images, L, VALUES)
-    # Of every place, since the interpreter cannot broadcast conditions.
+    image, offset, mask = program_coords(tl.program_id(0) % blocks, images, L, VALUES)
+    # A vector, because Triton's interpreter cannot broadcast conditions.
     first_row = tl.program_id(0) // blocks * ROWS + tl.zeros([VALUES], tl.int32)
-    base = image * H * L + place
+    base = image * H * L + offset
     sums = ()
     for _ in tl.static_range(ROWS):
         sums = sums + (tl.zeros([VALUES], real),)
     for i in tl.static_range(ROWS + 2 * RADIUS):
         row = first_row + i - RADIUS
         for k in tl.static_range(SIZE):
-            # The place is k-th in the windows about those RADIUS - k pixels on.
-            at = place + (RADIUS - k) * step
+            # This pixel is column k of the windows centered RADIUS - k pixels further on.
+            at = offset + (RADIUS - k) * step
             read = mask & (at >= 0) & (at < L) & (row >= 0) & (row < H)
             of = base + row.to(tl.int64) * L + (RADIUS - k) * step
             winner = tl.load(winners + of, mask=read, other=255).to(tl.int32)
@@ -129,7 +130,7 @@ def max_pool_backward_kernel(
             gradient = tl.load(dy + of, mask=read & won, other=0.0).to(real)
             added = ()
             for j in tl.static_range(ROWS):
-                # Row j of the program is, in that window, number j - i + 2 * RADIUS.
+                # Row j of the program is row j - i + 2 * RADIUS of that window.
                 if (j - i + 2 * RADIUS >= 0) and (j - i + 2 * RADIUS < SIZE):
                     mine = (winner >> 4) == j - i + 2 * RADIUS
                     added = added + (sums[j] + tl.where(mine, gradient, 0.0),)

@@ -1,4 +1,4 @@
-// The operator on vectors of values: cen_ext/reference.py, one vector of x at a time.
+// The operator on vectors of values: cen_ext/ops/norm_exchange/reference.py, one vector of x at a time.
 //
 // A strip is a set of vectors, at the same places in every modality, that share their channels: the values of
 // one channel (channels first; every element has the same channel), or one vector of channels down the pixels

@@ -186,7 +186,7 @@ struct RowBlocks {
   static constexpr int64_t kTile = 4;
   int64_t rows, channels, rows_a_block, count;
 
-  // At most so many rows a block: fewer keep sums in float exact, more cost less to join.
+  // The largest number of rows per block: fewer keep float sums exact, more cost less to join.
   RowBlocks(const Problem& p, int64_t most) : rows(p.values()), channels(p.channels) {
     rows_a_block = larger(32, smaller(most, 65536 / channels));
     count = divide_up(rows, rows_a_block);
@@ -243,7 +243,7 @@ class BlockRows {
   Buffer<double> values_;
 };
 
-// The moments of a block's channels, into mean and squares; sums is scratch, an element a strip.
+// The moments of a block's channels, into mean and squares; sums is scratch, one element per strip.
 template <class T>
 void block_moments(const T* unit, const RowBlocks& blocks, int64_t b, MomentSums<Real<T>>* sums, double* mean,
                    double* squares) {

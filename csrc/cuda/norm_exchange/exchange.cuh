@@ -1,4 +1,4 @@
-// The operator on vectors of values: cen_ext/reference.py, one slice at a time.
+// The operator on vectors of values: cen_ext/ops/norm_exchange/reference.py, one slice at a time.
 #pragma once
 
 #include "../activation.cuh"

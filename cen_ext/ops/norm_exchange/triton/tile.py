@@ -1,11 +1,11 @@
 """Code that the Triton kernels share: where a tile lies, and ``reference.py`` on a tile of all modalities.
 
-x is cut into ``M * units`` units, each with statistics of its own: one a modality with batch norm (or given
-statistics), one a row with instance norm. A channel of a unit is ``L`` lines of ``P`` positions: where x is
+x is cut into ``M * units`` units, each with statistics of its own: one per modality with batch norm (or given
+statistics), one per row with instance norm. A channel of a unit is ``L`` lines of ``P`` positions: where x is
 contiguous the unit's rows, each with its spatial positions; where x is channels_last a single line of both.
 A tile is ``BLOCK_C`` channels by ``BLOCK_L * BLOCK_P`` values, ``[BLOCK_C, values]``, at the same place in
 every modality, so that partners are at hand. Tables (parameters, statistics, sums) are ``[M, C]`` or
-``[M * units, C]`` and all is computed in their type, float32 or float64. Tuples have an element a modality.
+``[M * units, C]`` and all is computed in their type, float32 or float64. Tuples have an element per modality.
 
 Numbers that define the operator are compile-time constants, since a float argument is a float32. THRESHOLD is
 0 where nothing is exchanged. ``activation`` says what ACTIVATION and SLOPE are.
