@@ -1,5 +1,4 @@
-// The Python module cen_ext._C. Importing it registers the ops (csrc/ops); it tells what
-// was built.
+// The Python module cen_ext._C. Importing it registers the ops of csrc/ops.
 #include <pybind11/pybind11.h>
 #include <torch/headeronly/version.h>
 
@@ -37,7 +36,7 @@ py::dict build_info() {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The compiled part of cen_ext. Importing it registers torch.ops.cen_ext.*.";
-  cen::cpu::instruction_set();  // a wrong CEN_EXT_CPU_CAPABILITY is told now, not at the first call
+  cen::cpu::instruction_set();  // reports an invalid CEN_EXT_CPU_CAPABILITY at import, not at the first call
   m.def("build_info", &build_info,
         "What was built: compiler, torch (the version compiled against), cuda_architectures (90 for 9.0), "
         "instruction_sets "

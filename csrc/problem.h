@@ -1,5 +1,5 @@
-// What a call of the operator is about, in plain numbers and pointers: all that a kernel knows of it.
-// The mathematics is defined in cen_ext/ops/norm_exchange/reference.py; names are those used there.
+// One call of the operator as plain numbers and pointers, which is all that kernels see of it.
+// The mathematics and the names are those of cen_ext/ops/norm_exchange/reference.py.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace cen {
 
-// Half types as they lie in memory: 1+5+10 and 1+8+7 bits of sign, exponent, fraction.
+// Storage of the half types: 1+5+10 and 1+8+7 bits of sign, exponent and fraction.
 struct Half {
   uint16_t bits;
 };
@@ -17,24 +17,24 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-// The type of parameters, statistics and computations where x is of type T.
+// The type of parameters, statistics and arithmetic for x of type T.
 template <class T>
 using Real = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 enum class Region { own, all };
 enum class Criterion { magnitude, signed_value };  // "abs", "signed"
 
-// x is cut into units, M * groups of them, each with statistics of its own. Unit (m, g) is number
-// m * groups + g, both in memory and in tables of statistics. Units of one group exchange channels.
+// x consists of M * groups units, each with its own statistics. Unit (m, g) has index m * groups + g, both in
+// memory and in tables of statistics. Units of one group exchange channels.
 struct Problem {
   int64_t modalities;  // M
   int64_t groups;      // 1 with batch norm, N with instance norm
-  int64_t samples;     // of a unit: N with batch norm, 1 with instance norm
+  int64_t samples;     // per unit: N with batch norm, 1 with instance norm
   int64_t channels;    // C
   int64_t spatial;     // product of the spatial sizes
   bool channels_last;  // a unit is [samples, spatial, C] in memory, else [samples, C, spatial]
   bool batch_statistics;
-  bool streaming_stores;  // results are large: store them past the caches
+  bool streaming_stores;  // store results with non-temporal stores, because they are large
   double threshold;
   Region region;
   Criterion criterion;
@@ -45,13 +45,12 @@ struct Problem {
 
   constexpr int64_t units() const { return modalities * groups; }
   constexpr int64_t unit(int64_t m, int64_t g) const { return m * groups + g; }
-  constexpr int64_t values() const { return samples * spatial; }  // of one channel of a unit
-  constexpr double unbiased() const {
-    return double(values()) / double(values() - 1);
-  }  // variance over biased
+  constexpr int64_t values() const { return samples * spatial; }  // per channel of a unit
+  // The factor from biased to unbiased variance.
+  constexpr double unbiased() const { return double(values()) / double(values() - 1); }
   constexpr int64_t unit_size() const { return samples * channels * spatial; }
 
-  // The channels of modality m that may be exchanged (section 3.3).
+  // The range of channels of modality m that may be exchanged (section 3.3 of the paper).
   constexpr int64_t region_begin(int64_t m) const {
     return region == Region::own ? m * channels / modalities : 0;
   }
@@ -60,17 +59,17 @@ struct Problem {
   }
 };
 
-// Tensors of x's size have x's memory layout. weight, bias and their gradients are [M, C]; statistics are
-// [units, C].
+// Tensors with the shape of x have its memory layout. weight, bias and their gradients are [M, C]; statistics
+// are [units, C].
 template <class T>
 struct ForwardTensors {
   const T* x;
   const Real<T>*weight, *bias;
-  const Real<T>*mean, *var;  // given statistics, else null
+  const Real<T>*mean, *var;  // statistics to use; null to compute those of x
   const T* residual;         // may be null
   T* y;
-  Real<T>*batch_mean, *batch_var;      // those of x where none are given, else null
-  Real<T>*running_mean, *running_var;  // [M, C], updated by those of x; may be null
+  Real<T>*batch_mean, *batch_var;      // statistics of x; null if mean and var are given
+  Real<T>*running_mean, *running_var;  // [M, C], updated with the statistics of x; may be null
 };
 
 template <class T>
@@ -83,10 +82,10 @@ struct BackwardTensors {
   T* dresidual;  // null without a residual
 };
 
-// Whether Eq. 6 holds for a scale.
+// Whether Eq. 6 of the paper replaces a channel with this scale.
 template <class R>
 constexpr bool is_below(const Problem& p, R scale) {
-  const R threshold = static_cast<R>(p.threshold);  // compared in weight's precision, as PyTorch does
+  const R threshold = static_cast<R>(p.threshold);  // PyTorch, too, compares in the precision of weight
   if (p.criterion == Criterion::signed_value) return scale <= threshold;
   return (scale < 0 ? -scale : scale) < threshold;
 }

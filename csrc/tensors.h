@@ -1,5 +1,5 @@
-// Tensors as the ops see them, through LibTorch's stable ABI: one build serves every torch from 2.10 on.
-// Checks, allocation, memory layouts; only the files that include this one see tensors.
+// Argument checks, allocation and memory layouts of tensors, through LibTorch's stable ABI: one build serves
+// every torch from 2.10 on. Only the files that include this one see tensors.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -31,14 +31,14 @@ inline bool is_floating(ScalarType type) {
          type == ScalarType::BFloat16;
 }
 
-// Whether a result as large as x is stored past the caches. A result that is copied into another layout is
-// read again at once.
+// Whether a result with the shape of x uses non-temporal stores. If it is not native it is copied to another
+// layout right away and should stay in the cache.
 inline bool is_streamed(const Tensor& x, bool native) {
   return x.is_cpu() && native &&
          x.numel() * static_cast<int64_t>(x.element_size()) > cpu::last_level_cache() / 8;
 }
 
-// Whether the values lie in memory densely, dimensions nested in the given order.
+// Whether t is contiguous, in channels-last or in the default order of dimensions.
 inline bool is_dense(const Tensor& t, bool channels_last) {
   int64_t expected = 1;
   const auto fits = [&](int64_t d) {
@@ -74,8 +74,8 @@ inline int32_t dtype_of(const Tensor& tensor) {
   return type;
 }
 
-// Not initialised, of a dtype, on the device of `like`. Straight from the allocator: the stable operators of
-// the same purpose go through the dispatcher, and a call of ours made five of them.
+// Returns an uninitialized tensor on the device of `like`. It comes straight from the allocator: the stable
+// ABI's factory functions go through the dispatcher, and one call of our op needs five tensors.
 inline Tensor empty(const Sizes& sizes, const Sizes& strides, const Tensor& like, int32_t type) {
   int32_t device = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
@@ -100,17 +100,17 @@ inline std::optional<Tensor> packed(const std::optional<Tensor>& tensor) {
   return tensor ? std::optional(packed(*tensor)) : std::nullopt;
 }
 
-// The memory layout that the kernels work in, channels first or channels last, and the way there and back.
-// What an op returns has the strides of an empty_like of x, as the fake kernels say.
+// The memory layout that the kernels use for x, channels first or channels last, and conversion to and from
+// it. Results of an op have the strides of torch.empty_like(x), as the fake kernels promise.
 class Layout {
  public:
   explicit Layout(const Tensor& x)
       : like_(is_dense(x, false) || is_dense(x, true) ? x : torch::stable::empty_like(x)) {
     const bool first = is_dense(like_, false), last = is_dense(like_, true);
     const int64_t channels = x.size(1), spatial = x.numel() / (x.size(0) * channels);
-    // Where both hold, the longer axis is the one that vectors run along.
+    // If x is dense in both layouts, vectors run along the longer of the two axes.
     channels_last_ = last && (spatial == 1 || !first);
-    // Lines far shorter than a processor's vector cost more than to bring x into the other layout.
+    // Lines far shorter than a CPU vector cost more than converting x to channels last.
     const bool short_lines = x.is_cpu() && spatial < 16 && channels >= 16;
     native_ = channels_last_ || (first && !short_lines);
     channels_last_ |= first && short_lines;
@@ -125,7 +125,7 @@ class Layout {
     return cen::empty(sizes, native_ ? strides_of(like_) : dense_strides(sizes, channels_last_), like_, type);
   }
 
-  // The tensor in the layout that the kernels work in, copied where it is in another.
+  // Returns the tensor in the kernels' layout, copied only if it is in another.
   Tensor to_kernel(const Tensor& tensor) const {
     if (is_dense(tensor, channels_last_)) return tensor;
     Tensor dense = empty(dtype_of(tensor));
@@ -137,7 +137,7 @@ class Layout {
     return tensor ? std::optional(to_kernel(*tensor)) : std::nullopt;
   }
 
-  // Brings a tensor that empty() made into the strides that the op promises.
+  // Converts a tensor made by empty() to the strides that the op promises.
   Tensor from_kernel(const Tensor& tensor) const {
     if (native_) return tensor;
     Tensor result = cen::empty(sizes_of(like_), strides_of(like_), like_, dtype_of(tensor));
@@ -150,7 +150,7 @@ class Layout {
   bool channels_last_, native_;
 };
 
-// How many threads for a tensor of so many values: one where waking the others costs more than it saves.
+// Threads for an elementwise op on this many values: one if waking the others costs more than it saves.
 inline cpu::Parallel threads_for(int64_t values) {
   constexpr int64_t kWorthSharing = 32768;
   const int64_t threads = values <= kWorthSharing ? 1 : torch::stable::get_num_threads();
@@ -160,7 +160,7 @@ inline cpu::Parallel threads_for(int64_t values) {
           }};
 }
 
-// f(zero) with a zero of the type that x is of.
+// Calls f with a zero of the C++ type for a dtype.
 template <class F>
 void with_type(ScalarType type, F f) {
   if (type == ScalarType::Float) return f(float{});

@@ -1,5 +1,5 @@
-// The ops torch.ops.cen_ext.conv3x3*, by Winograd's algorithm and on the CPU alone. Public functions check
-// arguments in the caller's words before (cen_ext/ops/conv3x3.py).
+// The ops torch.ops.cen_ext.conv3x3*: Winograd convolution, on the CPU only. The public functions in
+// cen_ext/ops/conv3x3.py have already checked the arguments in the caller's terms.
 #include <algorithm>
 
 #include "../tensors.h"
@@ -7,14 +7,14 @@
 namespace cen {
 namespace {
 
-// A convolution of x, or what is as large, by kernels [K, C, 3, 3].
+// Describes the convolution of x (or a tensor of its spatial size) with weight [K, C, 3, 3].
 cpu::Convolution convolution_of(const Tensor& x, const Sizes& weight, int64_t dilation) {
   STD_TORCH_CHECK(x.dim() == 4 && weight.size() == 4 && weight[2] == 3 && weight[3] == 3,
                   "cen_ext: x must be [N, C, H, W], weight [K, C, 3, 3]");
   for (const int64_t channels : {weight[0], weight[1]})
     STD_TORCH_CHECK(channels > 0 && channels % 32 == 0, "cen_ext: channels must be multiples of 32");
   STD_TORCH_CHECK(dilation >= 1, "cen_ext: dilation must be positive");
-  // From the images' longer side on, none but the middle tap lies inside.
+  // At a dilation of the longer image side or more, only the center tap lies inside the image.
   const int64_t furthest = std::max({x.size(2), x.size(3), int64_t{1}});
   return {x.size(0), x.size(2), x.size(3), weight[1], weight[0], std::min(dilation, furthest)};
 }
@@ -23,7 +23,7 @@ Tensor empty_channels_last(const Sizes& sizes, const Tensor& like) {
   return empty(sizes, dense_strides(sizes, true), like, dtype_of(like));
 }
 
-// As the kernels take it.
+// The kernels require dense channels-last tensors.
 Tensor channels_last(const Tensor& tensor) {
   if (is_dense(tensor, true)) return tensor;
   Tensor dense = empty_channels_last(sizes_of(tensor), tensor);
@@ -31,7 +31,7 @@ Tensor channels_last(const Tensor& tensor) {
   return dense;
 }
 
-// As if for a tensor that takes an operator without products as long.
+// Threads for an elementwise op of equal cost: about 32 multiply-adds per value.
 cpu::Parallel threads_of(const cpu::Convolution& p) {
   return threads_for(p.images * p.rows * p.columns * p.inputs * p.outputs / 32);
 }

@@ -1,5 +1,5 @@
-// The ops torch.ops.cen_ext.max_pool_same*, on the CPU alone. Public functions check arguments in the
-// caller's words before (cen_ext/ops/max_pool_same/functional.py).
+// The ops torch.ops.cen_ext.max_pool_same*, on the CPU only. The public functions in
+// cen_ext/ops/max_pool_same/functional.py have already checked the arguments in the caller's terms.
 #include <tuple>
 
 #include "../tensors.h"

@@ -1,5 +1,5 @@
-// The ops torch.ops.cen_ext.norm_exchange*: what they check, allocate and run. Public functions check
-// arguments in the caller's words before (cen_ext/functional.py).
+// The ops torch.ops.cen_ext.norm_exchange*: argument checks, allocation and dispatch to CPU or CUDA kernels.
+// The public functions in cen_ext/functional.py have already checked the arguments in the caller's terms.
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -10,8 +10,8 @@
 
 #include "../cuda/kernels.h"
 
-// Declared by LibTorch in its CUDA builds only. Weak, so that what was built beside one without CUDA still
-// loads.
+// LibTorch declares this in its CUDA builds only. A weak symbol lets the extension load beside a LibTorch
+// without CUDA.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
                                                                                    void** stream);
 #endif
@@ -19,7 +19,8 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stre
 namespace cen {
 namespace {
 
-// Text argument of an op. (The header's conversion to std::string leaks one string a call in torch 2.13.)
+// Converts a string argument of an op and frees its handle. (The header's conversion to std::string leaks one
+// string per call in torch 2.13.)
 std::string take(StringHandle handle) {
   const char* data = nullptr;
   size_t length = 0;
@@ -38,7 +39,7 @@ E parse(const char* name, const std::string& value,
   STD_TORCH_CHECK(false, "cen_ext: unknown ", name, " '", value, "'");
 }
 
-// Arguments that every op ends with.
+// The trailing arguments that all three ops share.
 struct Options {
   double threshold;
   StringHandle region, criterion, norm;
@@ -48,10 +49,10 @@ struct Options {
   StringHandle plan;
 };
 
-// A call without its tensors. groups is 0 where the samples of a modality are to be counted.
+// The scalar arguments of a call. groups is 0 for instance norm until set_sizes() counts the samples.
 struct Call {
   Problem p{};
-  std::string plan;  // how a GPU goes over memory (csrc/cuda/kernels.h); of no meaning elsewhere
+  std::string plan;  // name of a cuda::Kind (csrc/cuda/kernels.h); the CPU ignores it
 
   explicit Call(const Options& options) : plan(take(options.plan)) {
     const std::string region = take(options.region), criterion = take(options.criterion),
@@ -69,7 +70,8 @@ struct Call {
   }
 };
 
-// mean: statistics that are given, of the modalities or of every row of the batch.
+// Sets the sizes of the problem. Given statistics decide the number of groups: mean is [M, C] for batch norm,
+// else it has a row per sample.
 void set_sizes(Problem& p, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& mean) {
   STD_TORCH_CHECK(x.dim() >= 2 && weight.dim() == 2 && weight.size(0) >= 1,
                   "cen_ext: x must be [M*N, C, ...], weight [M, C]");
@@ -85,7 +87,7 @@ void set_sizes(Problem& p, const Tensor& x, const Tensor& weight, const std::opt
   for (int64_t d = 2; d < x.dim(); ++d) p.spatial *= x.size(d);
 }
 
-// What of the problem depends on how x lies in memory.
+// Sets the fields of the problem that depend on the memory layout of x.
 void set_memory(Problem& p, const Tensor& x, bool channels_last, bool native) {
   p.channels_last = channels_last;
   p.streaming_stores = is_streamed(x, native);
@@ -106,23 +108,22 @@ void check_inputs(const Problem& p, const Tensor& x, const Tensor& weight, const
   if (residual) check_as("residual", *residual, type, sizes_of(x), x);
 }
 
-// ---- where x is: what runs its kernels there ----
+// ---- dispatch by the device of x ----
 
 #if defined(CEN_CUDA)
-// f(plan, device, allocate, stream) with x's device as the current one, on its current stream.
+// Calls f(kind, device, allocate, stream) with the device of x as current device, on its current stream.
 template <class F>
 void on_gpu(const Call& call, const Tensor& x, F f) {
   const auto kind = parse<cuda::Kind>("plan", call.plan,
                                       {{"auto", cuda::Kind::automatic},
                                        {"two_pass", cuda::Kind::two_pass},
-                                       {"stream", cuda::Kind::two_pass},  // its former name
-
+                                       {"stream", cuda::Kind::two_pass},  // the former name of two_pass
                                        {"cluster", cuda::Kind::cluster},
                                        {"grid", cuda::Kind::grid}});
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
-  std::vector<Tensor> scratch;  // let go with the call: the allocator keeps to the order of the stream
+  std::vector<Tensor> scratch;  // freed on return: the caching allocator reuses memory in stream order
   const cuda::Allocate allocate = [&](int64_t bytes) {
     scratch.push_back(empty_table({bytes / static_cast<int64_t>(x.element_size()) + 1}, x));
     return scratch.back().mutable_data_ptr();
