@@ -1,10 +1,11 @@
-// The activations: their names, and what the CPU computes of each, a vector at a time.
+// The activations: their names, and their values and gradients on CPU vectors.
 //
-// To add one, add its name to CEN_FURTHER_ACTIVATIONS and its Formula below, and what CUDA computes of it to
-// csrc/cuda/activation.cuh; a name without either does not compile. The backward kernels compute the
-// argument u again from x, so a gradient may depend on it in any way.
+// To add one, add its name to CEN_FURTHER_ACTIVATIONS, its Formula below and its Activate to
+// csrc/cuda/activation.cuh; a name without either does not compile. The backward kernels recompute the
+// activation's argument u from x, so a gradient may be any function of u.
 //
-// No vector type is named here, since the enumeration must be known where no instruction set has been chosen.
+// This header names no vector type, because problem.h needs the enumeration before an instruction set is
+// chosen.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +25,7 @@ enum class Activation { CEN_ACTIVATIONS(CEN_ENUMERATOR) };
 namespace cpu {
 namespace {
 
-// value(u) is the activation at u, gradient(dy, u) is dy times the derivative at u; V is a vector.
+// value(u) is the activation at u, gradient(dy, u) is dy times its derivative at u; V is a vector type.
 template <Activation>
 struct Formula;
 
@@ -40,9 +41,9 @@ struct Formula<Activation::relu6> {
   }
 };
 
-// The kernels have an instance per form rather than per activation, which would take as many times as long to
-// compile: one without an activation, one for relu and leaky_relu whose inner loops do not branch, and one
-// for all others that branches once per vector, always the same way.
+// The kernels are instantiated per form instead of per activation, to keep compile time from growing with the
+// number of activations: one form without an activation, one for relu and leaky_relu with branch-free inner
+// loops, and one for all others with one perfectly predicted branch per vector.
 enum class ActivationForm { identity, leaky, formula };
 
 constexpr ActivationForm form_of(Activation activation) {
@@ -57,12 +58,12 @@ constexpr ActivationForm form_of(Activation activation) {
   }
 }
 
-// What a call says of its activation, in the type R of its computations.
+// The activation of a call and its parameters, in the type R of the arithmetic.
 template <class R>
 struct ActivationParameters {
   Activation activation;
-  R slope;                                                    // on the negative side, of leaky_relu
-  std::conditional_t<sizeof(R) == 4, int32_t, int64_t> kept;  // bits of the product with it: relu keeps none
+  R slope;                                                    // of leaky_relu for negative arguments
+  std::conditional_t<sizeof(R) == 4, int32_t, int64_t> kept;  // bit mask of products with slope: 0 for relu
 
   ActivationParameters(Activation activation, double negative_slope)
       : activation(activation),
@@ -70,7 +71,7 @@ struct ActivationParameters {
         kept(activation == Activation::relu ? 0 : -1) {}
 };
 
-// As Formula, for one form; here u is a function, called only where the gradient depends on it.
+// The counterpart of Formula for one form. gradient() takes u as a function, called only if it needs u.
 template <class V, ActivationForm>
 struct Activate;
 
@@ -96,7 +97,7 @@ struct Activate<V, ActivationForm::leaky> {
   CEN_ACTIVATION_INLINE explicit Activate(const ActivationParameters<R>& p)
       : slope(p.slope - V{}), kept(p.kept - Mask{}) {}
 
-  // Bits are masked so that relu gives +0 even where v is infinite.
+  // Masking the bits makes relu give +0 even for infinite v.
   CEN_ACTIVATION_INLINE V scaled(V v) const { return (V)((Mask)(v * slope) & kept); }
 
   CEN_ACTIVATION_INLINE V value(V u) const { return u < 0 ? scaled(u) : u; }
@@ -109,7 +110,7 @@ struct Activate<V, ActivationForm::leaky> {
 #define CEN_CASE(expression)                          \
   switch (activation) {                               \
     CEN_FURTHER_ACTIVATIONS(expression)               \
-    default: /* form_of() gives no other this form */ \
+    default: /* form_of() maps no other to formula */ \
       __builtin_unreachable();                        \
   }
 

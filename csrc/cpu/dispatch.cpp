@@ -1,5 +1,5 @@
-// What does not depend on the instruction set: its choice at run time, memory, the cache's size, running
-// statistics.
+// Code that is independent of the instruction set: its choice at run time, scratch memory, the cache size and
+// running statistics.
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -86,7 +86,7 @@ struct Pool {
 
 thread_local Pool pool;
 
-// So that a block serves calls of about the same size: up by an eighth at most.
+// Rounds up by at most an eighth, so that calls of similar size reuse the same block.
 int64_t rounded(int64_t bytes) {
   int64_t step = 256;
   while (16 * step < bytes) step *= 2;
@@ -115,7 +115,7 @@ void give_scratch(void* memory, int64_t bytes) {
   if (size > kMost) return ::operator delete(memory, kAlignment);
   pool.free.push_back({memory, size});
   pool.bytes += size;
-  while (pool.bytes > kMost) {  // the oldest first: its size may never be asked for again
+  while (pool.bytes > kMost) {  // oldest first: its size may never be requested again
     ::operator delete(pool.free.front().memory, kAlignment);
     pool.bytes -= pool.free.front().bytes;
     pool.free.erase(pool.free.begin());
@@ -127,13 +127,13 @@ void prefer_large_pages([[maybe_unused]] void* memory, [[maybe_unused]] int64_t 
   constexpr uintptr_t kPage = 2 << 20;
   const uintptr_t first = reinterpret_cast<uintptr_t>(memory), begin = (first + kPage - 1) / kPage * kPage,
                   end = (first + static_cast<uintptr_t>(bytes)) / kPage * kPage;
-  // Advice: where the system has none to give, everything works as before.
+  // madvise() is a hint, so its failure is ignored.
   if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
 }
 
 int64_t last_level_cache() {
-  // Not sysconf(): it tells of the whole processor's, of which these cores may have a twelfth.
+  // sysconf() reports the cache of the whole processor, of which these cores may have a twelfth.
   static const int64_t bytes = [] {
     int64_t kibibytes = 0;
     std::ifstream("/sys/devices/system/cpu/cpu0/cache/index3/size") >> kibibytes;

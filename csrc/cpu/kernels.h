@@ -1,31 +1,31 @@
-// The CPU kernels, compiled once an instruction set and picked at run time.
+// The CPU kernels, compiled once per instruction set and chosen at run time.
 #pragma once
 
 #include "../problem.h"
 
 namespace cen::cpu {
 
-// How kernels use the cores: run() calls body(context, begin, end) for ranges that cover [0, tasks), each on
-// any thread. Results never depend on the number of threads: reductions are cut by sizes alone.
+// The parallel loop: run() calls body(context, begin, end) for ranges that cover [0, tasks), on any threads.
+// Results never depend on the number of threads, because reductions are split by sizes alone.
 struct Parallel {
   int64_t threads;
   void (*run)(int64_t tasks, void (*body)(void* context, int64_t begin, int64_t end), void* context);
 };
 
-// A call of max pooling (max_pool_same.h).
+// One call of max pooling (max_pool_same.h).
 struct Pooling {
-  int64_t images;         // N channels last, else N * C, one after the other
-  int64_t rows, length;   // of an image; values of a row
-  int64_t step;           // from a pixel of a row to the next, in values: C channels last, else 1
-  int64_t size;           // of the window: odd, at most 15
-  bool streaming_stores;  // results are large: store them past the caches
+  int64_t images;         // N for channels last, else N * C, contiguous
+  int64_t rows, length;   // rows per image, values per row
+  int64_t step;           // stride between the pixels of a row, in values: C for channels last, else 1
+  int64_t size;           // window size: odd, at most 15
+  bool streaming_stores;  // store results with non-temporal stores, because they are large
 
   constexpr int64_t radius() const { return size / 2; }
-  constexpr int64_t halo() const { return radius() * step; }  // values on either side that windows reach
+  constexpr int64_t halo() const { return radius() * step; }  // values per side that a window reaches
 };
 
-// A 3x3 convolution of stride 1 that keeps the images' size (conv3x3/conv3x3.h). Images are [images, rows,
-// columns, channels], kernels [outputs, 3, 3, inputs], both kinds of channels multiples of 32.
+// A 3x3 convolution of stride 1 that preserves the image size (conv3x3/conv3x3.h). Images are [images, rows,
+// columns, channels], weights [outputs, 3, 3, inputs]; inputs and outputs are multiples of 32.
 struct Convolution {
   int64_t images, rows, columns;
   int64_t inputs, outputs;
@@ -67,30 +67,30 @@ constexpr int kInstructionSets = 3;
 constexpr int kInstructionSets = 1;
 #endif
 
-// What this build holds, best last.
+// The kInstructionSets instruction sets of this build, best last.
 const InstructionSet* instruction_sets();
 
-// The best that this processor runs, and at most what the environment variable CEN_EXT_CPU_CAPABILITY names.
-// Decided at the first call. Throws std::runtime_error if the variable names none that runs here.
+// The best instruction set of this processor, or the one that the environment variable CEN_EXT_CPU_CAPABILITY
+// names. Chosen at the first call. Throws std::runtime_error if the variable names none that runs here.
 const InstructionSet& instruction_set();
 
-// running = (1 - momentum) * running + momentum * batch, with the unbiased variance, and with the average of
-// the groups' statistics: [units, C] into [M, C].
+// running = (1 - momentum) * running + momentum * batch, where batch is the statistics [units, C] averaged
+// over groups to [M, C], with the unbiased variance.
 template <class R>
 void update_running(const Problem& p, const R* batch_mean, const R* batch_var, R* running_mean,
                     R* running_var);
 
-// Scratch memory, aligned to 64 bytes, not initialised. What is given back is kept for this thread's next
-// call, up to a limit: the C library would return blocks of this size to the system, and page faults at every
-// call cost a small layer a tenth of its time.
+// Uninitialized scratch memory, aligned to 64 bytes. Freed blocks are cached per thread up to a limit: the C
+// library would return blocks of this size to the system, and page faults at every call cost a small layer a
+// tenth of its time.
 void* take_scratch(int64_t bytes);
 void give_scratch(void* memory, int64_t bytes);
 
-// Asks for large pages where memory of a result has not been touched yet: fresh memory costs a page fault
-// every 4 KiB otherwise, in all longer than the kernel takes (48 MiB forward: 3.6 ms instead of 7.8).
+// Requests huge pages for memory that has not been touched yet. Otherwise fresh memory costs a page fault per
+// 4 KiB, in total more than the kernel itself (48 MiB forward: 3.6 ms instead of 7.8 ms).
 void prefer_large_pages(void* memory, int64_t bytes);
 
-// Bytes of this processor's last level of cache.
+// Size of this processor's last-level cache in bytes.
 int64_t last_level_cache();
 
 }  // namespace cen::cpu

@@ -1,6 +1,6 @@
 #if defined(__x86_64__)
 
-// Before the instruction set is chosen: no code of the standard library may be compiled for it (vec.h).
+// Standard headers come before the target pragma, so that none of their code is compiled for AVX-512 (vec.h).
 #include <immintrin.h>
 
 #include <cmath>

@@ -1,4 +1,4 @@
-// What every processor of the architecture runs: SSE2 on x86-64, NEON on aarch64.
+// The baseline of the architecture: SSE2 on x86-64, NEON on aarch64.
 #define CEN_KERNELS baseline
 #define CEN_VECTOR_BYTES 16
 

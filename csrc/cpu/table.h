@@ -1,4 +1,4 @@
-// Defines the table of kernels `CEN_KERNELS` of the instruction set that the including file has chosen by
+// Defines the kernel table CEN_KERNELS for the instruction set that the including file has chosen with
 // CEN_VECTOR_BYTES and the compiler's target.
 #pragma once
 

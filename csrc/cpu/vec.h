@@ -1,9 +1,9 @@
-// Vectors of the instruction set that this translation unit is compiled for, and its parallel loop.
+// SIMD vectors of the instruction set that this translation unit is compiled for, and the parallel loop.
 //
-// All code of the headers under csrc/cpu is in unnamed namespaces and so has a copy of its own in each
-// translation unit: the linker can never put one instruction set's code into another's. For the same reason
-// only headers of the standard library that were included before the instruction set was chosen may be used,
-// and of them nothing that could be emitted as a function.
+// All code of the headers under csrc/cpu is in unnamed namespaces, so every translation unit has its own copy
+// and the linker can never substitute the code of another instruction set. For the same reason these headers
+// use only standard headers that were included before the instruction set was chosen, and from those nothing
+// that could be emitted as a function.
 #pragma once
 
 #include <cmath>
@@ -28,9 +28,9 @@ struct VecOf {
 };
 template <class R>
 using Vec = typename VecOf<R, CEN_VECTOR_BYTES>::type;
+// The element type of comparisons of Vec<R>.
 template <class R>
-using Bits =
-    std::conditional_t<sizeof(R) == 4, int32_t, int64_t>;  // what comparing a Vec<R> gives, a element
+using Bits = std::conditional_t<sizeof(R) == 4, int32_t, int64_t>;
 template <class R>
 constexpr int64_t kVecSize = CEN_VECTOR_BYTES / sizeof(R);
 template <class R>
@@ -42,10 +42,10 @@ constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <class R>
 CEN_INLINE Vec<R> splat(R value) {
-  return value - Vec<R>{};  // not +, which -0 does not come through unchanged: compilers would have to add
+  return value - Vec<R>{};  // compilers fold x - 0, but not x + 0, which turns -0 into +0
 }
 
-// ---- x in memory: as many values of type T as a vector of Real<T> has elements ----
+// ---- memory: Packed<T> holds as many values of type T as a vector of Real<T> has elements ----
 
 template <class T>
 constexpr int64_t kPackedBytes = kVecSize<Real<T>> * sizeof(T);
@@ -63,7 +63,7 @@ CEN_INLINE void store_packed(T* to, Packed<T> packed, FullVec<Real<T>>) {
   std::memcpy(to, &packed, sizeof(packed));
 }
 
-// The first n elements; the others are zero, and neither read nor written in memory.
+// Access to the first n elements only. Loads set the others to zero; stores leave their memory unchanged.
 #if CEN_VECTOR_BYTES == 64
 template <class T>
 CEN_INLINE Packed<T> load_packed(const T* from, int64_t n) {
@@ -100,13 +100,13 @@ CEN_INLINE void store_packed(T* to, Packed<T> packed, int64_t n) {
 }
 #endif
 
-// The element of a vector, in memory cut into vectors, that a value lies in.
+// The offset of a value from the preceding address aligned to kPackedBytes<T>, in values.
 template <class T>
 CEN_INLINE int64_t phase_of(const T* value) {
   return reinterpret_cast<uintptr_t>(value) / sizeof(T) % kVecSize<Real<T>>;
 }
 
-// Past the caches, to an address that is a multiple of kPackedBytes<T>.
+// Non-temporal store to an address aligned to kPackedBytes<T>.
 template <class T>
 CEN_INLINE void stream_packed(T* to, Packed<T> packed) {
 #if defined(__x86_64__)
@@ -127,7 +127,7 @@ CEN_INLINE void stream_packed(T* to, Packed<T> packed) {
 #endif
 }
 
-// ---- half types: widened to float, rounded to the nearest (ties to even) on the way back ----
+// ---- half types: widened to float, and rounded to nearest even when narrowed ----
 
 using Floats = Vec<float>;
 using Words = Vec<uint32_t>;
@@ -138,7 +138,7 @@ CEN_INLINE Floats widen(Packed<BFloat16> packed, BFloat16) {
 CEN_INLINE Packed<BFloat16> narrow(Floats v, BFloat16) {
   const Words bits = (Words)v;
   const Words rounded = bits + 0x7fff + ((bits >> 16) & 1);
-  const Words quiet = bits | 0x400000;  // a NaN stays one
+  const Words quiet = bits | 0x400000;  // keeps NaN a NaN when its low bits are cut off
   return __builtin_convertvector((v == v ? rounded : quiet) >> 16, Packed<BFloat16>);
 }
 
@@ -157,7 +157,7 @@ CEN_INLINE Packed<Half> narrow(Floats v, Half) {
 #else
 CEN_INLINE Floats widen(Packed<Half> packed, Half) {
   const Words bits = __builtin_convertvector(packed, Words);
-  // The exponent's bias differs by 112. As a product it holds for denormal values too.
+  // The exponent biases differ by 112. Multiplying by 2^112 handles denormal values, too.
   const Words finite = (Words)((Floats)((bits & 0x7fff) << 13) * 0x1p112f);
   const Words magnitude = (bits & 0x7c00) == 0x7c00 ? finite | 0x7f800000 : finite;
   return (Floats)(magnitude | (bits & 0x8000) << 16);
@@ -165,7 +165,7 @@ CEN_INLINE Floats widen(Packed<Half> packed, Half) {
 CEN_INLINE Packed<Half> narrow(Floats v, Half) {
   const Words bits = (Words)v, magnitude = bits & 0x7fffffff;
   const Words normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
-  const Words denormal = (Words)((Floats)magnitude + 0.5f) - (126u << 23);  // 0.5's last place is 2^-24
+  const Words denormal = (Words)((Floats)magnitude + 0.5f) - (126u << 23);  // the ulp of 0.5 is 2^-24
   const Words finite = magnitude < (113u << 23) ? denormal : normal;
   const Words infinite = magnitude > (255u << 23) ? Words{} + 0x7e00 : Words{} + 0x7c00;
   const Words half = magnitude < (143u << 23) ? finite : infinite;
@@ -191,7 +191,7 @@ template <class T>
 CEN_INLINE void store(T* to, Vec<Real<T>> v, int64_t n, bool) {
   store_packed(to, pack<T>(v), n);
 }
-// streamed: past the caches; `to` is then a multiple of kPackedBytes<T>.
+// A streamed store is non-temporal and requires `to` to be aligned to kPackedBytes<T>.
 template <class T>
 CEN_INLINE void store(T* to, Vec<Real<T>> v, FullVec<Real<T>> n, bool streamed) {
   if (streamed)
@@ -200,7 +200,7 @@ CEN_INLINE void store(T* to, Vec<Real<T>> v, FullVec<Real<T>> n, bool streamed) 
     store_packed(to, pack<T>(v), n);
 }
 
-// A vector from a table of coefficients or masks.
+// Loads a vector from a table of coefficients or masks.
 template <class R>
 CEN_INLINE Vec<R> load_row(const R* from) {
   Vec<R> v;
@@ -213,8 +213,8 @@ CEN_INLINE void store_row(R* to, Vec<R> v) {
   std::memcpy(to, &v, sizeof(v));
 }
 
-// f(element, parts...) with the vectors' elements from `element` on, as many as there are in a vector of
-// doubles.
+// Converts a, b and c to vectors of doubles and calls f(element, parts...) for each; `element` is the index
+// of a part's first element.
 template <class F>
 CEN_INLINE void for_wide_parts(F f, Vec<double> a, Vec<double> b, Vec<double> c) {
   f(int64_t{0}, a, b, c);
@@ -231,7 +231,7 @@ CEN_INLINE void for_wide_parts(F f, Vec<float> a, Vec<float> b, Vec<float> c) {
     f(element, part(a, element), part(b, element), part(c, element));
 }
 
-// v with zeros in the elements from n on.
+// Returns v with elements n and up set to zero.
 template <class R>
 CEN_INLINE Vec<R> first_elements(Vec<R> v, FullVec<R>) {
   return v;
@@ -255,7 +255,7 @@ CEN_INLINE double sum_elements(Vec<float> v) {
                       __builtin_convertvector(parts[1], Vec<double>));
 }
 
-// Scratch memory for `size` values, not initialised.
+// Uninitialized scratch memory for `size` values.
 template <class T>
 class Buffer {
  public:
@@ -271,13 +271,13 @@ class Buffer {
   T* const data_;
 };
 
-// f(begin, end) for ranges that cover [0, tasks).
+// Calls f(begin, end) for ranges that cover [0, tasks), in parallel.
 template <class F>
 void parallel_ranges(const Parallel& parallel, int64_t tasks, F f) {
   const auto range = [&f](int64_t begin, int64_t end) {
     f(begin, end);
 #if defined(__x86_64__)
-    _mm_sfence();  // streamed results are seen by whoever waits for this range
+    _mm_sfence();  // makes non-temporal stores visible before the range counts as done
 #endif
   };
   if (parallel.threads == 1 || tasks == 1) return range(0, tasks);
@@ -289,7 +289,7 @@ void parallel_ranges(const Parallel& parallel, int64_t tasks, F f) {
       const_cast<void*>(static_cast<const void*>(&range)));
 }
 
-// f(task) for each of [0, tasks).
+// Calls f(task) for every task of [0, tasks), in parallel.
 template <class F>
 void parallel_tasks(const Parallel& parallel, int64_t tasks, F f) {
   parallel_ranges(parallel, tasks, [&](int64_t begin, int64_t end) {
