@@ -1,9 +1,9 @@
 // Max pooling of stride 1 in square windows, and its gradient; defined in cen_ext/ops/max_pool_same.
 //
-// In either memory layout an image is rows of values whose next pixel is p.step values on, and a place left
-// or right of the image is one before or past its row. So both layouts are one case: windows of p.size rows
-// and p.size values per row, p.step apart. A place's `winner` is where in its window the maximum was found,
-// one byte: the column in the low, the row in the high four bits, each counted from the window's first.
+// In both memory layouts an image consists of rows of p.length values whose pixels are p.step values apart,
+// so both are one case: a window has p.size rows of p.size values, p.step apart, and leaves the image where
+// it leaves the row. `winners` holds the argmax within each window as one byte: its column in the low and its
+// row in the high four bits, relative to the window's top left.
 #pragma once
 
 #include "vec.h"
@@ -16,7 +16,7 @@ using Winners = Vec<Bits<R>>;
 template <class R>
 using PackedWinners = typename VecOf<uint8_t, kVecSize<R>>::type;
 
-// By hand where compilers take bytes apart one by one.
+// Conversion of winners, with intrinsics where compilers convert byte by byte.
 template <class R>
 CEN_INLINE Winners<R> unpack(PackedWinners<R> packed) {
 #if CEN_VECTOR_BYTES == 64
@@ -75,7 +75,8 @@ CEN_INLINE void store_winners(uint8_t* to, Winners<R> winners, int64_t n) {
   for (int64_t element = 0; element < n; ++element) to[element] = elements[element];
 }
 
-// f(at, n) for the vectors of [0, values), at multiples of a vector's elements, of which n elements exist.
+// Calls f(at, n) for the vectors that cover [0, values). n is FullVec, or the number of values in the last
+// one.
 template <class R, class F>
 CEN_INLINE void for_vectors(int64_t values, F f) {
   int64_t at = 0;
@@ -83,7 +84,7 @@ CEN_INLINE void for_vectors(int64_t values, F f) {
   if (at < values) f(at, values - at);
 }
 
-// A piece of rows, so short that the rows of a window fit in the second-level cache.
+// A range [first, first + values) of columns, short enough that the rows of a window fit in the L2 cache.
 struct Tile {
   int64_t first, values;
 
@@ -103,7 +104,8 @@ struct Tile {
   }
 };
 
-// The first maximum of what it has met, NaN being above all numbers, and the last NaN: as torch.max_pool2d.
+// A running maximum and its index. As in torch.max_pool2d, NaN exceeds all numbers; of equal maxima the first
+// wins, of several NaNs the last.
 template <class R>
 struct Maximum {
   Vec<R> value;
@@ -116,8 +118,8 @@ struct Maximum {
   }
 };
 
-// Forward in a tile of an image: maxima of windows of one row, of the last p.size rows, and the maxima of
-// those.
+// The forward pass over a tile. Keeps the horizontal maxima of the last p.size rows in a ring buffer and
+// takes vertical maxima over them.
 template <class T>
 class MaximaOfRows {
   using R = Real<T>;
@@ -134,13 +136,13 @@ class MaximaOfRows {
       first_[at] = static_cast<Bits<R>>(larger(0, p.radius() - at / p.step));
   }
 
-  // row: of the image x.
+  // Computes the horizontal maxima of a row of image x.
   void add_row(const T* x, int64_t row, Tile tile) const {
     pad(x + row * p_.length, tile);
     R* maxima = maxima_.get() + slot(row);
     uint8_t* winners = winners_.get() + slot(row);
     for (int64_t at = 0; at < tile.values; at += kVecSize<R>) {
-      // Of nothing but -inf the first is the maximum, and none of the padding.
+      // Starts at the first column inside the image, so that a window of -inf never selects padding.
       Maximum<R> best{splat(-static_cast<R>(INFINITY)), first_of_window(tile.first + at)};
       for (int64_t k = 0; k < p_.size; ++k)
         best.meet(load_row(padded_.get() + at + k * p_.step), splat(static_cast<Bits<R>>(k)));
@@ -149,7 +151,7 @@ class MaximaOfRows {
     }
   }
 
-  // y and winners of the image.
+  // Writes a row of image y and of its winners.
   void write_row(T* y, uint8_t* winners, int64_t row, Tile tile, bool streamed) const {
     const int64_t top = row - p_.radius(), first = larger(0, -top), last = smaller(p_.size, p_.rows - top);
     const int64_t place = row * p_.length + tile.first;
@@ -177,7 +179,7 @@ class MaximaOfRows {
     return at < p_.halo() ? load_row(first_.get() + at) : Winners<R>{};
   }
 
-  // The tile's piece of a row, and p.halo() values on either side.
+  // Copies the tile's part of a row and p.halo() values on both sides, -inf outside the image.
   void pad(const T* row, Tile tile) const {
     const int64_t begin = tile.first - p_.halo(), end = tile.first + tile.values + p_.halo();
     const int64_t first = larger(0, begin), last = smaller(p_.length, end);
@@ -192,9 +194,8 @@ class MaximaOfRows {
   const Pooling& p_;
   const int64_t width_;
   const Buffer<R> padded_;
-  const Buffer<Bits<R>>
-      first_;               // the first column of a window that lies in the image, at the row's beginning
-  const Buffer<R> maxima_;  // [size, width]
+  const Buffer<Bits<R>> first_;  // first column inside the image, for windows at the start of a row
+  const Buffer<R> maxima_;       // [size, width]
   const Buffer<uint8_t> winners_;
 };
 
@@ -202,7 +203,7 @@ template <class T>
 void max_pool(const Pooling& p, const T* x, T* y, uint8_t* winners, const Parallel& parallel) {
   using R = Real<T>;
   const int64_t tiles = Tile::count<R>(p);
-  // Bands of rows where there are few images. Each begins with rows that the one before it takes as well.
+  // Few images are split into bands of rows. A band recomputes radius() rows of the bands next to it.
   const int64_t wanted = divide_up(4 * parallel.threads, p.images * tiles);
   const int64_t height = larger(divide_up(p.rows, wanted), smaller(4 * p.size, p.rows));
   const int64_t bands = divide_up(p.rows, height);
@@ -222,7 +223,8 @@ void max_pool(const Pooling& p, const T* x, T* y, uint8_t* winners, const Parall
   });
 }
 
-// dx of a row: what each place of it won in the windows of its column, then in those of its row.
+// dx of a row, gathered instead of scattered: vertically, from the windows whose maximum is in this row, then
+// horizontally.
 template <class T>
 class GradientsOfRows {
   using R = Real<T>;
@@ -233,7 +235,7 @@ class GradientsOfRows {
         padded_(Tile::most_values<R>(p) + 2 * p.halo()),
         columns_(Tile::most_values<R>(p) + 2 * p.halo()) {}
 
-  // dy, winners and dx of the image.
+  // Writes a row of image dx from images dy and winners.
   void write_row(const T* dy, const uint8_t* winners, T* dx, int64_t row, Tile tile, bool streamed) const {
     of_columns(dy, winners, row, tile);
     for_vectors<R>(tile.values, [&](int64_t at, auto n) CEN_INLINE_LAMBDA {
@@ -248,10 +250,11 @@ class GradientsOfRows {
   }
 
  private:
+  // Sums dy vertically, for every horizontal window of this row.
   void of_columns(const T* dy, const uint8_t* winners, int64_t row, Tile tile) const {
     const int64_t begin = tile.first - p_.halo(), end = tile.first + tile.values + p_.halo();
     const int64_t first = larger(0, begin), last = smaller(p_.length, end);
-    // The row is k-th in the window about row + radius - k.
+    // This row has index k in the windows centered on row + radius - k.
     const int64_t lowest = larger(0, row + p_.radius() - p_.rows + 1);
     const int64_t highest = smaller(p_.size - 1, row + p_.radius());
     R* padded = padded_.get() - begin;
@@ -275,8 +278,8 @@ class GradientsOfRows {
   }
 
   const Pooling& p_;
-  const Buffer<R> padded_;         // gradients of maxima of windows of one row, 0 outside the image,
-  const Buffer<uint8_t> columns_;  // and where in their windows these are
+  const Buffer<R> padded_;         // gradients of the horizontal maxima, 0 outside the image
+  const Buffer<uint8_t> columns_;  // columns of these maxima within their windows
 };
 
 template <class T>

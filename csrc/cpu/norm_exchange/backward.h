@@ -1,7 +1,7 @@
-// Backward: the sums of dz, dz * (x - shift) and x - shift of every channel of every unit, then
-//   dx = scale * (dz - mean(dz) - xhat * mean(dz * xhat))   with the statistics of x,
-//   dx = scale * dz                                          with given ones, written along with the sums.
-// The activation's argument is computed again from x.
+// The backward pass: the sums of dz, dz * (x - shift) and x - shift per channel and unit, then
+//   dx = scale * (dz - mean(dz) - xhat * mean(dz * xhat))   with batch statistics, in a second pass,
+//   dx = scale * dz                                          with given statistics, in the same pass.
+// The argument of the activation is recomputed from x.
 #pragma once
 
 #include "forward.h"
@@ -15,14 +15,14 @@ struct Sums {
 
 CEN_INLINE Sums operator+(Sums a, Sums b) { return {a.dz + b.dz, a.dz_x + b.dz_x, a.x + b.x}; }
 
-// A unit's part in the gradients of a channel's weight and bias.
+// The contribution of one unit to the gradients of a channel's weight and bias.
 struct AffineGradient {
   double weight, bias;
 };
 
-// What follows from the sums of channel c of unit (m, g): its coefficients of dx, and its part in the
-// gradients of weight and bias. x - shift has a mean of its own, since shift was rounded: taken out here, the
-// rounding does no harm.
+// Sets the coefficients of dx from the sums of channel c of unit (m, g), and returns its contribution to the
+// gradients of weight and bias. x - shift has a nonzero mean because shift is rounded; subtracting that mean
+// here cancels the rounding.
 template <class T>
 AffineGradient finish_channel(const Problem& p, const BackwardTensors<T>& t, const Tables<Real<T>>& tables,
                               int64_t m, int64_t g, int64_t c, Sums sums) {
@@ -57,7 +57,7 @@ void write_affine_gradients(const Problem& p, const BackwardTensors<T>& t,
     }
 }
 
-// Element sums along a strip, no longer than a block.
+// Sums per vector element along a strip. They are in R, and so run over at most one block.
 template <class R>
 struct StripSums {
   Vec<R> dz{}, dz_x{}, x{};
@@ -72,8 +72,9 @@ struct StripSums {
   CEN_INLINE Sums of_all_elements() const { return {sum_elements(dz), sum_elements(dz_x), sum_elements(x)}; }
 };
 
-// One walk along a strip of one unit: returns the sums if kSum, writes dx if kWrite and dresidual if there is
-// one; walk(f) calls f(at, n, slot) for its vectors, slots below kSlots; the rest as in forward_strip.
+// One pass along a strip of one unit: returns the sums if kSum, writes dx if kWrite, and dresidual unless
+// null. walk(f) calls f(at, n, slot) for its vectors, with slots below kSlots to choose among independent
+// accumulators. The other arguments are those of forward_strip.
 template <bool kSum, bool kWrite, bool kChannelsLast, ActivationForm kForm, int64_t kSlots, class T,
           class Walk>
 CEN_INLINE StripSums<Real<T>> backward_strip(const BackwardTensors<T>& t, const Group<T>& group,
@@ -100,7 +101,7 @@ CEN_INLINE StripSums<Real<T>> backward_strip(const BackwardTensors<T>& t, const 
   return sums;
 }
 
-// A block of channel c of unit (m, g); returns the sums.
+// One pass over line block b of channel c of unit (m, g). Returns the sums if kSum.
 template <bool kSum, bool kWrite, ActivationForm kForm, class T>
 Sums backward_block(const Problem& p, const BackwardTensors<T>& t, const Tables<Real<T>>& tables,
                     const Group<T>& group, const LineBlocks& blocks, int64_t m, int64_t g, int64_t c,
@@ -108,9 +109,9 @@ Sums backward_block(const Problem& p, const BackwardTensors<T>& t, const Tables<
   using R = Real<T>;
   const int64_t unit = p.unit(m, g), element = c % kVecSize<R>;
   const Coefficients<R>& own = tables.at(unit, c);
-  // One phase for both results, or else dresidual could not be streamed.
+  // Streaming needs both results at the same phase, because vectors are aligned for dx.
   const bool streamed = p.streaming_stores && (!t.dresidual || phase_of(t.dresidual) == phase_of(t.dx));
-  // Two vectors a turn: with one, given statistics took 7.7 ms instead of 4.3 for [12, 64, 125, 125].
+  // Two accumulators: with one, given statistics took 7.7 ms instead of 4.3 ms for [12, 64, 125, 125].
   const StripSums<R> sums = backward_strip<kSum, kWrite, false, kForm, 2>(
       t, group, &own, element, m, own.exchanged[element], ahead, streamed, [&](auto f) CEN_INLINE_LAMBDA {
         blocks.walk<R, 2>(blocks.block(b), unit * p.unit_size() + c * p.spatial, phase_of(t.dx), f);
@@ -118,7 +119,7 @@ Sums backward_block(const Problem& p, const BackwardTensors<T>& t, const Tables<
   return kSum ? sums.of_all_elements() : Sums{};
 }
 
-// A block of rows, all channels of unit (m, g); adds to sums, one of each strip.
+// One pass over row block b of all channels of unit (m, g). Adds to sums, which has one entry per strip.
 template <bool kSum, bool kWrite, ActivationForm kForm, class T>
 void backward_block(const Problem& p, const BackwardTensors<T>& t, const Tables<Real<T>>& tables,
                     const Group<T>& group, const RowBlocks& blocks, int64_t m, int64_t g, int64_t b,
@@ -151,7 +152,7 @@ BackwardTensors<T> without_dresidual(BackwardTensors<T> t) {
 template <ActivationForm kForm, class T>
 void backward_channels_first(const Problem& p, const BackwardTensors<T>& t, const Tables<Real<T>>& tables,
                              const Buffer<AffineGradient>& affine, const Parallel& parallel) {
-  // Short lines would each cost more for their sums than the order of memory saves.
+  // For short lines, the sums per line cost more than memory order saves.
   const bool in_order = !p.batch_statistics && p.spatial >= 2048;
   const LineBlocks blocks(p, in_order);
   const Group<T> group(p, tables, t.x, t.residual, t.dy);
@@ -203,8 +204,8 @@ void backward_channels_last(const Problem& p, const BackwardTensors<T>& t, const
   const RowBlocks blocks(p, 512);
   const Group<T> group(p, tables, t.x, t.residual, t.dy);
   const int64_t tasks = blocks.count * p.groups, padded = tables.strips * kVecSize<R>;
-  // The residual's gradient is all that dx needs of dy, residual and activation: written first, it spares the
-  // second pass one of them. Not so where half types round it.
+  // dx depends on dy, residual and activation through dresidual alone. Writing it in the first pass saves the
+  // second one a read of the residual. Half types would round it, so they do without.
   const bool dresidual_first = kForm != ActivationForm::identity && t.dresidual && sizeof(T) >= sizeof(float);
   const BackwardTensors<T> first = dresidual_first ? t : without_dresidual(t);
   const BlockRows dz(blocks.count, p.units(), padded), dz_x(blocks.count, p.units(), padded),
@@ -248,7 +249,7 @@ void backward_channels_last(const Problem& p, const BackwardTensors<T>& t, const
   if (!p.batch_statistics) return;
   const auto write = [&](const BackwardTensors<T>& second, auto form) {
     const Group<T> read(p, tables, second.x, second.residual, second.dy);
-    // Backwards through each core's share: what was read last is still in its cache.
+    // In reverse order of the first pass, so that each core finds what it read last in its cache.
     parallel_ranges(parallel, tasks, [&](int64_t begin, int64_t end) {
       for (int64_t i = end - 1; i >= begin; --i)
         for (int64_t m = 0; m < p.modalities; ++m)

@@ -1,8 +1,9 @@
-// The operator on vectors of values: cen_ext/ops/norm_exchange/reference.py, one vector of x at a time.
+// The operator of cen_ext/ops/norm_exchange/reference.py on single vectors of x.
 //
-// A strip is a set of vectors, at the same places in every modality, that share their channels: the values of
-// one channel (channels first; every element has the same channel), or one vector of channels down the pixels
-// (channels last). Coefficients stay in registers throughout a strip, and the code is the same for both.
+// A strip is a set of vectors, at the same offsets in every modality, that share their channels: the values
+// of one channel (channels first; all elements of a vector have the same channel), or one vector of channels
+// at all pixels (channels last). Coefficients stay in registers throughout a strip; one code serves both
+// layouts.
 #pragma once
 
 #include "../vec.h"
@@ -10,22 +11,22 @@
 namespace cen::cpu {
 namespace {
 
-// What the kernels need of weight, bias and statistics, for a vector of channels of one unit.
+// Weight, bias and statistics folded into coefficients, for a vector of channels of one unit.
 //   z = (x - shift) * scale + offset
-// shift is the mean rounded to R and offset makes up for the rounding, so that z keeps its accuracy where the
-// mean is large against the deviation. With the statistics of x, furthermore, after the sums are known:
+// shift is the mean rounded to R and offset compensates the rounding, so that z stays accurate where the mean
+// is large against the standard deviation. Backward through batch statistics, once the sums are known:
 //   dx = dz * scale + (x - shift) * on_x + constant
 template <class R>
 struct alignas(64) Coefficients {
   static constexpr int64_t kCount = kVecSize<R>;
   R shift[kCount], scale[kCount], offset[kCount], on_x[kCount], constant[kCount];
   Bits<R> replaced[kCount];  // -1 where the exchange replaces the channel, else 0
-  Bits<R> dead[kCount];      // -1 where furthermore no other modality borrows it: x has no part in y
+  Bits<R> dead[kCount];      // -1 where replaced and borrowed by no modality: y does not depend on x
   bool exchanged[kCount];    // whether any modality's channel is replaced
   bool any_exchanged;
 
   void set_affine(int64_t element, double mean, double var, double eps, R weight, R bias) {
-    if (dead[element]) return;  // as they are, zero: its x may be anything
+    if (dead[element]) return;  // the coefficients stay zero, whatever the statistics
     const double a = weight / std::sqrt(var + eps);
     shift[element] = static_cast<R>(mean);
     scale[element] = static_cast<R>(a);
@@ -37,7 +38,7 @@ struct alignas(64) Coefficients {
 template <class R>
 class Tables {
  public:
-  const int64_t strips;  // vectors of channels
+  const int64_t strips;  // vectors of channels per unit
 
   Tables(const Problem& p, const R* weight)
       : strips(divide_up(p.channels, kVecSize<R>)), groups_(p.groups), table_(p.units() * strips) {
@@ -48,9 +49,9 @@ class Tables {
         if (is_below(p, weight[m * p.channels + c])) replace(p, m, c);
   }
 
-  // The strips of a unit.
+  // The coefficients of all strips of a unit.
   CEN_INLINE Coefficients<R>* unit(int64_t unit) const { return table_.get() + unit * strips; }
-  // A channel's strip, its element there being c % kVecSize<R>.
+  // The coefficients that hold channel c, as element c % kVecSize<R>.
   CEN_INLINE Coefficients<R>& at(int64_t unit, int64_t c) const {
     return table_[unit * strips + c / kVecSize<R>];
   }
@@ -59,7 +60,7 @@ class Tables {
   void replace(const Problem& p, int64_t m, int64_t c) {
     const int64_t element = c % kVecSize<R>;
     for (int64_t g = 0; g < groups_; ++g) {
-      const bool first = !at(p.unit(m, g), c).exchanged[element];  // dead as long as it is the only one
+      const bool first = !at(p.unit(m, g), c).exchanged[element];  // dead unless another is replaced, too
       for (int64_t other = 0; other < p.modalities; ++other) {
         Coefficients<R>& k = at(p.unit(other, g), c);
         k.dead[element] = first && other == m ? -1 : 0;
@@ -73,17 +74,19 @@ class Tables {
   const Buffer<Coefficients<R>> table_;
 };
 
-// How a strip takes part in the exchange: not at all, with none of its channels replaced in any modality;
-// with M = 2, where the other modality's coefficients stay in registers too; with any M.
+// How a strip takes part in the exchange:
+//   none     no modality replaces any of its channels
+//   pair     M = 2, with the coefficients of both modalities in registers
+//   general  any M
 enum class Exchange { none, pair, general };
 
-// What is read, and where the units of one group lie in it. The tensors share their layout.
+// The tensors that the kernels read, which share a layout, and the strides between the units of a group.
 template <class T>
 struct Group {
-  const T *x, *residual, *dy;  // whole tensors; the last two may be null
+  const T *x, *residual, *dy;  // residual and dy may be null
   int64_t modalities;
-  int64_t stride;      // from a unit to that of the next modality, in values
-  int64_t row_stride;  // the same in Coefficients
+  int64_t stride;      // between modalities, in values
+  int64_t row_stride;  // between modalities, in Coefficients
   Real<T> per_other;   // 1 / (M - 1)
   ActivationParameters<Real<T>> activation;
 
@@ -98,7 +101,7 @@ struct Group {
         activation(p.activation, p.negative_slope) {}
 };
 
-// The coefficients of one unit along a strip.
+// The coefficients of one unit's strip, in registers.
 template <class R, bool kChannelsLast>
 struct UnitCoefficients {
   using Mask = std::conditional_t<kChannelsLast, Vec<Bits<R>>, bool>;
@@ -128,7 +131,8 @@ struct UnitCoefficients {
   CEN_INLINE Vec<R> z(Vec<R> x) const { return (x - shift) * scale + offset; }
 };
 
-// A strip, seen from modality m. `at` is a vector's place in the tensors, of which n elements are meant.
+// Forward and backward values of modality m along a strip. `at` is the offset of a vector in the tensors, n
+// the number of its elements.
 template <class T, bool kChannelsLast, Exchange kExchange, ActivationForm kForm>
 class Strip {
   using R = Real<T>;
@@ -137,7 +141,7 @@ class Strip {
   using Mask = typename Own::Mask;
 
  public:
-  // own: the strip's coefficients in modality m; element: the channel's, channels first.
+  // own: the coefficients of the strip in modality m; element: that of the channel, for channels first.
   CEN_INLINE Strip(const Group<T>& group, const Coefficients<R>* own, int64_t element, int64_t m)
       : group_(group),
         coefficients_(own),
@@ -158,7 +162,7 @@ class Strip {
       __builtin_prefetch((group_.dy ? group_.dy : group_.x) + at + to_next_ * group_.stride);
   }
 
-  // x - shift, and 0 where x has no part in y.
+  // x - shift, and 0 where y does not depend on x.
   template <class N>
   CEN_INLINE V centred(int64_t at, N n) const {
     const V d = load(group_.x + at, n) - own_.shift;
@@ -171,13 +175,13 @@ class Strip {
     return activate_.value(u(at, n));
   }
 
-  // dy * activation'(u), the residual's gradient.
+  // dy * activation'(u), which is the gradient of the residual.
   template <class N>
   CEN_INLINE V g(int64_t at, N n) const {
     return g(at, n, [&] { return u(at, n); });
   }
 
-  // The gradient of z before the exchange: g of its own place, and of those that borrow it.
+  // The gradient of z before the exchange: g of its own modality and of those that borrow z.
   template <class N>
   CEN_INLINE V dz(V own_g, int64_t at, N n) const {
     if constexpr (kExchange == Exchange::none) return own_g;
@@ -199,7 +203,7 @@ class Strip {
   }
   CEN_INLINE int64_t place(int64_t at, int64_t m) const { return at + (m - m_) * group_.stride; }
 
-  // The mean of the z of all modalities but m.
+  // The mean of z over all modalities but m.
   template <class N>
   CEN_INLINE V mean_without(int64_t m, int64_t at, N n) const {
     V sum{};
@@ -213,7 +217,7 @@ class Strip {
     return group_.residual ? v + load(group_.residual + at, n) : v;
   }
 
-  // After the exchange and the residual.
+  // The argument of the activation: z after the exchange, plus the residual.
   template <class N>
   CEN_INLINE V u(int64_t at, N n) const {
     const auto z = [&] { return own_.z(load(group_.x + at, n)); };
@@ -232,7 +236,7 @@ class Strip {
     return activate_.gradient(load(group_.dy + at, n), u);
   }
 
-  // g of a modality, where it is replaced by what z() gives; else 0. at: the place in that modality.
+  // g of another modality, at its offset `at`, where the exchange replaces its z by z(); else 0.
   template <class N, class Z>
   CEN_INLINE V of_borrower(Mask replaced, int64_t at, N n, Z z) const {
     const auto all = [&] { return g(at, n, [&] { return plus_residual(z(), at, n); }); };
@@ -247,7 +251,7 @@ class Strip {
   const Activate<V, kForm> activate_;
 };
 
-// f(exchange) with how a strip takes part as a compile-time constant.
+// Calls f with the Exchange of a strip as a compile-time constant.
 template <class F>
 CEN_INLINE void with_exchange(int64_t modalities, bool any_exchanged, F f) {
   if (!any_exchanged)
@@ -258,7 +262,7 @@ CEN_INLINE void with_exchange(int64_t modalities, bool any_exchanged, F f) {
     f(std::integral_constant<Exchange, Exchange::general>{});
 }
 
-// f(form) with the form of an activation as a compile-time constant.
+// Calls f with the form of an activation as a compile-time constant.
 template <class F>
 CEN_INLINE void with_form(Activation activation, F f) {
   switch (form_of(activation)) {

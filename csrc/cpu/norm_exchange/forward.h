@@ -1,4 +1,5 @@
-// Forward: statistics of x unless given, then normalise, exchange, add the residual, activate.
+// The forward pass: compute the statistics of x unless given, normalize, exchange, add the residual,
+// activate.
 #pragma once
 
 #include "statistics.h"
@@ -6,7 +7,7 @@
 namespace cen::cpu {
 namespace {
 
-// Statistics of channel c of unit (m, g), where they are those of x, into the tables and the result.
+// Stores the batch statistics of channel c of unit (m, g) in the coefficient tables and in the results.
 template <class T>
 CEN_INLINE void set_batch_statistics(const Problem& p, const ForwardTensors<T>& t,
                                      const Tables<Real<T>>& tables, int64_t m, int64_t g, int64_t c,
@@ -18,7 +19,7 @@ CEN_INLINE void set_batch_statistics(const Problem& p, const ForwardTensors<T>& 
   t.batch_var[i] = static_cast<Real<T>>(var);
 }
 
-// f(unit, first_c, last_c) for pieces of the units' channels, in parallel where that is worth its while.
+// Calls f(unit, first_c, last_c) for pieces of the units' channels, in parallel for 1024 channels or more.
 constexpr int64_t kPiece = 64;
 template <class F>
 void for_pieces(const Problem& p, const Parallel& parallel, F f) {
@@ -41,8 +42,8 @@ void set_given_statistics(const Problem& p, const Tensors& t, const Tables<R>& t
   });
 }
 
-// y of one unit along a strip; walk(f) calls f(at, n) for its vectors. own and element: as for Strip. `ahead`
-// leads from a vector to one that is soon read.
+// Writes y of one unit along a strip. walk(f) calls f(at, n) for its vectors; own and element are as in
+// Strip; `ahead` is the prefetch distance in values.
 template <class T, bool kChannelsLast, ActivationForm kForm, class Walk>
 CEN_INLINE void forward_strip(const Group<T>& group, const Coefficients<Real<T>>* own, int64_t element,
                               int64_t m, bool any_exchanged, T* y, int64_t ahead, bool streamed, Walk walk) {
@@ -55,12 +56,12 @@ CEN_INLINE void forward_strip(const Group<T>& group, const Coefficients<Real<T>>
   });
 }
 
-// Some channels of some modalities of one group, that are worked on together.
+// A cache block: channels [first_c, last_c) of modalities [first_m, last_m) of group g.
 struct ChannelBlock {
   int64_t g, first_c, last_c, first_m, last_m;
 
-  // From a value to one of the next block. While a block is written, memory is asked for that one, and so
-  // reads and writes at the same time: forward took 1.05 to 1.4 times as long without.
+  // Offset from a value to one of the next block. Writing a block prefetches the next one, so that memory
+  // reads and writes overlap: forward took 1.05 to 1.4 times as long without.
   int64_t to_next(const Problem& p) const {
     const int64_t modality = p.groups * p.unit_size();
     if (last_m < p.modalities) return modality;
@@ -68,9 +69,9 @@ struct ChannelBlock {
   }
 };
 
-// f(channels, inner) for batches of channels that fit in the second-level cache: over them in parallel, or,
-// where there are too few for the cores, one after the other with `inner` to share out the work within one. A
-// channel too large for company goes modality by modality unless it is exchanged.
+// Calls f(block, inner) for blocks of channels that fit in the L2 cache: in parallel over blocks, or, with
+// too few blocks for the threads, one by one with `inner` for parallelism within a block. A channel that
+// exceeds the cache on its own is split by modality unless it is exchanged.
 template <class R, class F>
 void for_channel_blocks(const Problem& p, const Tables<R>& tables, int64_t bytes_a_value,
                         const Parallel& parallel, F f) {
@@ -92,8 +93,8 @@ void for_channel_blocks(const Problem& p, const Tables<R>& tables, int64_t bytes
   }
 }
 
-// f(m, c, b) for the blocks of some channels; modalities one after the other, or the blocks that exchange
-// together.
+// Calls f(m, c, b) for the line blocks b of the channels, modalities innermost, so
+// that blocks that exchange are in the cache together.
 template <class F>
 CEN_INLINE void for_blocks(const ChannelBlock& channels, const LineBlocks& blocks, const Parallel& inner,
                            F f) {
@@ -103,8 +104,7 @@ CEN_INLINE void for_blocks(const ChannelBlock& channels, const LineBlocks& block
     });
 }
 
-// f(g, c, b) for the blocks of all channels as they follow each other in memory, where each is a line or
-// less.
+// Calls f(g, c, b) for the line blocks of all channels in memory order. No block may exceed a line.
 template <class F>
 void for_blocks_in_order(const Problem& p, const LineBlocks& blocks, const Parallel& parallel, F f) {
   parallel_ranges(parallel, p.groups * blocks.count * p.channels, [&](int64_t begin, int64_t end) {
@@ -121,7 +121,7 @@ void for_blocks_in_order(const Problem& p, const LineBlocks& blocks, const Paral
   });
 }
 
-// x of a block comes from memory once, for the statistics, and from the cache for the output.
+// A channel block of x is read from memory for the statistics and from the cache for the output.
 template <ActivationForm kForm, class T>
 void forward_channels_first(const Problem& p, const ForwardTensors<T>& t, const Tables<Real<T>>& tables,
                             const Parallel& parallel) {
@@ -183,7 +183,7 @@ void row_statistics(const Problem& p, const ForwardTensors<T>& t, const Tables<R
                     squares.row(b, unit));
     }
   });
-  // As join(), a row of channels at a time.
+  // The formula of join(), vectorized over channels.
   for_pieces(p, parallel, [&](int64_t unit, int64_t first_c, int64_t last_c) {
     double* mean = means.row(0, unit);
     double* sum_squares = squares.row(0, unit);
@@ -220,7 +220,7 @@ void forward_channels_last(const Problem& p, const ForwardTensors<T>& t, const T
   const bool streamed = p.streaming_stores && p.channels % kVecSize<R> == 0 && phase_of(t.y) == 0;
   parallel_ranges(parallel, blocks.count * p.groups, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
-      // Backwards through each core's share, where the statistics read it: their last is still in its cache.
+      // In reverse order of the statistics pass, so that each core finds what it read last in its cache.
       const int64_t i = p.batch_statistics ? begin + end - 1 - k : k;
       const int64_t b = i / p.groups, g = i % p.groups, step = p.channels, ahead = blocks.ahead(sizeof(T));
       for (int64_t m = 0; m < p.modalities; ++m) {

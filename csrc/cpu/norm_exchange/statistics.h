@@ -1,4 +1,4 @@
-// How x is cut into blocks, and the mean and variance of a channel from those of its blocks.
+// The blocks of x, and the mean and variance of a channel from those of its blocks.
 #pragma once
 
 #include "exchange.h"
@@ -6,18 +6,18 @@
 namespace cen::cpu {
 namespace {
 
-// Mean and centred sum of squares.
+// Mean and sum of squared deviations from it.
 struct Moments {
   double mean, squares;
 };
 
-// From the sums of d and d * d, d = x - shift, over `count` values.
+// Moments from the sums of d and d * d over `count` values, where d = x - shift.
 CEN_INLINE Moments moments_of(double shift, double sum, double squares, int64_t count) {
   const double mean = sum / count, centred = squares - sum * mean;
   return {shift + mean, centred < 0 ? 0 : centred};
 }
 
-// Joins the moments of blocks; block(b) gives those of block b, count(b) its number of values.
+// Combines the moments of blocks. block(b) returns those of block b, count(b) its number of values.
 template <class Block, class Count>
 CEN_INLINE Moments join(int64_t blocks, int64_t total, Block block, Count count) {
   if (blocks == 1) return block(0);
@@ -33,9 +33,9 @@ CEN_INLINE Moments join(int64_t blocks, int64_t total, Block block, Count count)
   return {mean, squares};
 }
 
-// The sums of a block, in R and no longer than a block: d = x - shift, with the mean of a sample, the block's
-// first values (or rows), as shift. By Cauchy-Schwarz n * (shift - mean)^2 <= n / sample * squares, whatever
-// the values are: of the bits of R, no more than log2(n / sample) are lost when the mean is taken out.
+// The sums of d = x - shift and d * d over at most one block, in R. shift is the mean of a sample, the first
+// values (or rows) of the block. By Cauchy-Schwarz n * (shift - mean)^2 <= n / sample * squares for any
+// values, so subtracting the mean cancels at most log2(n / sample) bits of R.
 template <class R>
 struct MomentSums {
   static constexpr int64_t kSampleRows = 8;
@@ -47,7 +47,8 @@ struct MomentSums {
   }
 };
 
-// Where squares overflow R, and for NaN: all of it in double. values(f) calls f(x) for the block's values.
+// The moments of a block in double, for squares that overflow R and for NaN. values(f) calls f(x) for every
+// value of the block.
 template <class Values>
 __attribute__((noinline, cold)) Moments wide_moments(int64_t count, Values values) {
   double shift = 0, sum = 0, squares = 0;
@@ -66,8 +67,9 @@ CEN_INLINE bool is_finite(double v) { return v - v == 0; }
 template <int64_t kSlot>
 using Slot = std::integral_constant<int64_t, kSlot>;
 
-// f(at, n, slot) for the vectors of the values [at, stop). n is FullVec where `phase + at` is a multiple of
-// a vector, else the elements up to the next one or to the end. slot goes round the constants [0, kSlots).
+// Calls f(at, n, slot) for the vectors that cover the values [at, stop). n is FullVec for whole vectors,
+// where phase + at is a multiple of the vector size, else the number of values up to the next multiple or the
+// end. slot cycles through the constants [0, kSlots), to choose among independent accumulators.
 template <class R, int64_t kSlots, class F>
 CEN_INLINE void walk_values(int64_t at, int64_t stop, int64_t phase, F f) {
   constexpr int64_t kStep = kVecSize<R>;
@@ -92,16 +94,16 @@ CEN_INLINE void walk_values(int64_t at, int64_t stop, int64_t phase, F f) {
   }
 }
 
-// Channels first: the lines of one channel of a unit, cut into blocks of whole lines, or of pieces of one
-// line where lines are long.
+// Blocks of the lines (samples) of one channel of a unit, for channels first. A block has several whole
+// lines, or a piece of one long line.
 struct LineBlocks {
-  static constexpr int64_t kValues = 8192;  // a block; both passes over it stay in the first-level caches
-  static constexpr int64_t kLines = 128;  // of a block at the most: an element sums some values of every line
-  int64_t lines, size, stride;            // `samples` lines of `size` values, `stride` apart
+  static constexpr int64_t kValues = 8192;  // per block, so that the second pass over it hits the L1 cache
+  static constexpr int64_t kLines = 128;    // per block at most, to bound the rounding of element sums
+  int64_t lines, size, stride;              // `samples` lines of `size` values, `stride` apart
   int64_t lines_a_block, pieces, piece;
   int64_t count;
 
-  // in_order: a line a block at the most, so that they can be taken as they follow each other in memory.
+  // in_order limits a block to one line, so that blocks can be processed in memory order.
   LineBlocks(const Problem& p, bool in_order)
       : lines(p.samples), size(p.spatial), stride(p.channels * p.spatial) {
     lines_a_block = in_order ? 1 : larger(1, smaller(kLines, kValues / size));
@@ -111,8 +113,7 @@ struct LineBlocks {
     count = divide_up(lines, lines_a_block) * pieces;
   }
 
-  // From a vector to one that is soon read: the one below it in the next line, where lines are too short for
-  // the processor to foresee it.
+  // The prefetch distance in values: the next line where lines are too short for the hardware prefetcher.
   int64_t ahead(int64_t bytes_a_value) const {
     return lines > 1 && size * bytes_a_value <= 8192 ? stride : 1024 / bytes_a_value;
   }
@@ -130,14 +131,14 @@ struct LineBlocks {
     return {line, line + 1, begin, smaller(size, begin + piece)};
   }
 
-  // The first values of a block, a 32nd of it or more.
+  // The first values of a block, at least a 32nd of it.
   CEN_INLINE Block sample(const Block& block) const {
     const int64_t sampled = divide_up(block.last_line - block.first_line, 32);
     return {block.first_line, block.first_line + sampled, block.begin, smaller(block.end, block.begin + 256)};
   }
 
-  // f(at, n, slot) for the vectors of a block of the channel that begins at `first`, as walk_values; `phase`
-  // is that of at = 0.
+  // Calls f as walk_values() does, for a block of the channel that begins at offset `first`. `phase` is that
+  // of offset 0.
   template <class R, int64_t kSlots, class F>
   CEN_INLINE void walk(const Block& block, int64_t first, int64_t phase, F f) const {
     for (int64_t line = block.first_line; line < block.last_line; ++line) {
@@ -147,8 +148,8 @@ struct LineBlocks {
   }
 };
 
-// The moments of block b of the channel that begins at `first` in x. Which element sums a value follows from
-// its place in x: the bits of the result do not depend on x's address.
+// The moments of block b of the channel that begins at offset `first` of x. A value's offset determines the
+// vector element that sums it, so the result is bitwise independent of the address of x.
 template <class T>
 Moments block_moments(const T* x, int64_t first, const LineBlocks& blocks, int64_t b) {
   using R = Real<T>;
@@ -178,15 +179,16 @@ Moments block_moments(const T* x, int64_t first, const LineBlocks& blocks, int64
                     block.values());
 }
 
-// Channels last: the rows of C values of a unit, cut into blocks of rows. A block is walked in tiles of kTile
-// rows, strip by strip, so that memory is read along the rows.
+// Blocks of the rows (C values of one pixel) of a unit, for channels last. A block is processed in tiles of
+// kTile rows, strip by strip, so that memory is read nearly in order.
 struct RowBlocks {
-  // Few, since a column of a tile and of the next one must fit in the few sets of the first-level cache that
-  // addresses a power of two apart share: 512 channels took five times as long with 64 rows as with 8.
+  // Small, because rows a power of two apart share few sets of the L1 cache, which must hold one strip of a
+  // tile and of the next: 512 channels took five times as long with 64 rows as with 8.
   static constexpr int64_t kTile = 4;
   int64_t rows, channels, rows_a_block, count;
 
-  // The largest number of rows per block: fewer keep float sums exact, more cost less to join.
+  // most: the largest number of rows per block. Fewer rows keep float sums accurate, more cost less to
+  // combine.
   RowBlocks(const Problem& p, int64_t most) : rows(p.values()), channels(p.channels) {
     rows_a_block = larger(32, smaller(most, 65536 / channels));
     count = divide_up(rows, rows_a_block);
@@ -195,15 +197,15 @@ struct RowBlocks {
   int64_t end(int64_t b) const { return smaller(rows, begin(b) + rows_a_block); }
   int64_t values(int64_t b) const { return end(b) - begin(b); }
 
-  // From a vector to one that is soon read, in another tile; processors do not foresee reads down the rows.
-  // Far enough for memory to answer in time, and not so far that the first-level cache overflows.
+  // The prefetch distance in values, to another tile: hardware prefetchers miss reads with the stride of a
+  // row. It covers the memory latency without overflowing the L1 cache.
   int64_t ahead(int64_t bytes_a_value) const {
     const int64_t row = channels * bytes_a_value;
     if (kTile * row > 16384) return 2048 / bytes_a_value;
     return larger(kTile, 8192 / row) * channels;
   }
 
-  // f(row, count) for the tiles of block b; count is a constant.
+  // Calls f(row, count) for the tiles of block b, with count a compile-time constant.
   template <class F>
   CEN_INLINE void for_tiles(int64_t b, F f) const {
     const int64_t stop = end(b);
@@ -212,7 +214,7 @@ struct RowBlocks {
     for (; row < stop; ++row) f(row, std::integral_constant<int64_t, 1>{});
   }
 
-  // f(strip, n) for the strips, one vector of channels wide; n is FullVec, or the elements of the last one.
+  // Calls f(strip, n) for the strips of one vector of channels. n is FullVec, or the width of the last one.
   template <class R, class F>
   CEN_INLINE void for_strips(F f) const {
     const int64_t whole = channels / kVecSize<R>, left = channels % kVecSize<R>;
@@ -221,14 +223,14 @@ struct RowBlocks {
   }
 };
 
-// f(at, r) for the vectors of a strip in the rows of a tile, the first at `first`.
+// Calls f(at, r) for the vectors of a strip in the rows of a tile, the first of them at offset `first`.
 template <int64_t kRows, class F>
 CEN_INLINE void walk_rows(int64_t first, int64_t step, std::integral_constant<int64_t, kRows>, F f) {
 #pragma GCC unroll 8
   for (int64_t r = 0; r < kRows; ++r) f(first + r * step, r);
 }
 
-// Rows of doubles, one of each block and unit: what blocks leave behind, to be joined channel by channel.
+// Partial results per block, unit and channel: doubles [blocks, units, padded channels].
 class BlockRows {
  public:
   BlockRows(int64_t blocks, int64_t units, int64_t padded)
@@ -243,7 +245,7 @@ class BlockRows {
   Buffer<double> values_;
 };
 
-// The moments of a block's channels, into mean and squares; sums is scratch, one element per strip.
+// Writes the moments of a block's channels to mean and squares. sums is scratch with one entry per strip.
 template <class T>
 void block_moments(const T* unit, const RowBlocks& blocks, int64_t b, MomentSums<Real<T>>* sums, double* mean,
                    double* squares) {
