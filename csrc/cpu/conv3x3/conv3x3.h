@@ -1,5 +1,5 @@
-// 3x3 convolutions of stride 1 that keep the size, and their gradients, in float32 and channels last: the
-// products of winograd.h.
+// 3x3 convolutions of stride 1 that preserve the image size, and their gradients, in float32 and channels
+// last: the matrix products of winograd.h.
 #pragma once
 
 #include "winograd.h"
@@ -7,28 +7,31 @@
 namespace cen::cpu {
 namespace {
 
-constexpr int64_t kPanel = 2 * kFloats;  // columns of a product that are computed at a time
+// The register tile of multiply(), kTall x kPanel, is as large as the vector registers allow.
+constexpr int64_t kPanel = 2 * kFloats;
 #if CEN_VECTOR_BYTES == 64
-constexpr int64_t kTall = 8;  // and rows: as many sums as registers hold
+constexpr int64_t kTall = 8;
 #else
 constexpr int64_t kTall = 4;
 #endif
 
-constexpr int64_t kChannels = 128;     // of which kernels are at their points at a time, at least
-constexpr int64_t kNumbers = 1 << 22;  // these kernels' values, if they are more channels
+// Weights are transformed in chunks of channels: multiples of kChannels, and of at most kNumbers values
+// unless that is less than kChannels.
+constexpr int64_t kChannels = 128;
+constexpr int64_t kNumbers = 1 << 22;
 
 struct Range {
   int64_t begin, end;
   constexpr int64_t size() const { return end - begin; }
 };
 
-// f(range) for ranges that cover [0, channels).
+// Calls f(range) for ranges of at most `most` channels that cover [0, channels).
 template <class F>
 void for_chunks(int64_t channels, int64_t most, F f) {
   for (int64_t begin = 0; begin < channels; begin += most) f(Range{begin, smaller(begin + most, channels)});
 }
-// So many channels that their kernels with so many others, or the sums of their gradients, stay in the last
-// level of the cache, and scratch memory within bounds.
+// The largest chunk of channels whose transformed weights (or weight gradients) with `others` channels stay
+// in the last-level cache. It bounds scratch memory, too.
 constexpr int64_t chunk_beside(int64_t others) {
   return larger(1, kNumbers / (kPoints * others * kChannels)) * kChannels;
 }
@@ -40,8 +43,8 @@ class Zeros : public Buffer<float> {
   }
 };
 
-// c[kTall][kPanel] = (kAdd: +=) sum over r of a[., r] b[r, .]
-// Not inlined, where registers that are needed around it would be taken from the sums.
+// The GEMM microkernel: c[kTall][kPanel] = (kAdd: +=) sum over r < terms of a[., r] b[r, .].
+// Not inlined, because the caller's variables would compete with the sums for registers.
 template <bool kAdd>
 __attribute__((noinline)) void multiply(const float* a, int64_t a_row, int64_t a_step, const float* b,
                                         int64_t terms, float* c, int64_t c_row) {
@@ -63,7 +66,7 @@ __attribute__((noinline)) void multiply(const float* a, int64_t a_row, int64_t a
     for (int64_t j = 0; j < 2; ++j) store_row(c + i * c_row + j * kFloats, sum[i][j]);
 }
 
-// Kernels [K, 3, 3, C] of some outputs at their points, [outputs / kPanel][points][C][kPanel].
+// Transforms weight [K, 3, 3, C] of a range of outputs to points [outputs / kPanel][16][C][kPanel].
 inline void transform_kernels(const Convolution& p, Range outputs, const float* weight, float* points,
                               const Parallel& parallel) {
   const int64_t vectors = p.inputs / kFloats;
@@ -87,8 +90,8 @@ inline void transform_kernels(const Convolution& p, Range outputs, const float* 
   });
 }
 
-// Those of the convolution that gives the gradient of some inputs: turned by half, inputs and outputs
-// exchanged: [inputs / kPanel][points][K][kPanel].
+// Transforms the weight of the convolution that yields the gradient of a range of inputs, i.e. rotated by 180
+// degrees with inputs and outputs swapped, to points [inputs / kPanel][16][K][kPanel].
 inline void transform_turned_kernels(const Convolution& p, Range inputs, const float* weight, float* points,
                                      const Parallel& parallel) {
   parallel_tasks(parallel, p.outputs, [&](int64_t k) {
@@ -102,15 +105,15 @@ inline void transform_turned_kernels(const Convolution& p, Range inputs, const f
   });
 }
 
-// What a thread has at hand of a block of tiles.
+// A thread's buffers for a block of tiles.
 class Block {
  public:
-  // most: tiles of a block, a multiple of kTall.
+  // most: tiles per block, a multiple of kTall.
   Block(const Convolution& p, int64_t most)
       : p_(p),
         tiles_(p),
         slice_(slice(p)),
-        // Not multiples of a page: the places of 16 stores would share a set of the cache.
+        // Padded, because the 16 stores of a square a multiple of a page apart would share a cache set.
         value_step_(most * slice_ + kFloats),
         product_step_(most * kPanel + kFloats),
         panels_(slice_ == p.inputs ? 1 : kChannels / kPanel),
@@ -119,14 +122,14 @@ class Block {
         products_(panels_ * kPoints * product_step_),
         sink_(kPanel) {}
 
-  // Inputs that are multiplied at a time.
+  // Inputs per call of multiply().
   static int64_t slice(const Convolution& p) { return p.inputs <= 512 ? p.inputs : 256; }
-  // Outputs that are computed at a time: where their sums wait for further slices, few.
+  // Outputs per pass over the tiles: only kChannels if partial sums are kept between slices of inputs.
   static int64_t chunk(const Convolution& p) {
     return slice(p) == p.inputs ? smaller(p.outputs, chunk_beside(p.inputs)) : kChannels;
   }
 
-  // Some outputs of tiles [first, first + count).
+  // Computes a range of outputs for tiles [first, first + count).
   void convolve(Range outputs, const float* x, const float* kernels, const float* bias, float* y,
                 int64_t first, int64_t count) const {
     for (int64_t c = 0; c < p_.inputs; c += slice_) {
@@ -156,7 +159,7 @@ class Block {
     }
   }
 
-  // Rows past the last tile, which are as they were made, are never written.
+  // kTall may round count up; products of the uninitialized rows past it are never written to y.
   template <bool kAdd>
   void multiply_all(const float* factors, int64_t channels, float* products, int64_t count) const {
     for (int64_t point = 0; point < kPoints; ++point)
@@ -189,16 +192,16 @@ class Block {
   const int64_t slice_, value_step_, product_step_, panels_;
   const Zeros zeros_;
   const Buffer<float> values_;    // [points][tiles][slice]
-  const Buffer<float> products_;  // [panels][points][tiles][kPanel]; one panel where no sums wait
+  const Buffer<float> products_;  // [panels][points][tiles][kPanel]; one panel if all inputs are one slice
   const Buffer<float> sink_;
 };
 
-// y of kernels that transform(outputs, points) brings to their points.
+// Computes y with the weights that transform(outputs, points) writes to points.
 template <class F>
 void convolve_by(const Convolution& p, const float* x, const float* bias, float* y, const Parallel& parallel,
                  F transform) {
   const int64_t tiles = Tiles(p).count(), chunk = Block::chunk(p);
-  // As many at a time as fit in half of the second-level cache.
+  // The number of row groups (kTall tiles) per block whose transformed inputs fit in half of the L2 cache.
   constexpr int64_t kBytes = 1 << 19;
   const int64_t most = larger(1, kBytes / (sizeof(float) * kPoints * Block::slice(p) * kTall));
   const Buffer<float> kernels(kPoints * p.inputs * chunk);
@@ -232,17 +235,17 @@ inline void convolve_backward(const Convolution& p, const float* dy, const float
   });
 }
 
-// The sums over tiles of a row of four points and of some inputs: [4][K][inputs], `width` from one output to
-// the next. A row takes half of the places about a tile, so threads that share the rows compute next to
-// nothing twice, and none waits for what another has in its cache.
+// Sums the transformed weight gradient over tiles, for one row of four points and a range of inputs:
+// [4][K][inputs], with stride `width` between outputs. A row depends on half of a patch's pixels, so threads
+// that divide the rows among them duplicate little work, and none waits for data in another's cache.
 inline void sum_points(const Convolution& p, const float* dy, const float* x, int64_t row, Range inputs,
                        float* sums, int64_t width) {
   const Tiles tiles(p);
-  // So many tiles at a time that what is computed of them stays in the second-level cache.
+  // The number of tiles per block whose transforms stay in the L2 cache.
   constexpr int64_t kBytes = 1 << 20;
   const int64_t fitting = kBytes / (4 * sizeof(float) * (inputs.size() + p.outputs));
   const int64_t block = smaller(tiles.count(), smaller(larger(fitting, 64), 256));
-  // [4][inputs / kPanel][block][kPanel] and [4][K / kFloats][block][kFloats]; steps as in Block.
+  // [4][inputs / kPanel][block][kPanel] and [4][K / kFloats][block][kFloats], padded as in Block.
   const int64_t value_step = block * inputs.size() + kFloats, gradient_step = block * p.outputs + kFloats;
   const Buffer<float> values(4 * value_step), gradients(4 * gradient_step);
   const Zeros zeros(larger(p.inputs, p.outputs));

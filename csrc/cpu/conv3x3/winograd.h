@@ -1,13 +1,13 @@
-// Winograd's minimal filtering F(2x2, 3x3): its transformations, and the tiles that they are of. Lavin and
-// Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016.
+// Winograd's minimal filtering F(2x2, 3x3): its transforms and tiles. Lavin and Gray, "Fast Algorithms for
+// Convolutional Neural Networks", CVPR 2016.
 //
-// y = A'[(G g G') * (B'd B)]A for a tile of 2x2 places: d are the 4x4 places of x about it, g the kernel, *
-// the product of each of 16 points, ' a transposition. Over channels the points are 16 matrix products of a
-// row a tile, with 16 multiplications where nine times four were. The gradients are the same sums the other
-// way round: of x the convolution by the turned kernel, of the kernel G'[(B'd B) * (A dy A')]G, summed over
-// tiles. All factors of B and A are 0, 1 and -1, those of G 1 and 1/2.
+// y = A'[(G g G') * (B'd B)]A for a tile of 2x2 output pixels, where d is the 4x4 input patch around it, g
+// the kernel, * the elementwise product and ' transposition. Summed over channels, the 16 points of the
+// product are 16 matrix products with one row per tile, which take 16 multiplications per tile instead of 36.
+// The gradient of x is the convolution with the kernel rotated by 180 degrees; that of the kernel is
+// G'[(B'd B) * (A dy A')]G summed over tiles. The entries of A and B are 0 and +-1, of G 0, 1 and +-1/2.
 //
-// A dilated convolution is one of its own on each of the dilation^2 grids of places that far apart.
+// A dilated convolution is dilation^2 undilated ones, on the grids of pixels that are dilation apart.
 #pragma once
 
 #include "../vec.h"
@@ -18,7 +18,7 @@ namespace {
 constexpr int64_t kFloats = kVecSize<float>;
 constexpr int64_t kPoints = 16;
 
-// ---- the transformations, of one line; a square's are those of its columns, then of its rows ----
+// ---- transforms of a line; a square is transformed by columns, then by rows ----
 
 template <int n>
 struct Line {
@@ -64,7 +64,7 @@ CEN_INLINE Square<kTo> both_ways(Line<kTo> (*map)(const Line<kFrom>&), const Squ
   return to;
 }
 
-// Squares whose places are pointers, `from` values on.
+// Loads or stores a square whose elements lie at at(i) + from.
 template <int n, class Pointer>
 CEN_INLINE Square<n> load_square(Pointer at, int64_t from) {
   Square<n> square;
@@ -78,7 +78,7 @@ CEN_INLINE void store_square(Pointer at, int64_t from, const Square<n>& square) 
   for (int i = 0; i < n * n; ++i) store_row(at(i) + from, square.row[i / n].at[i % n]);
 }
 
-// A row of B' or A: what it makes of two rows of places.
+// A row of B' or A, which combines two rows of pixels.
 struct Mix {
   int first, second;
   float of_first, of_second;
@@ -95,9 +95,9 @@ struct Mix {
 constexpr Mix kInputRows[4] = {{0, 2, 1, -1}, {1, 2, 1, 1}, {2, 1, 1, -1}, {1, 3, 1, -1}};
 constexpr Mix kGradientRows[4] = {{0, 1, 1, 0}, {0, 1, 1, 1}, {0, 1, 1, -1}, {0, 1, 0, -1}};
 
-// ---- where things lie ----
+// ---- tiles ----
 
-// The tiles of 2x2 places of all images, and their pixels.
+// The tiles of 2x2 output pixels of all images.
 class Tiles {
  public:
   explicit Tiles(const Convolution& p)
@@ -107,8 +107,8 @@ class Tiles {
 
   int64_t count() const { return p_.images * p_.dilation * p_.dilation * down_ * across_; }
 
-  // The n x n pixels about (n = 4) or of (n = 2) a tile in images of so many channels; outside for all that
-  // are in no image.
+  // Points `pixels` to the tile's 2x2 pixels (n = 2) or its 4x4 patch (n = 4) in images [N, H, W, channels],
+  // and to `outside` where they are outside the image.
   template <int n, class T>
   void find(int64_t tile, T* images, int64_t channels, T* outside, T* (&pixels)[n * n]) const {
     const int64_t d = p_.dilation;
