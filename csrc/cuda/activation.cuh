@@ -1,12 +1,13 @@
-// What CUDA computes of each activation, one value at a time; csrc/cpu/activation.h holds their names.
+// The activations and their gradients in CUDA, one value at a time; csrc/cpu/activation.h lists their names.
 //
 // Each has value(u), the activation at u, and kCurved. The backward kernels need the derivative at u more
-// than once, and u costs all modalities' x. Where a derivative is one of two factors, one bit per value keeps
-// which:
+// than once, but u depends on x of all modalities. If the derivative takes two values only, one bit per value
+// records which:
 //   passes(u)     whether the derivative is 1,
-//   stopped(dy)   dy times the derivative where it is not,
-//   kExact        whether that is 0, which rounding to a half type does not change.
-// A curved one has gradient(dy, u) instead, dy times the derivative at u, and u is computed each time.
+//   stopped(dy)   dy times the derivative where it is not 1,
+//   kExact        whether stopped() is 0, which rounding to a half type does not change.
+// A curved activation has gradient(dy, u), dy times the derivative at u, instead, and u is recomputed each
+// time.
 #pragma once
 
 #include "device.cuh"
@@ -53,7 +54,7 @@ struct Activate<Activation::relu6, R> {
   CEN_DEVICE R stopped(R) const { return R(0); }
 };
 
-// f(activate) with the call's activation. All threads of a launch take the same branch.
+// Calls f(activate) with the problem's activation. All threads of a launch take the same branch.
 template <class R, class F>
 CEN_DEVICE void with_activation(const Problem& p, F f) {
 #define CEN_CASE(name)   \
@@ -63,7 +64,7 @@ CEN_DEVICE void with_activation(const Problem& p, F f) {
 #undef CEN_CASE
 }
 
-// Whether a gradient that is stored as T, which may round it, still is what it was.
+// Whether gradients behind the activation are exact when stored as T: whether dresidual can replace them.
 template <class T>
 bool keeps_gradient(Activation activation) {
 #define CEN_CASE(name)   \

@@ -1,4 +1,4 @@
-// The device that plans are made for, and what of them runs on it.
+// Queries the properties of the current device and the occupancy of kernels on it.
 #include <map>
 #include <mutex>
 #include <tuple>

@@ -1,6 +1,5 @@
-// What kernels know of the device: CUDA's words where nvcc compiles, those of a host run elsewhere (a header
-// that only tests have, tests/host_cuda/host_device.h, where blocks, clusters and barriers are run by the
-// CPU).
+// The device primitives that kernels use: CUDA's under nvcc, else those of tests/host_cuda/host_device.h,
+// which simulates blocks, clusters and barriers on the CPU for tests.
 #pragma once
 
 #include <cmath>
@@ -45,7 +44,7 @@ CEN_DEVICE void* shared_memory() {
 
 CEN_DEVICE void sync_threads() { __syncthreads(); }
 
-// Clusters exist from compute capability 9.0 on; elsewhere a block is its own.
+// Clusters exist from compute capability 9.0 on; on older devices a block is its own cluster.
 CEN_DEVICE int cluster_rank() {
 #if __CUDA_ARCH__ >= 900
   return cooperative_groups::this_cluster().block_rank();
@@ -60,7 +59,7 @@ CEN_DEVICE void cluster_sync() {
   __syncthreads();
 #endif
 }
-// The same address in the shared memory of another block of the cluster.
+// Maps an address in shared memory to the same one in another block of the cluster.
 template <class P>
 CEN_DEVICE P* of_rank(P* shared, [[maybe_unused]] int rank) {
 #if __CUDA_ARCH__ >= 900
@@ -77,7 +76,7 @@ CEN_DEVICE void copy_async16(void* shared, const void* global) {
                : "memory");
 }
 CEN_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Until no more than kPending of the thread's groups are under way.
+// Waits until at most kPending of the thread's committed groups of copies are in flight.
 template <int kPending>
 CEN_DEVICE void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
@@ -88,7 +87,7 @@ CEN_DEVICE float to_real(BFloat16 v) { return __uint_as_float(uint32_t(v.bits) <
 CEN_DEVICE void from_real(float v, Half& to) { to.bits = __half_as_ushort(__float2half_rn(v)); }
 CEN_DEVICE void from_real(float v, BFloat16& to) { to.bits = __bfloat16_as_ushort(__float2bfloat16_rn(v)); }
 
-// 16 bytes to or from device memory at once: copies of structs are cut up.
+// One 16-byte access to device memory; the compiler would split a copy of a struct.
 CEN_DEVICE void load16(void* to, const void* global) {
   *static_cast<uint4*>(to) = *static_cast<const uint4*>(global);
 }
@@ -104,7 +103,7 @@ inline void check(cudaError_t error, const char* what) {
     throw std::runtime_error(std::string("cen_ext: ") + what + ": " + cudaGetErrorString(error));
 }
 
-// A launch in CUDA's words.
+// The CUDA launch configuration of a Launch.
 struct LaunchConfig : cudaLaunchConfig_t {
   cudaLaunchAttribute attributes[2];
 
@@ -130,17 +129,17 @@ struct LaunchConfig : cudaLaunchConfig_t {
 
 template <class Kernel>
 void allow_shared_memory(Kernel kernel, int64_t bytes) {
-  constexpr int64_t kAlways = 48 << 10;  // what every kernel may have unasked
+  constexpr int64_t kAlways = 48 << 10;  // available without opting in
   if (bytes > kAlways)
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)),
           "shared memory");
 }
 
-// Blocks (or, with clusters, clusters) of such a launch that run at once on the device as it is: it may be
-// shared or partitioned. Asked once for every kernel and shape.
+// Blocks (or clusters, if any) of such a launch that can be resident at once on the device, which may be
+// shared or partitioned. Queried once per kernel and shape.
 int64_t running_together(const void* kernel, const Launch& l);
 
-// Whether clusters get their multiprocessors, and all blocks of a cooperative launch run at once.
+// Whether a cluster fits on the device, and all blocks of a cooperative launch can be resident at once.
 template <class Kernel>
 bool can_run(Kernel kernel, const Launch& l) {
   allow_shared_memory(kernel, l.shared_bytes);
@@ -167,7 +166,7 @@ CEN_DEVICE double to_real(double v) { return v; }
 CEN_DEVICE void from_real(float v, float& to) { to = v; }
 CEN_DEVICE void from_real(double v, double& to) { to = v; }
 
-// Values of T that are read and written at a time: 16 bytes.
+// Values of T per 16-byte vector.
 template <class T>
 constexpr int kVecSize = 16 / sizeof(T);
 

@@ -1,4 +1,4 @@
-// The CUDA kernels as the ops see them.
+// The interface of the CUDA kernels to the ops.
 #pragma once
 
 #include <functional>
@@ -7,31 +7,31 @@
 
 namespace cen::cuda {
 
-// What plans are made from.
+// The device properties that plans depend on.
 struct Device {
   int multiprocessors;
   int capability;        // 90 for 9.0
-  int64_t shared_bytes;  // that a block may have, at the most
-  int threads = 256;     // of a block of the two-pass plan, at the most
+  int64_t shared_bytes;  // maximum dynamic shared memory per block
+  int threads = 256;     // maximum threads per block of the two-pass plan
 };
 
-// How a call goes over memory. Statistics that are given need one pass whatever the plan.
+// The plan of a call. With given statistics every plan is a single pass.
 enum class Kind {
   automatic,
-  two_pass,  // two passes: sums of chunks, then results
-  cluster,   // one pass: the blocks of a cluster keep a strip of channels on chip (one block where it is
-             // small)
-  grid,      // one pass: all blocks run at once and keep the whole layer on chip
+  two_pass,  // two passes over memory: partial sums, then results
+  cluster,   // one pass: a cluster (or one block, if it suffices) keeps a strip of channels in shared memory
+  grid,      // one pass: the blocks of a cooperative launch keep the whole layer in shared memory
 };
 
-// Memory of the device, in stream order, until the call returns.
+// Allocates device memory, in stream order, that is valid until the call returns.
 using Allocate = std::function<void*(int64_t bytes)>;
 
-// The current device, asked once. Throws std::runtime_error with CUDA's words.
+// The properties of the current device, queried once per device. Throws std::runtime_error with CUDA's
+// message.
 const Device& current_device();
 
-// Run on the current device. Throw std::invalid_argument where a plan that is asked for cannot run this
-// problem, std::runtime_error with CUDA's words if a launch fails.
+// Run on the current device. Throw std::invalid_argument if the requested plan cannot run this problem, and
+// std::runtime_error with CUDA's message if a launch fails.
 template <class T>
 void forward(const Problem&, const ForwardTensors<T>&, Kind, const Device&, const Allocate&, void* stream);
 template <class T>

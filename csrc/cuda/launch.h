@@ -1,4 +1,4 @@
-// What a launch asks of the device.
+// The launch configuration of a kernel.
 #pragma once
 
 #include <cstdint>
@@ -8,9 +8,9 @@ namespace cen::cuda {
 struct Launch {
   int64_t blocks;
   int threads_x, threads_y;
-  int64_t shared_bytes;  // dynamic shared memory of a block
-  int cluster;           // blocks that share theirs; 1: none
-  bool cooperative;      // all blocks are to run at once
+  int64_t shared_bytes;  // dynamic shared memory per block
+  int cluster;           // blocks per cluster; 1 for none
+  bool cooperative;      // all blocks are resident at once
   void* stream;
 };
 

@@ -1,5 +1,5 @@
-// Which kernels run a problem, and in blocks of what shape: a few numbers from sizes and the device.
-// None of them has been measured yet; each says what it is for.
+// The choice of plan, block shape and number of blocks from the problem's sizes and the device. None of the
+// constants has been measured yet; each states its purpose.
 #pragma once
 
 #include <algorithm>
@@ -9,18 +9,18 @@
 
 namespace cen::cuda {
 
-// Blocks per multiprocessor that the two-pass plan launches: enough for each to run some at any time.
+// Blocks per multiprocessor that the two-pass plan launches, enough to keep every multiprocessor busy.
 constexpr int kTwoPassShare = 4;
-// Channels last, vectors of a row that a strip takes: whole 128-byte lines where all is on chip, longer runs
-// else.
+// Vectors per row of a strip, channels last: a whole 128-byte line for resident plans, longer runs for two
+// passes.
 constexpr int kResidentVectors = 8, kTwoPassVectors = 32;
-// Blocks of a cluster that every device with clusters grants.
+// The largest cluster that is portable across devices.
 constexpr int kClusterBlocks = 8;
-// x of no more bytes lies in the second-level cache anyway: launches count, not bytes.
+// Up to this size x stays in the L2 cache in any case, so that launches cost more than bytes.
 constexpr int64_t kSmallBytes = 4 << 20;
-// A share of the multiprocessors that has to be at work for one pass to win over two (3S against 2S).
+// The share of multiprocessors that must be busy for one pass to beat two (3S against 2S bytes).
 constexpr double kWorthResident = 0.67;
-// Multiprocessors in 16 that a cooperative launch may count on, on a GPU that others use, too.
+// Multiprocessors of every 16 that a cooperative launch may occupy, because others may use the GPU, too.
 constexpr int kCountedIn16 = 15;
 
 struct Plan {
@@ -36,7 +36,8 @@ constexpr int64_t power_of_two_from(int64_t n) {
   return power;
 }
 
-// Vectors can be read whole where they are aligned at the same places of every line and tensor.
+// Whether 16-byte vector access is possible: all tensors are aligned, and so are all samples (channels first)
+// or rows (channels last).
 template <class T>
 bool has_vectors(const Problem& p, std::initializer_list<const void*> tensors) {
   for (const void* tensor : tensors)
@@ -44,7 +45,8 @@ bool has_vectors(const Problem& p, std::initializer_list<const void*> tensors) {
   return (p.channels_last ? p.channels : p.channels * p.spatial) % kVecSize<T> == 0;
 }
 
-// A block of about `threads` threads, strips of at most `strip_vectors` vectors channels last, in one chunk.
+// A geometry with a single chunk, blocks of at most `threads` threads and, for channels last, strips of at
+// most `strip_vectors` vectors.
 template <class T>
 Geometry whole_strips(const Problem& p, bool vectors, int threads, int strip_vectors) {
   constexpr int64_t n = kVecSize<T>;
@@ -60,7 +62,7 @@ Geometry whole_strips(const Problem& p, bool vectors, int threads, int strip_vec
         int(std::min<int64_t>(threads / geo.threads_x, power_of_two_from(divide_up(geo.slices, kTile))));
     geo.strips = divide_up(row, geo.threads_x);
   } else {
-    // A line begins anywhere within a vector, unless all begin with one.
+    // A line may begin anywhere within a vector unless p.spatial is a multiple of the vector size.
     const int64_t before = vectors && p.spatial % n != 0 ? n - 1 : 0;
     geo.row_slices = divide_up(p.spatial + before, n);
     geo.slices = p.samples * geo.row_slices;
@@ -74,7 +76,7 @@ Geometry whole_strips(const Problem& p, bool vectors, int threads, int strip_vec
   return geo;
 }
 
-// The same cut into about so many chunks, none of them empty.
+// Splits the strips of a geometry into at most `chunks` chunks, none of them empty.
 inline Geometry in_chunks(Geometry geo, int64_t chunks) {
   geo.chunk = divide_up(geo.slices, std::max<int64_t>(1, chunks));
   geo.chunks = divide_up(geo.slices, geo.chunk);
@@ -88,7 +90,7 @@ inline int64_t steps(const Problem& p, const Geometry& geo) {
   return divide_up(geo.chunk, line_threads(p, geo));
 }
 
-// bytes(geo, steps): of shared memory for so many steps on chip.
+// bytes(geo, steps) is the shared memory of a block that holds `steps` steps.
 template <class T, class Bytes>
 Plan plan_two_pass(const Problem& p, bool vectors, const Device& device, Bytes bytes) {
   for (int threads = device.threads;; threads /= 2) {
@@ -97,7 +99,7 @@ Plan plan_two_pass(const Problem& p, bool vectors, const Device& device, Bytes b
                   most = divide_up(whole.slices, line_threads(p, whole) * kTile);
     const Geometry geo = in_chunks(whole, std::min(wanted, most));
     const int64_t shared = bytes(geo, kTwoPassSteps);
-    // With very many modalities, smaller blocks; a single warp is the last resort.
+    // Very many modalities require smaller blocks; a single warp is the last resort.
     if (shared <= device.shared_bytes || threads <= 32) return {Kind::two_pass, geo, shared};
   }
 }
@@ -113,7 +115,7 @@ bool plan_cluster(const Problem& p, bool vectors, const Device& device, Bytes by
     const int64_t shared = bytes(geo, steps(p, geo));
     if (shared > device.shared_bytes) continue;
     plan = {Kind::cluster, geo, shared, cluster};
-    // Smaller pieces while multiprocessors are idle and every thread still has something to do.
+    // Doubles the cluster while multiprocessors are idle and every thread has more than one tile.
     if (geo.blocks(p.groups) >= device.multiprocessors || steps(p, geo) <= kTile) return true;
   }
   return plan.kind == Kind::cluster;
@@ -133,7 +135,7 @@ bool plan_grid(const Problem& p, bool vectors, const Device& device, Bytes bytes
   return true;
 }
 
-// The share of the multiprocessors that a launch keeps at work, the last of its waves included.
+// The average share of multiprocessors that a launch keeps busy, including its partial last wave.
 inline double share_at_work(const Problem& p, const Plan& plan, const Device& device) {
   const int64_t fit = std::max<int64_t>(1, device.shared_bytes / std::max<int64_t>(1, plan.shared_bytes)),
                 room = device.multiprocessors * std::min<int64_t>(fit, 2048 / kResidentThreads),
