@@ -1,14 +1,15 @@
-// The backward kernels: one pass over memory where statistics are given or a strip fits on chip, else two.
+// The backward kernels: one pass over memory if statistics are given or a strip fits in shared memory, else
+// two.
 #pragma once
 
 #include "gradients.cuh"
 
 namespace cen::cuda {
 
-// What is made of a tile: sums; dx from the sums of all; or, with given statistics, both at once.
+// The results of a pass: sums; dx, given the total sums; or both at once, with given statistics.
 enum class Pass { sums, dx, both };
 
-// A tile's dx, and its part in the thread's sums, as the pass has it.
+// Writes dx of a tile, adds the tile to the thread's sums, or both, depending on the pass.
 template <class T, bool kLast>
 CEN_DEVICE void work(const Problem& p, const Geometry& geo, const BackwardTensors<T>& t,
                      const BackwardMemory<T, kLast>& memory, const ThreadCoord<kLast>& coord,
@@ -59,7 +60,7 @@ CEN_DEVICE void work(const Problem& p, const Geometry& geo, const BackwardTensor
   }
 }
 
-// The block's sums from its threads', into memory.dz and memory.on_x.
+// Reduces the sums of all threads of the block to memory.dz and memory.on_x.
 template <class T, bool kLast>
 CEN_DEVICE void block_sums(const Problem& p, const BackwardMemory<T, kLast>& memory,
                            const ThreadCoord<kLast>& coord) {
@@ -129,7 +130,8 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kTwoPassThreads, kBackwardBlocks)
   keep_partials(p, memory, coord, partials);
 }
 
-// All of it with each tensor read once: the blocks of a strip keep it on chip, as in resident_forward.
+// The whole backward pass, which reads every tensor once: the blocks of a strip keep it in shared memory, as
+// in resident_forward.
 template <class T, bool kLast>
 CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
     resident_backward(CEN_PARAMETER Problem p, CEN_PARAMETER Geometry geo, CEN_PARAMETER BackwardTensors<T> t,
@@ -169,7 +171,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
     if (coord.chunk == 0 && p.groups == 1) keep_sums(p, t, m, c, sums);
     return sums;
   });
-  // No block of a cluster may end before the others have read its sums.
+  // No block of a cluster may exit before the others have read its sums.
   if (through_device)
     sync_threads();
   else
@@ -179,8 +181,8 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
     work(p, geo, t, memory, coord, Tile(p, geo, coord, step, step), Pass::dx);
 }
 
-// dweight and dbias from the sums of all chunks and groups. Those of a unit overwrite its first chunk's,
-// for two_pass_backward.
+// Reduces the partial sums over chunks and groups to dweight and dbias. The sums of a unit overwrite those of
+// its first chunk, where two_pass_backward reads them.
 template <class T>
 CEN_KERNEL void CEN_LAUNCH_BOUNDS(kFinishChannels* kFinishThreads, 1)
     finish_sums(CEN_PARAMETER Problem p, int64_t chunks, CEN_PARAMETER BackwardTensors<T> t,

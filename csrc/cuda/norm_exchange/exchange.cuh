@@ -1,4 +1,4 @@
-// The operator on vectors of values: cen_ext/ops/norm_exchange/reference.py, one slice at a time.
+// The operator of cen_ext/ops/norm_exchange/reference.py on single slices.
 #pragma once
 
 #include "../activation.cuh"
@@ -6,13 +6,13 @@
 
 namespace cen::cuda {
 
-// Threads of a block of the two-pass plan, and how many such blocks fit on a multiprocessor, which registers
-// limit. Channels last, every element has coefficients of its own.
+// Threads per block of the two-pass plan, and blocks per multiprocessor, which registers limit: for channels
+// last every element of a vector has its own coefficients.
 constexpr int kTwoPassThreads = 256;
 template <class T, bool kLast>
 constexpr int kForwardBlocks = kLast && sizeof(T) == 2 ? 2 : 3;
 constexpr int kBackwardBlocks = 2;
-// Threads of a block, at the most, that keeps its data on chip.
+// Maximum threads per block that keeps its data in shared memory.
 constexpr int kResidentThreads = 512;
 
 // Hands out a block's shared memory. The host makes the same allocations from a null base to learn the size.
@@ -23,7 +23,7 @@ struct SharedAllocator {
   template <class X>
   CEN_HOST_DEVICE X* alloc(int64_t count) {
 #if defined(__CUDA_ARCH__)
-    X* piece = reinterpret_cast<X*>(base + used);  // without a condition nvcc sees that this is shared memory
+    X* piece = reinterpret_cast<X*>(base + used);  // without a condition nvcc infers the shared address space
 #else
     X* piece = base ? reinterpret_cast<X*>(base + used) : nullptr;
 #endif
@@ -32,18 +32,18 @@ struct SharedAllocator {
   }
 };
 
-// What a block needs of weight, bias and statistics, for every modality's channels of its strip.
+// Weight, bias and statistics folded into coefficients, for the channels of a strip in every modality.
 //   z = (x - shift) * scale + offset
-// shift is the mean rounded to R; offset makes up for the rounding. Backward, with the statistics of x:
+// shift is the mean rounded to R; offset compensates the rounding. Backward through batch statistics:
 //   dx = dz * scale + (x - shift) * on_x + constant
 enum Coefficient { kShift, kScale, kOffset, kOnX, kConstant };
 constexpr int kForwardCoefficients = kOffset + 1, kBackwardCoefficients = kConstant + 1;
 enum Flag : uint8_t {
   kReplaced = 1,  // by the exchange
-  kDead = 2,      // furthermore, no other modality borrows it: x has no part in y
+  kDead = 2,      // replaced and borrowed by no other modality: y does not depend on x
 };
 
-// The flags of a vector's channels. Channels first, all elements have the line's.
+// The flags of a vector's channels. For channels first, all elements have those of the line.
 template <class T, bool kLast>
 struct Flags {
   uint8_t of[kLast ? kVecSize<T> : 1];
@@ -84,7 +84,8 @@ struct Table {
     return coefficients[(coefficient * modalities + m) * width + w];
   }
 
-  // f(m, c, w) for every modality's channels c of the strip, w being the index in the table.
+  // Calls f(m, c, w) for every modality m and channel c of the strip, where w is the channel's index in the
+  // table.
   template <class F>
   CEN_DEVICE void each(const Problem& p, const ThreadCoord<kLast>& coord, F f) const {
     for (int e = coord.thread_rank; e < modalities * width; e += coord.num_threads) {
@@ -94,7 +95,7 @@ struct Table {
     }
   }
 
-  // Of channels that do not exist, too: a vector may hold some.
+  // Sets the flags of padding channels, too, because a vector may contain some.
   CEN_DEVICE void set_flags(const Problem& p, const ThreadCoord<kLast>& coord, const R* weight) const {
     for (int e = coord.thread_rank; e < modalities * width; e += coord.num_threads) flags[e] = 0;
     each(p, coord, [&](int m, int64_t c, int w) {
@@ -126,7 +127,7 @@ struct Table {
   }
 };
 
-// The coefficients of z down one line or vector of channels of a modality.
+// The coefficients of z for one line or vector of channels of a modality, in registers.
 template <class T, bool kLast>
 struct Affine {
   RealVec<T> shift, scale, offset;
@@ -145,7 +146,7 @@ struct Affine {
   }
 };
 
-// The line or vector of channels that a thread goes down, in modality m.
+// The line or vector of channels that a thread processes, in modality m.
 template <class T, bool kLast>
 struct Strip {
   using R = Real<T>;
@@ -168,7 +169,7 @@ struct Strip {
         any_replaced(flags.any_replaced()),
         per_other(table.modalities > 1 ? R(1) / R(table.modalities - 1) : R(0)) {}
 
-  // What replaces z in the exchange, at a slice where x(m) gives the vector of modality m, widened.
+  // z after the exchange, at a slice where x(m) returns the widened vector of modality m.
   template <class X>
   CEN_DEVICE Wide exchanged(X x) const {
     Wide v{};

@@ -1,11 +1,12 @@
-// The forward kernels: one pass over memory where statistics are given or a strip fits on chip, else two.
+// The forward kernels: one pass over memory if statistics are given or a strip fits in shared memory, else
+// two.
 #pragma once
 
 #include "exchange.cuh"
 
 namespace cen::cuda {
 
-// Mean and variance of chunks, in device memory: [chunks][units][C] each.
+// Mean and variance per chunk, in device memory: [chunks][units][C] each.
 struct Partials {
   double *mean, *var;
 
@@ -18,10 +19,10 @@ struct Partials {
   }
 };
 
-// Steps in shared memory under the two-pass plan: one tile is fetched while another is worked on.
+// Steps in shared memory under the two-pass plan: double buffering of tiles.
 constexpr int kTwoPassSteps = 2 * kTile;
 
-// Vectors on chip, each thread's own: [steps][tensors][M][threads].
+// Vectors in shared memory, private to each thread: [steps][tensors][M][threads].
 template <class T>
 struct Storage {
   int tensors, modalities, threads;
@@ -37,7 +38,7 @@ struct Storage {
   }
 };
 
-// A forward block's shared memory.
+// The shared memory of a forward block.
 template <class T, bool kLast>
 struct ForwardMemory {
   enum Tensor { kX, kResidual };
@@ -53,7 +54,7 @@ struct ForwardMemory {
         storage(allocator, p, geo, residual ? 2 : 1, steps) {}
 };
 
-// Of a block that takes the statistics of a chunk.
+// The shared memory of a block of statistics_kernel.
 template <class T, bool kLast>
 struct StatisticsMemory {
   SharedAllocator allocator;
@@ -71,12 +72,12 @@ struct StatisticsMemory {
   }
 };
 
-// A forward block's with room for the statistics of what is on chip.
+// The shared memory of a block of resident_forward, which computes statistics, too.
 template <class T, bool kLast>
 struct ResidentForwardMemory : ForwardMemory<T, kLast> {
   char* workspace;
   int* overflow;       // [M]
-  double *mean, *var;  // [M][width], of this block's values
+  double *mean, *var;  // [M][width], over this block's values
 
   CEN_HOST_DEVICE ResidentForwardMemory(void* shared, const Problem& p, const Geometry& geo, bool residual,
                                         int64_t steps)
@@ -89,7 +90,7 @@ struct ResidentForwardMemory : ForwardMemory<T, kLast> {
   }
 };
 
-// The coefficients of z from the moments that of(m, c, w) gives.
+// Sets the coefficients of z from the moments that of(m, c, w) returns.
 template <class T, bool kLast, class Of>
 CEN_DEVICE void set_affine(const Problem& p, const ThreadCoord<kLast>& coord, const Table<T, kLast>& table,
                            const Real<T>* weight, const Real<T>* bias, Of of) {
@@ -113,7 +114,7 @@ CEN_DEVICE void update_running(const Problem& p, const ForwardTensors<T>& t, int
   update(t.running_var[i], var * p.unbiased());
 }
 
-// Fetches the vectors of a tile: of x those that have a part in y, or all.
+// Fetches the vectors of a tile: those of x that y depends on, or all of x, and those of the residual.
 template <class T, bool kLast>
 CEN_DEVICE void fetch_forward(const Problem& p, const Geometry& geo, const ForwardTensors<T>& t,
                               const ForwardMemory<T, kLast>& memory, const ThreadCoord<kLast>& coord,
@@ -136,7 +137,7 @@ CEN_DEVICE void fetch_forward(const Problem& p, const Geometry& geo, const Forwa
   }
 }
 
-// y of a tile that is on chip.
+// Writes y for a tile in shared memory.
 template <class T, bool kLast>
 CEN_DEVICE void write_y(const Problem& p, const Geometry& geo, const ForwardTensors<T>& t,
                         const ForwardMemory<T, kLast>& memory, const ThreadCoord<kLast>& coord,
@@ -168,7 +169,7 @@ CEN_DEVICE void write_y(const Problem& p, const Geometry& geo, const ForwardTens
   }
 }
 
-// Statistics of a chunk, the first of two passes. coord.group is a unit here: modalities do not matter.
+// The first of two passes: the statistics of a chunk. Every unit is a group here, as if M = 1.
 template <class T, bool kLast>
 CEN_KERNEL void CEN_LAUNCH_BOUNDS(kTwoPassThreads, (kForwardBlocks<T, kLast>))
     statistics_kernel(CEN_PARAMETER Problem p, CEN_PARAMETER Geometry geo, const T* x,
@@ -190,9 +191,9 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kTwoPassThreads, (kForwardBlocks<T, kLast>))
   }
 }
 
-// What statistics_kernel left of chunks becomes batch_mean and batch_var; then the running statistics follow,
-// of instance norm with the average over groups. After resident_forward only that is left to do: partials are
-// null.
+// Reduces the partials of statistics_kernel to batch_mean and batch_var, then updates the running statistics,
+// with the average over groups for instance norm. After resident_forward partials are null and only the
+// update remains.
 template <class T, bool kLast>
 CEN_KERNEL void CEN_LAUNCH_BOUNDS(kFinishChannels* kFinishThreads, 1)
     finish_statistics(CEN_PARAMETER Problem p, CEN_PARAMETER Geometry geo, CEN_PARAMETER ForwardTensors<T> t,
@@ -221,7 +222,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kFinishChannels* kFinishThreads, 1)
     update_running(p, t, coord.m * p.channels + coord.c, mean / p.groups, var / p.groups);
 }
 
-// y from statistics that are given.
+// Writes y from given statistics; also the second of two passes.
 template <class T, bool kLast>
 CEN_KERNEL void CEN_LAUNCH_BOUNDS(kTwoPassThreads, (kForwardBlocks<T, kLast>))
     two_pass_forward(CEN_PARAMETER Problem p, CEN_PARAMETER Geometry geo, CEN_PARAMETER ForwardTensors<T> t) {
@@ -248,8 +249,8 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kTwoPassThreads, (kForwardBlocks<T, kLast>))
   }
 }
 
-// y with the statistics of x, which is read once: the blocks of a strip, a cluster or all those of a
-// cooperative launch, keep it on chip.
+// Writes batch statistics and y and reads x once: the blocks of a strip, in a cluster or a cooperative
+// launch, keep it in shared memory.
 template <class T, bool kLast>
 CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
     resident_forward(CEN_PARAMETER Problem p, CEN_PARAMETER Geometry geo, CEN_PARAMETER ForwardTensors<T> t,
@@ -272,8 +273,8 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
                      memory.var + m * width, [&](int step, const VectorSlice&) {
                        return memory.storage.at(coord.thread_rank, step, Memory::kX, m);
                      });
-  // Every block of the strip learns of all others' sums: through their shared memory, or through the
-  // device's.
+  // The blocks of a strip exchange their moments through distributed shared memory (clusters) or through
+  // device memory (grids).
   const bool through_device = partials.mean != nullptr;
   if (through_device) {
     memory.table.each(p, coord, [&](int m, int64_t c, int w) {
@@ -299,7 +300,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
     }
     return s;
   });
-  // No block of a cluster may end before the others have read its sums.
+  // No block of a cluster may exit before the others have read its moments.
   if (through_device)
     sync_threads();
   else

@@ -1,18 +1,19 @@
-// How a launch cuts a problem up.
+// The decomposition of a problem into blocks and threads.
 //
-// A strip is a set of channels: of one line a thread row, channels first; of one vector a thread column,
-// channels last. Down a strip lie its slices, 16-byte vectors at the same places in every modality. A chunk
-// of slices of a strip of a group is a block's work, in all modalities, so that partners are at hand.
+// A strip is a set of channels: one channel (a line) per threadIdx.y for channels first, one vector of
+// channels per threadIdx.x for channels last. A strip consists of slices, 16-byte vectors at the same offsets
+// in every modality. A block processes one chunk of the slices of a strip of a group, in all modalities,
+// because they exchange values.
 //
-// A thread keeps to one line or one vector of channels and takes every `line_threads`-th slice of it. What it
-// reads it keeps to itself; only sums are shared.
+// A thread processes every `line_threads`-th slice of one line or one vector of channels. Only it reads the
+// data that it loads; threads share sums alone.
 #pragma once
 
 #include "../device.cuh"
 
 namespace cen::cuda {
 
-// n / divisor for 0 <= n < 2^31.
+// Division n / divisor by multiplication, for 0 <= n < 2^31.
 struct Divider {
   uint32_t divisor, factor;
   int shift;
@@ -28,20 +29,20 @@ struct Divider {
 CEN_HOST_DEVICE constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct Geometry {
-  int vec_size;              // values of a vector
-  bool vectors;              // vectors are aligned: whole ones are read, else value by value
-  int threads_x, threads_y;  // of a block
-  int64_t row_slices;        // channels first: of one channel of one sample
+  int vec_size;              // values per vector
+  bool vectors;              // use 16-byte accesses, which need alignment; else access value by value
+  int threads_x, threads_y;  // block shape
+  int64_t row_slices;        // slices per channel and sample, channels first
   Divider by_row;            // divides by row_slices
-  int64_t slices;            // of a strip
-  int64_t strips, chunks;    // of the channels; of a strip
-  int64_t chunk;             // slices of a chunk
+  int64_t slices;            // slices per strip
+  int64_t strips, chunks;    // strips per group, chunks per strip
+  int64_t chunk;             // slices per chunk
 
   int64_t blocks(int64_t groups) const { return groups * strips * chunks; }
 };
 
-// Elements [begin, end) of the 16-byte vector at `at`, which counts from the unit's first value. Empty when
-// this line needs one vector fewer than the longest.
+// Elements [begin, end) of the 16-byte vector at offset `at` from the unit's first value. Empty when this
+// line needs one vector fewer than the longest.
 struct VectorSlice {
   int64_t at;
   int begin, end;
@@ -50,13 +51,13 @@ struct VectorSlice {
   CEN_DEVICE bool has(int i) const { return i >= begin && i < end; }
 };
 
-// Channels first: how many elements of a line's first vector lie before the line. A vector has a power of
-// two.
+// Channels first: the number of elements of a line's first vector that precede the line. vec_size is a power
+// of two.
 CEN_DEVICE int line_phase(const Problem& p, const Geometry& geo, int64_t channel) {
   return geo.vectors ? int(channel * p.spatial) & (geo.vec_size - 1) : 0;
 }
 
-// How many values of a channel lie in the slices [0, number).
+// The number of values of a channel in the slices [0, number).
 template <bool kLast>
 CEN_DEVICE int64_t values_before(const Problem& p, const Geometry& geo, int64_t channel, int64_t number) {
   if constexpr (kLast) return number;
@@ -65,16 +66,16 @@ CEN_DEVICE int64_t values_before(const Problem& p, const Geometry& geo, int64_t 
   return sample * p.spatial + (position < 0 ? 0 : position > p.spatial ? p.spatial : position);
 }
 
-// Where a thread works. kLast: channels last.
+// The coordinates of a thread. kLast: channels last.
 template <bool kLast>
 struct ThreadCoord {
   int64_t chunk, strip, group;
-  int line_rank, line_threads;   // this thread's rank among those of its line or vector, and their number
-  int line, lines;               // its line or vector in the strip, and how many a block has
-  int thread_rank, num_threads;  // in the block
-  int64_t first, stop;           // the block's slices
-  int64_t begin;  // of the thread's line or vector, from the unit's first value; of its first whole vector
-  int phase, elements;  // of the line; of every slice, channels last
+  int line_rank, line_threads;   // rank among the threads of its line or vector, and their number
+  int line, lines;               // index of its line or vector in the strip, and their number per block
+  int thread_rank, num_threads;  // rank in the block, and threads per block
+  int64_t first, stop;           // the block's slices [first, stop)
+  int64_t begin;                 // offset of its line's first vector from the unit's first value
+  int phase, elements;           // line_phase() of its line; values per slice, channels last
 
   CEN_DEVICE ThreadCoord(const Problem& p, const Geometry& geo) {
     const Index3 t = thread_index();
@@ -91,25 +92,25 @@ struct ThreadCoord {
     first = chunk * geo.chunk;
     stop = first + geo.chunk < geo.slices ? first + geo.chunk : geo.slices;
     const int64_t channel = (strip * lines + line) * (kLast ? geo.vec_size : 1), left = p.channels - channel;
-    if (left <= 0) stop = first;  // channels that do not exist have no slices
+    if (left <= 0) stop = first;  // padding channels have no slices
     phase = kLast ? 0 : line_phase(p, geo, channel);
     begin = kLast ? channel : channel * p.spatial - phase;
     elements = left < geo.vec_size ? int(left) : geo.vec_size;
   }
 
-  // Slices that a thread of the block takes at the most.
+  // The maximum number of slices per thread of the block.
   CEN_DEVICE int steps(const Geometry& geo) const {
     return (int(geo.chunk) + line_threads - 1) / line_threads;
   }
 
-  // The thread's slice of a step; an empty one past the last.
+  // The slice of this thread at a step; empty past the last one.
   CEN_DEVICE VectorSlice slice(const Problem& p, const Geometry& geo, int step) const {
     const int64_t number = first + (step * line_threads + line_rank);
     if (number >= stop) return {0, 0, 0};
     if constexpr (kLast) return {begin + number * p.channels, 0, elements};
     const uint32_t sample = geo.by_row(uint32_t(number));
     const int column = (int(number) - int(sample * uint32_t(geo.row_slices))) * geo.vec_size;
-    // Vectors are aligned in memory; the first of a line begins up to a vector before it.
+    // Vectors are aligned in memory; the first of a line may begin before it, by less than a vector.
     const int before = phase - column;
     const int64_t left = p.spatial + before;
     return {begin + sample * (p.channels * p.spatial) + column, before > 0 ? before : 0,
@@ -117,12 +118,12 @@ struct ThreadCoord {
   }
 };
 
-// Steps whose vectors a thread fetches together, and works on together.
+// Steps per tile, whose vectors a thread fetches and processes together.
 constexpr int kTile = 2;
 
 struct Tile {
   VectorSlice slices[kTile];
-  int kept;  // the step in shared memory of the first slice
+  int kept;  // index of the first slice's step in Storage
 
   template <bool kLast>
   CEN_DEVICE Tile(const Problem& p, const Geometry& geo, const ThreadCoord<kLast>& coord, int step, int kept)
@@ -132,8 +133,8 @@ struct Tile {
   }
 };
 
-// Reads and writes of a slice in a tensor of x's layout; base: the unit's first value. Elements that are not
-// of the slice may hold anything.
+// Reads and writes a slice of a tensor with the layout of x; base is the unit's first value. Elements outside
+// the slice are undefined.
 template <class T>
 CEN_DEVICE Vec<T> read(const Geometry& geo, const T* base, const VectorSlice& s) {
   if (geo.vectors) return load_vec(base + s.at);
@@ -154,7 +155,7 @@ CEN_DEVICE void write(const Geometry& geo, T* base, const VectorSlice& s, const 
     if (s.has(l)) base[s.at + l] = vec.element[l];
 }
 
-// The same into shared memory, in the background where it can be.
+// Reads a slice to shared memory, asynchronously if vectors are aligned.
 template <class T>
 CEN_DEVICE void fetch(const Geometry& geo, Vec<T>* shared, const T* base, const VectorSlice& s) {
   if (geo.vectors)
@@ -163,8 +164,8 @@ CEN_DEVICE void fetch(const Geometry& geo, Vec<T>* shared, const T* base, const 
     *shared = read(geo, base, s);
 }
 
-// The small kernels that finish tables: a block has some channels of one modality, and for each of them
-// kFinishThreads threads that share its chunks.
+// The coordinates of a thread in the kernels that reduce over chunks. A block has kFinishChannels channels of
+// one modality, and kFinishThreads threads per channel that divide its chunks among them.
 constexpr int kFinishChannels = 32, kFinishThreads = 16;
 
 struct FinishCoord {
@@ -183,7 +184,7 @@ struct FinishCoord {
     memory = static_cast<double*>(shared_memory());
   }
 
-  // Adds a and b over the threads of each channel, into those of rank 0. All threads must call it.
+  // Sums a and b over the threads of each channel; rank 0 gets the result. All threads must call it.
   CEN_DEVICE void add(double& a, double& b) const {
     const int i = rank * kFinishChannels + thread_index().x;
     constexpr int kNext = kFinishThreads * kFinishChannels;

@@ -1,17 +1,17 @@
-// What the backward kernels keep of a block, and the gradients of one vector of values: behind the
-// activation, and of z before the exchange.
+// The shared memory of the backward kernels, and the gradients of a single vector: behind the activation, and
+// of z before the exchange.
 #pragma once
 
 #include "forward.cuh"
 
 namespace cen::cuda {
 
-// Of a channel: the sum of dz, and that of dz * (x - mean).
+// The sums of dz and of dz * (x - mean) over a channel.
 struct Sums {
   double dz, on_x;
 };
 
-// Sums of chunks, in device memory: [chunks][units][C] each.
+// Sums per chunk, in device memory: [chunks][units][C] each.
 template <class R>
 struct PartialSums {
   R *dz, *on_x;
@@ -25,7 +25,7 @@ struct PartialSums {
   }
 };
 
-// Adds the chunks first, first + step, …; of_chunk(k) gives the sums of one.
+// Adds the chunks first, first + step, …; of_chunk(k) returns the sums of chunk k.
 template <class OfChunk>
 CEN_DEVICE Sums add_chunks(int64_t chunks, int64_t first, int64_t step, OfChunk of_chunk) {
   Sums sums{};
@@ -38,18 +38,18 @@ CEN_DEVICE Sums add_chunks(int64_t chunks, int64_t first, int64_t step, OfChunk 
   return sums;
 }
 
-// A backward block's shared memory.
+// The shared memory of a backward block.
 template <class T, bool kLast>
 struct BackwardMemory {
   enum Tensor { kDy, kX, kResidual };
-  static constexpr int kSums = kLast ? kVecSize<T> : 1;  // of a thread in each modality
+  static constexpr int kSums = kLast ? kVecSize<T> : 1;  // channels per thread
 
   SharedAllocator allocator;
   Table<T, kLast> table;
   Storage<T> storage;
-  uint8_t* passes;    // [steps][M][threads]: a bit per value, whether the activation passes its gradient
+  uint8_t* passes;    // [steps][M][threads], a bit per value: whether the activation's derivative is 1
   Real<T>* sums;      // [M][2 * kSums][threads]
-  Real<T>*dz, *on_x;  // [M][width], of this block's values
+  Real<T>*dz, *on_x;  // [M][width], over this block's values
 
   CEN_HOST_DEVICE BackwardMemory(void* shared, const Problem& p, const Geometry& geo, bool residual,
                                  int64_t steps)
@@ -70,7 +70,7 @@ struct BackwardMemory {
   }
 };
 
-// The coefficients of z. Backward, mean is of x's precision already.
+// Sets the coefficients of z. In the backward pass mean has the precision of x already.
 template <class T, bool kLast>
 CEN_DEVICE void set_affine(const Problem& p, const ThreadCoord<kLast>& coord, const Table<T, kLast>& table,
                            const BackwardTensors<T>& t) {
@@ -80,7 +80,7 @@ CEN_DEVICE void set_affine(const Problem& p, const ThreadCoord<kLast>& coord, co
   });
 }
 
-// Those of dx, from the sums over all of a channel that of(m, c, w) gives.
+// Sets the coefficients of dx from the sums over whole channels that of(m, c, w) returns.
 template <class T, bool kLast, class Of>
 CEN_DEVICE void set_gradient(const Problem& p, const ThreadCoord<kLast>& coord, const Table<T, kLast>& table,
                              const BackwardTensors<T>& t, Of of) {
@@ -93,12 +93,13 @@ CEN_DEVICE void set_gradient(const Problem& p, const ThreadCoord<kLast>& coord, 
   });
 }
 
-// A channel's share of dweight. x that has no part in y may have any variance, NaN too.
+// The contribution of a channel of a unit to dweight. If y does not depend on x, var may be anything, even
+// NaN.
 CEN_DEVICE double weight_gradient(const Problem& p, Sums sums, double var) {
   return sums.on_x == 0 ? 0 : sums.on_x / std::sqrt(var + p.eps);
 }
 
-// dweight and dbias of batch norm.
+// Writes dweight and dbias for batch norm.
 template <class T>
 CEN_DEVICE void keep_sums(const Problem& p, const BackwardTensors<T>& t, int64_t m, int64_t c, Sums sums) {
   const int64_t i = m * p.channels + c;
@@ -106,8 +107,7 @@ CEN_DEVICE void keep_sums(const Problem& p, const BackwardTensors<T>& t, int64_t
   t.dweight[i] = Real<T>(weight_gradient(p, sums, t.var[i]));
 }
 
-// Fetches the vectors of a tile: those of dy, of x where it has a part in y, of the residual where the
-// activation depends on it.
+// Fetches the vectors of a tile: dy, x unless y does not depend on it, and the residual unless null.
 template <class T, bool kLast>
 CEN_DEVICE void fetch_backward(const Problem& p, const Geometry& geo, const BackwardTensors<T>& t,
                                const BackwardMemory<T, kLast>& memory, const ThreadCoord<kLast>& coord,
@@ -131,7 +131,7 @@ CEN_DEVICE void fetch_backward(const Problem& p, const Geometry& geo, const Back
   }
 }
 
-// The argument u of the activation, after the exchange and the residual.
+// The argument u of the activation: z after the exchange, plus the residual.
 template <class T, bool kLast>
 CEN_DEVICE RealVec<T> argument(const BackwardMemory<T, kLast>& memory, const ThreadCoord<kLast>& coord,
                                const Strip<T, kLast>& strip, int kept) {
@@ -146,7 +146,7 @@ CEN_DEVICE RealVec<T> argument(const BackwardMemory<T, kLast>& memory, const Thr
   return u;
 }
 
-// dy * activation'(u), the residual's gradient, of a step that `activate` has seen.
+// dy * activation'(u), which is the gradient of the residual. Requires activate() for this step before.
 template <class T, bool kLast>
 CEN_DEVICE RealVec<T> gradient(const Problem& p, const BackwardMemory<T, kLast>& memory,
                                const ThreadCoord<kLast>& coord, int kept, int m) {
@@ -167,7 +167,8 @@ CEN_DEVICE RealVec<T> gradient(const Problem& p, const BackwardMemory<T, kLast>&
   return g;
 }
 
-// Where the activation passes its gradient, in all modalities of a tile; and the residual's gradient.
+// Records in `passes` where the activation's derivative is 1, for all modalities of a tile, and writes
+// dresidual unless null.
 template <class T, bool kLast>
 CEN_DEVICE void activate(const Problem& p, const Geometry& geo, const BackwardTensors<T>& t,
                          const BackwardMemory<T, kLast>& memory, const ThreadCoord<kLast>& coord,
@@ -198,7 +199,7 @@ CEN_DEVICE void activate(const Problem& p, const Geometry& geo, const BackwardTe
   }
 }
 
-// The gradient of z before the exchange: g of its own modality, and of those that borrow it.
+// The gradient of z before the exchange: that of its own modality, plus those of modalities that borrow it.
 template <class T, bool kLast>
 CEN_DEVICE RealVec<T> dz_of(const Problem& p, const BackwardMemory<T, kLast>& memory,
                             const ThreadCoord<kLast>& coord, const Strip<T, kLast>& strip, int kept) {
@@ -221,7 +222,7 @@ CEN_DEVICE RealVec<T> dz_of(const Problem& p, const BackwardMemory<T, kLast>& me
   return dz;
 }
 
-// x - mean, and 0 where x has no part in y.
+// x - mean, and 0 where y does not depend on x.
 template <class T, bool kLast>
 CEN_DEVICE RealVec<T> centred(const BackwardMemory<T, kLast>& memory, const ThreadCoord<kLast>& coord,
                               const Strip<T, kLast>& strip, int kept) {

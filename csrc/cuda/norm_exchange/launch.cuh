@@ -1,4 +1,4 @@
-// Launches: kernels.h for one type of x. Included by a .cu file a type, so that they compile side by side.
+// Implements kernels.h for one type of x. There is one .cu file per type, so that they compile in parallel.
 #pragma once
 
 #include <stdexcept>
@@ -10,7 +10,7 @@
 
 namespace cen::cuda {
 
-// f(true or false) as a compile-time constant.
+// Calls f with channels_last as a compile-time constant.
 template <class F>
 void with_layout(bool channels_last, F f) {
   if (channels_last)
@@ -19,7 +19,7 @@ void with_layout(bool channels_last, F f) {
     f(std::false_type{});
 }
 
-// Slices of a channel are counted in 32 bits; a launch has fewer than 2^31 blocks.
+// Slices of a channel are indexed with 32 bits; a launch has fewer than 2^31 blocks.
 inline void check_values(const Problem& p) {
   if (p.spatial >= int64_t{1} << 31 || p.samples * (p.spatial + 16) >= int64_t{1} << 31)
     throw std::invalid_argument("cen_ext: a channel has more than 2^31 values in one modality");
@@ -47,7 +47,7 @@ std::pair<R*, R*> two_tables(const Problem& p, const Geometry& geo, const Alloca
   return {memory, memory + size};
 }
 
-// Instead of a plan that the device cannot run now: it may be shared or partitioned.
+// The plan to use when the device, which may be shared or partitioned, cannot run the planned one.
 template <class TwoPass>
 Plan fallback(Kind asked, TwoPass plan_two_pass) {
   if (asked != Kind::automatic)
@@ -126,7 +126,7 @@ void backward_in(const Problem& p, BackwardTensors<T> t, Kind kind, const Device
   launch(two_pass_backward<T, kLast>, groups, p, geo, t, partials, Pass::sums);
   finish();
   Problem second = p;
-  // What went into dresidual is dy behind the activation: the second pass is spared the residual.
+  // dresidual is dy behind the activation, so the second pass need not read the residual.
   if (t.dresidual && keeps_gradient<T>(p.activation)) {
     t.dy = t.dresidual;
     t.residual = nullptr;

@@ -1,8 +1,8 @@
-// Mean and variance of channels: of a thread's values, of a block's, of all chunks.
+// Mean and variance of channels: over the values of a thread, of a block, and of all chunks.
 //
-// Never E[x^2] - E[x]^2: a thread sums distances from the mean of its first values, and moments are joined by
-// Chan's rule with weights, so that nothing is squared that is larger than the variance that comes out. Means
-// are joined in double: differences of large ones count, which float would round as it rounds the means.
+// E[x^2] - E[x]^2 would cancel. Instead a thread sums deviations from the mean of its first values, and
+// moments are combined by Chan's formula with weights, so that no square exceeds the scale of the resulting
+// variance. Means are combined in double, because float would lose the differences between large means.
 #pragma once
 
 #include "geometry.cuh"
@@ -21,7 +21,7 @@ CEN_DEVICE bool is_finite(A v) {
   return v - v == 0;
 }
 
-// From the sums of d and d * d, d = x - shift.
+// Moments from the sums of d and d * d, where d = x - shift.
 template <class A, int n>
 CEN_DEVICE Moments<A, n> moments_of(const Array<A, n>& shift, const Array<A, n>& sum,
                                     const Array<A, n>& squares, int count) {
@@ -37,13 +37,13 @@ CEN_DEVICE Moments<A, n> moments_of(const Array<A, n>& shift, const Array<A, n>&
   return m;
 }
 
-// Of the values that read(step, slice) gives.
+// The moments of a thread's values, as vectors that read(step, slice) returns.
 template <class T, bool kLast, class Read>
 CEN_DEVICE Moments<Real<T>, kLast ? kVecSize<T> : 1> thread_moments(const Problem& p, const Geometry& geo,
                                                                     const ThreadCoord<kLast>& coord,
                                                                     Read read) {
   using A = Real<T>;
-  constexpr int kBatch = kLast && sizeof(T) == 2 ? 2 : 4;  // vectors under way; more do not fit in registers
+  constexpr int kBatch = kLast && sizeof(T) == 2 ? 2 : 4;  // vectors in flight; more do not fit in registers
   constexpr int n = kLast ? kVecSize<T> : 1;
   Array<A, n> shift{}, sum{}, squares{};
   int count = 0;
@@ -71,8 +71,8 @@ CEN_DEVICE Moments<Real<T>, kLast ? kVecSize<T> : 1> thread_moments(const Proble
       count += kLast ? 1 : slices[b].end - slices[b].begin;
     }
     if (step > 0 || count == 0) continue;
-    // From here on the shift is the mean of the first vectors: a first value that lies far out would cost the
-    // sums of all others their last bits.
+    // Moves the shift from the first value to the mean of the first vectors: with an outlier as shift, the
+    // sums would lose their low bits.
     CEN_UNROLL
     for (int s = 0; s < n; ++s) {
       const A moved = shift.element[s] + sum.element[s] / A(count) - shift.element[s];
@@ -84,8 +84,8 @@ CEN_DEVICE Moments<Real<T>, kLast ? kVecSize<T> : 1> thread_moments(const Proble
   return moments_of(shift, sum, squares, count);
 }
 
-// Shared memory in which the threads of each line join what they have; for whatever has to be joined, one
-// float or double a value.
+// Tree reduction over the threads of each line in shared memory [values][threads], with a float or double per
+// value.
 template <class A, bool kLast>
 struct Tree {
   A* memory;
@@ -96,8 +96,8 @@ struct Tree {
     return memory[value * coord.num_threads + coord.thread_rank + ranks_on * to_next];
   }
 
-  // join(step): adds what the thread `step` ranks on has to this one's. All threads come out together,
-  // with the whole in rank 0 of each line.
+  // join(step) combines the values of the thread `step` ranks on with those of this one. Ends with a barrier;
+  // rank 0 of each line then has the result.
   template <class Join>
   CEN_DEVICE void run(Join join) const {
     int step = 1;
@@ -110,7 +110,7 @@ struct Tree {
   }
 };
 
-// Joins a thread's moments to those of the line; those of rank 0 are the result.
+// Combines the moments of the threads of a line; rank 0 gets the result.
 template <class A, int n, bool kLast>
 CEN_DEVICE Moments<A, n> join_line(void* workspace, const ThreadCoord<kLast>& coord, Moments<A, n> mine) {
   const Tree<double, kLast> means{static_cast<double*>(workspace), coord};
@@ -141,8 +141,8 @@ CEN_DEVICE Moments<A, n> join_line(void* workspace, const ThreadCoord<kLast>& co
   return mine;
 }
 
-// In double, channel by channel, for those where squares overflow float, and for NaN: rare, and so made to
-// take few registers. Other channels keep what they have.
+// Recomputes in double, one channel at a time, the moments of channels whose squares overflow float or that
+// have NaN. This is rare, so it saves registers rather than time.
 template <class T, bool kLast, class Read>
 CEN_DEVICE void wide_moments(const Problem& p, const Geometry& geo, const ThreadCoord<kLast>& coord,
                              void* workspace, double* mean, double* var, Read read) {
@@ -176,7 +176,7 @@ CEN_DEVICE void wide_moments(const Problem& p, const Geometry& geo, const Thread
   sync_threads();
 }
 
-// Bytes of workspace a thread needs in block_moments.
+// Bytes of workspace per thread in block_moments().
 template <class T>
 constexpr int64_t moments_workspace(bool channels_last) {
   const int64_t n = channels_last ? kVecSize<T> : 1;
@@ -184,8 +184,8 @@ constexpr int64_t moments_workspace(bool channels_last) {
   return all > wide ? all : wide;
 }
 
-// Moments of the block's values of each of its channels, into shared memory. *overflow, there too, is 0
-// before.
+// Writes the moments of the block's values per channel to mean and var in shared memory. *overflow, also in
+// shared memory, must be 0 before.
 template <class T, bool kLast, class Read>
 CEN_DEVICE void block_moments(const Problem& p, const Geometry& geo, const ThreadCoord<kLast>& coord,
                               void* workspace, int* overflow, double* mean, double* var, Read read) {
@@ -210,12 +210,12 @@ struct Joined {
   double mean, var;
 };
 
-// Sums over chunks of a channel's moments, from which those of the whole channel follow. One chunk's mean
-// serves as the shift: what cancels in the end is no larger than the variance between chunks.
+// Weighted sums over chunks that yield the moments of the whole channel. The mean of one chunk serves as
+// shift, so that the final cancellation is limited to the variance between chunks.
 struct ChunkSums {
   double shift, mean = 0, square = 0;
 
-  // Adds the chunks first, first + step, …; of_chunk(k) gives the moments of one.
+  // Adds the chunks first, first + step, …; of_chunk(k) returns the moments of chunk k.
   template <bool kLast, class OfChunk>
   CEN_DEVICE void add(const Problem& p, const Geometry& geo, int64_t channel, int64_t first, int64_t step,
                       OfChunk of_chunk) {
