@@ -1,4 +1,4 @@
-// Fibers: functions that hand control to each other on stacks of their own, and tell the address sanitizer.
+// Fibers: functions with their own stacks that switch to one another, and announce that to AddressSanitizer.
 #pragma once
 
 #include <sys/mman.h>
@@ -16,7 +16,7 @@
 
 namespace cen::cuda::simulator {
 
-// Runs one function after another, each given by start(); they pause within it by pause().
+// Runs the function given to start(), which may call pause(), to its end, and then the next.
 class Fiber {
  public:
   Fiber() {
@@ -33,14 +33,14 @@ class Fiber {
     const auto self = reinterpret_cast<uintptr_t>(this);
     makecontext(&own_.context, reinterpret_cast<void (*)()>(loop), 2, static_cast<unsigned>(self >> 32),
                 static_cast<unsigned>(self));
-    // The sanitizer's swapcontext clears what it knows of a stack that is named here.
+    // AddressSanitizer's swapcontext clears the shadow of a stack that is named here.
     own_.context.uc_stack.ss_sp = nullptr;
     own_.context.uc_stack.ss_size = 0;
   }
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
 
-  // Runs f up to its first pause or end. f must outlive that.
+  // Runs f up to its first pause or its end. f must live until its end.
   template <class F>
   void start(const F& f) {
     call_ = [](const void* function) { (*static_cast<const F*>(function))(); };
@@ -48,10 +48,10 @@ class Fiber {
     resume();
   }
 
-  // Runs on to the next pause or the end.
+  // Continues to the next pause or the end.
   void resume() { change(caller_, own_); }
 
-  // Back to whoever resumed this fiber; called on it.
+  // Returns control to the caller of start() or resume(). Must be called on this fiber.
   void pause() { change(own_, caller_); }
 
   bool owns(const void* address) const {
@@ -59,7 +59,7 @@ class Fiber {
   }
 
  private:
-  static constexpr int64_t kGuard = 1 << 16, kStack = 1 << 18;  // of the stack, the touched pages take memory
+  static constexpr int64_t kGuard = 1 << 16, kStack = 1 << 18;  // only touched pages of a stack take memory
 
   struct Side {
     ucontext_t context;

@@ -1,7 +1,7 @@
-// The device as kernels see it, where they are compiled for the host: csrc/cuda/device.cuh includes this in
-// place of CUDA. simulator.cpp runs the threads of a launch as fibers, one at a time, each up to its next
-// barrier, in an order that the environment variable CEN_HOST_CUDA_SEED shuffles. What a kernel must not do
-// ends the process with a message on stderr.
+// The device primitives for kernels compiled for the host; csrc/cuda/device.cuh includes this in place of
+// CUDA. simulator.cpp runs the threads of a launch as fibers, one at a time, each up to its next barrier, in
+// an order shuffled with the seed in the environment variable CEN_HOST_CUDA_SEED. Invalid behavior of a
+// kernel ends the process with a message on stderr.
 #pragma once
 
 #include <cmath>
@@ -26,7 +26,7 @@ struct Index3 {
   int x, y;
 };
 
-// Of the running thread.
+// Coordinates of the running thread.
 Index3 thread_index();
 Index3 block_threads();
 int64_t block_index();
@@ -34,16 +34,16 @@ int64_t grid_blocks();
 int cluster_rank();
 int cluster_size();
 
-// The block's dynamic shared memory: exactly as many bytes as were asked for, aligned to 16, NaN at first.
+// The block's dynamic shared memory: exactly the requested size, aligned to 16 bytes, initialized to NaN.
 void* shared_memory();
 
-// Barriers. All threads of a block must come to the same one, by its place in the source; all blocks of the
-// cluster or grid likewise.
+// Barriers, identified by file and line. All threads of a block, and all blocks of the cluster or grid, must
+// arrive at the same one.
 void sync_threads(const char* file = __builtin_FILE(), int line = __builtin_LINE());
 void cluster_sync(const char* file = __builtin_FILE(), int line = __builtin_LINE());
 void grid_sync(const char* file = __builtin_FILE(), int line = __builtin_LINE());
 
-// Copies 16 bytes, both places aligned to 16. Until the thread has waited for it, NaN is in its place.
+// Copies 16 bytes between addresses aligned to 16. The destination is NaN until the thread has waited for it.
 void copy_async16(void* shared, const void* global);
 void commit_copies();
 
@@ -57,7 +57,7 @@ struct Grid {
   bool cooperative;
 };
 
-// Makes can_run() say no to clusters and cooperative launches, as on a device that others use, too.
+// Makes can_run() refuse clusters and cooperative launches, as on a device that is shared with others.
 void refuse_together(bool refuse);
 bool refuses_together();
 
@@ -67,15 +67,15 @@ void run(const Grid& grid, const std::function<void()>& thread);
 void* shared_of_rank(void* shared, int rank);
 void wait_copies(int pending);
 
-// The running thread reads or writes memory that others may see; see races.h.
+// Records that the running thread reads or writes memory that others may see; see races.h.
 void access(const void* address, int64_t bytes, bool write, const void* place = __builtin_return_address(0));
 
-// The same for 16 bytes, which have to be aligned to 16.
+// Records a 16-byte access and checks its alignment.
 void access16(const void* address, bool write, const void* place = __builtin_return_address(0));
 
 }  // namespace simulator
 
-// The same place in the shared memory of another block of the cluster.
+// Maps an address in shared memory to the same one in another block of the cluster.
 template <class T>
 T* of_rank(T* shared, int rank) {
   return static_cast<T*>(simulator::shared_of_rank(shared, rank));
@@ -87,7 +87,7 @@ template <int n>
   simulator::wait_copies(n);
 }
 
-// 16 bytes to or from device memory, aligned to 16.
+// One 16-byte access to device memory, aligned to 16 bytes.
 inline void load16(void* to, const void* global) {
   simulator::access16(global, false);
   std::memcpy(to, global, 16);
@@ -97,7 +97,7 @@ inline void store16(void* global, const void* from) {
   std::memcpy(global, from, 16);
 }
 
-// Half types, rounded to the nearest, ties to even.
+// Conversion of half types, rounded to nearest even.
 inline float to_real(Half v) {
   const int exponent = v.bits >> 10 & 31, fraction = v.bits & 1023;
   const float size = exponent == 31 ? (fraction ? NAN : INFINITY)

@@ -34,8 +34,9 @@ void Races::forget(const void* address, int64_t bytes) {
 
 }  // namespace cen::cuda::simulator
 
-// With -fsanitize=thread the compiler calls these before every load and store; linked without that option,
-// they are ours. (GCC gives no larger access, and calls for none of a variable that no pointer leads to.)
+// With -fsanitize=thread the compiler calls these functions before every load and store; linking without that
+// option selects the definitions here. (GCC instruments no larger accesses, and no variables whose address is
+// not taken.)
 using cen::cuda::simulator::access;
 
 #define CEN_ACCESS(bytes)                                                                                \

@@ -1,5 +1,5 @@
-// Finds races: two threads use the same byte, one of them writes, and no barrier that both take part in lies
-// between. Whether it sees a kernel's loads and stores depends on how that was compiled; see races.cpp.
+// Race detector: reports two threads that access the same byte, at least one of them writing, without a
+// common barrier in between. It sees a kernel's loads and stores only if that is instrumented; see races.cpp.
 #pragma once
 
 #include <array>
@@ -8,11 +8,11 @@
 
 namespace cen::cuda::simulator {
 
-// A thread of the launch, and how many barriers of each kind it has passed.
+// An access by a thread of the launch, and the barriers of each kind that the thread has passed before.
 struct Moment {
   int64_t thread = -1, block = 0, cluster = 0;
   int64_t block_barriers = 0, cluster_barriers = 0, grid_barriers = 0;
-  const void* place = nullptr;  // in the program
+  const void* place = nullptr;  // code address of the access
 
   bool is_before(const Moment& later) const {
     return thread < 0 || thread == later.thread || grid_barriers < later.grid_barriers ||
@@ -23,14 +23,14 @@ struct Moment {
 
 class Races {
  public:
-  // An earlier access that this one races with, or null. Of more than two threads that read a byte in the
-  // same interval, two are remembered.
+  // Records an access and returns an earlier one that it races with, or null. Of the threads that read a byte
+  // between the same barriers, only two are remembered.
   const Moment* add(const void* address, int64_t bytes, bool write, const Moment& now);
 
-  // Memory is given back.
+  // Forgets accesses to memory that is freed.
   void forget(const void* address, int64_t bytes);
 
-  // All of a launch is before all of the next.
+  // Forgets all accesses, between launches: a launch begins after the previous one has ended.
   void clear() { lines_.clear(); }
 
  private:

@@ -1,6 +1,6 @@
 // Runs the CUDA kernels on the simulated device:
 //   run CASES RESULTS
-// Both files hold one case after another; tests/ops/test_cuda_host.py writes the one and reads the other.
+// tests/ops/test_cuda_host.py writes the file of cases and reads the file of results.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -15,12 +15,12 @@
 namespace cen::cuda {
 namespace {
 
-// A case begins with these numbers.
+// The header of a case in the file.
 struct Header {
-  int64_t type;  // of x: one of kTypes
+  int64_t type;  // type of x, an index into kTypes
   int64_t kind, multiprocessors, capability, shared_bytes, threads;
-  int64_t refused;  // the device cannot run what needs several blocks at once
-  int64_t moved;    // bit i: tensor number i of x's size begins one value after an aligned address
+  int64_t refused;  // the device refuses clusters and cooperative launches
+  int64_t moved;    // bit i: the i-th tensor with the shape of x begins one value after an aligned address
   int64_t has_residual, has_running;
   int64_t modalities, groups, samples, channels, spatial, channels_last, batch_statistics;
   int64_t region, criterion, activation;
@@ -54,7 +54,7 @@ struct Header {
   std::exit(1);
 }
 
-// Of cases and their results; those of a case are written together.
+// The files of cases and results. flush() writes the results of a case at once.
 struct Files {
   std::FILE *cases, *results;
   std::string pending;
@@ -70,8 +70,8 @@ struct Files {
   }
 };
 
-// Memory of just this size, so that the address sanitizer sees what is read or written beyond; NaN at first.
-// Values in front of a tensor that is moved must stay NaN.
+// Memory of exactly this size, initialized to NaN, so that AddressSanitizer detects out-of-bounds accesses.
+// The value before a moved tensor must stay NaN.
 template <class T>
 class Array {
  public:
@@ -105,7 +105,7 @@ class Array {
   std::unique_ptr<void, Free> memory_;
 };
 
-// Runs call(kind, allocate), and by the two-pass plan where that kind is refused. Writes which of the two it
+// Calls call(kind, allocate), and again with the two-pass plan if that kind is refused. Writes whether it
 // was.
 template <class Call>
 void run_planned(const Header& h, Files& files, Call call) {
@@ -154,7 +154,7 @@ void run_case(const Header& h, Files& files) {
   for (const auto* tensor : {&y}) tensor->write(files);
   for (const auto* tensor : {&batch_mean, &batch_var, &running_mean, &running_var}) tensor->write(files);
 
-  // Without an activation the residual's gradient is dy itself.
+  // Without an activation the gradient of the residual is dy, so there is no dresidual.
   const int64_t of_dresidual = p.activation == Activation::identity ? 0 : of_residual;
   const Array<T> dresidual(of_dresidual, moved(5));
   const auto &used_mean = p.batch_statistics ? batch_mean : mean,

@@ -38,11 +38,11 @@ struct Thread {
   Block* block = nullptr;
   Fiber* fiber = nullptr;
   Index3 index{};
-  Moment now;    // place is set at each access
-  Barrier at{};  // where it waits
+  Moment now;    // access() sets its place
+  Barrier at{};  // the barrier that it waits at
   bool ended = false;
   std::vector<Copy> copies;              // not committed
-  std::deque<std::vector<Copy>> groups;  // committed, not waited for
+  std::deque<std::vector<Copy>> groups;  // committed, but pending
 };
 
 struct Block {
@@ -52,7 +52,7 @@ struct Block {
   bool started, waiting, ended;
 };
 
-// The launch: its blocks that are live together, in the order of their indices.
+// The state of the launch. `blocks` are the resident ones, ordered by index.
 const Grid* grid = nullptr;
 const std::function<void()>* kernel = nullptr;
 std::vector<Block> blocks;
@@ -119,7 +119,7 @@ void make(Block& block, int64_t index, int64_t first_fiber) {
   }
 }
 
-// The sanitizer reports who still looks at the memory that is freed here.
+// Frees the block's shared memory, so that AddressSanitizer reports later accesses.
 void end(Block& block) {
   const auto pending = [](const Thread& t) {
     return !t.copies.empty() || std::any_of(t.groups.begin(), t.groups.end(),
@@ -135,7 +135,7 @@ void end(Block& block) {
   block.ended = true;
 }
 
-// Runs all threads of the block, in any order, each to its next barrier or its end.
+// Runs all threads of the block, in random order, each to its next barrier or its end.
 void advance(Block& block) {
   static const auto body = [] {
     (*kernel)();
@@ -163,7 +163,7 @@ void advance(Block& block) {
     block.waiting = true;
 }
 
-// Lets go the blocks that wait where this one does, once all are there that the barrier is for.
+// Releases the blocks at this block's barrier once all of its block, cluster or grid have arrived.
 void release(Block& block) {
   const Barrier at = block.threads[0].at;
   const auto takes_part = [&](const Block& other) {
@@ -175,7 +175,7 @@ void release(Block& block) {
     const Barrier& its = other.threads[0].at;
     if (other.ended)
       fail("block %lld waits in %s, block %lld has ended", block.index, text(at).c_str(), other.index);
-    if (!other.waiting || its.reach < at.reach) return;  // not here yet
+    if (!other.waiting || its.reach < at.reach) return;  // has not arrived yet
     if (!(its == at))
       fail("block %lld waits in %s, block %lld in %s", block.index, text(at).c_str(), other.index,
            text(its).c_str());
@@ -191,7 +191,8 @@ void release(Block& block) {
   }
 }
 
-// Runs blocks that are live together. One that is picked goes on for a while, so that some get far ahead.
+// Runs blocks that are resident together. A chosen block runs past several barriers, so that some get far
+// ahead.
 void run_together(int64_t first, int64_t count) {
   blocks.resize(count);
   for (int64_t i = 0; i < count; ++i) make(blocks[i], first + i, i * grid->threads_x * grid->threads_y);
@@ -207,13 +208,13 @@ void run_together(int64_t first, int64_t count) {
     }
     if (any_runs) continue;
     for (Block& block : blocks)
-      if (!block.ended) release(block);  // says whom it waits for in vain
+      if (!block.ended) release(block);  // fails with the block that it waits for in vain
     return;
   }
 }
 
 void check(const Grid& g) {
-  constexpr int64_t kShared = 227 << 10;  // a block of compute capability 9.0
+  constexpr int64_t kShared = 227 << 10;  // maximum per block at compute capability 9.0
   const int64_t threads = int64_t{g.threads_x} * g.threads_y;
   if (g.blocks < 1 || g.blocks >= int64_t{1} << 31 || threads < 1 || threads > 1024 || g.shared_bytes < 0 ||
       g.shared_bytes > kShared || g.cluster < 1 || g.cluster > 16 || g.blocks % g.cluster)

@@ -1,4 +1,4 @@
-// Kernels that show what the simulated device does, some of them wrong on purpose: `toys NAME` runs one on
+// Kernels that test the simulated device, some of them wrong on purpose: `toys NAME` runs one on
 // x = 1, 2, 3, ... and prints y.
 #include <cstdio>
 #include <cstdlib>
@@ -21,7 +21,7 @@ CEN_DEVICE int count() { return block_threads().x * block_threads().y; }
 CEN_DEVICE int64_t own() { return block_index() * count() + rank(); }
 CEN_DEVICE float* shared() { return static_cast<float*>(shared_memory()); }
 
-// The sum of value over the block's threads; shared memory holds as many floats as there are threads.
+// The sum of value over the block's threads. Shared memory holds a float per thread.
 template <bool kBarrier = true>
 CEN_DEVICE float block_sum(float value) {
   shared()[rank()] = value;
@@ -51,7 +51,7 @@ CEN_KERNEL void cluster_sums(const float* x, float* y) {
   if (kWait) cluster_sync();
 }
 
-// Reads a neighbour's shared memory, which may have ended.
+// Reads the shared memory of another block, which may have ended.
 CEN_KERNEL void kept_pointer(const float* x, float* y) {
   const float* next = of_rank(shared(), (cluster_rank() + 1) % cluster_size()) + rank();
   shared()[rank()] = x[own()];
@@ -65,7 +65,7 @@ CEN_KERNEL void early_end(const float* x, float* y) {
   if (cluster_rank() > 0) cluster_sync();
 }
 
-// Every thread of the grid gets the sum over the grid; y's end holds the blocks' parts.
+// Every thread of the grid gets the sum over the grid. The end of y holds the sums per block.
 template <bool kBarrier>
 CEN_KERNEL void grid_sums(const float* x, float* y) {
   float* parts = y + grid_blocks() * count();
@@ -98,7 +98,7 @@ CEN_KERNEL void copies(const float* x, float* y) {
   wait_copies<0>();
 }
 
-// All blocks write the same values to the same place.
+// All blocks write the same values to the same addresses, which is a race.
 CEN_KERNEL void same_place(const float*, float* y) { y[rank()] = 1; }
 
 CEN_KERNEL void no_wait(const float* x, float*) {
@@ -126,7 +126,7 @@ CEN_KERNEL void left(const float* x, float* y) {
   y[own()] = x[own()];
 }
 
-// Threads write bytes that lie side by side, then one another's.
+// Threads write adjacent bytes, which is no race, then read those of others.
 CEN_KERNEL void bytes(const float* x, float* y) {
   char* flags = static_cast<char*>(shared_memory());
   flags[rank()] = x[own()] > 0;
