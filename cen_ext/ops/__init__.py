@@ -1,1 +1,1 @@
-"""The operators: a folder or a file per op, and the one dispatch between their backends."""
+"""The operators, a folder or a file per op, and the dispatch between their backends."""

@@ -1,7 +1,7 @@
 """The activations of ``norm_exchange``, by name: formulas and derivatives in plain PyTorch.
 
 To add one, add it here, in ``norm_exchange/triton/activation.py``, and in csrc once for CPUs and once for
-CUDA. Kernels recompute the argument in the backward pass, so a derivative may depend on it in any way.
+CUDA. The backward kernels recompute the argument u, so a derivative may be any function of u.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Function = Callable[[Tensor, float], Tensor]  # of the argument and negative_slope
+Function = Callable[[Tensor, float], Tensor]  # (u, negative_slope) to a tensor of u's shape
 
 
 class Activation(NamedTuple):
-    """An activation as the definition computes it, and the derivative that autograd takes of it."""
+    """The value of an activation, as in the reference, and the derivative that autograd computes for it."""
 
     value: Function
     derivative: Function

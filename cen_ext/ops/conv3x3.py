@@ -1,8 +1,8 @@
 """3x3 convolutions with 2.25 times fewer multiplications on CPUs: definition, dispatch, registration.
 
-The compiled CPU kernels (``csrc/cpu/convolution.h``: Winograd's minimal filtering F(2x2, 3x3), in float32 and
-channels last) are ops, each of them linear in either tensor, so that each one's gradients are calls of the
-other two:
+The compiled CPU kernels (``csrc/cpu/conv3x3``: Winograd's minimal filtering F(2x2, 3x3), in float32 and
+channels last) are three ops. Each is linear in both tensors, so the gradients of each are calls of the other
+two:
 
     conv3x3(x, weight, bias?, dilation) -> y
     conv3x3_backward(dy, weight, dilation) -> dx
@@ -21,29 +21,30 @@ from torch.nn import functional as F
 from cen_ext.ops import dispatch
 from cen_ext.ops.dispatch import Backend
 
-_MULTIPLE = 32  # of channels, in the kernels
-_FEWEST_TILES = 64  # with fewer, to transform the weights costs more than the products save
-_MOST_WASTE = 1.5  # times the pixels that tiles may cover where they do not fit the image
+_MULTIPLE = 32  # the kernels need multiples of this many channels
+_FEWEST_TILES = 64  # with fewer, transforming the weights costs more than the products save
+_MOST_WASTE = 1.5  # largest ratio of pixels covered by tiles to pixels of the image
 
 
 def conv3x3(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1, *, backend: str | None = None
 ) -> Tensor:
-    """3x3 convolution that keeps the size, as ``F.conv2d(x, weight, bias, 1, dilation, dilation)``.
+    """3x3 convolution that preserves the image size: ``F.conv2d(x, weight, bias, 1, dilation, dilation)``.
 
-    The compiled kernels err as float32 sums do: y and x's gradient mostly less than PyTorch's, the weights'
-    gradient up to seven times as much (at worst 4e-6 of the largest value, of any of them). Where PyTorch
-    gives an infinity, it may be NaN. Scratch memory is 16 MiB at most, with more than 2048 channels 8 KiB for
-    each, and a few MiB a thread. Gradients can be differentiated again, in reverse mode. The algorithm: Lavin
-    and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016.
+    Rounding errors of the compiled kernels are those of float32 sums: for y and the gradient of x mostly
+    smaller than PyTorch's, for that of weight up to seven times as large (for all three, at most 4e-6 of the
+    largest value). Where PyTorch returns an infinity, the kernels may return NaN. Scratch memory is at most
+    16 MiB, or 8 KiB per channel above 2048 channels, plus a few MiB per thread. Gradients can be
+    differentiated again in reverse mode. The algorithm is that of Lavin and Gray, "Fast Algorithms for
+    Convolutional Neural Networks", CVPR 2016.
 
     Args:
         x: ``[N, C, H, W]``.
         weight: ``[K, C, 3, 3]``.
         bias: ``[K]`` or None.
-        dilation: from one tap to the next, in pixels.
+        dilation: the distance between taps, in pixels.
         backend: ``"cpu"``, for float32 in channels_last with C and K multiples of 32, without autocast, on
-            processors with AVX2; ``"reference"``, PyTorch's own, for all else; None for the faster one.
+            processors with AVX2; ``"reference"``, PyTorch's own, for any call; None for the faster one.
 
     Returns:
         ``[N, K, H, W]``.
@@ -51,7 +52,7 @@ def conv3x3(
     Raises:
         TypeError: x, weight or bias is not a tensor, or dilation not an integer.
         ValueError: weight or bias is of another shape, or dilation not positive; no backend has that name.
-        RuntimeError: the backend asked for cannot run this call.
+        RuntimeError: the requested backend cannot run this call.
     """
     _check(x, weight, bias, dilation)
     if backend is None and not _pays(x, dilation):
@@ -62,15 +63,15 @@ def conv3x3(
 
 
 class Conv3x3(nn.Conv2d):
-    """``conv3x3`` as a module, ``[N, C, H, W]`` to ``[N, K, H, W]``; it raises as that does.
+    """Module for ``conv3x3``, ``[N, C, H, W]`` to ``[N, K, H, W]``, with the same errors.
 
-    Parameters and their initial values are ``nn.Conv2d``'s.
+    Parameters and their initialization are those of ``nn.Conv2d``.
 
     Args:
         in_channels: C.
         out_channels: K.
-        dilation: from one tap to the next, in pixels.
-        bias: whether there is one.
+        dilation: the distance between taps, in pixels.
+        bias: whether to add a bias.
     """
 
     def __init__(self, in_channels: int, out_channels: int, dilation: int = 1, bias: bool = True) -> None:
@@ -101,9 +102,9 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Non
 
 
 def _pays(x: Tensor, dilation: int) -> bool:
-    """Whether the kernels take less time than PyTorch's.
+    """Whether the kernels are faster than PyTorch's.
 
-    They cut x into tiles of 2x2 pixels, each of the dilation^2 grids of pixels on its own.
+    They divide each of the dilation^2 grids of pixels of x into tiles of 2x2 pixels.
     """
     down, across = (-(-length // (2 * dilation)) for length in x.shape[-2:])
     tiles = x.shape[0] * dilation**2 * down * across

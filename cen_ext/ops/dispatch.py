@@ -1,4 +1,4 @@
-"""Choice of the implementation that runs a call: one table for all ops.
+"""Dispatch of calls to backends: one table for all ops.
 
 One predicate per backend both chooses it and explains a refusal. An op registers its backends where it is
 defined; this module imports none of them.
@@ -23,12 +23,12 @@ class Backend(NamedTuple):
 
     why_not: Callable[..., str | None]  # the reason why it cannot run a call, None where it can
     run: Callable[..., Any]
-    # ``norm_exchange`` only: the same, with running statistics and their momentum in place of given ones.
+    # For ``norm_exchange`` only: run() with batch statistics that also updates the running statistics.
     update: Callable[..., Any] | None = None
 
 
 def _load_compiled() -> str | None:
-    """Load the compiled part, which registers ``torch.ops.cen_ext.*``; the reason if it is not there."""
+    """Load the compiled part, which registers ``torch.ops.cen_ext.*``; return the reason if that fails."""
     try:
         importlib.import_module("cen_ext._C")
     except ModuleNotFoundError as error:
@@ -90,7 +90,7 @@ def why_not_cuda(x: Tensor | None = None, *_: Any) -> str | None:
 
 @functools.cache
 def _why_not_device(index: int) -> str | None:
-    """Reason why the kernels that were built do not run on a GPU: theirs run on newer ones, not on older."""
+    """Reason why the compiled kernels do not run on a GPU; they run on newer architectures, not on older."""
     capability = torch.cuda.get_device_capability(index)
     oldest = min(_CUDA_ARCHITECTURES)
     if capability >= oldest:
@@ -108,31 +108,31 @@ def why_not_cpu(x: Tensor | None = None, *_: Any) -> str | None:
     return None
 
 
-# Every op's backends by name, best first; the names are part of the public API.
+# The backends of each op by name, best first; the names are part of the public API.
 BACKENDS: dict[str, dict[str, Backend]] = {}
 
 
 def register(op: str, **backends: Backend) -> None:
-    """Enter the backends of an op, best first."""
+    """Register the backends of an op, best first."""
     BACKENDS[op] = backends
 
 
 def available_backends() -> dict[str, str]:
-    """Every backend's name with ``"ok"``, or with the reason why it cannot run here."""
+    """Backends of ``norm_exchange`` by name, with ``"ok"`` or the reason why each cannot run here."""
     return {name: backend.why_not() or "ok" for name, backend in BACKENDS["norm_exchange"].items()}
 
 
 def choose(op: str, name: str | None, *call: Any) -> Backend:
-    """Choose the backend that runs a call of an op: the best one that can, or the one asked for.
+    """Choose the backend for a call of an op: the requested one, or the best that can run it.
 
     Args:
-        op: an op that has been registered.
-        name: one of its backends, or None.
-        call: the arguments that decide, as the op's predicates take them.
+        op: a registered op.
+        name: one of its backends, or None for the best.
+        call: the arguments of the op's ``why_not`` predicates.
 
     Raises:
         ValueError: no backend has that name.
-        RuntimeError: the backend asked for cannot run this call; the message says why.
+        RuntimeError: the requested backend cannot run this call; the message says why.
     """
     table = BACKENDS[op]
     if name is None:

@@ -1,1 +1,1 @@
-"""Max pooling that keeps its size: the definition, the compiled op and the Triton kernels."""
+"""Max pooling that preserves the image size: definition, compiled op and Triton kernels."""

@@ -1,4 +1,4 @@
-"""The gradient that is registered for an op ``max_pool_same``; ``functional`` describes it."""
+"""Autograd formula of the ops ``max_pool_same``, which ``functional`` describes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, Tensor]) -> None:
-    """Keeps what the gradient that is registered for an op needs."""
+    """Save the winners and the window size for the backward pass."""
     _, ctx.size = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
@@ -17,7 +17,7 @@ def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, Te
 
 
 def gradient(backward: Callable[..., Tensor]) -> Callable[..., tuple[Tensor | None, None]]:
-    """The gradient that is registered for an op."""
+    """Autograd formula of an op, given its op ``max_pool_same_backward``."""
 
     def run(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, None]:
         return None if dy is None else backward(dy, *ctx.saved_tensors, ctx.size), None
@@ -26,7 +26,7 @@ def gradient(backward: Callable[..., Tensor]) -> Callable[..., tuple[Tensor | No
 
 
 def refuse_second_gradient(ctx: Any, *_: Tensor) -> None:
-    """Refuse; registered as the gradient of the backward pass."""
+    """Raise RuntimeError; registered as the autograd formula of the backward op."""
     raise RuntimeError(
         "max_pool_same cannot be differentiated twice by the compiled backends; use backend='reference'"
     )

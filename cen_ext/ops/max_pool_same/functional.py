@@ -1,13 +1,13 @@
 """Max pooling that keeps one byte per element for the backward pass: definition, dispatch, registration.
 
-PyTorch keeps x and an int64 index an element: in float32 three times the size of x, here it is a quarter. The
-compiled CPU kernels (``csrc/cpu/pooling.h``) and those in Triton (``triton.py``) are ops
+PyTorch keeps x and an int64 index per element, in float32 three times the size of x; here it is a quarter.
+The compiled CPU kernels (``csrc/cpu/max_pool_same.h``) and the Triton kernels (``triton.py``) are ops
 
     max_pool_same(x, size) -> (y, winners)
     max_pool_same_backward(dy, winners, size) -> dx
 
-winners: uint8 in x's layout, where in its window each maximum was found: the column in the low four bits, the
-row in the high ones, each counted from the window's first.
+winners: uint8 in the layout of x, the argmax within each window: its column in the low and its row in the
+high four bits, relative to the window's top left.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ LARGEST_SIZE = 15  # four bits hold a row or a column
 
 
 def max_pool_same(x: Tensor, size: int, *, backend: str | None = None) -> Tensor:
-    """Max pooling of stride 1 in a square window about each pixel, of the part of it that lies in the image.
+    """Max pooling of stride 1 in a square window around each pixel that preserves the image size.
 
-    As ``F.max_pool2d(x, size, stride=1, padding=size // 2)``: NaN is above all numbers. Windows are taken by
-    rows, then by columns; the gradient goes to the first maximum in that order.
+    Equals ``F.max_pool2d(x, size, stride=1, padding=size // 2)``: padding never wins, and NaN exceeds all
+    numbers. Windows are reduced by rows, then by columns; the gradient goes to the first maximum in that
+    order.
 
     Args:
         x: ``[N, C, H, W]``, float16, bfloat16, float32 or float64.
-        size: of the window, odd, from 1 to 15 pixels.
+        size: the window size in pixels: odd, from 1 to 15.
         backend: ``"triton"``, ``"cpu"`` or ``"reference"``, or None for the best that can run.
 
     Returns:
@@ -44,7 +45,7 @@ def max_pool_same(x: Tensor, size: int, *, backend: str | None = None) -> Tensor
         TypeError: x is not a tensor or of another dtype; size is not an integer.
         ValueError: x has another number of axes or no channel or pixel; size is even or out of range; no
             backend has that name.
-        RuntimeError: the backend asked for cannot run this call.
+        RuntimeError: the requested backend cannot run this call.
     """
     _check(x, size)
     run: Any = dispatch.choose("max_pool_same", backend, x).run
@@ -66,7 +67,7 @@ def _check(x: Tensor, size: int) -> None:
 
 
 def _run_reference(x: Tensor, size: int) -> Tensor:
-    """The definition."""
+    """Run the definition in plain PyTorch."""
     rows = F.max_pool2d(x, (1, size), stride=1, padding=(0, size // 2))
     y = F.max_pool2d(rows, (size, 1), stride=1, padding=(size // 2, 0))
     return y.contiguous(memory_format=memory_format(x))
@@ -83,7 +84,7 @@ def _run_triton(x: Tensor, size: int) -> Tensor:
 
 
 def _apply(forward: Any, backward: Any, x: Tensor, size: int) -> Tensor:
-    """y of an op. Eager calls are quicker without the gradient that is registered for it."""
+    """Run an op; eager calls bypass its registered autograd formula, which is slower."""
     if torch.compiler.is_compiling():
         y: Tensor = forward(x, size)[0]
     else:
@@ -92,7 +93,7 @@ def _apply(forward: Any, backward: Any, x: Tensor, size: int) -> Tensor:
 
 
 class _MaxPoolSame(torch.autograd.Function):
-    """An op with its gradient."""
+    """Autograd function of an op, for eager calls."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, size: int, forward: Any, backward: Any) -> Tensor:
@@ -113,7 +114,7 @@ def fake_forward(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def fake_backward(dy: Tensor, winners: Tensor, size: int) -> Tensor:
-    """An empty result of an op ``max_pool_same_backward``."""
+    """Empty result of an op ``max_pool_same_backward``."""
     return torch.empty_like(winners, dtype=dy.dtype)
 
 

@@ -1,11 +1,10 @@
-"""Max pooling in Triton, ``functional.py``'s ops ``triton_max_pool_same`` and its backward.
+"""Max pooling in Triton: the ops ``triton_max_pool_same`` and ``triton_max_pool_same_backward``.
 
 Both memory layouts are one case, as in ``csrc/cpu/max_pool_same.h``: ``images`` images of H rows of L values,
 in which neighboring pixels are ``step`` values apart. A program computes ROWS rows of VALUES values each,
-which may lie in several small images. The forward pass keeps the maxima of the last SIZE rows of the windows
-in registers. The backward pass loads each gradient once per column of a window, and adds it to that row of
-the window in which the maximum was. Sums are in float32, or float64, in a fixed order: the same inputs give
-the same bits.
+which may belong to several small images. The forward pass keeps the horizontal maxima of the last SIZE rows
+in registers. The backward pass loads each gradient once per column of a window and adds it to the row of the
+maximum. Sums are in float32 or float64 and in a fixed order, so results are bitwise reproducible.
 """
 
 # The language is Triton, not Python.
@@ -34,7 +33,7 @@ WARPS = 4
 
 @triton.jit
 def program_coords(program, images, L, VALUES: tl.constexpr):
-    """The images and the offsets in their rows, ``[VALUES]`` each, and the mask of those in bounds."""
+    """Image, offset within a row and in-bounds mask of a program's values, ``[VALUES]`` each."""
     index = program.to(tl.int64) * VALUES + tl.arange(0, VALUES)
     return index // L, (index % L).to(tl.int32), index < images * L
 
@@ -144,7 +143,7 @@ def max_pool_backward_kernel(
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a tensor lies in memory: its images' rows, and how a launch cuts them."""
+    """Images, rows, row length and pixel stride of a tensor in memory, and the programs of a launch."""
 
     images: int
     rows: int
@@ -168,7 +167,7 @@ class Geometry:
 
     @property
     def sizes(self) -> tuple[int, int, int, int, int]:
-        """``images, H, L, step, blocks`` of the kernels."""
+        """``images, H, L, step, blocks``, the kernels' arguments."""
         return self.images, self.rows, self.length, self.step, self.blocks
 
 

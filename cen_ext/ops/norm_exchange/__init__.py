@@ -1,1 +1,1 @@
-"""Normalize, exchange, add, activate: the definition, the compiled op, Triton, process groups."""
+"""The operator ``norm_exchange``: definition, compiled op, Triton kernels and synchronized statistics."""

@@ -1,12 +1,11 @@
-"""The gradient of an op ``norm_exchange`` that comes with an op ``norm_exchange_backward``.
+"""Autograd formula of the ops ``norm_exchange``, by way of their ops ``norm_exchange_backward``.
 
     norm_exchange(x, weight, bias, mean?, var?, residual?, *options) -> (y, mean, var)
     norm_exchange_backward(dy, x, weight, bias, mean, var, residual?, batch_statistics, *options)
         -> (dx, dweight, dbias, dresidual)
 
-mean and var that come out are those of x, and empty where statistics were given; dresidual is empty
-without a residual. The backward recomputes the activation's argument, so that nothing but the inputs and
-the statistics is kept for it.
+The returned mean and var are those of x, or empty if statistics were given; dresidual is empty without a
+residual. The backward op recomputes the activation's argument, so only inputs and statistics are saved.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ def options_of(arguments: Sequence[Any]) -> Options:
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Keeps what the backward pass needs."""
+    """Save inputs, statistics and options for the backward pass."""
     x, weight, bias, mean, var, residual, *options = inputs
     _, batch_mean, batch_var = output
     ctx.mark_non_differentiable(batch_mean, batch_var)
@@ -33,13 +32,13 @@ def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tenso
     ctx.options = options
     ctx.batch_statistics = mean is None
     ctx.has_residual = residual is not None
-    # Without an activation the residual's gradient is dy itself and the residual is not needed again.
+    # Without an activation the gradient of the residual is dy, and the residual itself is not needed.
     kept = residual if options_of(options).activation != "identity" else None
     ctx.save_for_backward(x, weight, bias, *((batch_mean, batch_var) if mean is None else (mean, var)), kept)
 
 
 def gradient(norm_exchange_backward: Callable[..., Any]) -> Callable[..., tuple[Tensor | None, ...]]:
-    """The backward pass as autograd wants it, of one that takes and returns tensors."""
+    """Autograd formula of an op, given a callable with the signature of ``norm_exchange_backward``."""
 
     def backward(ctx: Any, dy: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         none = (None,) * len(ctx.options)
@@ -58,7 +57,7 @@ def gradient(norm_exchange_backward: Callable[..., Any]) -> Callable[..., tuple[
 
 
 def refuse_second_gradient(ctx: Any, *_: Tensor) -> None:
-    """Refuse; registered as the gradient of the backward pass."""
+    """Raise RuntimeError; registered as the autograd formula of the backward op."""
     raise RuntimeError(
         "norm_exchange cannot be differentiated twice by the compiled backends; use backend='reference'"
     )

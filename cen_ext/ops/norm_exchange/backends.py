@@ -25,7 +25,7 @@ def _run_native(
     residual: Tensor | None,
     options: Options,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    # Compilers see through the op, eager calls are quicker without the gradient that is registered for it.
+    # Compilers trace the op; eager calls bypass its registered autograd formula, which is slower.
     run: Any = native.norm_exchange_op if torch.compiler.is_compiling() else native.NativeNormExchange.apply
     outputs: tuple[Tensor, Tensor, Tensor] = run(x, weight, bias, mean, var, residual, *options)
     return outputs
@@ -59,7 +59,7 @@ def _run_triton(
 ) -> tuple[Tensor, Tensor, Tensor]:
     from cen_ext.ops.norm_exchange.triton import launch
 
-    # As for the compiled op; tensors that stand for others (fake ones, say) must meet the op as well.
+    # Compilers trace the op, and tensor subclasses such as fake tensors need its dispatch.
     eager = type(x) is Tensor and not torch.compiler.is_compiling()
     run: Any = launch.TritonNormExchange.apply if eager else launch.triton_norm_exchange
     outputs: tuple[Tensor, Tensor, Tensor] = run(x, weight, bias, mean, var, residual, *options)

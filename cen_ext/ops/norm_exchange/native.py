@@ -1,6 +1,7 @@
 """The compiled operator's registration: fake kernels and autograd for ``torch.ops.cen_ext.*``.
 
-``cen_ext._C`` defines the ops and their kernels through the LibTorch stable ABI (``csrc/norm_exchange.cpp``):
+``cen_ext._C`` defines the ops and their kernels through LibTorch's stable ABI
+(``csrc/ops/norm_exchange.cpp``):
 
     norm_exchange(x, weight, bias, mean?, var?, residual?, *options, plan) -> (y, mean, var)
     norm_exchange_updating(x, weight, bias, running_mean, running_var, residual?, momentum, *options, plan)
@@ -8,11 +9,11 @@
     norm_exchange_backward(dy, x, weight, bias, mean, var, residual?, batch_statistics, *options, plan)
         -> (dx, dweight, dbias, dresidual)
 
-The second updates running statistics on the way, which on a GPU saves three launches; gradients can be
-registered for ops without such effects only, so compilers are shown the first. plan is how a GPU goes over
-memory: ``"auto"`` (the default), ``"stream"``, ``"cluster"`` or ``"grid"`` (``csrc/cuda/kernels.h``).
+The second also updates the running statistics, which saves three launches on a GPU. Autograd formulas can be
+registered only for ops without side effects, so compilers use the first. plan selects the CUDA kernels:
+``"auto"`` (the default), ``"two_pass"``, ``"cluster"`` or ``"grid"`` (``csrc/cuda/kernels.h``).
 
-What they return and what is kept for the backward pass is told in ``cen_ext/ops/norm_exchange/autograd.py``.
+``cen_ext/ops/norm_exchange/autograd.py`` describes the results and what is saved for the backward pass.
 """
 
 from __future__ import annotations
@@ -77,10 +78,10 @@ _backward = autograd.gradient(norm_exchange_backward_op)
 
 
 class NativeNormExchange(torch.autograd.Function):
-    """``norm_exchange`` with its gradient, for eager calls.
+    """Autograd function of ``norm_exchange``, for eager calls.
 
-    The gradient that is registered for the op costs about 30 µs more a call, three times the op itself on a
-    small layer; compilers see through the op only with that one.
+    The registered autograd formula, which compilers need, costs about 30 µs more per call, three times the op
+    itself on a small layer.
     """
 
     @staticmethod
@@ -93,7 +94,7 @@ class NativeNormExchange(torch.autograd.Function):
 
 
 class NativeNormExchangeUpdating(torch.autograd.Function):
-    """``norm_exchange_updating`` with its gradient, for eager calls."""
+    """Autograd function of ``norm_exchange_updating``, for eager calls."""
 
     @staticmethod
     def forward(
@@ -116,7 +117,7 @@ class NativeNormExchangeUpdating(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        return *_backward(ctx, *gradients), None  # one more for momentum
+        return *_backward(ctx, *gradients), None  # momentum has no gradient
 
 
 torch.library.register_fake("cen_ext::norm_exchange", _norm_exchange_fake)

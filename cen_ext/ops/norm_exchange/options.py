@@ -1,4 +1,4 @@
-"""The options of a call of the operator, apart from its tensors."""
+"""The options of a call of the operator, that is, its arguments other than tensors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Options(NamedTuple):
-    """Options of one call, in the ops' order of arguments; ``norm_exchange`` documents each field."""
+    """Options of one call, in the argument order of the ops; ``norm_exchange`` documents each field."""
 
     threshold: float = 0.0
     region: str = "own"

@@ -1,4 +1,4 @@
-"""The paths that a call takes once its backend is chosen: given statistics, or those of x."""
+"""Execution of a call on its backend, with given statistics or with those of x."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Running = tuple[Tensor, Tensor]  # running mean and variance [M, C], updated in 
 
 
 class Call(NamedTuple):
-    """The backend and the arguments of one call, all but the statistics."""
+    """The backend and the arguments of one call, except the statistics."""
 
     backend: Backend
     x: Tensor  # [M*N, C, *spatial]
@@ -25,7 +25,7 @@ class Call(NamedTuple):
     options: Options
 
     def run(self, mean: Tensor | None = None, var: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Run with the given statistics, or with those of x; returns y and the statistics of x."""
+        """Run with the given statistics or, if None, those of x; return y and the statistics of x."""
         y: Tensor
         y, mean, var = self.backend.run(
             self.x, self.weight, self.bias, mean, var, self.residual, self.options
@@ -41,7 +41,7 @@ def evaluate(call: Call, mean: Tensor, var: Tensor) -> Tensor:
 
 
 def train(call: Call, running: Running | None, momentum: float | Tensor) -> Tensor:
-    """Run with the statistics of x, and move the running statistics, if there are any, towards them."""
+    """Run with the statistics of x, and update the running statistics, if any, with them."""
     if running is not None and _updates_in_backend(call, running, momentum):
         assert call.backend.update is not None
         y, mean, var = call.backend.update(
@@ -57,7 +57,7 @@ def train(call: Call, running: Running | None, momentum: float | Tensor) -> Tens
 
 
 def _updates_in_backend(call: Call, running: Running, momentum: float | Tensor) -> bool:
-    """Whether the backend updates the running statistics itself; compilers need an op without effects."""
+    """Whether the backend updates the running statistics itself; under compilers it must not."""
     return (
         call.backend.update is not None
         and not isinstance(momentum, Tensor)
@@ -70,7 +70,7 @@ def update_running(
     running: Running,
     mean: Tensor,  # [M, C], or [M*N, C] for instance norm
     var: Tensor,
-    values: int | Tensor,  # that each of mean and var was computed from
+    values: int | Tensor,  # number of values that each mean and var was computed from
     momentum: float | Tensor,
 ) -> None:
     """``running = (1 - momentum) * running + momentum * batch``, with the unbiased variance."""
@@ -78,7 +78,7 @@ def update_running(
     num_modalities, channels = running_mean.shape
     with torch.no_grad():
         weight = momentum.to(var) if isinstance(momentum, Tensor) else float(momentum)
-        if isinstance(values, Tensor):  # of a process group, known on the device only: it may be 0 or 1
+        if isinstance(values, Tensor):  # the total of a process group, on the device: it may be 0 or 1
             unbiased = (var * (values / (values - 1).clamp(min=1))).to(var.dtype)
             weight = (values > 0).to(var.dtype) * weight
         else:
@@ -91,7 +91,7 @@ def update_running(
 
 
 def offer_recomputation(call: Call, y: Tensor, mean: Tensor, var: Tensor) -> None:
-    """Tell a surrounding ``recompute_outputs`` how to compute y again."""
+    """Register with a surrounding ``recompute_outputs`` how to recompute y."""
     if not recompute.active() or call.residual is not None or call.options.norm != "batch":
         return
 

@@ -1,8 +1,8 @@
-"""Batch norm over the batches of all processes of a group, for any backend.
+"""Synchronized batch norm: statistics over all processes of a group, for any backend.
 
-A layer costs one collective forward (everyone's count, mean and variance) and one backward (the sums of the
-gradients of weight and bias). The backend runs with given statistics; what it leaves out of the input's
-gradient, the part that flows through the statistics, follows from these sums alone (``_ThroughStatistics``).
+A layer costs one collective forward (count, mean and variance of each process) and one backward (the sums of
+the gradients of weight and bias). The backend runs with given statistics and so omits the gradient of x
+through the statistics, which depends only on these sums (``_ThroughStatistics``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cen_ext.ops.norm_exchange.paths import Call, Running, offer_recomputation, 
 
 
 def check_process_group(process_group: object, norm: str) -> None:
-    """Refuse what is no process group, and instance norm, which has nothing to synchronize."""
+    """Raise unless process_group is None or a process group, the latter with batch norm only."""
     if process_group is None:
         return
     if not isinstance(process_group, dist.ProcessGroup):
@@ -32,18 +32,18 @@ def check_process_group(process_group: object, norm: str) -> None:
 
 
 def default_group() -> dist.ProcessGroup | None:
-    """The default group, or None where torch.distributed is not initialized."""
+    """Default process group, or None if torch.distributed is not initialized."""
     return dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
 
 
 def train(
     call: Call, running: Running | None, momentum: float | Tensor, process_group: dist.ProcessGroup
 ) -> Tensor:
-    """Run with the statistics of all processes' x, and move the running statistics, if any, towards them.
+    """Run with the statistics of x over all processes, and update the running statistics, if any, with them.
 
-    Every process of the group must call it, and run its backward pass, for the same layers in the same order;
-    N may differ between processes, and be 0. The gradients of weight and bias are this process's own sums, as
-    for any layer under data parallelism.
+    Every process of the group must call it, and run its backward pass, for the same layers in the same order.
+    N may differ between processes and may be 0. The gradients of weight and bias are sums over this process,
+    as usual under data parallelism.
     """
     mean, var, values = joint_statistics(call.x, call.weight.shape[0], process_group)
     weight, bias = _ThroughStatistics.apply(  # type: ignore[no-untyped-call]
@@ -60,32 +60,32 @@ def train(
 def joint_statistics(
     x: Tensor, num_modalities: int, process_group: dist.ProcessGroup
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance ``[M, C]`` of all processes' x and the values per channel, in one collective.
+    """Mean and biased variance ``[M, C]`` of x over all processes and values per channel, in one collective.
 
-    The parts are joined as by Chan, Golub and LeVeque (1983): the variance is the mean of the parts'
-    variances plus that of the squared distances between the parts' means and the joint one.
+    The parts are combined as in Chan, Golub and LeVeque (1983): the variance is the mean of the parts'
+    variances plus that of the squared deviations of their means from the joint mean.
     """
     mean, var = reference.statistics(x, num_modalities, "batch")
     values = x.numel() // max(mean.numel(), 1)
     local = torch.cat([mean.new_full((1,), values), mean.flatten(), var.flatten()])
     parts = local.new_empty((process_group.size(), local.numel()))
     dist.all_gather(list(parts.unbind()), local, group=process_group)
-    # float64: a mean far from zero must not lose the distances between the parts.
+    # In float64, because float32 would lose the differences between means far from zero.
     counts, means, variances = parts.double().split_with_sizes([1, mean.numel(), mean.numel()], 1)
     total = counts.sum()
-    shares = counts / total.clamp(min=1)  # no value anywhere: zeros, as reference.statistics
+    shares = counts / total.clamp(min=1)  # without any values the results are 0, as in reference.statistics
     joint_mean = (shares * means).sum(0)
     joint_var = (shares * (variances + (means - joint_mean).square())).sum(0)
     return joint_mean.view_as(mean).to(mean.dtype), joint_var.view_as(var).to(var.dtype), total
 
 
 class _ThroughStatistics(torch.autograd.Function):
-    """Hands weight and bias on unchanged; backward adds the gradient of x through the joint statistics.
+    """Identity on weight and bias whose backward adds the gradient of x through the joint statistics.
 
-    With K values per channel in all processes, batch statistics take
+    With K values per channel in all processes, batch statistics subtract
     ``weight * invstd * (dbias + xhat * dweight) / K`` from the gradient with given statistics, where dweight
-    and dbias are the sums over all processes. The backend's backward pass has computed this process's part of
-    these sums when it arrives here, whichever backend it is.
+    and dbias are sums over all processes. Any backend's backward pass computes this process's part of these
+    sums before this one runs.
     """
 
     @staticmethod
