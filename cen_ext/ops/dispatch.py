@@ -21,7 +21,7 @@ from torch import Tensor
 class Backend(NamedTuple):
     """One implementation of an op."""
 
-    why_not: Callable[..., str | None]  # the reason why it cannot run a call, None where it can
+    why_not: Callable[..., str | None]  # returns the reason why it cannot run a call, or None
     run: Callable[..., Any]
     # For ``norm_exchange`` only: run() with batch statistics that also updates the running statistics.
     update: Callable[..., Any] | None = None

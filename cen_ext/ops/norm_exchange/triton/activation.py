@@ -1,6 +1,6 @@
-"""The activations in Triton: ``ops/activation.py``'s formulas and derivatives of tiles."""
+"""The activations of ``ops/activation.py`` and their derivatives in Triton."""
 
-# The language is Triton, not Python: what functions take has no type there.
+# The language is Triton, whose parameters have no type annotations.
 # mypy: ignore-errors
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Those whose derivative is 0 or 1: dy times the derivative needs no rounding in any type.
+# The activations whose derivative is 0 or 1, so that dy times the derivative is exact in any dtype.
 SELECTS = frozenset({"identity", "relu", "relu6"})
 
 
 def constants_of(activation: str, negative_slope: float) -> dict[str, str | float]:
-    """The kernels' constants. A slope of 0 or 1 needs no product, and 0 would make NaN of -inf."""
+    """Constants of the kernels. Slopes 0 and 1 need no product, and 0 times -inf would be NaN."""
     if activation == "leaky_relu":
         activation = {0.0: "relu", 1.0: "identity"}.get(float(negative_slope), activation)
     slope = float(negative_slope) if activation == "leaky_relu" else 0.0
@@ -22,7 +22,7 @@ def constants_of(activation: str, negative_slope: float) -> dict[str, str | floa
 
 @triton.jit
 def activate(u, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
-    """The activation of u. NaN stays NaN."""
+    """Activation of u; NaN stays NaN."""
     if ACTIVATION == "identity":
         return u
     elif ACTIVATION == "relu":
@@ -36,7 +36,7 @@ def activate(u, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
 
 @triton.jit
 def activate_backward(dy, u, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
-    """dy times the derivative at u."""
+    """Product of dy and the activation's derivative at u."""
     if ACTIVATION == "identity":
         return dy
     elif ACTIVATION == "relu":

@@ -1,6 +1,6 @@
-"""Triton kernels of the backward pass; ``tile`` says what sizes and constants mean."""
+"""Triton kernels of the backward pass; ``tile`` defines the sizes and constants."""
 
-# As in tile.py.
+# The language is Triton; see tile.py.
 # mypy: ignore-errors
 # ruff: noqa: RUF005
 
@@ -34,7 +34,7 @@ def backward_sums_kernel(
     mean,  # [M * units, C], given or of x
     var,
     residual,  # as x, or None
-    dx,  # as x, or None: with given statistics it waits for no sums
+    dx,  # as x, or None for batch statistics, with which dx depends on the sums
     dresidual,  # as x, or None
     dweight,  # [chunks, M * units, C]
     dbias,
@@ -57,7 +57,7 @@ def backward_sums_kernel(
     CHANNELS_LAST: tl.constexpr,
     INT64: tl.constexpr,
 ):
-    """The sums of dz * xhat and of dz over every chunk of tiles, the residual's gradient, dx if it can be."""
+    """Sum dz * xhat and dz over a chunk of tiles; write dresidual and, with given statistics, dx."""
     sizes = (units, C, L, P)
     unit, chunk, channels = program_coords(tl.program_id(0), sizes, chunks, BLOCK_C)
     affine, statistics, masks = _load_tables(
@@ -130,9 +130,9 @@ def backward_kernel(
     CHANNELS_LAST: tl.constexpr,
     INT64: tl.constexpr,
 ):
-    """dx from the sums, with the statistics of x."""
+    """Compute dx from the sums, with batch statistics."""
     sizes = (units, C, L, P)
-    # The last program's share first: what the sums' pass read last is still in the L2 cache.
+    # In reverse order of backward_sums_kernel, whose last reads are still in the L2 cache.
     pid = tl.num_programs(0) - 1 - tl.program_id(0)
     unit, chunk, channels = program_coords(pid, sizes, chunks, BLOCK_C)
     affine, statistics, masks = _load_tables(
@@ -193,7 +193,7 @@ def backward_whole_kernel(
     CHANNELS_LAST: tl.constexpr,
     INT64: tl.constexpr,
 ):
-    """All gradients where a tile holds whole channels: x and dy are read once."""
+    """Compute all gradients with one read of x and dy, for tiles that hold whole channels."""
     sizes = (units, C, L, P)
     unit, _, channels = program_coords(tl.program_id(0), sizes, 1, BLOCK_C)
     affine, statistics, masks = _load_tables(
@@ -240,7 +240,7 @@ def _load_tables(
     SIGNED: tl.constexpr,
     EPS: tl.constexpr,
 ):
-    """(weight, bias), (mean, 1 / standard deviation), (replaced, unread), each a tuple of ``[BLOCK_C]``."""
+    """Load (weight, bias), (mean, 1 / std), (replaced, unread), all tuples of ``[BLOCK_C]``."""
     weights = load_rows(weight, 0, 1, channels, C, M)
     replaced, unread = replaced_channels(weights, channels, C, M, THRESHOLD, OWN_REGION, SIGNED)
     variances = load_rows(var, unit, units, channels, C, M)
@@ -254,7 +254,7 @@ def _load_tables(
 
 @triton.jit
 def _scales(affine, statistics, M: tl.constexpr):
-    """weight / standard deviation."""
+    """Compute weight / standard deviation."""
     scales = ()
     for m in tl.static_range(M):
         scales = scales + (affine[0][m] * statistics[1][m],)
@@ -277,7 +277,7 @@ def _load_gradients(
     SLOPE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
 ):
-    """dz and xhat of all modalities; the activation's argument is computed again from x."""
+    """Compute dz and xhat of all modalities, with the activation's argument recomputed from x."""
     xhats, zs, gs = (), (), ()
     for m in tl.static_range(M):
         d = load_centered(x, m, tile, statistics[0][m], masks[1][m], CHANNELS_LAST)
@@ -300,7 +300,7 @@ def _load_gradients(
 
 @triton.jit
 def _store_dx(dx, m, tile, dz, xhat, scale, dweight, dbias, sizes):
-    """``scale * dz`` less what flows through the statistics of x."""
+    """Store ``dx = scale * (dz - mean(dz) - xhat * mean(dz * xhat))``."""
     _, _, L, P = sizes
     count = tl.full((), 1.0, scale.dtype) * L * P
     inner = dz - (dbias / count)[:, None] - xhat * (dweight / count)[:, None]

@@ -1,6 +1,6 @@
-"""Triton kernels of the forward pass; ``tile`` says what sizes and constants mean."""
+"""Triton kernels of the forward pass; ``tile`` defines the sizes and constants."""
 
-# As in tile.py.
+# The language is Triton; see tile.py.
 # mypy: ignore-errors
 # ruff: noqa: RUF005
 
@@ -24,7 +24,7 @@ from cen_ext.ops.norm_exchange.triton.tile import (
 )
 
 _LARGEST = tl.constexpr(3.4028234663852886e38)
-# Squares of float32 numbers times this do not overflow; nor do they vanish where those without it did.
+# Float32 values times this have squares that do not overflow, nor underflow where the originals overflowed.
 _SHRINK = tl.constexpr(2.0**-80)
 _UNSHRINK = tl.constexpr(2.0**160)
 
@@ -33,7 +33,7 @@ _UNSHRINK = tl.constexpr(2.0**160)
 def statistics_kernel(
     x,
     partials,  # [3, chunks, M * units, C] float64: mean, centered sum of squares, number of values
-    units,  # M * units here: modalities are apart
+    units,  # M * units: every modality's units are separate here
     C,
     L,
     P,
@@ -45,10 +45,10 @@ def statistics_kernel(
     CHANNELS_LAST: tl.constexpr,
     INT64: tl.constexpr,
 ):
-    """Moments of every chunk of TILES tiles, from sums about the mean of its first tile.
+    """Compute the moments of a chunk of TILES tiles from sums about the mean of its first tile.
 
-    By Cauchy-Schwarz ``n (shift - mean)^2 <= TILES * sum (x - mean)^2``, whatever the values are: no more
-    than log2(TILES) bits are lost when the shift is taken out.
+    By Cauchy-Schwarz ``n (shift - mean)^2 <= TILES * sum (x - mean)^2`` for any values, so that subtracting
+    the shift cancels at most log2(TILES) bits.
     """
     sizes = (units, C, L, P)
     unit, chunk, channels = program_coords(tl.program_id(0), sizes, chunks, BLOCK_C)
@@ -124,7 +124,7 @@ def _unshrunk(squares):
 
 @triton.jit
 def count_values(tile, sizes, BLOCK_L: tl.constexpr, BLOCK_P: tl.constexpr):
-    """How many values of a channel a tile holds."""
+    """Number of values per channel in a tile."""
     _, _, L, P = sizes
     pieces = tl.cdiv(P, BLOCK_P)
     lines = tl.minimum(L - tile // pieces * BLOCK_L, BLOCK_L)
@@ -133,7 +133,7 @@ def count_values(tile, sizes, BLOCK_L: tl.constexpr, BLOCK_P: tl.constexpr):
 
 @triton.jit
 def join_kernel(
-    partials,  # as statistics_kernel leaves them
+    partials,  # of statistics_kernel
     mean,  # [M * units, C]
     var,
     units,  # M * units
@@ -142,7 +142,7 @@ def join_kernel(
     BLOCK_C: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):
-    """Mean and biased variance from the moments of all chunks (Chan, Golub and LeVeque 1983)."""
+    """Combine the moments of all chunks to mean and biased variance (Chan, Golub and LeVeque 1983)."""
     unit, _, channels = program_coords(tl.program_id(0), (units, C, 1, 1), 1, BLOCK_C)
     chunk = tl.arange(0, CHUNKS)
     mask = (channels < C)[:, None] & (chunk < chunks)[None, :]
@@ -190,9 +190,9 @@ def forward_kernel(
     CHANNELS_LAST: tl.constexpr,
     INT64: tl.constexpr,
 ):
-    """y from the statistics."""
+    """Compute y from the statistics."""
     sizes = (units, C, L, P)
-    # The last program's share first: what the statistics' pass read last is still in the L2 cache.
+    # In reverse order of statistics_kernel, whose last reads are still in the L2 cache.
     pid = tl.num_programs(0) - 1 - tl.program_id(0)
     unit, chunk, channels = program_coords(pid, sizes, chunks, BLOCK_C)
     weights = load_rows(weight, 0, 1, channels, C, M)
@@ -259,7 +259,7 @@ def forward_whole_kernel(
     CHANNELS_LAST: tl.constexpr,
     INT64: tl.constexpr,
 ):
-    """Statistics and y where a tile holds whole channels: x is read once."""
+    """Compute statistics and y with one read of x, for tiles that hold whole channels."""
     sizes = (units, C, L, P)
     unit, _, channels = program_coords(tl.program_id(0), sizes, 1, BLOCK_C)
     weights = load_rows(weight, 0, 1, channels, C, M)
@@ -281,8 +281,7 @@ def forward_whole_kernel(
 def _moments(x, mask, count):
     """Mean and biased variance ``[BLOCK_C]`` of whole channels, and x - mean.
 
-    The mean takes two steps, the second of which finds what rounding cost the first: of equal values it is
-    just that value.
+    A second step corrects the rounding of the mean, so that the mean of equal values is exactly that value.
     """
     rough = tl.sum(x * (tl.full((1, 1), 1.0, x.dtype) / count), axis=1)
     rest = tl.sum(tl.where(mask, x - rough[:, None], 0.0), axis=1)

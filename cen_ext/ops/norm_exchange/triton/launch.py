@@ -1,13 +1,14 @@
-"""The operator in Triton: how a call is cut into programs, the launches, the registration of the ops.
+"""The operator in Triton: division of a call into programs, kernel launches and registration of the ops.
 
     triton_norm_exchange(x, weight, bias, mean?, var?, residual?, *options) -> (y, mean, var)
     triton_norm_exchange_backward(dy, x, weight, bias, mean, var, residual?, batch_statistics, *options)
         -> (dx, dweight, dbias, dresidual)
 
-as the compiled ops of ``native``. With the statistics of x, a channel that fits one program is read
-once (one launch each way); else the forward pass takes three launches, of which the first reads x for partial
-sums and the last reads it again, and the backward pass likewise. Given statistics take one pass each way.
-All partial sums are joined in a fixed order: the same inputs give the same bits.
+These have the signatures of the compiled ops in ``native``. With batch statistics, a channel that fits in one
+program is read once, in one launch each for forward and backward. Otherwise the forward pass has three
+launches, of which the first reads x for partial sums and the last reads it again, and so has the backward
+pass. With given statistics, forward and backward are one pass each. Partial sums are combined in a fixed
+order, so results are bitwise reproducible.
 """
 
 from __future__ import annotations
@@ -41,19 +42,19 @@ from cen_ext.ops.norm_exchange.triton.tile import INTERPRETED
 
 
 def wrap_kernel(kernel: Any) -> Any:
-    """For compilers to see; what is interpreted they cannot, and torch 2.11 refuses it."""
+    """Make a kernel traceable by compilers, unless it is interpreted, which torch 2.11 refuses."""
     return kernel if INTERPRETED else torch.library.wrap_triton(kernel)
 
 
-# --- how a call is cut ---
+# --- division into programs ---
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """x as the kernels see it (``tile``): units of channels of lines of positions."""
+    """Sizes of x in the kernels' terms (``tile``): units, channels, lines and positions."""
 
     modalities: int
-    units: int  # a modality, each with its own statistics
+    units: int  # per modality, each with its own statistics
     channels: int
     lines: int
     positions: int
@@ -69,18 +70,18 @@ class Geometry:
 
     @property
     def values(self) -> int:
-        """Of a unit."""
+        """Number of values of a unit."""
         return self.channels * self.lines * self.positions
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
-        """``units, C, L, P`` of the kernels."""
+        """``units, C, L, P``, the kernels' arguments."""
         return self.units, self.channels, self.lines, self.positions
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A tile's extent, all powers of two, how many of them a program walks, and its warps of 32 threads."""
+    """Extents of a tile, all powers of two, tiles per program and warps per program."""
 
     channels: int
     lines: int
@@ -89,11 +90,11 @@ class Plan:
     warps: int
 
     def pieces(self, g: Geometry) -> int:
-        """Tiles that a channel takes."""
+        """Number of tiles per channel."""
         return _divide_up(g.lines, self.lines) * _divide_up(g.positions, self.positions)
 
     def chunks(self, g: Geometry) -> int:
-        """Programs that share the tiles of a channel."""
+        """Number of programs per channel."""
         return _divide_up(self.pieces(g), self.tiles)
 
     def programs(self, g: Geometry) -> int:
@@ -101,23 +102,23 @@ class Plan:
 
 
 # None of these numbers has been measured on a GPU. They follow from what ptxas reports for sm_90: with them,
-# kernels take 40 to 130 registers a thread (180 with a residual, channels last, in half types) and spill
-# nothing but a few values of the largest whole channels; a thread has two or more loads of 16 bytes in
-# flight for each tensor, some 60 KB a multiprocessor, where 20 KB would hide the latency of an H100's memory.
-WHOLE_VALUES = 2**15  # of float32 that a program of 16 warps holds in registers, 64 a thread
-FORWARD_VALUES = 4096  # of a tile, all modalities, for four warps
-BACKWARD_VALUES = 2048  # the same where two tensors of x's size are read
-STATISTICS_VALUES = 2048  # of one modality: each takes three registers
-PROGRAMS_A_MULTIPROCESSOR = 8  # before a program walks more than one tile
-MOST_TILES = 4  # of a program without sums: they spread the reading of the tables, more unbalance the end
+# kernels use 40 to 130 registers per thread (180 with a residual, channels last, in half types) and spill
+# only a few values of the largest whole channels. A thread has at least two 16-byte loads per tensor in
+# flight, about 60 KB per multiprocessor, where 20 KB would hide the memory latency of an H100.
+WHOLE_VALUES = 2**15  # float32 values that a program of 16 warps holds in registers, 64 per thread
+FORWARD_VALUES = 4096  # values per tile, over all modalities, for four warps
+BACKWARD_VALUES = 2048  # the counterpart for kernels that read two tensors of the size of x
+STATISTICS_VALUES = 2048  # values per tile of one modality; each takes three registers
+PROGRAMS_A_MULTIPROCESSOR = 8  # programs per multiprocessor before a program processes more than one tile
+MOST_TILES = 4  # per program without sums: several amortize the loads of tables, more unbalance the last wave
 
 
 def whole_plan(g: Geometry, dtype: torch.dtype, tensors: int) -> Plan | None:
-    """Tiles that hold whole channels, ``tensors`` values for each of x's; None where they do not fit."""
+    """Plan of tiles that hold whole channels of ``tensors`` tensors, or None if they do not fit."""
     lines, positions = _power_above(g.lines), _power_above(g.positions)
     a_channel = lines * positions * g.modalities * tensors * (2 if dtype == torch.float64 else 1)
     most = WHOLE_VALUES // a_channel
-    # Channels last, a sector of 32 bytes is read even where less is wanted.
+    # For channels last, the smallest memory transaction is a sector of 32 bytes along the channels.
     sector = min(32 // dtype.itemsize, _power_above(g.channels)) if g.channels_last else 1
     if most < sector:
         return None
@@ -130,10 +131,10 @@ def whole_plan(g: Geometry, dtype: torch.dtype, tensors: int) -> Plan | None:
 def pass_plan(
     g: Geometry, dtype: torch.dtype, values: int, multiprocessors: int, most_tiles: int = 2**30
 ) -> Plan:
-    """Tiles of ``values`` values, all modalities; as many a program as leave all multiprocessors work."""
+    """Plan of tiles of ``values`` values over all modalities, with tiles per program to fill the device."""
     values = max(_power_below(values // g.modalities), 256)
     channels, lines, positions = (_power_above(size) for size in g.sizes[1:])
-    if g.channels_last:  # 128 bytes along the channels, or more
+    if g.channels_last:  # at least 128 bytes along the channels
         channels = min(channels, max(64, 128 // dtype.itemsize))
         positions = min(positions, values // channels)
     else:
@@ -150,12 +151,12 @@ def _divide_up(n: int, by: int) -> int:
 
 
 def _power_above(n: int) -> int:
-    """The smallest power of two that is no smaller."""
+    """Smallest power of two that is at least n."""
     return 1 << (n - 1).bit_length()
 
 
 def _power_below(n: int) -> int:
-    """The largest power of two that is no larger, at least 1."""
+    """Largest power of two that is at most n, but at least 1."""
     return 1 << max(n.bit_length() - 1, 0)
 
 
@@ -170,7 +171,7 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 def call_constants(options: Options, num_modalities: int) -> dict[str, Any]:
-    """The kernels' constants that say what is computed."""
+    """Constants of the kernels that define the operator."""
     return dict(
         M=num_modalities,
         THRESHOLD=float(options.threshold) if num_modalities > 1 else 0.0,
@@ -182,7 +183,7 @@ def call_constants(options: Options, num_modalities: int) -> dict[str, Any]:
 
 
 def tile_constants(g: Geometry, plan: Plan) -> dict[str, Any]:
-    """The kernels' constants that say how."""
+    """Constants of the kernels that define a tile."""
     return dict(
         BLOCK_C=plan.channels,
         BLOCK_L=plan.lines,
@@ -194,7 +195,7 @@ def tile_constants(g: Geometry, plan: Plan) -> dict[str, Any]:
 
 
 def pass_constants(g: Geometry, plan: Plan) -> dict[str, Any]:
-    """The same where a program walks several tiles."""
+    """Constants and arguments of kernels whose programs process several tiles."""
     return dict(chunks=plan.chunks(g), TILES=plan.tiles, **tile_constants(g, plan))
 
 
@@ -213,7 +214,7 @@ def launch_forward(
     activation: str,
     negative_slope: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y, and mean and variance where they are those of x."""
+    """Compute y, and mean and variance of x unless given."""
     options = Options(threshold, region, criterion, norm, eps, activation, negative_slope)
     y, batch_mean, batch_var = _empty_results(x, weight, bias, mean, var, residual, *options)
     if x.numel() == 0:
@@ -253,7 +254,7 @@ def launch_forward(
 
 
 def _statistics(x: Tensor, g: Geometry, mean: Tensor, var: Tensor) -> None:
-    """Mean and biased variance of every unit's channels, into tables ``[M * units, C]``."""
+    """Write mean and biased variance per unit and channel to tables ``[M * units, C]``."""
     apart = replace(g, modalities=1, units=g.modalities * g.units)
     plan = pass_plan(apart, x.dtype, STATISTICS_VALUES, _multiprocessors(x.device))
     chunks = plan.chunks(g)
@@ -285,7 +286,7 @@ def launch_backward(
     activation: str,
     negative_slope: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dx, dweight, dbias and dresidual."""
+    """Compute dx, dweight, dbias and dresidual."""
     options = Options(threshold, region, criterion, norm, eps, activation, negative_slope)
     layout, num_modalities = memory_format(x), weight.shape[0]
     dx = torch.empty_like(x, memory_format=layout)
@@ -319,7 +320,7 @@ def launch_backward(
         dweight, dbias = (t[0] if t.shape[0] == 1 else t.sum(0) for t in (dweights, dbiases))
         if batch_statistics:
             if stored is not None and (options.activation in activations.SELECTS or x.dtype == weight.dtype):
-                # Stored without rounding: dy as it is after the activation, one tensor less to read.
+                # dresidual holds dy behind the activation exactly, so the residual need not be read.
                 dy, residual = stored, None
                 definition |= activations.constants_of("identity", 0.0)
             plan = pass_plan(g, x.dtype, BACKWARD_VALUES, _multiprocessors(x.device), MOST_TILES)
@@ -335,7 +336,7 @@ def _as_layout(t: Tensor | None, layout: torch.memory_format) -> Any:
 
 
 def device_of(x: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Triton launches on the current device; what is traced runs on no device."""
+    """Context that makes the device of x current, where Triton launches; none while tracing."""
     return (
         torch.cuda.device(x.device)
         if x.is_cuda and type(x) in (Tensor, Parameter)
@@ -378,7 +379,7 @@ def _empty_gradients(
     return dx, weight.new_empty(weight.shape), weight.new_empty(weight.shape), dresidual
 
 
-# Compilers trace into a triton_op; what Triton's interpreter runs they cannot.
+# Compilers trace into a triton_op, but not if its kernels are interpreted.
 define_op: Any = torch.library.custom_op if INTERPRETED else torch.library.triton_op
 triton_norm_exchange = define_op("cen_ext::triton_norm_exchange", launch_forward, mutates_args=())
 triton_norm_exchange_backward = define_op(
@@ -394,8 +395,10 @@ def _gradients_once(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 class TritonNormExchange(torch.autograd.Function):
-    """``norm_exchange`` with its gradient, for eager calls: calling an op made in Python costs more than
-    the kernels of a small layer."""
+    """Autograd function of ``norm_exchange``, for eager calls.
+
+    Calling an op defined in Python costs more than the kernels of a small layer.
+    """
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:

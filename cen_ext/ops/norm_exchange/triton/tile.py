@@ -1,17 +1,17 @@
-"""Code that the Triton kernels share: where a tile lies, and ``reference.py`` on a tile of all modalities.
+"""Code that the Triton kernels share: addresses of tiles, and ``reference.py`` on a tile of all modalities.
 
-x is cut into ``M * units`` units, each with statistics of its own: one per modality with batch norm (or given
-statistics), one per row with instance norm. A channel of a unit is ``L`` lines of ``P`` positions: where x is
-contiguous the unit's rows, each with its spatial positions; where x is channels_last a single line of both.
-A tile is ``BLOCK_C`` channels by ``BLOCK_L * BLOCK_P`` values, ``[BLOCK_C, values]``, at the same place in
-every modality, so that partners are at hand. Tables (parameters, statistics, sums) are ``[M, C]`` or
-``[M * units, C]`` and all is computed in their type, float32 or float64. Tuples have an element per modality.
+x consists of ``M * units`` units, each with its own statistics: one per modality for batch norm (or given
+statistics), one per row for instance norm. A channel of a unit is ``L`` lines of ``P`` positions: for
+contiguous x the rows of the unit with their spatial positions, for channels_last a single line of both.
+A tile is ``BLOCK_C`` channels by ``BLOCK_L * BLOCK_P`` values, ``[BLOCK_C, values]``, at the same offsets in
+every modality, because modalities exchange values. Tables (parameters, statistics, sums) are ``[M, C]`` or
+``[M * units, C]``, and arithmetic is in their dtype, float32 or float64. Tuples have an element per modality.
 
-Numbers that define the operator are compile-time constants, since a float argument is a float32. THRESHOLD is
-0 where nothing is exchanged. ``activation`` says what ACTIVATION and SLOPE are.
+The numbers that define the operator are compile-time constants, because a float argument would be rounded to
+float32. THRESHOLD is 0 if nothing is exchanged. ``activation`` defines ACTIVATION and SLOPE.
 """
 
-# The language is Triton, not Python: what functions take has no type there, and tuples grow by sums alone.
+# The language is Triton, whose parameters have no type annotations and whose tuples grow only by addition.
 # mypy: ignore-errors
 # ruff: noqa: RUF005
 
@@ -22,12 +22,12 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-# TRITON_INTERPRET was set when this was imported: kernels run on the CPU, for tests.
+# Whether TRITON_INTERPRET was set at import, so that kernels run on the CPU for tests.
 INTERPRETED = triton.knobs.runtime.interpret
 
 
 class Tile(NamedTuple):
-    """The addresses of a tile: ``base + m * stride + offsets`` in modality m, where the mask is set."""
+    """Addresses of a tile: ``base + m * stride + offsets`` in modality m, valid where the mask is set."""
 
     base: tl.tensor
     stride: tl.tensor
@@ -37,7 +37,7 @@ class Tile(NamedTuple):
 
 @triton.jit
 def program_coords(pid, sizes, chunks, BLOCK_C: tl.constexpr):
-    """The unit, the chunk of its tiles and the channels ``[BLOCK_C]`` of a program."""
+    """Unit, chunk and channels ``[BLOCK_C]`` of a program."""
     _, C, _, _ = sizes
     blocks = tl.cdiv(C, BLOCK_C)
     channels = pid % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -55,7 +55,7 @@ def locate_tile(
     CHANNELS_LAST: tl.constexpr,
     INT64: tl.constexpr,
 ):
-    """Locate tile number ``index`` of a unit; offsets have 64 bits where the unit is that large."""
+    """Locate tile number ``index`` of a unit; offsets have 64 bits if INT64."""
     units, C, L, P = sizes
     integer: tl.constexpr = tl.int64 if INT64 else tl.int32
     pieces = tl.cdiv(P, BLOCK_P)
@@ -73,7 +73,7 @@ def locate_tile(
 
 @triton.jit
 def load_tile(tensor, m, tile, dtype: tl.constexpr):
-    """Load the values of modality m as ``dtype``, with 0 outside."""
+    """Load the values of modality m as ``dtype``, with 0 where the mask is not set."""
     pointers = tensor + (tile.base + m * tile.stride) + tile.offsets
     return tl.load(pointers, mask=tile.mask, other=0.0).to(dtype)
 
@@ -87,7 +87,7 @@ def store_tile(tensor, m, tile, values):
 
 @triton.jit
 def load_rows(table, unit, units, channels, C, M: tl.constexpr):
-    """The channels of a unit's rows of a table ``[M * units, C]``."""
+    """Load the channels of a unit from a table ``[M * units, C]``, for every modality."""
     rows = ()
     for m in tl.static_range(M):
         at = (m * units + unit) * C + channels
@@ -105,7 +105,7 @@ def replaced_channels(
     OWN_REGION: tl.constexpr,
     SIGNED: tl.constexpr,
 ):
-    """Which channels are replaced (Eq. 6), and which of these nobody borrows: no part of y."""
+    """Masks of the channels that are replaced (Eq. 6), and of those of them that no modality borrows."""
     replaced = ()
     count = tl.zeros_like(channels)
     for m in tl.static_range(M):
@@ -124,7 +124,7 @@ def replaced_channels(
 
 @triton.jit
 def zero_where(unread, tables, M: tl.constexpr):
-    """Zero the unread channels, whose results must stay finite whatever x and its statistics are."""
+    """Zero the unread channels, whose results must be finite for any x and statistics."""
     kept = ()
     for m in tl.static_range(M):
         kept = kept + (tl.where(unread[m], 0.0, tables[m]),)
@@ -143,8 +143,8 @@ def inverse_std(var, EPS: tl.constexpr):
 
 @triton.jit
 def load_centered(x, m, tile, mean, unread, CHANNELS_LAST: tl.constexpr):
-    """Load x - mean of modality m, 0 where it is unread."""
-    if CHANNELS_LAST:  # Nothing is spared by not reading single channels, and vectors would fall apart.
+    """Load x - mean of modality m, with 0 in unread channels."""
+    if CHANNELS_LAST:  # Masking single channels would save no memory traffic and split vector loads.
         return tl.where(unread[:, None], 0.0, load_tile(x, m, tile, mean.dtype) - mean[:, None])
     read = Tile(tile.base, tile.stride, tile.offsets, tile.mask & (unread == 0)[:, None])
     return load_tile(x, m, read, mean.dtype) - mean[:, None]
@@ -152,7 +152,7 @@ def load_centered(x, m, tile, mean, unread, CHANNELS_LAST: tl.constexpr):
 
 @triton.jit
 def exchange(zs, replaced, M: tl.constexpr, THRESHOLD: tl.constexpr):
-    """u: the mean of the other modalities' z where a channel is replaced, else its own."""
+    """Replace z by the mean of the other modalities' z in replaced channels."""
     if THRESHOLD == 0.0:
         return zs
     us = ()
@@ -169,7 +169,7 @@ def exchange(zs, replaced, M: tl.constexpr, THRESHOLD: tl.constexpr):
 
 @triton.jit
 def exchange_back(gs, replaced, M: tl.constexpr, THRESHOLD: tl.constexpr):
-    """dz from the gradients of u: its own where not replaced, and its share of its borrowers'."""
+    """Gradients of z from those of u: its own unless replaced, plus its share of its borrowers'."""
     if THRESHOLD == 0.0:
         return gs
     dzs = ()
