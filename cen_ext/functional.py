@@ -1,4 +1,4 @@
-"""The public functions: argument checks, choice of backend, running statistics."""
+"""Public functions: argument checks, dispatch to backends, running statistics."""
 
 from __future__ import annotations
 
@@ -42,44 +42,44 @@ def norm_exchange(
     process_group: dist.ProcessGroup | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Normalize each modality with its own affine, replace its useless channels, add, activate.
+    """Normalize each modality with its own affine, exchange channels, add the residual, activate.
 
     Channels whose scale falls below the threshold are replaced by the mean of the other modalities'
     channels (Wang et al., NeurIPS 2020, Eq. 5 and 6). A replaced channel is detached from its own input;
-    the gradient flows through the channels that took its place.
+    the gradient flows through the channels that replace it.
 
     Args:
         x: ``[M*N, C, *spatial]``, M modalities stacked modality-major on the batch axis
             (``stack_modalities``); spatial has 0 to 3 dimensions. float16, bfloat16, float32 or float64,
             contiguous or channels_last; other strides are accepted.
-        weight, bias: ``[M, C]``, the private affine; float32, or float64 with float64 x.
-        running_mean, running_var: ``[M, C]``, of weight's dtype. Updated in place with ``training=True``,
-            required and used as the statistics with ``training=False``.
+        weight, bias: ``[M, C]``, the private affine; float32, or float64 for float64 x.
+        running_mean, running_var: ``[M, C]``, with the dtype of weight. Updated in place with
+            ``training=True``, required and used as the statistics with ``training=False``.
         residual: added before the activation; shape, dtype and device of x.
-        threshold: exchange threshold θ >= 0 on the scale; 0 switches exchanging off.
-        region: ``"own"`` exchanges channel c of modality m only in its share ``[m*C//M, (m+1)*C//M)``
+        threshold: exchange threshold θ >= 0 on the scale; 0 disables the exchange.
+        region: ``"own"`` replaces channels of modality m only in its share ``[m*C//M, (m+1)*C//M)``
             (section 3.3), ``"all"`` everywhere.
         criterion: ``"abs"`` replaces where ``|weight| < threshold``, ``"signed"`` where
             ``weight <= threshold`` (Eq. 6 as printed).
         norm: ``"batch"`` (statistics over N and spatial) or ``"instance"`` (over spatial).
-        training: statistics of x (True) or the running ones (False).
+        training: use the statistics of x (True) or the running ones (False).
         momentum: weight of the new statistics in the running ones; a number or a 0-d tensor.
         eps: added to the variance.
         activation: ``"identity"``, ``"relu"``, ``"relu6"`` or ``"leaky_relu"`` with ``negative_slope``; all
             names are ``cen_ext.ops.activation.NAMES``.
-        process_group: the batch statistics are those of all its processes' x, at the cost of one collective
-            forward and one backward, in which every one of them must take part; an empty x is welcome.
-            None, the default, is this process alone. Without effect with ``training=False``.
+        process_group: compute batch statistics over x of all its processes, at the cost of one collective
+            forward and one backward, which every process must join; x may be empty. None, the default, uses
+            this process alone. No effect with ``training=False``.
         backend: a name from ``available_backends()``, or None for the best that can run.
 
     Returns:
-        A tensor of x's shape, dtype and memory format.
+        A tensor with the shape, dtype and memory format of x.
 
     Raises:
-        TypeError: an argument is not a tensor or of the wrong dtype; process_group is no process group.
+        TypeError: an argument is not a tensor or has the wrong dtype; process_group is no process group.
         ValueError: wrong shape, device or value; statistics missing; one value per channel in training;
             process_group with instance norm.
-        RuntimeError: the backend asked for cannot run this call.
+        RuntimeError: the requested backend cannot run this call.
     """
     options = Options(threshold, region, criterion, norm, eps, activation, negative_slope)
     check_options(options)
@@ -107,14 +107,14 @@ def norm_exchange(
 def replaced_channels(
     weight: Tensor, threshold: float, region: str = "own", criterion: str = "abs"
 ) -> Tensor:
-    """Which channels the exchange replaces (Eq. 6; section 3.3 for the region).
+    """Mask of the channels that the exchange replaces (Eq. 6; section 3.3 for the region).
 
     Args:
         weight: ``[M, C]`` scales of the private norms.
         threshold, region, criterion: as in ``norm_exchange``.
 
     Returns:
-        ``[M, C]`` bool on weight's device; all False where M is 1 or the threshold 0.
+        ``[M, C]`` bool on the device of weight; all False if M is 1 or the threshold 0.
 
     Raises:
         TypeError, ValueError: as ``norm_exchange``.
@@ -162,7 +162,7 @@ def unstack_modalities(x: Tensor, num_modalities: int) -> list[Tensor]:
 
 
 def check_options(options: Options) -> None:
-    """Refuse what is neither a known choice nor a number in its range, naming the argument."""
+    """Raise ValueError or TypeError for an option that is no known choice or no number in its range."""
     for name, choices in CHOICES.items():
         value = getattr(options, name)
         if value not in choices:
@@ -176,7 +176,7 @@ def check_options(options: Options) -> None:
 
 
 def check_number(name: str, value: object) -> None:
-    """Refuse what is no number."""
+    """Raise TypeError unless the value is a number."""
     if not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
 

@@ -1,4 +1,4 @@
-"""Layers of a channel-exchanging network, and what is done to all of them."""
+"""Layers of channel-exchanging networks, and functions on all such layers of a network."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ class ExchangeNorm(nn.Module):
 
     Takes the stacked ``[M*N, C, *spatial]`` that a convolution shared between the modalities returns.
     State names are those of torch's layer with a leading modality axis: a ``[C]`` entry of a single-modality
-    checkpoint loads into every modality. Parameters and statistics stay float32 when the network is turned
-    into a half-precision one (``half()``, ``bfloat16()``, ``to(dtype)``), as the operator asks.
+    checkpoint loads into every modality. Parameters and statistics stay float32 when the network is converted
+    to half precision (``half()``, ``bfloat16()``, ``to(dtype)``), as the operator requires.
 
     Args:
         num_features: channels C.
         num_modalities: M >= 1.
-        threshold: exchange threshold θ (Eq. 6); 0, the default, is the private norm without exchange.
+        threshold: exchange threshold θ (Eq. 6); 0, the default, disables the exchange.
         region, criterion, activation, negative_slope, eps: as in ``norm_exchange``.
         momentum: weight of a batch in the running statistics; None for their cumulative average.
         track_running_stats: False uses the statistics of x in training and in eval. The default is that of
             torch's layer: True for batch norm, False for instance norm.
-        process_group: as in ``norm_exchange``, in training mode; ``synchronize_statistics`` sets it. A deep
-            copy keeps it, a pickled layer comes back without.
-        device: of the parameters and statistics.
-        dtype: of the network; with a half type the parameters and statistics are float32.
+        process_group: as in ``norm_exchange``, in training mode; ``synchronize_statistics`` sets it. Deep
+            copies keep it; pickling drops it.
+        device: device of the parameters and statistics.
+        dtype: dtype of the network; with a half type the parameters and statistics are float32.
 
     Raises:
         TypeError, ValueError: num_features or num_modalities below 1; the rest as ``norm_exchange``.
@@ -101,15 +101,15 @@ class ExchangeNorm(nn.Module):
 
     @property
     def exchanges(self) -> bool:
-        """Whether this layer can replace channels at all."""
+        """Whether this layer can replace channels: M > 1 and a positive threshold."""
         return self.num_modalities > 1 and self.threshold > 0
 
     def replaced(self) -> Tensor:
-        """``[M, C]`` bool: the channels that the next forward pass replaces."""
+        """Mask ``[M, C]`` of the channels that the next forward pass replaces."""
         return replaced_channels(self.weight, self.threshold, self.region, self.criterion)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """``[M*N, C, *spatial]`` to the same; ``residual`` is added before the activation."""
+        """Apply ``norm_exchange`` to ``[M*N, C, *spatial]``; the residual is added before the activation."""
         momentum: float | Tensor = 0.0 if self.momentum is None else self.momentum
         if self.momentum is None and self.num_batches_tracked is not None:
             momentum = (self.num_batches_tracked + 1).to(self.weight.dtype).reciprocal()
@@ -132,7 +132,7 @@ class ExchangeNorm(nn.Module):
             negative_slope=self.negative_slope,
             process_group=process_group,
         )
-        # Processes that synchronise count alike, also one whose own batch is empty.
+        # Synchronized processes count the same batches, even one whose own batch is empty.
         updates = self.training and (x.numel() > 0 or process_group is not None)
         if updates and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
@@ -143,7 +143,7 @@ class ExchangeNorm(nn.Module):
             result = fn(tensor)
             if not result.is_floating_point() or statistics_dtype(result.dtype) == result.dtype:
                 return result
-            return tensor.to(result.device, statistics_dtype(result.dtype))  # not rounded on the way
+            return tensor.to(result.device, statistics_dtype(result.dtype))  # tensor is not rounded
 
         super()._apply(keep_precision, recurse)  # type: ignore[no-untyped-call]
         return self
@@ -159,12 +159,12 @@ class ExchangeNorm(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "process_group": None}  # a group means nothing in another process
+        return {**self.__dict__, "process_group": None}  # process groups cannot be pickled
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ExchangeNorm:
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
-        memo[id(self.process_group)] = self.process_group  # groups cannot be copied, nor need be
+        memo[id(self.process_group)] = self.process_group  # process groups cannot be copied
         copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return copied
 
@@ -177,10 +177,10 @@ class ExchangeNorm(nn.Module):
 
 
 class ExchangeBatchNorm2d(ExchangeNorm):
-    """Batch norm of M modalities that exchanges useless channels, with residual and activation fused.
+    """Batch norm of M modalities with channel exchange, residual and activation fused.
 
-    ``torch.nn.BatchNorm2d`` for each modality, then the exchange. ``eval()`` uses the running statistics
-    while ``weight`` and ``bias`` still train, which is the paper's recipe for segmentation.
+    ``torch.nn.BatchNorm2d`` per modality, then the exchange. ``eval()`` uses the running statistics while
+    ``weight`` and ``bias`` still train, which is the paper's recipe for segmentation.
     Arguments, state and errors: ``ExchangeNorm``.
     """
 
@@ -189,10 +189,10 @@ class ExchangeBatchNorm2d(ExchangeNorm):
 
 
 class ExchangeInstanceNorm2d(ExchangeNorm):
-    """Instance norm of M modalities that exchanges useless channels, with residual and activation fused.
+    """Instance norm of M modalities with channel exchange, residual and activation fused.
 
-    ``torch.nn.InstanceNorm2d`` with an affine for each modality, then the exchange, which reads its scale.
-    Unlike there, ``momentum=None`` is the cumulative average here too.
+    ``torch.nn.InstanceNorm2d`` with an affine per modality, then the exchange, which depends on its scale.
+    Unlike in torch, ``momentum=None`` is the cumulative average here, too.
     Arguments, state and errors: ``ExchangeNorm``.
     """
 
@@ -201,7 +201,7 @@ class ExchangeInstanceNorm2d(ExchangeNorm):
 
 
 def exchanging_layers(module: nn.Module) -> dict[str, ExchangeNorm]:
-    """The layers below ``module`` that exchange, by name."""
+    """Layers of ``module`` that exchange channels, by name."""
     return {
         name: layer
         for name, layer in module.named_modules()
@@ -213,9 +213,9 @@ def sparsity_penalty(module: nn.Module) -> Tensor:
     """Sum of |γ| over the own-region channels of every exchanging layer below ``module`` (Eq. 4, without λ).
 
     Returns:
-        A 0-d tensor that gradients flow through; 0 where no layer exchanges.
+        A 0-d differentiable tensor; 0 if no layer exchanges.
     """
-    # Zero the rest rather than index: the shape must not depend on data, nor the host wait for the device.
+    # Masked rather than indexed, because data-dependent shapes would synchronize host and device.
     penalties = [
         (layer.weight.abs() * reference.own_region(layer.weight)).sum()
         for layer in exchanging_layers(module).values()
@@ -224,11 +224,11 @@ def sparsity_penalty(module: nn.Module) -> Tensor:
 
 
 def synchronize_statistics(module: Module, process_group: dist.ProcessGroup | None = None) -> Module:
-    """Let every ``ExchangeBatchNorm2d`` at or below ``module`` take its batch statistics over all processes.
+    """Make every ``ExchangeBatchNorm2d`` of ``module`` compute its batch statistics over all processes.
 
-    Under ``DistributedDataParallel`` training then equals that of one process with the whole batch. Call it
-    before wrapping the network, with the same network in every process. A layer costs one collective forward
-    and one backward; eval mode and instance norm cost nothing.
+    Training under ``DistributedDataParallel`` then equals training in one process with the whole batch. Call
+    it before wrapping the network, with the same network in every process. It costs one collective per layer
+    forward and one backward, and nothing in eval mode or for instance norm.
 
     Args:
         process_group: the processes that train together; None for the default group.
@@ -237,7 +237,7 @@ def synchronize_statistics(module: Module, process_group: dist.ProcessGroup | No
         ``module``, changed in place.
 
     Raises:
-        RuntimeError: torch.distributed is not initialised.
+        RuntimeError: torch.distributed is not initialized.
         TypeError: process_group is no process group.
     """
     process_group = process_group or default_group()

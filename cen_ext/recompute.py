@@ -1,7 +1,7 @@
-"""Outputs of norms that are computed again in the backward pass instead of kept for it.
+"""Recomputation of norm outputs in the backward pass, instead of saving them.
 
-A convolution keeps its input for the backward pass: the output of the norm before it. That norm keeps its own
-input, from which the output follows in one pass over memory, without the statistics' one.
+A convolution saves its input for the backward pass, which is the output of the norm before it. That norm
+saves its own input and statistics, from which one pass over memory recomputes the output.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ Compute = Callable[[], Tensor]
 
 
 class _Kept(NamedTuple):
-    """A tensor that is kept, and its version then: where there are hooks, autograd looks for no changes."""
+    """A saved tensor and its version, because autograd checks no versions behind saved-tensor hooks."""
 
     tensor: Tensor
     version: int
 
     def get(self) -> Tensor:
-        """The tensor, if it is as it was."""
+        """Return the tensor; raise RuntimeError if it has been changed in place."""
         if self.tensor._version != self.version:
             raise RuntimeError(
                 "a tensor that is needed for the gradients has been changed in place since: "
@@ -36,7 +36,7 @@ class _Kept(NamedTuple):
 
 
 class _Output(NamedTuple):
-    """An output that can be computed again."""
+    """A norm output that can be recomputed."""
 
     storage: StorageWeakRef
     version: int
@@ -45,7 +45,7 @@ class _Output(NamedTuple):
     compute: Compute
 
     def is_of(self, tensor: Tensor) -> bool:
-        """Whether tensor is the output, unchanged, and not a part or another view of it."""
+        """Whether tensor is the whole output, unchanged, rather than a view of it."""
         return (
             not self.storage.expired()  # type: ignore[no-untyped-call]
             and self.version == tensor._version
@@ -59,15 +59,15 @@ _OUTPUTS: ContextVar[dict[int, _Output] | None] = ContextVar("outputs", default=
 
 @contextmanager
 def recompute_outputs() -> Iterator[None]:
-    """Within this context, outputs of exchanging batch norms are not kept for the backward pass.
+    """Context in which outputs of exchanging batch norms are recomputed for the backward pass, not saved.
 
-    Whatever would keep such an output (a convolution, pooling, the next norm's residual) gets it computed
-    again, once for each of them, when its gradient is due. Wrap the forward pass alone. Outputs of calls with
-    a residual are kept, since a chain of blocks would hang on them, and so are those of instance norms.
-    Compiled graphs are left alone: their compiler decides for itself what to keep.
+    Every operation that would save such an output (a convolution, pooling, the next norm's residual)
+    recomputes it when its gradient is computed. Wrap only the forward pass. Outputs of calls with a residual
+    are saved, because each would need the previous one through a chain of blocks, and so are those of
+    instance norms. Compiled graphs are not affected: their compiler decides what to save.
 
-    The gradients are those of the usual pass up to rounding, bit for bit with given statistics. As there, the
-    backward pass raises RuntimeError where a tensor that it needs has been changed in place.
+    Gradients equal those of the usual pass up to rounding, and bitwise with given statistics. As usual, the
+    backward pass raises RuntimeError if a tensor that it needs has been changed in place.
     """
     outputs: dict[int, _Output] = {}
     token = _OUTPUTS.set(outputs)
@@ -76,7 +76,7 @@ def recompute_outputs() -> Iterator[None]:
         output = outputs.get(tensor.untyped_storage()._cdata)
         if output is not None and output.is_of(tensor):
             return output.compute
-        # Detached: an operation that keeps its own output would keep itself, and all before it, for ever.
+        # Detached, because an operation that saves its own output would form a reference cycle with it.
         return _Kept(tensor.detach(), tensor._version).get
 
     def unpack(packed: Compute) -> Tensor:
@@ -87,11 +87,11 @@ def recompute_outputs() -> Iterator[None]:
             yield
     finally:
         _OUTPUTS.reset(token)
-        outputs.clear()  # what they hold is the graph's from now on
+        outputs.clear()  # the graph owns the recomputations from now on
 
 
 def note(y: Tensor, compute: Compute) -> None:
-    """Let ``compute`` stand for y in graphs of a surrounding ``recompute_outputs``."""
+    """Register ``compute`` to recompute y, if within ``recompute_outputs``."""
     outputs = _OUTPUTS.get()
     if outputs is not None and y.requires_grad:
         storage = y.untyped_storage()
@@ -100,5 +100,5 @@ def note(y: Tensor, compute: Compute) -> None:
 
 
 def active() -> bool:
-    """Whether outputs are to be noted."""
+    """Whether eager code runs within ``recompute_outputs``."""
     return not torch.compiler.is_compiling() and _OUTPUTS.get() is not None
