@@ -95,7 +95,7 @@ int64_t rounded(int64_t bytes) {
 
 }  // namespace
 
-void* take_scratch(int64_t bytes) {
+void* acquire_scratch(int64_t bytes) {
   const int64_t size = rounded(bytes);
   for (auto block = pool.free.begin(); block != pool.free.end(); ++block) {
     if (block->bytes != size) continue;
@@ -109,7 +109,7 @@ void* take_scratch(int64_t bytes) {
   return memory;
 }
 
-void give_scratch(void* memory, int64_t bytes) {
+void release_scratch(void* memory, int64_t bytes) {
   constexpr int64_t kMost = 32 << 20;
   const int64_t size = rounded(bytes);
   if (size > kMost) return ::operator delete(memory, kAlignment);

@@ -83,8 +83,8 @@ void update_running(const Problem& p, const R* batch_mean, const R* batch_var, R
 // Uninitialized scratch memory, aligned to 64 bytes. Freed blocks are cached per thread up to a limit: the C
 // library would return blocks of this size to the system, and page faults at every call cost a small layer a
 // tenth of its time.
-void* take_scratch(int64_t bytes);
-void give_scratch(void* memory, int64_t bytes);
+void* acquire_scratch(int64_t bytes);
+void release_scratch(void* memory, int64_t bytes);
 
 // Requests huge pages for memory that has not been touched yet. Otherwise fresh memory costs a page fault per
 // 4 KiB, in total more than the kernel itself (48 MiB forward: 3.6 ms instead of 7.8 ms).

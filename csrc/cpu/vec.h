@@ -259,8 +259,8 @@ CEN_INLINE double sum_elements(Vec<float> v) {
 template <class T>
 class Buffer {
  public:
-  explicit Buffer(int64_t size) : bytes_(size * sizeof(T)), data_(static_cast<T*>(take_scratch(bytes_))) {}
-  ~Buffer() { give_scratch(data_, bytes_); }
+  explicit Buffer(int64_t size) : bytes_(size * sizeof(T)), data_(static_cast<T*>(acquire_scratch(bytes_))) {}
+  ~Buffer() { release_scratch(data_, bytes_); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   T* get() const { return data_; }
