@@ -130,15 +130,15 @@ CEN_INLINE void stream_packed(T* to, Packed<T> packed) {
 // ---- half types: widened to float, and rounded to nearest even when narrowed ----
 
 using Floats = Vec<float>;
-using Words = Vec<uint32_t>;
+using UInts = Vec<uint32_t>;
 
 CEN_INLINE Floats widen(Packed<BFloat16> packed, BFloat16) {
-  return (Floats)(__builtin_convertvector(packed, Words) << 16);
+  return (Floats)(__builtin_convertvector(packed, UInts) << 16);
 }
 CEN_INLINE Packed<BFloat16> narrow(Floats v, BFloat16) {
-  const Words bits = (Words)v;
-  const Words rounded = bits + 0x7fff + ((bits >> 16) & 1);
-  const Words quiet = bits | 0x400000;  // keeps NaN a NaN when its low bits are cut off
+  const UInts bits = (UInts)v;
+  const UInts rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  const UInts quiet = bits | 0x400000;  // keeps NaN a NaN when its low bits are cut off
   return __builtin_convertvector((v == v ? rounded : quiet) >> 16, Packed<BFloat16>);
 }
 
@@ -156,19 +156,19 @@ CEN_INLINE Packed<Half> narrow(Floats v, Half) {
 }
 #else
 CEN_INLINE Floats widen(Packed<Half> packed, Half) {
-  const Words bits = __builtin_convertvector(packed, Words);
+  const UInts bits = __builtin_convertvector(packed, UInts);
   // The exponent biases differ by 112. Multiplying by 2^112 handles denormal values, too.
-  const Words finite = (Words)((Floats)((bits & 0x7fff) << 13) * 0x1p112f);
-  const Words magnitude = (bits & 0x7c00) == 0x7c00 ? finite | 0x7f800000 : finite;
+  const UInts finite = (UInts)((Floats)((bits & 0x7fff) << 13) * 0x1p112f);
+  const UInts magnitude = (bits & 0x7c00) == 0x7c00 ? finite | 0x7f800000 : finite;
   return (Floats)(magnitude | (bits & 0x8000) << 16);
 }
 CEN_INLINE Packed<Half> narrow(Floats v, Half) {
-  const Words bits = (Words)v, magnitude = bits & 0x7fffffff;
-  const Words normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
-  const Words denormal = (Words)((Floats)magnitude + 0.5f) - (126u << 23);  // the ulp of 0.5 is 2^-24
-  const Words finite = magnitude < (113u << 23) ? denormal : normal;
-  const Words infinite = magnitude > (255u << 23) ? Words{} + 0x7e00 : Words{} + 0x7c00;
-  const Words half = magnitude < (143u << 23) ? finite : infinite;
+  const UInts bits = (UInts)v, magnitude = bits & 0x7fffffff;
+  const UInts normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  const UInts denormal = (UInts)((Floats)magnitude + 0.5f) - (126u << 23);  // the ulp of 0.5 is 2^-24
+  const UInts finite = magnitude < (113u << 23) ? denormal : normal;
+  const UInts infinite = magnitude > (255u << 23) ? UInts{} + 0x7e00 : UInts{} + 0x7c00;
+  const UInts half = magnitude < (143u << 23) ? finite : infinite;
   return __builtin_convertvector(half | (bits & 0x80000000) >> 16, Packed<Half>);
 }
 #endif
