@@ -73,11 +73,11 @@ struct ChannelBlock {
 // too few blocks for the threads, one by one with `inner` for parallelism within a block. A channel that
 // exceeds the cache on its own is split by modality unless it is exchanged.
 template <class R, class F>
-void for_channel_blocks(const Problem& p, const Tables<R>& tables, int64_t bytes_a_value,
+void for_channel_blocks(const Problem& p, const Tables<R>& tables, int64_t bytes_per_value,
                         const Parallel& parallel, F f) {
   constexpr int64_t kBytes = 1 << 17, kChannels = 16;
   const int64_t each = 4 * parallel.threads, channels = p.groups * p.channels;
-  const int64_t fit = kBytes / (p.modalities * p.values() * bytes_a_value);
+  const int64_t fit = kBytes / (p.modalities * p.values() * bytes_per_value);
   const int64_t size = larger(1, smaller(smaller(fit, kChannels), channels / each));
   const int64_t per_group = divide_up(p.channels, size), tasks = p.groups * per_group;
   const auto task = [&](int64_t i, const Parallel& inner) {

@@ -100,22 +100,22 @@ struct LineBlocks {
   static constexpr int64_t kValues = 8192;  // per block, so that the second pass over it hits the L1 cache
   static constexpr int64_t kLines = 128;    // per block at most, to bound the rounding of element sums
   int64_t lines, size, stride;              // `samples` lines of `size` values, `stride` apart
-  int64_t lines_a_block, pieces, piece;
+  int64_t lines_per_block, pieces, piece;
   int64_t count;
 
   // in_order limits a block to one line, so that blocks can be processed in memory order.
   LineBlocks(const Problem& p, bool in_order)
       : lines(p.samples), size(p.spatial), stride(p.channels * p.spatial) {
-    lines_a_block = in_order ? 1 : larger(1, smaller(kLines, kValues / size));
+    lines_per_block = in_order ? 1 : larger(1, smaller(kLines, kValues / size));
     pieces = divide_up(size, kValues);
     piece = divide_up(divide_up(size, pieces), 64) * 64;
     pieces = divide_up(size, piece);
-    count = divide_up(lines, lines_a_block) * pieces;
+    count = divide_up(lines, lines_per_block) * pieces;
   }
 
   // The prefetch distance in values: the next line where lines are too short for the hardware prefetcher.
-  int64_t ahead(int64_t bytes_a_value) const {
-    return lines > 1 && size * bytes_a_value <= 8192 ? stride : 1024 / bytes_a_value;
+  int64_t ahead(int64_t bytes_per_value) const {
+    return lines > 1 && size * bytes_per_value <= 8192 ? stride : 1024 / bytes_per_value;
   }
 
   struct Block {
@@ -124,8 +124,8 @@ struct LineBlocks {
   };
   CEN_INLINE Block block(int64_t b) const {
     if (pieces == 1) {
-      const int64_t first = b * lines_a_block;
-      return {first, smaller(lines, first + lines_a_block), 0, size};
+      const int64_t first = b * lines_per_block;
+      return {first, smaller(lines, first + lines_per_block), 0, size};
     }
     const int64_t line = b / pieces, begin = b % pieces * piece;
     return {line, line + 1, begin, smaller(size, begin + piece)};
@@ -185,23 +185,23 @@ struct RowBlocks {
   // Small, because rows a power of two apart share few sets of the L1 cache, which must hold one strip of a
   // tile and of the next: 512 channels took five times as long with 64 rows as with 8.
   static constexpr int64_t kTile = 4;
-  int64_t rows, channels, rows_a_block, count;
+  int64_t rows, channels, rows_per_block, count;
 
   // most: the largest number of rows per block. Fewer rows keep float sums accurate, more cost less to
   // combine.
   RowBlocks(const Problem& p, int64_t most) : rows(p.values()), channels(p.channels) {
-    rows_a_block = larger(32, smaller(most, 65536 / channels));
-    count = divide_up(rows, rows_a_block);
+    rows_per_block = larger(32, smaller(most, 65536 / channels));
+    count = divide_up(rows, rows_per_block);
   }
-  int64_t begin(int64_t b) const { return b * rows_a_block; }
-  int64_t end(int64_t b) const { return smaller(rows, begin(b) + rows_a_block); }
+  int64_t begin(int64_t b) const { return b * rows_per_block; }
+  int64_t end(int64_t b) const { return smaller(rows, begin(b) + rows_per_block); }
   int64_t values(int64_t b) const { return end(b) - begin(b); }
 
   // The prefetch distance in values, to another tile: hardware prefetchers miss reads with the stride of a
   // row. It covers the memory latency without overflowing the L1 cache.
-  int64_t ahead(int64_t bytes_a_value) const {
-    const int64_t row = channels * bytes_a_value;
-    if (kTile * row > 16384) return 2048 / bytes_a_value;
+  int64_t ahead(int64_t bytes_per_value) const {
+    const int64_t row = channels * bytes_per_value;
+    if (kTile * row > 16384) return 2048 / bytes_per_value;
     return larger(kTile, 8192 / row) * channels;
   }
 
