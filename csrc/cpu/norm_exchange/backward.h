@@ -77,7 +77,7 @@ struct StripSums {
 // accumulators. The other arguments are those of forward_strip.
 template <bool kSum, bool kWrite, bool kChannelsLast, ActivationForm kForm, int64_t kSlots, class T,
           class Walk>
-CEN_INLINE StripSums<Real<T>> backward_strip(const BackwardTensors<T>& t, const Group<T>& group,
+CEN_INLINE StripSums<Real<T>> backward_strip(const BackwardTensors<T>& t, const GroupInputs<T>& group,
                                              const Coefficients<Real<T>>* own, int64_t element, int64_t m,
                                              bool any_exchanged, int64_t ahead, bool streamed, Walk walk) {
   using R = Real<T>;
@@ -104,7 +104,7 @@ CEN_INLINE StripSums<Real<T>> backward_strip(const BackwardTensors<T>& t, const 
 // One pass over line block b of channel c of unit (m, g). Returns the sums if kSum.
 template <bool kSum, bool kWrite, ActivationForm kForm, class T>
 Sums backward_block(const Problem& p, const BackwardTensors<T>& t, const Tables<Real<T>>& tables,
-                    const Group<T>& group, const LineBlocks& blocks, int64_t m, int64_t g, int64_t c,
+                    const GroupInputs<T>& group, const LineBlocks& blocks, int64_t m, int64_t g, int64_t c,
                     int64_t b, int64_t ahead) {
   using R = Real<T>;
   const int64_t unit = p.unit(m, g), element = c % kVecSize<R>;
@@ -122,7 +122,7 @@ Sums backward_block(const Problem& p, const BackwardTensors<T>& t, const Tables<
 // One pass over row block b of all channels of unit (m, g). Adds to sums, which has one entry per strip.
 template <bool kSum, bool kWrite, ActivationForm kForm, class T>
 void backward_block(const Problem& p, const BackwardTensors<T>& t, const Tables<Real<T>>& tables,
-                    const Group<T>& group, const RowBlocks& blocks, int64_t m, int64_t g, int64_t b,
+                    const GroupInputs<T>& group, const RowBlocks& blocks, int64_t m, int64_t g, int64_t b,
                     StripSums<Real<T>>* sums) {
   using R = Real<T>;
   const bool streamed = p.streaming_stores && p.channels % kVecSize<R> == 0 && phase_of(t.dx) == 0 &&
@@ -155,7 +155,7 @@ void backward_channels_first(const Problem& p, const BackwardTensors<T>& t, cons
   // For short lines, the sums per line cost more than memory order saves.
   const bool in_order = !p.batch_statistics && p.spatial >= 2048;
   const LineBlocks blocks(p, in_order);
-  const Group<T> group(p, tables, t.x, t.residual, t.dy);
+  const GroupInputs<T> group(p, tables, t.x, t.residual, t.dy);
   const BackwardTensors<T> sums_only = without_dresidual(t);
   const int64_t ahead = blocks.ahead(sizeof(T));
   const Buffer<Sums> sums(p.units() * p.channels * blocks.count);
@@ -202,7 +202,7 @@ void backward_channels_last(const Problem& p, const BackwardTensors<T>& t, const
                             const Buffer<AffineGradient>& affine, const Parallel& parallel) {
   using R = Real<T>;
   const RowBlocks blocks(p, 512);
-  const Group<T> group(p, tables, t.x, t.residual, t.dy);
+  const GroupInputs<T> group(p, tables, t.x, t.residual, t.dy);
   const int64_t tasks = blocks.count * p.groups, padded = tables.strips * kVecSize<R>;
   // dx depends on dy, residual and activation through dresidual alone. Writing it in the first pass saves the
   // second one a read of the residual. Half types would round it, so they do without.
@@ -248,7 +248,7 @@ void backward_channels_last(const Problem& p, const BackwardTensors<T>& t, const
   });
   if (!p.batch_statistics) return;
   const auto write = [&](const BackwardTensors<T>& second, auto form) {
-    const Group<T> read(p, tables, second.x, second.residual, second.dy);
+    const GroupInputs<T> read(p, tables, second.x, second.residual, second.dy);
     // In reverse order of the first pass, so that each core finds what it read last in its cache.
     parallel_ranges(parallel, tasks, [&](int64_t begin, int64_t end) {
       for (int64_t i = end - 1; i >= begin; --i)

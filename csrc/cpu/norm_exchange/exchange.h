@@ -82,7 +82,7 @@ enum class Exchange { none, pair, general };
 
 // The tensors that the kernels read, which share a layout, and the strides between the units of a group.
 template <class T>
-struct Group {
+struct GroupInputs {
   const T *x, *residual, *dy;  // residual and dy may be null
   int64_t modalities;
   int64_t stride;      // between modalities, in values
@@ -90,7 +90,7 @@ struct Group {
   Real<T> per_other;   // 1 / (M - 1)
   ActivationParameters<Real<T>> activation;
 
-  Group(const Problem& p, const Tables<Real<T>>& tables, const T* x, const T* residual, const T* dy)
+  GroupInputs(const Problem& p, const Tables<Real<T>>& tables, const T* x, const T* residual, const T* dy)
       : x(x),
         residual(residual),
         dy(dy),
@@ -142,7 +142,7 @@ class Strip {
 
  public:
   // own: the coefficients of the strip in modality m; element: that of the channel, for channels first.
-  CEN_INLINE Strip(const Group<T>& group, const Coefficients<R>* own, int64_t element, int64_t m)
+  CEN_INLINE Strip(const GroupInputs<T>& group, const Coefficients<R>* own, int64_t element, int64_t m)
       : group_(group),
         coefficients_(own),
         element_(element),
@@ -243,7 +243,7 @@ class Strip {
     return replaced ? all() : V{};
   }
 
-  const Group<T>& group_;
+  const GroupInputs<T>& group_;
   const Coefficients<R>* const coefficients_;
   const int64_t element_, m_, to_next_;
   const Own own_, next_;

@@ -45,7 +45,7 @@ void set_given_statistics(const Problem& p, const Tensors& t, const Tables<R>& t
 // Writes y of one unit along a strip. walk(f) calls f(at, n) for its vectors; own and element are as in
 // Strip; `ahead` is the prefetch distance in values.
 template <class T, bool kChannelsLast, ActivationForm kForm, class Walk>
-CEN_INLINE void forward_strip(const Group<T>& group, const Coefficients<Real<T>>* own, int64_t element,
+CEN_INLINE void forward_strip(const GroupInputs<T>& group, const Coefficients<Real<T>>* own, int64_t element,
                               int64_t m, bool any_exchanged, T* y, int64_t ahead, bool streamed, Walk walk) {
   with_exchange(group.modalities, any_exchanged, [&](auto exchange) CEN_INLINE_LAMBDA {
     const Strip<T, kChannelsLast, decltype(exchange)::value, kForm> strip(group, own, element, m);
@@ -127,7 +127,7 @@ void forward_channels_first(const Problem& p, const ForwardTensors<T>& t, const 
                             const Parallel& parallel) {
   using R = Real<T>;
   const LineBlocks blocks(p, !p.batch_statistics);
-  const Group<T> group(p, tables, t.x, t.residual, nullptr);
+  const GroupInputs<T> group(p, tables, t.x, t.residual, nullptr);
   const int64_t phase = phase_of(t.y), ahead = blocks.ahead(sizeof(T));
   const auto place = [&](int64_t m, int64_t g, int64_t c) {
     return p.unit(m, g) * p.unit_size() + c * p.spatial;
@@ -215,7 +215,7 @@ void forward_channels_last(const Problem& p, const ForwardTensors<T>& t, const T
                            const Parallel& parallel) {
   using R = Real<T>;
   const RowBlocks blocks(p, 512);
-  const Group<T> group(p, tables, t.x, t.residual, nullptr);
+  const GroupInputs<T> group(p, tables, t.x, t.residual, nullptr);
   if (p.batch_statistics) row_statistics(p, t, tables, parallel);
   const bool streamed = p.streaming_stores && p.channels % kVecSize<R> == 0 && phase_of(t.y) == 0;
   parallel_ranges(parallel, blocks.count * p.groups, [&](int64_t begin, int64_t end) {
