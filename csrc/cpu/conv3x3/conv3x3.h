@@ -7,12 +7,12 @@
 namespace cen::cpu {
 namespace {
 
-// The register tile of multiply(), kTall x kPanel, is as large as the vector registers allow.
-constexpr int64_t kPanel = 2 * kFloats;
+// The register tile of multiply(), kMR x kNR, is as large as the vector registers allow.
+constexpr int64_t kNR = 2 * kFloats;
 #if CEN_VECTOR_BYTES == 64
-constexpr int64_t kTall = 8;
+constexpr int64_t kMR = 8;
 #else
-constexpr int64_t kTall = 4;
+constexpr int64_t kMR = 4;
 #endif
 
 // Weights are transformed in chunks of channels: multiples of kChannels, and of at most kNumbers values
@@ -43,64 +43,63 @@ class Zeros : public Buffer<float> {
   }
 };
 
-// The GEMM microkernel: c[kTall][kPanel] = (kAdd: +=) sum over r < terms of a[., r] b[r, .].
+// The GEMM microkernel: c[kMR][kNR] = (kAdd: +=) sum over r < terms of a[., r] b[r, .].
 // Not inlined, because the caller's variables would compete with the sums for registers.
 template <bool kAdd>
 __attribute__((noinline)) void multiply(const float* a, int64_t a_row, int64_t a_step, const float* b,
                                         int64_t terms, float* c, int64_t c_row) {
-  Vec<float> sum[kTall][2];
+  Vec<float> sum[kMR][2];
 #pragma GCC unroll 8
-  for (int64_t i = 0; i < kTall; ++i)
+  for (int64_t i = 0; i < kMR; ++i)
     for (int64_t j = 0; j < 2; ++j) sum[i][j] = kAdd ? load_row(c + i * c_row + j * kFloats) : Vec<float>{};
   for (int64_t r = 0; r < terms; ++r) {
-    const auto left = load_row(b + r * kPanel), right = load_row(b + r * kPanel + kFloats);
+    const auto left = load_row(b + r * kNR), right = load_row(b + r * kNR + kFloats);
 #pragma GCC unroll 8
-    for (int64_t i = 0; i < kTall; ++i) {
+    for (int64_t i = 0; i < kMR; ++i) {
       const auto factor = splat(a[i * a_row + r * a_step]);
       sum[i][0] += factor * left;
       sum[i][1] += factor * right;
     }
   }
 #pragma GCC unroll 8
-  for (int64_t i = 0; i < kTall; ++i)
+  for (int64_t i = 0; i < kMR; ++i)
     for (int64_t j = 0; j < 2; ++j) store_row(c + i * c_row + j * kFloats, sum[i][j]);
 }
 
-// Transforms weight [K, 3, 3, C] of a range of outputs to points [outputs / kPanel][16][C][kPanel].
+// Transforms weight [K, 3, 3, C] of a range of outputs to points [outputs / kNR][16][C][kNR].
 inline void transform_kernels(const Convolution& p, Range outputs, const float* weight, float* points,
                               const Parallel& parallel) {
   const int64_t vectors = p.inputs / kFloats;
-  parallel_ranges(parallel, outputs.size() / kPanel * vectors, [&](int64_t begin, int64_t end) {
-    const Buffer<float> turned(kPoints * kPanel * kFloats);
+  parallel_ranges(parallel, outputs.size() / kNR * vectors, [&](int64_t begin, int64_t end) {
+    const Buffer<float> turned(kPoints * kNR * kFloats);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t panel = i / vectors, c = i % vectors * kFloats;
-      for (int64_t k = 0; k < kPanel; ++k) {
-        const float* kernel = weight + (outputs.begin + panel * kPanel + k) * 9 * p.inputs;
+      for (int64_t k = 0; k < kNR; ++k) {
+        const float* kernel = weight + (outputs.begin + panel * kNR + k) * 9 * p.inputs;
         const auto square = load_square<3>([&](int tap) { return kernel + tap * p.inputs; }, c);
-        store_square([&](int point) { return turned.get() + (point * kPanel + k) * kFloats; }, 0,
+        store_square([&](int point) { return turned.get() + (point * kNR + k) * kFloats; }, 0,
                      both_ways(of_kernel, square));
       }
       for (int64_t point = 0; point < kPoints; ++point) {
-        float* to = points + ((panel * kPoints + point) * p.inputs + c) * kPanel;
-        const float* from = turned.get() + point * kPanel * kFloats;
+        float* to = points + ((panel * kPoints + point) * p.inputs + c) * kNR;
+        const float* from = turned.get() + point * kNR * kFloats;
         for (int64_t element = 0; element < kFloats; ++element)
-          for (int64_t k = 0; k < kPanel; ++k) to[element * kPanel + k] = from[k * kFloats + element];
+          for (int64_t k = 0; k < kNR; ++k) to[element * kNR + k] = from[k * kFloats + element];
       }
     }
   });
 }
 
 // Transforms the weight of the convolution that yields the gradient of a range of inputs, i.e. rotated by 180
-// degrees with inputs and outputs swapped, to points [inputs / kPanel][16][K][kPanel].
+// degrees with inputs and outputs swapped, to points [inputs / kNR][16][K][kNR].
 inline void transform_turned_kernels(const Convolution& p, Range inputs, const float* weight, float* points,
                                      const Parallel& parallel) {
   parallel_tasks(parallel, p.outputs, [&](int64_t k) {
     const float* kernel = weight + k * 9 * p.inputs + inputs.begin;
     for (int64_t c = 0; c < inputs.size(); c += kFloats) {
       const auto square = load_square<3>([&](int tap) { return kernel + (8 - tap) * p.inputs; }, c);
-      float* to = points + (c / kPanel * kPoints * p.outputs + k) * kPanel + c % kPanel;
-      store_square([&](int point) { return to + point * p.outputs * kPanel; }, 0,
-                   both_ways(of_kernel, square));
+      float* to = points + (c / kNR * kPoints * p.outputs + k) * kNR + c % kNR;
+      store_square([&](int point) { return to + point * p.outputs * kNR; }, 0, both_ways(of_kernel, square));
     }
   });
 }
@@ -108,19 +107,19 @@ inline void transform_turned_kernels(const Convolution& p, Range inputs, const f
 // A thread's buffers for a block of tiles.
 class Block {
  public:
-  // most: tiles per block, a multiple of kTall.
+  // most: tiles per block, a multiple of kMR.
   Block(const Convolution& p, int64_t most)
       : p_(p),
         tiles_(p),
         slice_(slice(p)),
         // Padded, because the 16 stores of a square a multiple of a page apart would share a cache set.
         value_step_(most * slice_ + kFloats),
-        product_step_(most * kPanel + kFloats),
-        panels_(slice_ == p.inputs ? 1 : kChannels / kPanel),
+        product_step_(most * kNR + kFloats),
+        panels_(slice_ == p.inputs ? 1 : kChannels / kNR),
         zeros_(p.inputs),
         values_(kPoints * value_step_),
         products_(panels_ * kPoints * product_step_),
-        sink_(kPanel) {}
+        sink_(kNR) {}
 
   // Inputs per call of multiply().
   static int64_t slice(const Convolution& p) { return p.inputs <= 512 ? p.inputs : 256; }
@@ -135,9 +134,9 @@ class Block {
     for (int64_t c = 0; c < p_.inputs; c += slice_) {
       const int64_t channels = smaller(slice_, p_.inputs - c);
       transform_inputs(x, first, count, c, channels);
-      for (int64_t k = 0; k < outputs.size(); k += kPanel) {
-        const float* factors = kernels + (k / kPanel * kPoints * p_.inputs + c) * kPanel;
-        float* products = products_.get() + k / kPanel % panels_ * kPoints * product_step_;
+      for (int64_t k = 0; k < outputs.size(); k += kNR) {
+        const float* factors = kernels + (k / kNR * kPoints * p_.inputs + c) * kNR;
+        float* products = products_.get() + k / kNR % panels_ * kPoints * product_step_;
         if (c == 0)
           multiply_all<false>(factors, channels, products, count);
         else
@@ -159,14 +158,14 @@ class Block {
     }
   }
 
-  // kTall may round count up; products of the uninitialized rows past it are never written to y.
+  // kMR may round count up; products of the uninitialized rows past it are never written to y.
   template <bool kAdd>
   void multiply_all(const float* factors, int64_t channels, float* products, int64_t count) const {
     for (int64_t point = 0; point < kPoints; ++point)
-      for (int64_t t = 0; t < count; t += kTall)
+      for (int64_t t = 0; t < count; t += kMR)
         multiply<kAdd>(values_.get() + point * value_step_ + t * slice_, slice_, 1,
-                       factors + point * p_.inputs * kPanel, channels,
-                       products + point * product_step_ + t * kPanel, kPanel);
+                       factors + point * p_.inputs * kNR, channels,
+                       products + point * product_step_ + t * kNR, kNR);
   }
 
   void write_outputs(const float* products, const float* bias, float* y, int64_t k, int64_t first,
@@ -174,11 +173,10 @@ class Block {
     for (int64_t t = 0; t < count; ++t) {
       float* pixels[4];
       tiles_.find<2, float>(first + t, y + k, p_.outputs, sink_.get(), pixels);
-      for (int64_t element = 0; element < kPanel; element += kFloats) {
-        auto square =
-            both_ways(to_output,
-                      load_square<4>([&](int point) { return products + point * product_step_ + t * kPanel; },
-                                     element));
+      for (int64_t element = 0; element < kNR; element += kFloats) {
+        auto square = both_ways(
+            to_output,
+            load_square<4>([&](int point) { return products + point * product_step_ + t * kNR; }, element));
         if (bias)
           for (auto& row : square.row)
             for (auto& value : row.at) value += load_row(bias + k + element);
@@ -192,7 +190,7 @@ class Block {
   const int64_t slice_, value_step_, product_step_, panels_;
   const Zeros zeros_;
   const Buffer<float> values_;    // [points][tiles][slice]
-  const Buffer<float> products_;  // [panels][points][tiles][kPanel]; one panel if all inputs are one slice
+  const Buffer<float> products_;  // [panels][points][tiles][kNR]; one panel if all inputs are one slice
   const Buffer<float> sink_;
 };
 
@@ -201,17 +199,17 @@ template <class F>
 void convolve_by(const Convolution& p, const float* x, const float* bias, float* y, const Parallel& parallel,
                  F transform) {
   const int64_t tiles = Tiles(p).count(), chunk = Block::chunk(p);
-  // The number of row groups (kTall tiles) per block whose transformed inputs fit in half of the L2 cache.
+  // The number of row groups (kMR tiles) per block whose transformed inputs fit in half of the L2 cache.
   constexpr int64_t kBytes = 1 << 19;
-  const int64_t most = larger(1, kBytes / (sizeof(float) * kPoints * Block::slice(p) * kTall));
+  const int64_t most = larger(1, kBytes / (sizeof(float) * kPoints * Block::slice(p) * kMR));
   const Buffer<float> kernels(kPoints * p.inputs * chunk);
   for_chunks(p.outputs, chunk, [&](Range outputs) {
     transform(outputs, kernels.get());
-    parallel_ranges(parallel, divide_up(tiles, kTall), [&](int64_t begin, int64_t end) {
-      const int64_t step = kTall * divide_up(end - begin, divide_up(end - begin, most));
+    parallel_ranges(parallel, divide_up(tiles, kMR), [&](int64_t begin, int64_t end) {
+      const int64_t step = kMR * divide_up(end - begin, divide_up(end - begin, most));
       const Block block(p, step);
-      const int64_t last = smaller(end * kTall, tiles);
-      for (int64_t first = begin * kTall; first < last; first += step)
+      const int64_t last = smaller(end * kMR, tiles);
+      for (int64_t first = begin * kMR; first < last; first += step)
         block.convolve(outputs, x, kernels.get(), bias, y, first, smaller(step, last - first));
     });
   });
@@ -245,7 +243,7 @@ inline void sum_points(const Convolution& p, const float* dy, const float* x, in
   constexpr int64_t kBytes = 1 << 20;
   const int64_t fitting = kBytes / (4 * sizeof(float) * (inputs.size() + p.outputs));
   const int64_t block = smaller(tiles.count(), smaller(larger(fitting, 64), 256));
-  // [4][inputs / kPanel][block][kPanel] and [4][K / kFloats][block][kFloats], padded as in Block.
+  // [4][inputs / kNR][block][kNR] and [4][K / kFloats][block][kFloats], padded as in Block.
   const int64_t value_step = block * inputs.size() + kFloats, gradient_step = block * p.outputs + kFloats;
   const Buffer<float> values(4 * value_step), gradients(4 * gradient_step);
   const Zeros zeros(larger(p.inputs, p.outputs));
@@ -256,7 +254,7 @@ inline void sum_points(const Convolution& p, const float* dy, const float* x, in
       tiles.find<4, const float>(first + t, x, p.inputs, zeros.get(), about);
       for (int64_t c = 0; c < inputs.size(); c += kFloats) {
         const auto line = of_input(kInputRows[row].of<4>(about, inputs.begin + c));
-        float* to = values.get() + (c / kPanel * block + t) * kPanel + c % kPanel;
+        float* to = values.get() + (c / kNR * block + t) * kNR + c % kNR;
         for (int i = 0; i < 4; ++i) store_row(to + i * value_step, line.at[i]);
       }
       const float* own[4];
@@ -268,8 +266,8 @@ inline void sum_points(const Convolution& p, const float* dy, const float* x, in
       }
     }
     for (int64_t i = 0; i < 4; ++i)
-      for (int64_t c = 0; c < inputs.size(); c += kPanel)
-        for (int64_t k = 0; k < p.outputs; k += kTall) {
+      for (int64_t c = 0; c < inputs.size(); c += kNR)
+        for (int64_t k = 0; k < p.outputs; k += kMR) {
           const float* a = gradients.get() + i * gradient_step + k / kFloats * block * kFloats + k % kFloats;
           const float* b = values.get() + i * value_step + c * block;
           float* sum = sums + (i * p.outputs + k) * width + c;
@@ -286,11 +284,11 @@ inline void convolve_weight_gradient(const Convolution& p, const float* dy, cons
   const int64_t chunk = smaller(p.inputs, smaller(chunk_beside(p.outputs), 512));
   const Buffer<float> sums(kPoints * p.outputs * chunk);
   for_chunks(p.inputs, chunk, [&](Range inputs) {
-    const int64_t width = inputs.size(), panels = width / kPanel;
+    const int64_t width = inputs.size(), panels = width / kNR;
     const int64_t parts = smaller(divide_up(parallel.threads, 4), panels);
     parallel_tasks(parallel, 4 * parts, [&](int64_t i) {
       const int64_t row = i / parts, part = i % parts;
-      const int64_t begin = part * panels / parts * kPanel, end = (part + 1) * panels / parts * kPanel;
+      const int64_t begin = part * panels / parts * kNR, end = (part + 1) * panels / parts * kNR;
       sum_points(p, dy, x, row, {inputs.begin + begin, inputs.begin + end},
                  sums.get() + 4 * row * p.outputs * width + begin, width);
     });
