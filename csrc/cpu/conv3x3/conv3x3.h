@@ -15,10 +15,10 @@ constexpr int64_t kMR = 8;
 constexpr int64_t kMR = 4;
 #endif
 
-// Weights are transformed in chunks of channels: multiples of kChannels, and of at most kNumbers values
-// unless that is less than kChannels.
-constexpr int64_t kChannels = 128;
-constexpr int64_t kNumbers = 1 << 22;
+// Weights are transformed in chunks of channels: multiples of kChunkMultiple, and of at most kChunkValues
+// values unless that is less than kChunkMultiple.
+constexpr int64_t kChunkMultiple = 128;
+constexpr int64_t kChunkValues = 1 << 22;
 
 struct Range {
   int64_t begin, end;
@@ -32,8 +32,8 @@ void for_chunks(int64_t channels, int64_t most, F f) {
 }
 // The largest chunk of channels whose transformed weights (or weight gradients) with `others` channels stay
 // in the last-level cache. It bounds scratch memory, too.
-constexpr int64_t chunk_beside(int64_t others) {
-  return larger(1, kNumbers / (kPoints * others * kChannels)) * kChannels;
+constexpr int64_t largest_chunk(int64_t others) {
+  return larger(1, kChunkValues / (kPoints * others * kChunkMultiple)) * kChunkMultiple;
 }
 
 class Zeros : public Buffer<float> {
@@ -115,7 +115,7 @@ class Block {
         // Padded, because the 16 stores of a square a multiple of a page apart would share a cache set.
         value_step_(most * slice_ + kFloats),
         product_step_(most * kNR + kFloats),
-        panels_(slice_ == p.inputs ? 1 : kChannels / kNR),
+        panels_(slice_ == p.inputs ? 1 : kChunkMultiple / kNR),
         zeros_(p.inputs),
         values_(kPoints * value_step_),
         products_(panels_ * kPoints * product_step_),
@@ -123,9 +123,9 @@ class Block {
 
   // Inputs per call of multiply().
   static int64_t slice(const Convolution& p) { return p.inputs <= 512 ? p.inputs : 256; }
-  // Outputs per pass over the tiles: only kChannels if partial sums are kept between slices of inputs.
+  // Outputs per pass over the tiles: only kChunkMultiple if partial sums are kept between slices of inputs.
   static int64_t chunk(const Convolution& p) {
-    return slice(p) == p.inputs ? smaller(p.outputs, chunk_beside(p.inputs)) : kChannels;
+    return slice(p) == p.inputs ? smaller(p.outputs, largest_chunk(p.inputs)) : kChunkMultiple;
   }
 
   // Computes a range of outputs for tiles [first, first + count).
@@ -281,7 +281,7 @@ inline void sum_points(const Convolution& p, const float* dy, const float* x, in
 
 inline void convolve_weight_gradient(const Convolution& p, const float* dy, const float* x, float* dweight,
                                      const Parallel& parallel) {
-  const int64_t chunk = smaller(p.inputs, smaller(chunk_beside(p.outputs), 512));
+  const int64_t chunk = smaller(p.inputs, smaller(largest_chunk(p.outputs), 512));
   const Buffer<float> sums(kPoints * p.outputs * chunk);
   for_chunks(p.inputs, chunk, [&](Range inputs) {
     const int64_t width = inputs.size(), panels = width / kNR;
