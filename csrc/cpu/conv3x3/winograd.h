@@ -79,7 +79,7 @@ CEN_INLINE void store_square(Pointer at, int64_t from, const Square<n>& square) 
 }
 
 // A row of B' or A, which combines two rows of pixels.
-struct Mix {
+struct RowCombination {
   int first, second;
   float of_first, of_second;
 
@@ -92,8 +92,8 @@ struct Mix {
     return line;
   }
 };
-constexpr Mix kInputRows[4] = {{0, 2, 1, -1}, {1, 2, 1, 1}, {2, 1, 1, -1}, {1, 3, 1, -1}};
-constexpr Mix kGradientRows[4] = {{0, 1, 1, 0}, {0, 1, 1, 1}, {0, 1, 1, -1}, {0, 1, 0, -1}};
+constexpr RowCombination kInputRows[4] = {{0, 2, 1, -1}, {1, 2, 1, 1}, {2, 1, 1, -1}, {1, 3, 1, -1}};
+constexpr RowCombination kGradientRows[4] = {{0, 1, 1, 0}, {0, 1, 1, 1}, {0, 1, 1, -1}, {0, 1, 0, -1}};
 
 // ---- tiles ----
 
