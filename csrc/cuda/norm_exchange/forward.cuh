@@ -13,7 +13,7 @@ struct Partials {
   CEN_DEVICE int64_t index(const Problem& p, int64_t chunk, int64_t unit, int64_t c) const {
     return (chunk * p.units() + unit) * p.channels + c;
   }
-  CEN_DEVICE Joined at(const Problem& p, int64_t chunk, int64_t unit, int64_t c) const {
+  CEN_DEVICE MeanVar at(const Problem& p, int64_t chunk, int64_t unit, int64_t c) const {
     const int64_t i = index(p, chunk, unit, c);
     return {mean[i], var[i]};
   }
@@ -96,7 +96,7 @@ CEN_DEVICE void set_affine(const Problem& p, const ThreadCoord<kLast>& coord, co
                            const Real<T>* weight, const Real<T>* bias, Of of) {
   using R = Real<T>;
   table.each(p, coord, [&](int m, int64_t c, int w) {
-    const Joined s = of(m, c, w);
+    const MeanVar s = of(m, c, w);
     const R shift = R(s.mean), scale = weight[m * p.channels + c] / std::sqrt(R(s.var) + R(p.eps));
     table.at(kShift, m, w) = shift;
     table.at(kScale, m, w) = scale;
@@ -210,7 +210,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kFinishChannels* kFinishThreads, 1)
                         [&](int64_t k) { return partials.at(p, k, unit, coord.c); });
       coord.add(sums.mean, sums.square);
       if (!first) continue;
-      const Joined s = sums.joined();
+      const MeanVar s = sums.joined();
       t.batch_mean[i] = Real<T>(s.mean);
       t.batch_var[i] = Real<T>(s.var);
     }
@@ -231,7 +231,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kTwoPassThreads, (kForwardBlocks<T, kLast>))
   memory.table.set_flags(p, coord, t.weight);
   set_affine(p, coord, memory.table, t.weight, t.bias, [&](int m, int64_t c, int) {
     const int64_t i = p.unit(m, coord.group) * p.channels + c;
-    return Joined{double(t.mean[i]), double(t.var[i])};
+    return MeanVar{double(t.mean[i]), double(t.var[i])};
   });
   sync_threads();
   const int steps = coord.steps(geo);
@@ -288,9 +288,9 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
   }
   set_affine(p, coord, memory.table, t.weight, t.bias, [&](int m, int64_t c, int w) {
     const int64_t unit = p.unit(m, coord.group);
-    const Joined s = join_chunks<kLast>(p, geo, c, [&](int64_t k) {
+    const MeanVar s = join_chunks<kLast>(p, geo, c, [&](int64_t k) {
       if (through_device) return partials.at(p, k, unit, c);
-      return Joined{of_rank(memory.mean, int(k))[m * width + w], of_rank(memory.var, int(k))[m * width + w]};
+      return MeanVar{of_rank(memory.mean, int(k))[m * width + w], of_rank(memory.var, int(k))[m * width + w]};
     });
     if (coord.chunk == 0) {
       const int64_t i = unit * p.channels + c;

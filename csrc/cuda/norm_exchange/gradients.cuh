@@ -76,7 +76,7 @@ CEN_DEVICE void set_affine(const Problem& p, const ThreadCoord<kLast>& coord, co
                            const BackwardTensors<T>& t) {
   set_affine(p, coord, table, t.weight, t.bias, [&](int m, int64_t c, int) {
     const int64_t i = p.unit(m, coord.group) * p.channels + c;
-    return Joined{double(t.mean[i]), double(t.var[i])};
+    return MeanVar{double(t.mean[i]), double(t.var[i])};
   });
 }
 

@@ -206,7 +206,7 @@ CEN_DEVICE void block_moments(const Problem& p, const Geometry& geo, const Threa
     if (*overflow) wide_moments<T>(p, geo, coord, workspace, mean, var, read);
 }
 
-struct Joined {
+struct MeanVar {
   double mean, var;
 };
 
@@ -225,21 +225,21 @@ struct ChunkSums {
       const int64_t values =
           values_before<kLast>(p, geo, channel, end) - values_before<kLast>(p, geo, channel, k * geo.chunk);
       const double part = double(values) / double(p.values());
-      const Joined chunk = of_chunk(k);
+      const MeanVar chunk = of_chunk(k);
       const double d = chunk.mean - shift;
       mean += part * d;
       square += part * (chunk.var + d * d);
     }
   }
 
-  CEN_DEVICE Joined joined() const {
+  CEN_DEVICE MeanVar joined() const {
     const double var = square - mean * mean;
     return {shift + mean, var < 0 ? 0 : var};
   }
 };
 
 template <bool kLast, class OfChunk>
-CEN_DEVICE Joined join_chunks(const Problem& p, const Geometry& geo, int64_t channel, OfChunk of_chunk) {
+CEN_DEVICE MeanVar join_chunks(const Problem& p, const Geometry& geo, int64_t channel, OfChunk of_chunk) {
   if (geo.chunks == 1) return of_chunk(0);
   ChunkSums sums{of_chunk(0).mean};
   sums.add<kLast>(p, geo, channel, 0, 1, of_chunk);
