@@ -30,7 +30,7 @@ const Device& current_device() {
   return devices.emplace(index, device).first->second;
 }
 
-static int64_t ask_running_together(const void* kernel, const Launch& l, int device) {
+static int64_t query_max_active(const void* kernel, const Launch& l, int device) {
   int running = 0;
   if (l.cluster > 1) {
     const LaunchConfig config(l);
@@ -44,7 +44,7 @@ static int64_t ask_running_together(const void* kernel, const Launch& l, int dev
   return int64_t(running) * attribute(cudaDevAttrMultiProcessorCount, device);
 }
 
-int64_t running_together(const void* kernel, const Launch& l) {
+int64_t max_active(const void* kernel, const Launch& l) {
   static std::mutex mutex;
   static std::map<std::tuple<int, const void*, int, int64_t, int>, int64_t> answers;
   int device = 0;
@@ -53,7 +53,7 @@ int64_t running_together(const void* kernel, const Launch& l) {
   const auto key = std::tuple(device, kernel, l.threads_x * l.threads_y, l.shared_bytes, l.cluster);
   const auto known = answers.find(key);
   if (known != answers.end()) return known->second;
-  return answers.emplace(key, ask_running_together(kernel, l, device)).first->second;
+  return answers.emplace(key, query_max_active(kernel, l, device)).first->second;
 }
 
 }  // namespace cen::cuda

@@ -137,13 +137,13 @@ void allow_shared_memory(Kernel kernel, int64_t bytes) {
 
 // Blocks (or clusters, if any) of such a launch that can be resident at once on the device, which may be
 // shared or partitioned. Queried once per kernel and shape.
-int64_t running_together(const void* kernel, const Launch& l);
+int64_t max_active(const void* kernel, const Launch& l);
 
 // Whether a cluster fits on the device, and all blocks of a cooperative launch can be resident at once.
 template <class Kernel>
 bool can_run(Kernel kernel, const Launch& l) {
   allow_shared_memory(kernel, l.shared_bytes);
-  const int64_t running = running_together(reinterpret_cast<const void*>(kernel), l);
+  const int64_t running = max_active(reinterpret_cast<const void*>(kernel), l);
   return running >= (l.cooperative ? l.blocks : 1);
 }
 
