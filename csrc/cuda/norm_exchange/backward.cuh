@@ -89,8 +89,8 @@ CEN_DEVICE void clear_sums(const Problem& p, const BackwardMemory<T, kLast>& mem
 }
 
 template <class T, bool kLast>
-CEN_DEVICE void keep_partials(const Problem& p, const BackwardMemory<T, kLast>& memory,
-                              const ThreadCoord<kLast>& coord, const PartialSums<Real<T>>& partials) {
+CEN_DEVICE void store_partials(const Problem& p, const BackwardMemory<T, kLast>& memory,
+                               const ThreadCoord<kLast>& coord, const PartialSums<Real<T>>& partials) {
   memory.table.each(p, coord, [&](int m, int64_t c, int w) {
     const int64_t i = partials.index(p, coord.chunk, p.unit(m, coord.group), c);
     partials.dz[i] = memory.dz[m * memory.table.width + w];
@@ -127,7 +127,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kTwoPassThreads, kBackwardBlocks)
   }
   if (pass == Pass::dx) return;
   block_sums(p, memory, coord);
-  keep_partials(p, memory, coord, partials);
+  store_partials(p, memory, coord, partials);
 }
 
 // The whole backward pass, which reads every tensor once: the blocks of a strip keep it in shared memory, as
@@ -155,7 +155,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
     work(p, geo, t, memory, coord, tile, Pass::sums);
   }
   block_sums(p, memory, coord);
-  if (through_device || p.groups > 1) keep_partials(p, memory, coord, partials);
+  if (through_device || p.groups > 1) store_partials(p, memory, coord, partials);
   if (through_device)
     grid_sync();
   else
@@ -168,7 +168,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
       return Sums{double(of_rank(memory.dz, int(k))[m * width + w]),
                   double(of_rank(memory.on_x, int(k))[m * width + w])};
     });
-    if (coord.chunk == 0 && p.groups == 1) keep_sums(p, t, m, c, sums);
+    if (coord.chunk == 0 && p.groups == 1) store_sums(p, t, m, c, sums);
     return sums;
   });
   // No block of a cluster may exit before the others have read its sums.

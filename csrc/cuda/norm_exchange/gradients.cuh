@@ -101,7 +101,7 @@ CEN_DEVICE double weight_gradient(const Problem& p, Sums sums, double var) {
 
 // Writes dweight and dbias for batch norm.
 template <class T>
-CEN_DEVICE void keep_sums(const Problem& p, const BackwardTensors<T>& t, int64_t m, int64_t c, Sums sums) {
+CEN_DEVICE void store_sums(const Problem& p, const BackwardTensors<T>& t, int64_t m, int64_t c, Sums sums) {
   const int64_t i = m * p.channels + c;
   t.dbias[i] = Real<T>(sums.dz);
   t.dweight[i] = Real<T>(weight_gradient(p, sums, t.var[i]));
