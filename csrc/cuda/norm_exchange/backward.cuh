@@ -11,9 +11,9 @@ enum class Pass { sums, dx, both };
 
 // Writes dx of a tile, adds the tile to the thread's sums, or both, depending on the pass.
 template <class T, bool kLast>
-CEN_DEVICE void work(const Problem& p, const Geometry& geo, const BackwardTensors<T>& t,
-                     const BackwardMemory<T, kLast>& memory, const ThreadCoord<kLast>& coord,
-                     const Tile& tile, Pass pass) {
+CEN_DEVICE void process_tile(const Problem& p, const Geometry& geo, const BackwardTensors<T>& t,
+                             const BackwardMemory<T, kLast>& memory, const ThreadCoord<kLast>& coord,
+                             const Tile& tile, Pass pass) {
   using R = Real<T>;
   constexpr int n = BackwardMemory<T, kLast>::kSums;
   CEN_UNROLL_1
@@ -123,7 +123,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kTwoPassThreads, kBackwardBlocks)
     commit_copies();
     wait_copies<1>();
     activate(p, geo, t, memory, coord, tile);
-    work(p, geo, t, memory, coord, tile, pass);
+    process_tile(p, geo, t, memory, coord, tile, pass);
   }
   if (pass == Pass::dx) return;
   block_sums(p, memory, coord);
@@ -152,7 +152,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
   for (int step = 0; step < steps; step += kTile) {
     const Tile tile(p, geo, coord, step, step);
     activate(p, geo, t, memory, coord, tile);
-    work(p, geo, t, memory, coord, tile, Pass::sums);
+    process_tile(p, geo, t, memory, coord, tile, Pass::sums);
   }
   block_sums(p, memory, coord);
   if (through_device || p.groups > 1) store_partials(p, memory, coord, partials);
@@ -178,7 +178,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
     cluster_sync();
   CEN_UNROLL_1
   for (int step = 0; step < steps; step += kTile)
-    work(p, geo, t, memory, coord, Tile(p, geo, coord, step, step), Pass::dx);
+    process_tile(p, geo, t, memory, coord, Tile(p, geo, coord, step, step), Pass::dx);
 }
 
 // Reduces the partial sums over chunks and groups to dweight and dbias. The sums of a unit overwrite those of
