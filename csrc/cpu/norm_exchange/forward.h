@@ -43,14 +43,15 @@ void set_given_statistics(const Problem& p, const Tensors& t, const Tables<R>& t
 }
 
 // Writes y of one unit along a strip. walk(f) calls f(at, n) for its vectors; own and element are as in
-// Strip; `ahead` is the prefetch distance in values.
+// Strip; `prefetch_distance` is in values.
 template <class T, bool kChannelsLast, ActivationForm kForm, class Walk>
 CEN_INLINE void forward_strip(const GroupInputs<T>& group, const Coefficients<Real<T>>* own, int64_t element,
-                              int64_t m, bool any_exchanged, T* y, int64_t ahead, bool streamed, Walk walk) {
+                              int64_t m, bool any_exchanged, T* y, int64_t prefetch_distance, bool streamed,
+                              Walk walk) {
   with_exchange(group.modalities, any_exchanged, [&](auto exchange) CEN_INLINE_LAMBDA {
     const Strip<T, kChannelsLast, decltype(exchange)::value, kForm> strip(group, own, element, m);
     walk([&](int64_t at, auto n) CEN_INLINE_LAMBDA {
-      strip.prefetch(at + ahead);
+      strip.prefetch(at + prefetch_distance);
       store(y + at, strip.y(at, n), n, streamed);
     });
   });
@@ -128,14 +129,14 @@ void forward_channels_first(const Problem& p, const ForwardTensors<T>& t, const 
   using R = Real<T>;
   const LineBlocks blocks(p, !p.batch_statistics);
   const GroupInputs<T> group(p, tables, t.x, t.residual, nullptr);
-  const int64_t phase = phase_of(t.y), ahead = blocks.ahead(sizeof(T));
+  const int64_t phase = phase_of(t.y), prefetch_distance = blocks.prefetch_distance(sizeof(T));
   const auto place = [&](int64_t m, int64_t g, int64_t c) {
     return p.unit(m, g) * p.unit_size() + c * p.spatial;
   };
-  const auto write = [&](int64_t m, int64_t g, int64_t c, int64_t b, int64_t ahead) {
+  const auto write = [&](int64_t m, int64_t g, int64_t c, int64_t b, int64_t prefetch_distance) {
     const Coefficients<R>& own = tables.at(p.unit(m, g), c);
     const int64_t element = c % kVecSize<R>;
-    forward_strip<T, false, kForm>(group, &own, element, m, own.exchanged[element], t.y, ahead,
+    forward_strip<T, false, kForm>(group, &own, element, m, own.exchanged[element], t.y, prefetch_distance,
                                    p.streaming_stores, [&](auto f) CEN_INLINE_LAMBDA {
                                      blocks.walk<R, 1>(blocks.block(b), place(m, g, c), phase,
                                                        [&](int64_t at, auto n, auto)
@@ -144,7 +145,7 @@ void forward_channels_first(const Problem& p, const ForwardTensors<T>& t, const 
   };
   if (!p.batch_statistics)
     return for_blocks_in_order(p, blocks, parallel, [&](int64_t g, int64_t c, int64_t b) {
-      for (int64_t m = 0; m < p.modalities; ++m) write(m, g, c, b, ahead);
+      for (int64_t m = 0; m < p.modalities; ++m) write(m, g, c, b, prefetch_distance);
     });
 
   const Buffer<Moments> moments(p.units() * p.channels * blocks.count);
@@ -222,14 +223,15 @@ void forward_channels_last(const Problem& p, const ForwardTensors<T>& t, const T
     for (int64_t k = begin; k < end; ++k) {
       // In reverse order of the statistics pass, so that each core finds what it read last in its cache.
       const int64_t i = p.batch_statistics ? begin + end - 1 - k : k;
-      const int64_t b = i / p.groups, g = i % p.groups, step = p.channels, ahead = blocks.ahead(sizeof(T));
+      const int64_t b = i / p.groups, g = i % p.groups, step = p.channels,
+                    prefetch_distance = blocks.prefetch_distance(sizeof(T));
       for (int64_t m = 0; m < p.modalities; ++m) {
         const int64_t unit = p.unit(m, g), first = unit * p.unit_size();
         const Coefficients<R>* own = tables.unit(unit);
         blocks.for_tiles(b, [&](int64_t row, auto tile_rows) CEN_INLINE_LAMBDA {
           blocks.for_strips<R>([&](int64_t strip, auto n) CEN_INLINE_LAMBDA {
-            forward_strip<T, true, kForm>(group, own + strip, 0, m, own[strip].any_exchanged, t.y, ahead,
-                                          streamed, [&](auto f) CEN_INLINE_LAMBDA {
+            forward_strip<T, true, kForm>(group, own + strip, 0, m, own[strip].any_exchanged, t.y,
+                                          prefetch_distance, streamed, [&](auto f) CEN_INLINE_LAMBDA {
                                             walk_rows(
                                                 first + row * step + strip * kVecSize<R>, step, tile_rows,
                                                 [&](int64_t at, int64_t) CEN_INLINE_LAMBDA { f(at, n); });

@@ -114,7 +114,7 @@ struct LineBlocks {
   }
 
   // The prefetch distance in values: the next line where lines are too short for the hardware prefetcher.
-  int64_t ahead(int64_t bytes_per_value) const {
+  int64_t prefetch_distance(int64_t bytes_per_value) const {
     return lines > 1 && size * bytes_per_value <= 8192 ? stride : 1024 / bytes_per_value;
   }
 
@@ -162,9 +162,9 @@ Moments block_moments(const T* x, int64_t first, const LineBlocks& blocks, int64
   const R shift = x0[0] + static_cast<R>(sum_elements(sum) / sample.values());
 
   MomentSums<R> sums[4];
-  const int64_t ahead = blocks.ahead(sizeof(T));
+  const int64_t prefetch_distance = blocks.prefetch_distance(sizeof(T));
   blocks.walk<R, 4>(block, first, 0, [&](int64_t at, auto n, auto slot) CEN_INLINE_LAMBDA {
-    __builtin_prefetch(x + at + ahead);
+    __builtin_prefetch(x + at + prefetch_distance);
     sums[slot].add(first_elements<R>(load(x + at, n) - splat(shift), n));
   });
   const double squares =
@@ -199,7 +199,7 @@ struct RowBlocks {
 
   // The prefetch distance in values, to another tile: hardware prefetchers miss reads with the stride of a
   // row. It covers the memory latency without overflowing the L1 cache.
-  int64_t ahead(int64_t bytes_per_value) const {
+  int64_t prefetch_distance(int64_t bytes_per_value) const {
     const int64_t row = channels * bytes_per_value;
     if (kTile * row > 16384) return 2048 / bytes_per_value;
     return larger(kTile, 8192 / row) * channels;
@@ -251,7 +251,8 @@ void block_moments(const T* unit, const RowBlocks& blocks, int64_t b, MomentSums
                    double* squares) {
   using R = Real<T>;
   const int64_t begin = blocks.begin(b), count = blocks.values(b), step = blocks.channels;
-  const int64_t sample = smaller(MomentSums<R>::kSampleRows, count), ahead = blocks.ahead(sizeof(T));
+  const int64_t sample = smaller(MomentSums<R>::kSampleRows, count),
+                prefetch_distance = blocks.prefetch_distance(sizeof(T));
   blocks.for_strips<R>([&](int64_t strip, auto n) {
     const T* first = unit + begin * step + strip * kVecSize<R>;
     const Vec<R> x0 = load(first, n);
@@ -264,7 +265,7 @@ void block_moments(const T* unit, const RowBlocks& blocks, int64_t b, MomentSums
       MomentSums<R> tile{sums[strip].shift};
       walk_rows(row * step + strip * kVecSize<R>, step, tile_rows,
                 [&](int64_t at, int64_t) CEN_INLINE_LAMBDA {
-                  __builtin_prefetch(unit + at + ahead);
+                  __builtin_prefetch(unit + at + prefetch_distance);
                   tile.add(load(unit + at, n) - tile.shift);
                 });
       sums[strip].sum += tile.sum;
