@@ -31,13 +31,13 @@ AffineGradient finish_channel(const Problem& p, const BackwardTensors<T>& t, con
   Coefficients<R>& k = tables.at(unit, c);
   if (k.dead[element]) return {};
   const double invstd = 1 / std::sqrt(t.var[i] + p.eps), per_value = 1 / static_cast<double>(p.values());
-  const double centre = p.batch_statistics ? sums.x * per_value : 0;
-  const double dweight = invstd * (sums.dz_x - sums.dz * centre);
+  const double center = p.batch_statistics ? sums.x * per_value : 0;
+  const double dweight = invstd * (sums.dz_x - sums.dz * center);
   if (p.batch_statistics) {
     const double scale = invstd * t.weight[m * p.channels + c];
     const double on_x = -scale * invstd * dweight * per_value;
     k.on_x[element] = static_cast<R>(on_x);
-    k.constant[element] = static_cast<R>(-scale * sums.dz * per_value - on_x * centre);
+    k.constant[element] = static_cast<R>(-scale * sums.dz * per_value - on_x * center);
   }
   return {dweight, sums.dz};
 }
@@ -90,7 +90,7 @@ CEN_INLINE StripSums<Real<T>> backward_strip(const BackwardTensors<T>& t, const 
     StripSums<R> slots[kSlots];
     walk([&](int64_t at, auto n, auto slot) CEN_INLINE_LAMBDA {
       strip.prefetch(at + prefetch_distance);
-      const Vec<R> g = strip.g(at, n), dz = strip.dz(g, at, n), x = strip.centred(at, n);
+      const Vec<R> g = strip.g(at, n), dz = strip.dz(g, at, n), x = strip.centered(at, n);
       if constexpr (kSum) slots[slot].add(dz, x, n);
       if constexpr (kWrite)
         store(t.dx + at, kSum ? dz * strip.scale() : dz * strip.scale() + (x * on_x + constant), n, streamed);

@@ -164,7 +164,7 @@ class Strip {
 
   // x - shift, and 0 where y does not depend on x.
   template <class N>
-  CEN_INLINE V centred(int64_t at, N n) const {
+  CEN_INLINE V centered(int64_t at, N n) const {
     const V d = load(group_.x + at, n) - own_.shift;
     if constexpr (kExchange == Exchange::none) return d;
     return dead_ ? V{} : d;

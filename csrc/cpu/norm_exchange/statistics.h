@@ -13,8 +13,8 @@ struct Moments {
 
 // Moments from the sums of d and d * d over `count` values, where d = x - shift.
 CEN_INLINE Moments moments_of(double shift, double sum, double squares, int64_t count) {
-  const double mean = sum / count, centred = squares - sum * mean;
-  return {shift + mean, centred < 0 ? 0 : centred};
+  const double mean = sum / count, centered = squares - sum * mean;
+  return {shift + mean, centered < 0 ? 0 : centered};
 }
 
 // Combines the moments of blocks. block(b) returns those of block b, count(b) its number of values.
@@ -276,9 +276,9 @@ void block_moments(const T* unit, const RowBlocks& blocks, int64_t b, MomentSums
   for (int64_t strip = 0; strip * kVecSize<R> < step; ++strip)
     for_wide_parts(
         [&](int64_t element, Vec<double> shift, Vec<double> sum, Vec<double> square) {
-          const Vec<double> centred = square - sum * sum * per_value;
+          const Vec<double> centered = square - sum * sum * per_value;
           store_row(mean + strip * kVecSize<R> + element, shift + sum * per_value);
-          store_row(squares + strip * kVecSize<R> + element, centred < 0 ? Vec<double>{} : centred);
+          store_row(squares + strip * kVecSize<R> + element, centered < 0 ? Vec<double>{} : centered);
         },
         sums[strip].shift, sums[strip].sum, sums[strip].squares);
   bool finite = true;

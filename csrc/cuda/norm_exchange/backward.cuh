@@ -26,7 +26,7 @@ CEN_DEVICE void process_tile(const Problem& p, const Geometry& geo, const Backwa
       const VectorSlice& slice = tile.slices[u];
       if (slice.empty()) continue;
       RealVec<T> dz = dz_of(p, memory, coord, strip, tile.kept + u);
-      const RealVec<T> d = centred(memory, coord, strip, tile.kept + u);
+      const RealVec<T> d = centered(memory, coord, strip, tile.kept + u);
       if (pass != Pass::dx) {
         CEN_UNROLL
         for (int l = 0; l < kVecSize<T>; ++l) {

@@ -224,8 +224,8 @@ CEN_DEVICE RealVec<T> dz_of(const Problem& p, const BackwardMemory<T, kLast>& me
 
 // x - mean, and 0 where y does not depend on x.
 template <class T, bool kLast>
-CEN_DEVICE RealVec<T> centred(const BackwardMemory<T, kLast>& memory, const ThreadCoord<kLast>& coord,
-                              const Strip<T, kLast>& strip, int kept) {
+CEN_DEVICE RealVec<T> centered(const BackwardMemory<T, kLast>& memory, const ThreadCoord<kLast>& coord,
+                               const Strip<T, kLast>& strip, int kept) {
   RealVec<T> d{};
   if (strip.flags.all(kDead)) return d;
   const RealVec<T> x =
