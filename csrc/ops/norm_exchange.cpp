@@ -21,7 +21,7 @@ namespace {
 
 // Converts a string argument of an op and frees its handle. (The header's conversion to std::string leaks one
 // string per call in torch 2.13.)
-std::string take(StringHandle handle) {
+std::string take_string(StringHandle handle) {
   const char* data = nullptr;
   size_t length = 0;
   TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
@@ -54,9 +54,9 @@ struct Call {
   Problem p{};
   std::string plan;  // name of a cuda::Kind (csrc/cuda/kernels.h); the CPU ignores it
 
-  explicit Call(const Options& options) : plan(take(options.plan)) {
-    const std::string region = take(options.region), criterion = take(options.criterion),
-                      norm = take(options.norm), activation = take(options.activation);
+  explicit Call(const Options& options) : plan(take_string(options.plan)) {
+    const std::string region = take_string(options.region), criterion = take_string(options.criterion),
+                      norm = take_string(options.norm), activation = take_string(options.activation);
     p.threshold = options.threshold;
     p.region = parse<Region>("region", region, {{"own", Region::own}, {"all", Region::all}});
     p.criterion = parse<Criterion>("criterion", criterion,
