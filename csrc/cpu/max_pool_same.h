@@ -154,7 +154,7 @@ class MaximaOfRows {
   // Writes a row of image y and of its winners.
   void write_row(T* y, uint8_t* winners, int64_t row, Tile tile, bool streamed) const {
     const int64_t top = row - p_.radius(), first = larger(0, -top), last = smaller(p_.size, p_.rows - top);
-    const int64_t place = row * p_.length + tile.first;
+    const int64_t offset = row * p_.length + tile.first;
     for_vectors<R>(tile.values, [&](int64_t at, auto n) CEN_INLINE_LAMBDA {
       const auto maximum = [&](int64_t k) CEN_INLINE_LAMBDA {
         const int64_t from = slot(top + k) + at;
@@ -167,8 +167,8 @@ class MaximaOfRows {
         const Maximum<R> other = maximum(k);
         best.meet(other.value, other.winner);
       }
-      store(y + place + at, best.value, n, streamed);
-      store_winners<R>(winners + place + at, best.winner, n);
+      store(y + offset + at, best.value, n, streamed);
+      store_winners<R>(winners + offset + at, best.winner, n);
     });
   }
 

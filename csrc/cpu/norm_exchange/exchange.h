@@ -192,7 +192,7 @@ class Strip {
     V sum{};
     for (int64_t other = 0; other < group_.modalities; ++other)
       if (other != m_)
-        sum += of_borrower(Own::mask(row(other)->replaced, element_), place(at, other), n,
+        sum += of_borrower(Own::mask(row(other)->replaced, element_), offset_in(at, other), n,
                            [&] { return mean_without(other, at, n); });
     return d + sum * group_.per_other;
   }
@@ -201,14 +201,14 @@ class Strip {
   CEN_INLINE const Coefficients<R>* row(int64_t m) const {
     return coefficients_ + (m - m_) * group_.row_stride;
   }
-  CEN_INLINE int64_t place(int64_t at, int64_t m) const { return at + (m - m_) * group_.stride; }
+  CEN_INLINE int64_t offset_in(int64_t at, int64_t m) const { return at + (m - m_) * group_.stride; }
 
   // The mean of z over all modalities but m.
   template <class N>
   CEN_INLINE V mean_without(int64_t m, int64_t at, N n) const {
     V sum{};
     for (int64_t other = 0; other < group_.modalities; ++other)
-      if (other != m) sum += Own(row(other), element_).z(load(group_.x + place(at, other), n));
+      if (other != m) sum += Own(row(other), element_).z(load(group_.x + offset_in(at, other), n));
     return sum * group_.per_other;
   }
 

@@ -130,7 +130,7 @@ void forward_channels_first(const Problem& p, const ForwardTensors<T>& t, const 
   const LineBlocks blocks(p, !p.batch_statistics);
   const GroupInputs<T> group(p, tables, t.x, t.residual, nullptr);
   const int64_t phase = phase_of(t.y), prefetch_distance = blocks.prefetch_distance(sizeof(T));
-  const auto place = [&](int64_t m, int64_t g, int64_t c) {
+  const auto channel_offset = [&](int64_t m, int64_t g, int64_t c) {
     return p.unit(m, g) * p.unit_size() + c * p.spatial;
   };
   const auto write = [&](int64_t m, int64_t g, int64_t c, int64_t b, int64_t prefetch_distance) {
@@ -138,7 +138,7 @@ void forward_channels_first(const Problem& p, const ForwardTensors<T>& t, const 
     const int64_t element = c % kVecSize<R>;
     forward_strip<T, false, kForm>(group, &own, element, m, own.exchanged[element], t.y, prefetch_distance,
                                    p.streaming_stores, [&](auto f) CEN_INLINE_LAMBDA {
-                                     blocks.walk<R, 1>(blocks.block(b), place(m, g, c), phase,
+                                     blocks.walk<R, 1>(blocks.block(b), channel_offset(m, g, c), phase,
                                                        [&](int64_t at, auto n, auto)
                                                            CEN_INLINE_LAMBDA { f(at, n); });
                                    });
@@ -155,7 +155,7 @@ void forward_channels_first(const Problem& p, const ForwardTensors<T>& t, const 
           return moments.get() + (p.unit(m, channels.g) * p.channels + c) * blocks.count;
         };
         for_blocks(channels, blocks, inner, [&](int64_t m, int64_t c, int64_t b) {
-          of_channel(m, c)[b] = block_moments(t.x, place(m, channels.g, c), blocks, b);
+          of_channel(m, c)[b] = block_moments(t.x, channel_offset(m, channels.g, c), blocks, b);
         });
         for (int64_t m = channels.first_m; m < channels.last_m; ++m)
           for (int64_t c = channels.first_c; c < channels.last_c; ++c) {
