@@ -25,8 +25,8 @@ CEN_DEVICE void process_tile(const Problem& p, const Geometry& geo, const Backwa
     for (int u = 0; u < kTile; ++u) {
       const VectorSlice& slice = tile.slices[u];
       if (slice.empty()) continue;
-      RealVec<T> dz = dz_of(p, memory, coord, strip, tile.kept + u);
-      const RealVec<T> d = centered(memory, coord, strip, tile.kept + u);
+      RealVec<T> dz = dz_of(p, memory, coord, strip, tile.storage_step + u);
+      const RealVec<T> d = centered(memory, coord, strip, tile.storage_step + u);
       if (pass != Pass::dx) {
         CEN_UNROLL
         for (int l = 0; l < kVecSize<T>; ++l) {
@@ -118,7 +118,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kTwoPassThreads, kBackwardBlocks)
   CEN_UNROLL_1
   for (int step = 0; step < steps; step += kTile) {
     const Tile tile = next;
-    next = Tile(p, geo, coord, step + kTile, kTile - tile.kept);
+    next = Tile(p, geo, coord, step + kTile, kTile - tile.storage_step);
     fetch_backward(p, geo, t, memory, coord, next);
     commit_copies();
     wait_copies<1>();

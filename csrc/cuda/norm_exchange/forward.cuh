@@ -129,9 +129,10 @@ CEN_DEVICE void fetch_forward(const Problem& p, const Geometry& geo, const Forwa
       const VectorSlice& slice = tile.slices[u];
       if (slice.empty()) continue;
       if (part)
-        fetch(geo, &memory.storage.at(coord.thread_rank, tile.kept + u, Memory::kX, m), t.x + base, slice);
+        fetch(geo, &memory.storage.at(coord.thread_rank, tile.storage_step + u, Memory::kX, m), t.x + base,
+              slice);
       if (t.residual)
-        fetch(geo, &memory.storage.at(coord.thread_rank, tile.kept + u, Memory::kResidual, m),
+        fetch(geo, &memory.storage.at(coord.thread_rank, tile.storage_step + u, Memory::kResidual, m),
               t.residual + base, slice);
     }
   }
@@ -152,11 +153,11 @@ CEN_DEVICE void write_y(const Problem& p, const Geometry& geo, const ForwardTens
       const VectorSlice& slice = tile.slices[u];
       if (slice.empty()) continue;
       RealVec<T> v = strip.exchanged([&](int modality) {
-        return widen(memory.storage.at(coord.thread_rank, tile.kept + u, Memory::kX, modality));
+        return widen(memory.storage.at(coord.thread_rank, tile.storage_step + u, Memory::kX, modality));
       });
       if (t.residual) {
         const RealVec<T> residual =
-            widen(memory.storage.at(coord.thread_rank, tile.kept + u, Memory::kResidual, m));
+            widen(memory.storage.at(coord.thread_rank, tile.storage_step + u, Memory::kResidual, m));
         CEN_UNROLL
         for (int l = 0; l < kVecSize<T>; ++l) v.element[l] += residual.element[l];
       }
@@ -241,7 +242,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kTwoPassThreads, (kForwardBlocks<T, kLast>))
   CEN_UNROLL_1
   for (int step = 0; step < steps; step += kTile) {
     const Tile tile = next;
-    next = Tile(p, geo, coord, step + kTile, kTile - tile.kept);
+    next = Tile(p, geo, coord, step + kTile, kTile - tile.storage_step);
     fetch_forward(p, geo, t, memory, coord, false, next);
     commit_copies();
     wait_copies<1>();

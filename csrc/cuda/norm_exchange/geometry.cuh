@@ -123,11 +123,12 @@ constexpr int kTile = 2;
 
 struct Tile {
   VectorSlice slices[kTile];
-  int kept;  // index of the first slice's step in Storage
+  int storage_step;  // index of the first slice's step in Storage
 
   template <bool kLast>
-  CEN_DEVICE Tile(const Problem& p, const Geometry& geo, const ThreadCoord<kLast>& coord, int step, int kept)
-      : kept(kept) {
+  CEN_DEVICE Tile(const Problem& p, const Geometry& geo, const ThreadCoord<kLast>& coord, int step,
+                  int storage_step)
+      : storage_step(storage_step) {
     CEN_UNROLL
     for (int u = 0; u < kTile; ++u) slices[u] = coord.slice(p, geo, step + u);
   }

@@ -121,11 +121,13 @@ CEN_DEVICE void fetch_backward(const Problem& p, const Geometry& geo, const Back
     for (int u = 0; u < kTile; ++u) {
       const VectorSlice& slice = tile.slices[u];
       if (slice.empty()) continue;
-      fetch(geo, &memory.storage.at(coord.thread_rank, tile.kept + u, Memory::kDy, m), t.dy + base, slice);
+      fetch(geo, &memory.storage.at(coord.thread_rank, tile.storage_step + u, Memory::kDy, m), t.dy + base,
+            slice);
       if (part)
-        fetch(geo, &memory.storage.at(coord.thread_rank, tile.kept + u, Memory::kX, m), t.x + base, slice);
+        fetch(geo, &memory.storage.at(coord.thread_rank, tile.storage_step + u, Memory::kX, m), t.x + base,
+              slice);
       if (t.residual)
-        fetch(geo, &memory.storage.at(coord.thread_rank, tile.kept + u, Memory::kResidual, m),
+        fetch(geo, &memory.storage.at(coord.thread_rank, tile.storage_step + u, Memory::kResidual, m),
               t.residual + base, slice);
     }
   }
@@ -134,12 +136,14 @@ CEN_DEVICE void fetch_backward(const Problem& p, const Geometry& geo, const Back
 // The argument u of the activation: z after the exchange, plus the residual.
 template <class T, bool kLast>
 CEN_DEVICE RealVec<T> argument(const BackwardMemory<T, kLast>& memory, const ThreadCoord<kLast>& coord,
-                               const Strip<T, kLast>& strip, int kept) {
+                               const Strip<T, kLast>& strip, int storage_step) {
   using Memory = BackwardMemory<T, kLast>;
-  RealVec<T> u = strip.exchanged(
-      [&](int modality) { return widen(memory.storage.at(coord.thread_rank, kept, Memory::kX, modality)); });
+  RealVec<T> u = strip.exchanged([&](int modality) {
+    return widen(memory.storage.at(coord.thread_rank, storage_step, Memory::kX, modality));
+  });
   if (memory.storage.tensors > Memory::kResidual) {
-    const RealVec<T> residual = widen(memory.storage.at(coord.thread_rank, kept, Memory::kResidual, strip.m));
+    const RealVec<T> residual =
+        widen(memory.storage.at(coord.thread_rank, storage_step, Memory::kResidual, strip.m));
     CEN_UNROLL
     for (int l = 0; l < kVecSize<T>; ++l) u.element[l] += residual.element[l];
   }
@@ -149,16 +153,17 @@ CEN_DEVICE RealVec<T> argument(const BackwardMemory<T, kLast>& memory, const Thr
 // dy * activation'(u), which is the gradient of the residual. Requires activate() for this step before.
 template <class T, bool kLast>
 CEN_DEVICE RealVec<T> gradient(const Problem& p, const BackwardMemory<T, kLast>& memory,
-                               const ThreadCoord<kLast>& coord, int kept, int m) {
-  RealVec<T> g = widen(memory.storage.at(coord.thread_rank, kept, BackwardMemory<T, kLast>::kDy, m));
+                               const ThreadCoord<kLast>& coord, int storage_step, int m) {
+  RealVec<T> g = widen(memory.storage.at(coord.thread_rank, storage_step, BackwardMemory<T, kLast>::kDy, m));
   if (p.activation == Activation::identity) return g;
   with_activation<Real<T>>(p, [&](auto activation) {
     if constexpr (decltype(activation)::kCurved) {
-      const RealVec<T> u = argument(memory, coord, Strip<T, kLast>(memory.table, m, coord.line), kept);
+      const RealVec<T> u =
+          argument(memory, coord, Strip<T, kLast>(memory.table, m, coord.line), storage_step);
       CEN_UNROLL
       for (int l = 0; l < kVecSize<T>; ++l) g.element[l] = activation.gradient(g.element[l], u.element[l]);
     } else {
-      const int passes = memory.passes_at(coord, kept, m);
+      const int passes = memory.passes_at(coord, storage_step, m);
       CEN_UNROLL
       for (int l = 0; l < kVecSize<T>; ++l)
         g.element[l] = passes >> l & 1 ? g.element[l] : activation.stopped(g.element[l]);
@@ -181,10 +186,10 @@ CEN_DEVICE void activate(const Problem& p, const Geometry& geo, const BackwardTe
     CEN_UNROLL
     for (int u = 0; u < kTile; ++u) {
       const VectorSlice& slice = tile.slices[u];
-      const int kept = tile.kept + u;
+      const int storage_step = tile.storage_step + u;
       if (slice.empty()) continue;
       if (p.activation != Activation::identity) {
-        const RealVec<T> v = argument(memory, coord, strip, kept);
+        const RealVec<T> v = argument(memory, coord, strip, storage_step);
         int passes = 0;
         with_activation<Real<T>>(p, [&](auto activation) {
           if constexpr (!decltype(activation)::kCurved) {
@@ -192,9 +197,10 @@ CEN_DEVICE void activate(const Problem& p, const Geometry& geo, const BackwardTe
             for (int l = 0; l < kVecSize<T>; ++l) passes |= activation.passes(v.element[l]) << l;
           }
         });
-        memory.passes_at(coord, kept, m) = uint8_t(passes);
+        memory.passes_at(coord, storage_step, m) = uint8_t(passes);
       }
-      if (t.dresidual) write(geo, t.dresidual + base, slice, narrow<T>(gradient(p, memory, coord, kept, m)));
+      if (t.dresidual)
+        write(geo, t.dresidual + base, slice, narrow<T>(gradient(p, memory, coord, storage_step, m)));
     }
   }
 }
@@ -202,10 +208,10 @@ CEN_DEVICE void activate(const Problem& p, const Geometry& geo, const BackwardTe
 // The gradient of z before the exchange: that of its own modality, plus those of modalities that borrow it.
 template <class T, bool kLast>
 CEN_DEVICE RealVec<T> dz_of(const Problem& p, const BackwardMemory<T, kLast>& memory,
-                            const ThreadCoord<kLast>& coord, const Strip<T, kLast>& strip, int kept) {
+                            const ThreadCoord<kLast>& coord, const Strip<T, kLast>& strip, int storage_step) {
   RealVec<T> dz{};
   if (!strip.all_replaced) {
-    dz = gradient(p, memory, coord, kept, strip.m);
+    dz = gradient(p, memory, coord, storage_step, strip.m);
     CEN_UNROLL
     for (int l = 0; l < kVecSize<T>; ++l)
       dz.element[l] = strip.flags.replaced(l) ? Real<T>(0) : dz.element[l];
@@ -214,7 +220,7 @@ CEN_DEVICE RealVec<T> dz_of(const Problem& p, const BackwardMemory<T, kLast>& me
   for (int other = 0; other < memory.table.modalities; ++other) {
     const Flags<T, kLast> borrower = memory.table.flags_of(other, coord.line);
     if (other == strip.m || !borrower.any_replaced()) continue;
-    const RealVec<T> g = gradient(p, memory, coord, kept, other);
+    const RealVec<T> g = gradient(p, memory, coord, storage_step, other);
     CEN_UNROLL
     for (int l = 0; l < kVecSize<T>; ++l)
       dz.element[l] += borrower.replaced(l) ? g.element[l] * strip.per_other : Real<T>(0);
@@ -225,11 +231,11 @@ CEN_DEVICE RealVec<T> dz_of(const Problem& p, const BackwardMemory<T, kLast>& me
 // x - mean, and 0 where y does not depend on x.
 template <class T, bool kLast>
 CEN_DEVICE RealVec<T> centered(const BackwardMemory<T, kLast>& memory, const ThreadCoord<kLast>& coord,
-                               const Strip<T, kLast>& strip, int kept) {
+                               const Strip<T, kLast>& strip, int storage_step) {
   RealVec<T> d{};
   if (strip.flags.all(kDead)) return d;
   const RealVec<T> x =
-      widen(memory.storage.at(coord.thread_rank, kept, BackwardMemory<T, kLast>::kX, strip.m));
+      widen(memory.storage.at(coord.thread_rank, storage_step, BackwardMemory<T, kLast>::kX, strip.m));
   CEN_UNROLL
   for (int l = 0; l < kVecSize<T>; ++l)
     d.element[l] = strip.flags.dead(l) ? Real<T>(0) : x.element[l] - strip.own.shift.element[l];
