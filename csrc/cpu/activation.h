@@ -62,13 +62,14 @@ constexpr ActivationForm form_of(Activation activation) {
 template <class R>
 struct ActivationParameters {
   Activation activation;
-  R slope;                                                    // of leaky_relu for negative arguments
-  std::conditional_t<sizeof(R) == 4, int32_t, int64_t> kept;  // bit mask of products with slope: 0 for relu
+  R slope;  // of leaky_relu for negative arguments
+  // Bit mask of products with slope: 0 for relu.
+  std::conditional_t<sizeof(R) == 4, int32_t, int64_t> product_mask;
 
   ActivationParameters(Activation activation, double negative_slope)
       : activation(activation),
         slope(static_cast<R>(negative_slope)),
-        kept(activation == Activation::relu ? 0 : -1) {}
+        product_mask(activation == Activation::relu ? 0 : -1) {}
 };
 
 // The counterpart of Formula for one form. gradient() takes u as a function, called only if it needs u.
@@ -91,14 +92,14 @@ template <class V>
 struct Activate<V, ActivationForm::leaky> {
   using Mask = decltype(V{} < V{});
   V slope;
-  Mask kept;
+  Mask product_mask;
 
   template <class R>
   CEN_ACTIVATION_INLINE explicit Activate(const ActivationParameters<R>& p)
-      : slope(p.slope - V{}), kept(p.kept - Mask{}) {}
+      : slope(p.slope - V{}), product_mask(p.product_mask - Mask{}) {}
 
   // Masking the bits makes relu give +0 even for infinite v.
-  CEN_ACTIVATION_INLINE V scaled(V v) const { return (V)((Mask)(v * slope) & kept); }
+  CEN_ACTIVATION_INLINE V scaled(V v) const { return (V)((Mask)(v * slope) & product_mask); }
 
   CEN_ACTIVATION_INLINE V value(V u) const { return u < 0 ? scaled(u) : u; }
   template <class U>
