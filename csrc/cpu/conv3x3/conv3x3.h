@@ -71,18 +71,18 @@ inline void transform_kernels(const Convolution& p, Range outputs, const float* 
                               const Parallel& parallel) {
   const int64_t vectors = p.inputs / kFloats;
   parallel_ranges(parallel, outputs.size() / kNR * vectors, [&](int64_t begin, int64_t end) {
-    const Buffer<float> turned(kPoints * kNR * kFloats);
+    const Buffer<float> transformed(kPoints * kNR * kFloats);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t panel = i / vectors, c = i % vectors * kFloats;
       for (int64_t k = 0; k < kNR; ++k) {
         const float* kernel = weight + (outputs.begin + panel * kNR + k) * 9 * p.inputs;
         const auto square = load_square<3>([&](int tap) { return kernel + tap * p.inputs; }, c);
-        store_square([&](int point) { return turned.get() + (point * kNR + k) * kFloats; }, 0,
+        store_square([&](int point) { return transformed.get() + (point * kNR + k) * kFloats; }, 0,
                      both_ways(of_kernel, square));
       }
       for (int64_t point = 0; point < kPoints; ++point) {
         float* to = points + ((panel * kPoints + point) * p.inputs + c) * kNR;
-        const float* from = turned.get() + point * kNR * kFloats;
+        const float* from = transformed.get() + point * kNR * kFloats;
         for (int64_t element = 0; element < kFloats; ++element)
           for (int64_t k = 0; k < kNR; ++k) to[element * kNR + k] = from[k * kFloats + element];
       }
@@ -92,8 +92,8 @@ inline void transform_kernels(const Convolution& p, Range outputs, const float* 
 
 // Transforms the weight of the convolution that yields the gradient of a range of inputs, i.e. rotated by 180
 // degrees with inputs and outputs swapped, to points [inputs / kNR][16][K][kNR].
-inline void transform_turned_kernels(const Convolution& p, Range inputs, const float* weight, float* points,
-                                     const Parallel& parallel) {
+inline void transform_flipped_kernels(const Convolution& p, Range inputs, const float* weight, float* points,
+                                      const Parallel& parallel) {
   parallel_tasks(parallel, p.outputs, [&](int64_t k) {
     const float* kernel = weight + k * 9 * p.inputs + inputs.begin;
     for (int64_t c = 0; c < inputs.size(); c += kFloats) {
@@ -225,11 +225,11 @@ inline void convolve(const Convolution& p, const float* x, const float* weight, 
 
 inline void convolve_backward(const Convolution& p, const float* dy, const float* weight, float* dx,
                               const Parallel& parallel) {
-  Convolution turned = p;
-  turned.inputs = p.outputs;
-  turned.outputs = p.inputs;
-  convolve_by(turned, dy, nullptr, dx, parallel, [&](Range inputs, float* points) {
-    transform_turned_kernels(p, inputs, weight, points, parallel);
+  Convolution flipped = p;
+  flipped.inputs = p.outputs;
+  flipped.outputs = p.inputs;
+  convolve_by(flipped, dy, nullptr, dx, parallel, [&](Range inputs, float* points) {
+    transform_flipped_kernels(p, inputs, weight, points, parallel);
   });
 }
 
