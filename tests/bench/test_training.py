@@ -10,10 +10,17 @@ import torch
 from torch import nn
 
 from bench import training
-from bench.harness import translation_providers
+from bench.harness import segmentation_providers, translation_providers
 from bench.harness.configs import CONFIGS
 
 TINY = ["--encoder", "resnet18", "--crop", "48", "--batch", "2", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def thin_decoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full decoders take minutes in bfloat16 where PyTorch's convolutions of it are slow (no AVX-512)."""
+    for network, decoder in segmentation_providers.DECODERS.items():
+        monkeypatch.setitem(segmentation_providers.DECODERS, network, {**decoder, "width": 32})
 
 
 def networks(made: training.Provider) -> list[nn.Module]:
