@@ -74,7 +74,7 @@ def color_image(
 
 @lru_cache
 def _normalized(mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
-    """What each 8-bit value of each color becomes, ``[1, 256, 3]``.
+    """The normalized value of each 8-bit value of each color, ``[1, 256, 3]``.
 
     One look-up normalizes an image, four times as fast as the arithmetic on float32 (0.4 against 1.9 ms for
     640x480) and rounded once only.

@@ -1,4 +1,4 @@
-"""What a forward pass tells of a network: norms after spatial convolutions, stages, blocks that halve."""
+"""Traces of networks: norms after spatial convolutions, stages, blocks that halve."""
 
 from __future__ import annotations
 

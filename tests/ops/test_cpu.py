@@ -62,7 +62,7 @@ NARROW = [Shape(2, 2, 21, (11, 13)), Shape(3, 2, 40, (5, 5)), Shape(2, 3, 3, (9,
 
 
 def check_this_process() -> None:
-    """What the processes of test_every_instruction_set do."""
+    """The work of the processes of test_every_instruction_set."""
     activations = itertools.cycle(ACTIVATIONS)
     for shape, dtype, norm, channels_last, given in itertools.product(
         NARROW, DTYPES, NORMS, [False, True], [False, True]

@@ -189,7 +189,7 @@ def test_passes_cover_x_and_keep_the_device_busy(g, dtype, values, multiprocesso
     tile = plan.channels * plan.lines * plan.positions
     assert tile * g.modalities <= max(values, 256 * g.modalities)
     if plan.tiles > 1:
-        assert plan.programs(g) >= launch.PROGRAMS_A_MULTIPROCESSOR * multiprocessors
+        assert plan.programs(g) >= launch.PROGRAMS_PER_MULTIPROCESSOR * multiprocessors
     assert pass_plan(g, dtype, values, multiprocessors, 4).tiles <= 4
 
 

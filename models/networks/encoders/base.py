@@ -207,7 +207,7 @@ def make_encoder(
 
 
 def input_normalization(name: str) -> Normalization | None:
-    """What the pretrained weights of the encoder of that name expect; None: ImageNet's, as torchvision's do.
+    """The normalization of colors that an encoder's pretrained weights expect; None: ImageNet's, as torchvision's do.
 
     Raises:
         ValueError, ImportError: as ``TimmEncoder``.

@@ -187,7 +187,7 @@ class TimmEncoder(Encoder):
 
     @staticmethod
     def normalization_of(name: str) -> Normalization:
-        """What the pretrained weights of timm's network of that name expect, by timm's own record.
+        """The normalization of colors that the weights of timm's network expect, by timm's own record.
 
         Raises:
             ImportError, ValueError: as the class.
@@ -200,7 +200,7 @@ FAMILIES["timm"] = TimmEncoder
 
 
 class _Plan(NamedTuple):
-    """What is to be known of a network before it is built; names are those in its pyramid."""
+    """Facts of a network that is yet to be built; names are those in its pyramid."""
 
     channels: tuple[int, ...]
     exchange_points: tuple[str, ...]  # norms

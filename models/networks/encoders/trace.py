@@ -1,4 +1,4 @@
-"""What one forward pass tells of a network that nobody here has written: where channels may be exchanged.
+"""Trace a network of unknown code by one forward pass: where its channels may be exchanged.
 
 Wang et al., "Deep Multimodal Fusion by Channel Exchanging", NeurIPS 2020, exchange channels after the norms
 of spatial convolutions. In networks of other people neither names nor the order of registration tell which

@@ -109,7 +109,7 @@ WHOLE_VALUES = 2**15  # float32 values that a program of 16 warps holds in regis
 FORWARD_VALUES = 4096  # values per tile, over all modalities, for four warps
 BACKWARD_VALUES = 2048  # the counterpart for kernels that read two tensors of the size of x
 STATISTICS_VALUES = 2048  # values per tile of one modality; each takes three registers
-PROGRAMS_A_MULTIPROCESSOR = 8  # programs per multiprocessor before a program processes more than one tile
+PROGRAMS_PER_MULTIPROCESSOR = 8  # programs per multiprocessor before a program processes more than one tile
 MOST_TILES = 4  # per program without sums: several amortize the loads of tables, more unbalance the last wave
 
 
@@ -142,7 +142,7 @@ def pass_plan(
         lines = min(lines, values // positions)
         channels = min(channels, values // (positions * lines))
     plan = Plan(channels, lines, positions, tiles=1, warps=4)
-    spare = plan.programs(g) // (PROGRAMS_A_MULTIPROCESSOR * multiprocessors)
+    spare = plan.programs(g) // (PROGRAMS_PER_MULTIPROCESSOR * multiprocessors)
     return replace(plan, tiles=_power_below(min(spare, plan.pieces(g), most_tiles)))
 
 
