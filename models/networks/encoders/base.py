@@ -207,7 +207,7 @@ def make_encoder(
 
 
 def input_normalization(name: str) -> Normalization | None:
-    """The normalization of colors that an encoder's pretrained weights expect; None: ImageNet's, as torchvision's do.
+    """The normalization of colors that an encoder's pretrained weights expect; None stands for ImageNet's.
 
     Raises:
         ValueError, ImportError: as ``TimmEncoder``.
