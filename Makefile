@@ -6,6 +6,9 @@ export MAX_JOBS ?= 2
 # Where there is a compiler for them, the CUDA kernels are built even without a GPU: so they are tested, too.
 export FORCE_CUDA ?= $(if $(shell command -v nvcc),1)
 
+# Kernels compile without a warning.
+export NVCC_APPEND_FLAGS ?= -Werror all-warnings
+
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
