@@ -110,14 +110,18 @@ class ExchangeNorm(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Apply ``norm_exchange`` to ``[M*N, C, *spatial]``; the residual is added before the activation."""
+        return self.normalize(x, self.weight, self.bias, residual)
+
+    def normalize(self, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Do the same with scales and shifts ``[M, C]`` in place of the layer's own."""
         momentum: float | Tensor = 0.0 if self.momentum is None else self.momentum
         if self.momentum is None and self.num_batches_tracked is not None:
-            momentum = (self.num_batches_tracked + 1).to(self.weight.dtype).reciprocal()
+            momentum = (self.num_batches_tracked + 1).to(weight.dtype).reciprocal()
         process_group = self.process_group if self.training else None
         y = norm_exchange(
             x,
-            self.weight,
-            self.bias,
+            weight,
+            bias,
             self.running_mean,
             self.running_var,
             residual=residual,
