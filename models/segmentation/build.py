@@ -24,6 +24,7 @@ from models.networks.decoders.pspnet import pspnet
 from models.networks.decoders.refinenet import refinenet
 from models.networks.encoders import input_normalization
 from models.networks.fusion import exchange_points
+from models.networks.fusion.base import STAGES
 from models.networks.segmentor import SegmentationNetwork
 from models.segmentation.settings import OF_LAYOUT, DataSettings, SegmentationRecipe
 from models.training import config, distributed
@@ -50,7 +51,7 @@ def build_network(recipe: SegmentationRecipe) -> SegmentationNetwork:
             the encoder needs is missing.
     """
     model, num_modalities = recipe.model, len(recipe.data.modalities)
-    check_fusion(recipe.fusion, num_modalities)
+    check_fusion(recipe.fusion, num_modalities, STAGES)
     try:
         net = _make(recipe, num_modalities)
     except (ValueError, ImportError) as error:

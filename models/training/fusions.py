@@ -32,14 +32,15 @@ class WithFusion:
         return upgrade(plain)
 
 
-def check_fusion(fusion: Fusion, num_modalities: int) -> None:
-    """Refuse a fusion that contradicts itself or the number of modalities.
+def check_fusion(fusion: Fusion, num_modalities: int, stages: int) -> None:
+    """Refuse a fusion that contradicts itself, the number of modalities or that of the encoder's stages.
 
     Raises:
         UsageError: it does; the message names the option by its path.
     """
     try:
         fusion.check(num_modalities)
+        fusion.check_stages(stages)
     except ValueError as error:
         path = "" if str(error).startswith("fusion=") else "fusion."
         raise UsageError(f"{path}{error}") from None

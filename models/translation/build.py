@@ -27,7 +27,7 @@ def build_generator(recipe: TranslationRecipe) -> UNet:
         UsageError: a setting that the network refuses; a crop that it cannot halve often enough.
     """
     model, crop = recipe.model, recipe.data.crop
-    check_fusion(recipe.fusion, len(recipe.data.domains))
+    check_fusion(recipe.fusion, len(recipe.data.domains), model.size.bit_length() - 1)
     try:
         net = unet(
             _CHANNELS,

@@ -139,10 +139,14 @@ def pspnet(
     for name, value in (("num_classes", num_classes), ("width", width)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    fusion = resolve(
+        fusion, Exchange(), num_modalities, threshold=threshold, region=region, criterion=criterion
+    )
+    fusion.check_read((3, 4) if aux else (4,))
     body = make_encoder(
         encoder,
         num_modalities,
-        resolve(fusion, Exchange(), num_modalities, threshold=threshold, region=region, criterion=criterion),
+        fusion,
         in_channels=in_channels,
         frozen_statistics=frozen_statistics,
         dilated=True,

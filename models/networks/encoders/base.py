@@ -104,6 +104,7 @@ class Encoder(nn.Module):
     def make_convolutions_private(self) -> None:
         """Give each stream convolutions of its own where the fusion wants so."""
         stages = self.stages()
+        self.fusion.check_stages(len(stages))
         if self.fusion.private_convolutions(0):
             make_convolutions_private(self, self.num_modalities, outside=stages)
         for number, stage in enumerate(stages, 1):

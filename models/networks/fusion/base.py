@@ -12,7 +12,7 @@ Stages are numbered as in the papers: 0 is the stem, 1 to 4 are a ResNet's stage
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast, get_args, get_origin, get_type_hints
 
@@ -24,7 +24,8 @@ from cen_ext.modules import ExchangeNorm
 from models.networks.messages import suggest
 from models.networks.registry import Registry
 
-DECODER = 5
+STAGES = 4  # of a segmentation encoder; a U-Net's are its levels, and it has more
+DECODER = STAGES + 1
 
 
 def option(default: Any, help: str, *, carried: bool = False) -> Any:
@@ -80,6 +81,20 @@ class Fusion:
 
         Raises:
             ValueError: the message begins with the option's name, or with ``fusion=`` and the fusion's.
+        """
+
+    def check_stages(self, count: int) -> None:
+        """Refuse options that name stages beyond ``count``, which the encoder has.
+
+        Raises:
+            ValueError: the message begins with the option's name.
+        """
+
+    def check_read(self, stages: Sequence[int]) -> None:
+        """Refuse options that leave parameters unused by a decoder which reads these stages' features alone.
+
+        Raises:
+            ValueError: the message begins with the option's name.
         """
 
     def streams(self, stage: int, num_modalities: int) -> int:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from cen_ext import ExchangeInstanceNorm2d
 from cen_ext.modules import ExchangeNorm
+from models.networks.fusion.base import FusionStage
 
 SLOPE = 0.2  # LeakyReLU's
 
@@ -23,18 +24,29 @@ class Down(nn.Module):
         in_channels, out_channels: of the convolution.
         norm: of ``out_channels``, which activates as well.
         stride: of the convolution, whose padding is 1.
+        activates: False leaves LeakyReLU out where there is no norm.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, norm: ExchangeNorm | None = None, stride: int = 2
+        self,
+        in_channels: int,
+        out_channels: int,
+        norm: ExchangeNorm | None = None,
+        stride: int = 2,
+        *,
+        activates: bool = True,
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, 4, stride, padding=1)
         self.norm = norm
+        self.activates = activates
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
-        return F.leaky_relu_(x, SLOPE) if self.norm is None else self.norm(x)
+        if self.norm is not None:
+            y: Tensor = self.norm(x)
+            return y
+        return F.leaky_relu_(x, SLOPE) if self.activates else x
 
 
 # Instance norm with running statistics, then LeakyReLU(0.2): the arguments of a fusion's norm.
@@ -54,8 +66,15 @@ def instance_norm(channels: int, num_modalities: int, **options: Any) -> Exchang
 
 
 def initialize(net: nn.Module) -> None:
-    """Pix2pix's start: convolutions from N(0, 0.02), scales of norms from N(1, 0.02), biases 0."""
+    """Pix2pix's start: convolutions from N(0, 0.02), scales of norms from N(1, 0.02), biases 0.
+
+    The blocks that a fusion puts after stages start as the fusion wants.
+    """
+    stages = [module for module in net.modules() if isinstance(module, FusionStage)]
+    started = {id(module) for stage in stages for module in stage.modules()}
     for module in net.modules():
+        if id(module) in started:
+            continue
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | ExchangeInstanceNorm2d):
             center = 1.0 if isinstance(module, ExchangeInstanceNorm2d) else 0.0
             nn.init.normal_(module.weight, center, 0.02)

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cen_ext.modules import ExchangeNorm
 from models.networks.branches import split_branches, stacked_input, weighted_ensemble
 from models.networks.fusion.base import Fusion, resolve
 from models.networks.fusion.exchange import Exchange
-from models.networks.systems.blocks import INSTANCE_NORM, Down, initialize, instance_norm
+from models.networks.systems.blocks import INSTANCE_NORM, SLOPE, Down, initialize, instance_norm
 from models.networks.systems.output import TranslationOutput
 
 DROPOUT_LEVELS = 3  # the coarsest ones of the decoder
@@ -48,6 +47,8 @@ class Up(nn.Module):
 class UNetEncoder(nn.Module):
     """Halves the resolution at every level; the fusion's norms on all but the first and the last.
 
+    A fusion that acts after stages acts at the levels of those numbers, between norm and LeakyReLU.
+
     Args:
         in_channels: of the input.
         widths: channels of the levels, finest first.
@@ -56,24 +57,39 @@ class UNetEncoder(nn.Module):
 
     def __init__(self, in_channels: int, widths: Sequence[int], num_modalities: int, fusion: Fusion) -> None:
         super().__init__()
-
-        def norm(channels: int) -> ExchangeNorm:
-            return fusion.norm(
-                channels, num_modalities, exchange_point=True, downsampling=True, **INSTANCE_NORM
-            )
-
-        inner = range(1, len(widths) - 1)
-        self.levels = nn.ModuleList(
-            Down(before, width, norm(width) if i in inner else None)
-            for i, (before, width) in enumerate(zip([in_channels, *widths], widths, strict=False))
-        )
+        blocks = {
+            str(number): block
+            for number, width in enumerate(widths, 1)
+            if (block := fusion.after_stage(number, width, num_modalities)) is not None
+        }
+        self.fusion_stages = nn.ModuleDict(blocks)
+        for module in self.fusion_stages.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                raise ValueError(
+                    f"fusion must not normalize over the batch in a U-Net, whose batch may be one image: "
+                    f"{type(fusion).__name__} takes norm_at_end=none"
+                )
+        last = len(widths)
+        levels = []
+        for number, (before, width) in enumerate(zip([in_channels, *widths], widths, strict=False), 1):
+            fused = str(number) in blocks
+            options = {**INSTANCE_NORM, **({"activation": "identity"} if fused else {})}
+            norm = None
+            if 1 < number < last:
+                norm = fusion.norm(width, num_modalities, exchange_point=True, downsampling=True, **options)
+            levels.append(Down(before, width, norm, activates=not fused))
+        self.levels = nn.ModuleList(levels)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """``[M*N, in_channels, H, W]`` to every level's output after LeakyReLU, finest first."""
         features = []
-        for level in self.levels:
-            x = level(x)
-            features.append(x)
+        for number, level in enumerate(self.levels, 1):
+            x = feature = level(x)
+            if str(number) in self.fusion_stages:
+                onward, kept = self.fusion_stages[str(number)](x)
+                x = F.leaky_relu(onward, SLOPE)
+                feature = x if kept is onward else F.leaky_relu(kept, SLOPE)
+            features.append(feature)
         return features
 
 
@@ -213,7 +229,7 @@ def unet(
         region=region,
         criterion=criterion,
     )
-    _check_fusion(fusion, num_modalities)
+    _check_fusion(fusion, num_modalities, len(widths))
     net = UNet(
         UNetEncoder(in_channels, widths, num_modalities, fusion),
         UNetDecoder(widths, out_channels, num_modalities if decoder_norms == "private" else 1, dropout),
@@ -225,17 +241,18 @@ def unet(
     return net
 
 
-def _check_fusion(fusion: Fusion, num_modalities: int) -> None:
-    """Refuse what a U-Net, whose norms alone a fusion makes, has no place for."""
-    stages = range(5)
+def _check_fusion(fusion: Fusion, num_modalities: int, levels: int) -> None:
+    """Refuse what a U-Net has no place for: other convolutions, other branches, another join of them."""
+    fusion.check_stages(levels)
+    stages = range(levels + 1)
     if any(fusion.private_convolutions(stage) for stage in stages):
-        raise ValueError("convolutions must be shared in a U-Net, got private")
-    if (
-        type(fusion).after_stage is not Fusion.after_stage
-        or type(fusion).head is not Fusion.head
-        or any(fusion.streams(stage, num_modalities) != num_modalities for stage in stages)
+        raise ValueError(
+            "the modalities must share the convolutions of a U-Net (setting=shared, convolutions=shared)"
+        )
+    if type(fusion).head is not Fusion.head or any(
+        fusion.streams(stage, num_modalities) != num_modalities for stage in stages
     ):
         raise ValueError(
-            f"fusion must act through norms alone in a U-Net, got {type(fusion).__name__}, which acts after "
-            "stages or on the branches"
+            f"fusion must leave a U-Net a branch for each modality and their ensemble, got "
+            f"{type(fusion).__name__}"
         )
