@@ -1,6 +1,7 @@
 """Fusions: how the modalities of one network meet. ``base`` has the contract."""
 
 from models.networks.fusion.ablations import Discard, FixedPortion, GatedSum, Sum
+from models.networks.fusion.align import Align
 from models.networks.fusion.base import (
     DECODER,
     Fusion,
@@ -10,10 +11,17 @@ from models.networks.fusion.base import (
     option,
     register_fusion,
 )
+from models.networks.fusion.conditional import ConditionalNorm
 from models.networks.fusion.exchange import Exchange, LateConcat, NoFusion
+from models.networks.fusion.stages import MMF, Average, Concat, SelfAttention
 
 __all__ = [
     "DECODER",
+    "MMF",
+    "Align",
+    "Average",
+    "Concat",
+    "ConditionalNorm",
     "Discard",
     "Exchange",
     "FixedPortion",
@@ -22,6 +30,7 @@ __all__ = [
     "GatedSum",
     "LateConcat",
     "NoFusion",
+    "SelfAttention",
     "Sum",
     "exchange_points",
     "fusions",
