@@ -26,20 +26,20 @@ def mmd(x: Tensor, y: Tensor) -> Tensor:
     ``k(a, b) = 1/11 * sum over u of exp(-||a - b||² / (2 C σ_u²))``, with σ_u = 2^(u - 6). Distances are
     divided by C, so that the fixed bandwidths suit features of any width. The estimate is the unbiased one
     over pairs i != j, ``k(x_i, x_j) + k(y_i, y_j) - k(x_i, y_j) - k(x_j, y_i)``: 0 for equal samples, and
-    sometimes negative.
+    sometimes negative. One sample each makes no pairs, and gives the biased estimate ``2 - 2 k(x, y)``.
 
     Args:
-        x, y: ``[n, C]``, n >= 2, the same n.
+        x, y: ``[n, C]``, n >= 1, the same n.
 
     Returns:
         A 0-d tensor, float32, or float64 of float64 samples.
 
     Raises:
-        ValueError: the shapes differ, or n is 1.
+        ValueError: the shapes differ, or there are no samples.
     """
-    if x.shape != y.shape or x.dim() != 2 or len(x) < 2:
+    if x.shape != y.shape or x.dim() != 2 or len(x) == 0:
         raise ValueError(
-            f"x and y must both be [n, C] with n of at least 2, got {tuple(x.shape)} and {tuple(y.shape)}"
+            f"x and y must both be [n, C] with n of at least 1, got {tuple(x.shape)} and {tuple(y.shape)}"
         )
     if x.dtype != torch.float64:
         x, y = x.float(), y.float()
@@ -52,6 +52,8 @@ def mmd(x: Tensor, y: Tensor) -> Tensor:
         kernel = torch.stack([(squares / (-2 * width**2)).exp() for width in BANDWIDTHS]).mean(0)
         cross = kernel[:n, n:]
         terms = kernel[:n, :n] + kernel[n:, n:] - cross - cross.T
+        if n == 1:
+            return terms.sum()
         return (terms.sum() - terms.diagonal().sum()) / (n * (n - 1))
 
 
