@@ -298,6 +298,14 @@ def test_conditional_norm(training: bool, with_residual: bool, detach: bool) -> 
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
 
 
+def test_conditional_norm_keeps_the_slope_that_a_converted_network_gives() -> None:
+    x = streams(2, 2, 6).flatten(0, 1)
+    norm = ConditionalBatchNorm2d(6, 2, activation="leaky_relu").double()
+    plain = ConditionalBatchNorm2d(6, 2).double()
+    norm.negative_slope = 0.3
+    close(norm(x), F.leaky_relu(plain(x), 0.3))
+
+
 def test_conditional_norm_starts_as_private_norms() -> None:
     x = streams(2, 2, 6).flatten(0, 1)
     conditional, plain = (

@@ -65,10 +65,10 @@ class ConditionalBatchNorm2d(ExchangeBatchNorm2d):
         negative_slope: float = 0.01,
         **options: Any,
     ) -> None:
-        super().__init__(num_features, num_modalities, **options)
+        # The private norms, no more; the slope waits for the activation after the modulation.
+        super().__init__(num_features, num_modalities, negative_slope=negative_slope, **options)
         self.detach = detach
         self.modulated_activation = activation
-        self.modulated_slope = negative_slope
         self.modulations = nn.ModuleList(Modulation(num_features) for _ in range(num_modalities - 1))
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -87,7 +87,7 @@ class ConditionalBatchNorm2d(ExchangeBatchNorm2d):
         """Scale and shift by ``[C]`` or ``[N, C]``, add the residual, activate."""
         u = xhat * scale[..., None, None].to(xhat.dtype) + shift[..., None, None].to(xhat.dtype)
         u = u if residual is None else u + residual
-        return ACTIVATIONS[self.modulated_activation].value(u, self.modulated_slope)
+        return ACTIVATIONS[self.modulated_activation].value(u, self.negative_slope)
 
 
 @register_fusion
