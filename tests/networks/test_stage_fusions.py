@@ -78,19 +78,24 @@ def test_parameter_counts_of_the_conditional_norm(encoder: str, extra: int) -> N
     )
 
 
-UNET = {"concat": (8_192, 524_288, 524_288, 2_793_472), "align": (40_960, 2_621_440, 2_621_440, 13_967_360)}
-
-
-@pytest.mark.parametrize("name", UNET)
-def test_parameter_counts_of_table_4(name: str) -> None:
+@pytest.mark.parametrize("kind", [Concat, SelfAttention, Align], ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    ("stages", "widths"),
+    [((1,), [64]), ((4,), [512]), ((8,), [512]), (tuple(range(1, 9)), [64, 128, 256, *[512] * 5])],
+    ids=["1", "4", "8", "all"],
+)
+def test_parameter_counts_of_table_4(stages: tuple[int, ...], widths: list[int], kind: type[Fusion]) -> None:
+    """Self-attention ends without its norm, with a bias instead: C numbers fewer."""
+    attends = kind is SelfAttention
+    fusion = kind(stages=stages, norm_at_end="none") if attends else kind(stages=stages)
     with torch.device("meta"):
-        plain = count(models.unet(3, 3, 2, fusion="none"))
-        kind = {"concat": Concat, "align": Align}[name]
-        found = [
-            count(models.unet(3, 3, 2, fusion=kind(stages=stages))) - plain
-            for stages in ((1,), (4,), (8,), tuple(range(1, 9)))
-        ]
-    assert tuple(found) == UNET[name]
+        found = count(models.unet(3, 3, 2, fusion=fusion)) - count(models.unet(3, 3, 2, fusion="none"))
+    assert found == sum(block_size(kind.name, width) - (width if attends else 0) for width in widths)
+
+
+def test_formulas_give_the_all_layer_column_of_table_4() -> None:
+    assert sum(block_size("concat", min(64 << i, 512)) for i in range(8)) == 2_793_472
+    assert sum(block_size("align", min(64 << i, 512)) for i in range(8)) == 13_967_360
 
 
 @pytest.mark.parametrize(
