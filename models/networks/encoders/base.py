@@ -48,7 +48,7 @@ class Encoder(nn.Module):
         weights_kind: the networks whose weights it loads, in words.
 
     Raises:
-        ValueError: num_modalities or in_channels below 1.
+        ValueError: num_modalities or in_channels below 1; a fusion after stages that there are not.
     """
 
     stem_weight: ClassVar[str] = "conv1.weight"
@@ -66,6 +66,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         check_counts(num_modalities=num_modalities, in_channels=in_channels)
+        fusion.check_stages(len(channels))
         self.num_modalities = num_modalities
         self.fusion = fusion
         self.channels = tuple(channels)
@@ -104,7 +105,6 @@ class Encoder(nn.Module):
     def make_convolutions_private(self) -> None:
         """Give each stream convolutions of its own where the fusion wants so."""
         stages = self.stages()
-        self.fusion.check_stages(len(stages))
         if self.fusion.private_convolutions(0):
             make_convolutions_private(self, self.num_modalities, outside=stages)
         for number, stage in enumerate(stages, 1):
