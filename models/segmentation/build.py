@@ -20,7 +20,7 @@ from models.data import (
     train_loader,
 )
 from models.data.images import UNKNOWN_SCALE
-from models.networks.decoders.pspnet import pspnet
+from models.networks.decoders.pspnet import pspnet, stages_read
 from models.networks.decoders.refinenet import refinenet
 from models.networks.encoders import input_normalization
 from models.networks.fusion import exchange_points
@@ -29,7 +29,7 @@ from models.networks.segmentor import SegmentationNetwork
 from models.segmentation.settings import OF_LAYOUT, DataSettings, SegmentationRecipe
 from models.training import config, distributed
 from models.training.errors import UsageError, data_root
-from models.training.fusions import check_fusion
+from models.training.fusions import check_fusion, refused
 
 
 def branch_names(recipe: SegmentationRecipe) -> tuple[str, ...]:
@@ -51,11 +51,13 @@ def build_network(recipe: SegmentationRecipe) -> SegmentationNetwork:
             the encoder needs is missing.
     """
     model, num_modalities = recipe.model, len(recipe.data.modalities)
-    check_fusion(recipe.fusion, num_modalities, STAGES)
+    every = tuple(range(1, STAGES + 1))
+    read = stages_read(recipe.loss.auxiliary > 0) if model.network == "pspnet" else every
+    check_fusion(recipe.fusion, num_modalities, STAGES, read)
     try:
         net = _make(recipe, num_modalities)
     except (ValueError, ImportError) as error:
-        raise UsageError(f"model.{error}") from None
+        raise refused(error) from None
     if model.initial_scale is not None:
         # Also where nothing is exchanged, so that the networks are comparable.
         for point in exchange_points(net):

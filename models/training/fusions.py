@@ -6,7 +6,7 @@ segmentation recipe a group ``variant`` of seven switches.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from models.networks.fusion import Fusion
@@ -32,8 +32,12 @@ class WithFusion:
         return upgrade(plain)
 
 
-def check_fusion(fusion: Fusion, num_modalities: int, stages: int) -> None:
-    """Refuse a fusion that contradicts itself, the number of modalities or that of the encoder's stages.
+def check_fusion(fusion: Fusion, num_modalities: int, stages: int, read: Sequence[int]) -> None:
+    """Refuse a fusion that contradicts itself, the number of modalities, or the network's stages.
+
+    Args:
+        stages: of the encoder.
+        read: those whose features the decoder reads.
 
     Raises:
         UsageError: it does; the message names the option by its path.
@@ -41,9 +45,16 @@ def check_fusion(fusion: Fusion, num_modalities: int, stages: int) -> None:
     try:
         fusion.check(num_modalities)
         fusion.check_stages(stages)
+        fusion.check_read(read)
     except ValueError as error:
         path = "" if str(error).startswith("fusion=") else "fusion."
         raise UsageError(f"{path}{error}") from None
+
+
+def refused(error: Exception) -> UsageError:
+    """The error of a network's builder as one of the settings, which names the field by its path."""
+    path = "" if str(error).startswith("fusion") else "model."
+    return UsageError(f"{path}{error}")
 
 
 def upgrade(plain: Mapping[str, Any]) -> Mapping[str, Any]:

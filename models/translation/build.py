@@ -9,7 +9,7 @@ from models.networks.systems.patchgan import LEAST, PatchGAN, patchgan
 from models.networks.systems.unet import UNet, unet
 from models.training import distributed
 from models.training.errors import UsageError, data_root
-from models.training.fusions import check_fusion
+from models.training.fusions import check_fusion, refused
 from models.translation.settings import DataSettings, TranslationRecipe
 
 _CHANNELS = 3  # per domain; a single one is tiled
@@ -27,7 +27,8 @@ def build_generator(recipe: TranslationRecipe) -> UNet:
         UsageError: a setting that the network refuses; a crop that it cannot halve often enough.
     """
     model, crop = recipe.model, recipe.data.crop
-    check_fusion(recipe.fusion, len(recipe.data.domains), model.size.bit_length() - 1)
+    levels = model.size.bit_length() - 1
+    check_fusion(recipe.fusion, len(recipe.data.domains), levels, range(1, levels + 1))
     try:
         net = unet(
             _CHANNELS,
@@ -40,7 +41,7 @@ def build_generator(recipe: TranslationRecipe) -> UNet:
             decoder_norms=model.decoder_norms,
         )
     except ValueError as error:
-        raise UsageError(f"model.{error}") from None
+        raise refused(error) from None
     if crop % model.size or crop < LEAST:
         raise UsageError(
             f"data.crop must be a multiple of model.size={model.size}, and at least {LEAST} for the "

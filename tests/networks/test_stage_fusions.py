@@ -15,6 +15,10 @@ from models.fusion import MMF, Align, Average, Concat, ConditionalNorm, Fusion, 
 from models.networks.fusion.align import AlignStage, mmd
 from models.networks.fusion.conditional import ConditionalBatchNorm2d
 from models.networks.fusion.stages import ConcatJoin, Join, MMFJoin, ReplaceStream, SelfAttentionJoin
+from models.segmentation import build as segmentation
+from models.training import config, registry
+from models.training.errors import UsageError
+from models.translation import build as translation
 from tests.helpers.fusion_contract import check_fusion
 
 U = 118_096_232  # RefineNet-101 of one modality, 40 classes
@@ -377,7 +381,7 @@ def test_stages_that_a_network_lacks_are_refused() -> None:
 
 
 def test_what_a_unet_has_no_place_for_is_refused() -> None:
-    with pytest.raises(ValueError, match="share the convolutions of a U-Net"):
+    with pytest.raises(ValueError, match=r"^fusion must leave the convolutions"):
         models.unet(fusion=Concat(setting="separate"))
     with pytest.raises(ValueError, match="norm_at_end=none"):
         models.unet(fusion=SelfAttention(stages=(8,)))
@@ -389,6 +393,21 @@ def test_what_a_unet_has_no_place_for_is_refused() -> None:
 def test_numbers_out_of_their_range_are_refused(changes: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):
         dataclasses.replace(Align(), **changes)
+
+
+def test_settings_name_the_option_by_its_path() -> None:
+    psp = config.override(registry.find("synthetic_demo"), ["model.network=pspnet", "fusion=mmf"])
+    with pytest.raises(UsageError, match=r"^fusion\.fused_on must be first"):
+        segmentation.build_network(psp)
+    with pytest.raises(UsageError, match=r"^fusion\.stages must be at most 4"):
+        segmentation.build_network(
+            config.override(registry.find("synthetic_demo"), ["fusion=concat", "fusion.stages=5"])
+        )
+    unet = config.override(registry.find("synthetic_translation_demo"), ["fusion=concat"])
+    with pytest.raises(UsageError, match=r"^fusion\.stages must be at most 7"):
+        translation.build_generator(config.override(unet, ["model.size=128", "fusion.stages=8"]))
+    with pytest.raises(UsageError, match=r"^fusion must leave the convolutions of a U-Net"):
+        translation.build_generator(config.override(unet, ["fusion.setting=separate"]))
 
 
 def test_unet_fuses_between_norm_and_activation() -> None:

@@ -91,6 +91,11 @@ class PSPNet(SegmentationNetwork):
     """``pspnet`` builds one and describes the arguments; its output is a ``SegmentationOutput``."""
 
 
+def stages_read(aux: bool) -> tuple[int, ...]:
+    """The encoder's stages whose features a PSPNet reads, with its auxiliary head or without."""
+    return (3, 4) if aux else (4,)
+
+
 def pspnet(
     encoder: str = "resnet101",
     num_classes: int = 40,
@@ -142,7 +147,7 @@ def pspnet(
     fusion = resolve(
         fusion, Exchange(), num_modalities, threshold=threshold, region=region, criterion=criterion
     )
-    fusion.check_read((3, 4) if aux else (4,))
+    fusion.check_read(stages_read(aux))
     body = make_encoder(
         encoder,
         num_modalities,

@@ -66,8 +66,8 @@ class UNetEncoder(nn.Module):
         for module in self.fusion_stages.modules():
             if isinstance(module, nn.BatchNorm2d):
                 raise ValueError(
-                    f"fusion must not normalize over the batch in a U-Net, whose batch may be one image: "
-                    f"{type(fusion).__name__} takes norm_at_end=none"
+                    "fusion must not normalize over the batch in a U-Net, whose batch may be one image "
+                    f"(norm_at_end=none), got {fusion}"
                 )
         last = len(widths)
         levels = []
@@ -247,7 +247,8 @@ def _check_fusion(fusion: Fusion, num_modalities: int, levels: int) -> None:
     stages = range(levels + 1)
     if any(fusion.private_convolutions(stage) for stage in stages):
         raise ValueError(
-            "the modalities must share the convolutions of a U-Net (setting=shared, convolutions=shared)"
+            f"fusion must leave the convolutions of a U-Net to all modalities (setting=shared, "
+            f"convolutions=shared), got {fusion}"
         )
     if type(fusion).head is not Fusion.head or any(
         fusion.streams(stage, num_modalities) != num_modalities for stage in stages
