@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from cen_ext import ExchangeBatchNorm2d, ExchangeInstanceNorm2d, replaced_channels
 from cen_ext.modules import ExchangeNorm
 from cen_ext.ops.activation import ACTIVATIONS
-from models.networks.fusion.base import Fusion, check_rule, mark, option, register_fusion, scale_penalty
+from models.networks.fusion.base import (
+    Fusion,
+    check_rule,
+    check_several,
+    mark,
+    option,
+    register_fusion,
+    scale_penalty,
+)
 from models.networks.fusion.exchange import (
     AT_HELP,
     CONVOLUTIONS_HELP,
@@ -197,8 +205,7 @@ class _Ablation(Fusion):
         raise NotImplementedError
 
     def check(self, num_modalities: int) -> None:
-        if num_modalities == 1:
-            raise ValueError(f"fusion={self.name} needs at least two modalities, the network has one")
+        check_several(self, num_modalities)
 
     def norm(
         self,

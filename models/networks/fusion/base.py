@@ -206,6 +206,16 @@ def check_rule(threshold: float, region: str, criterion: str) -> None:
     replaced_channels(torch.ones(1, 1), threshold, region, criterion)
 
 
+def check_several(fusion: Fusion, num_modalities: int) -> None:
+    """Refuse a fusion of a network that has one modality, and so nothing to fuse.
+
+    Raises:
+        ValueError: it has one.
+    """
+    if num_modalities == 1:
+        raise ValueError(f"fusion={fusion.name} needs at least two modalities, the network has one")
+
+
 def mark(norm: ExchangeNorm) -> ExchangeNorm:
     """Mark a norm as an exchange point, so that it is known in a network that exchanges nothing, too."""
     norm.exchange_point = True  # type: ignore[assignment]  # torch declares attributes to be tensors or modules

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cen_ext import ExchangeBatchNorm2d
 from cen_ext.modules import ExchangeNorm
 from cen_ext.ops.activation import ACTIVATIONS
-from models.networks.fusion.base import Fusion, mark, option, register_fusion
+from models.networks.fusion.base import Fusion, check_several, mark, option, register_fusion
 from models.networks.fusion.exchange import CONVOLUTIONS_HELP, Convolutions
 
 
@@ -104,8 +104,7 @@ class ConditionalNorm(Fusion):
     name: ClassVar[str] = "conditional_norm"
 
     def check(self, num_modalities: int) -> None:
-        if num_modalities == 1:
-            raise ValueError("fusion=conditional_norm needs at least two modalities, the network has one")
+        check_several(self, num_modalities)
 
     def norm(
         self,

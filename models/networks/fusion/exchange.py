@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 from cen_ext import ExchangeBatchNorm2d
 from cen_ext.modules import ExchangeNorm
-from models.networks.fusion.base import Fusion, check_rule, mark, option, register_fusion, scale_penalty
+from models.networks.fusion.base import (
+    Fusion,
+    check_rule,
+    check_several,
+    mark,
+    option,
+    register_fusion,
+    scale_penalty,
+)
 
 Penalty = Literal["own", "all", "none"]
 Convolutions = Literal["shared", "private"]
@@ -160,8 +168,7 @@ class LateConcat(Exchange):
     name: ClassVar[str] = "late_concat"
 
     def check(self, num_modalities: int) -> None:
-        if num_modalities == 1:
-            raise ValueError("fusion=late_concat needs at least two modalities, the network has one")
+        check_several(self, num_modalities)
 
     def head(self, branches: int, num_classes: int) -> nn.Module:
         return ConcatHead(branches, num_classes)

@@ -23,12 +23,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.networks.fusion.base import Fusion, FusionStage, option, register_fusion
+from models.networks.fusion.base import Fusion, FusionStage, check_several, option, register_fusion
 
 SQUEEZE = 16  # η of SSMA: channels of one modality for each channel of the bottleneck
 
 Setting = Literal["shared", "separate"]
 STAGES_HELP = "encoder stages after which the modalities meet, such as 3 or 1,2,3,4; levels of a U-Net"
+FUSED_ON_HELP = "setting=separate: stream in which the joined feature of all but the last stage goes on"
 SETTING_HELP = "shared: convolutions are, and norms private; separate: an encoder for each modality"
 
 
@@ -204,8 +205,7 @@ class StageFusion(Fusion):
             raise ValueError(f"stages must be ascending numbers from 1 on, got {stages}")
 
     def check(self, num_modalities: int) -> None:
-        if num_modalities == 1:
-            raise ValueError(f"fusion={self.name} needs at least two modalities, the network has one")
+        check_several(self, num_modalities)
 
     def check_stages(self, count: int) -> None:
         if self.stages[-1] > count:
@@ -219,9 +219,7 @@ class JoiningFusion(StageFusion):
     fused_to: Literal["first", "all"] = option(
         "first", "setting=shared: branches whose feature the joined one replaces", carried=True
     )
-    fused_on: Literal["first", "none"] = option(
-        "first", "setting=separate: stream in which the joined feature of all but the last stage goes on"
-    )
+    fused_on: Literal["first", "none"] = option("first", FUSED_ON_HELP)
     skips: Literal["first", "mean"] = option(
         "first", "setting=separate: what the decoder gets of the stages that join nothing"
     )
@@ -305,9 +303,7 @@ class MMF(JoiningFusion):
     """
 
     setting: Setting = option("separate", SETTING_HELP, carried=True)
-    fused_on: Literal["first", "none"] = option(
-        "none", "setting=separate: stream in which the joined feature of all but the last stage goes on"
-    )
+    fused_on: Literal["first", "none"] = option("none", FUSED_ON_HELP)
 
     name: ClassVar[str] = "mmf"
 
