@@ -16,9 +16,8 @@ from models.training.settings import RunSettings
 
 Recordable = Callable[..., tuple[Tensor, ...]]
 
-_WARMUP_CALLS = (
-    3  # PyTorch's documentation asks for three: libraries choose kernels and allocate in the first ones
-)
+# PyTorch's documentation asks for three: libraries choose kernels and allocate in the first ones.
+_WARMUP_CALLS = 3
 _CAPTURE_ERRORS = "thread_local"  # other threads may allocate meanwhile: the loader's pins batches
 
 
