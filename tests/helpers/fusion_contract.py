@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -46,6 +47,8 @@ def check_fusion(fusion: Fusion, num_modalities: int = 2) -> None:
         total.backward()
         unused = {key for key, p in net.named_parameters() if p.grad is None}
         assert not unused - {"alpha"}
+        copied = copy.deepcopy(net)  # also between a forward pass and the next
+        assert fusion.loss(copied) is None
         twin = build("resnet18", 5, num_modalities, fusion=fusion, **options).double()
         twin.load_state_dict(net.state_dict())
         assert torch.equal(twin.eval()(x).branches, net.eval()(x).branches)

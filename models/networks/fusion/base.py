@@ -55,6 +55,9 @@ class FusionStage(nn.Module):
         """
         raise NotImplementedError
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "loss": None}  # it belongs to a forward pass, whose graph cannot be copied
+
 
 @dataclass(frozen=True)
 class Fusion:
