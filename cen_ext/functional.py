@@ -33,6 +33,8 @@ def norm_exchange(
     threshold: float = 0.0,
     region: str = "own",
     criterion: str = "abs",
+    replaced: Tensor | None = None,
+    lender: Tensor | None = None,
     norm: str = "batch",
     training: bool = False,
     momentum: float | Tensor = 0.1,
@@ -61,6 +63,11 @@ def norm_exchange(
             (section 3.3), ``"all"`` everywhere.
         criterion: ``"abs"`` replaces where ``|weight| < threshold``, ``"signed"`` where
             ``weight <= threshold`` (Eq. 6 as printed).
+        replaced: ``[M, C]`` bool, the channels to replace, in place of threshold, region and criterion.
+            Ignored if M is 1.
+        lender: ``[M, C]`` int32 or int64, read only where a channel is replaced: -1 for the mean of the other
+            modalities, as without lender, or the modality that alone replaces it. On a GPU its values are
+            not checked: those that name no other modality give the mean.
         norm: ``"batch"`` (statistics over N and spatial) or ``"instance"`` (over spatial).
         training: use the statistics of x (True) or the running ones (False).
         momentum: weight of the new statistics in the running ones; a number or a 0-d tensor.
@@ -78,7 +85,8 @@ def norm_exchange(
     Raises:
         TypeError: an argument is not a tensor or has the wrong dtype; process_group is no process group.
         ValueError: wrong shape, device or value; statistics missing; one value per channel in training;
-            process_group with instance norm.
+            process_group with instance norm; replaced beside threshold, region or criterion; a lender that is
+            the borrower itself or no modality.
         RuntimeError: the requested backend cannot run this call.
     """
     options = Options(threshold, region, criterion, norm, eps, activation, negative_slope)
@@ -89,6 +97,7 @@ def norm_exchange(
         raise ValueError(f"momentum must be a number or a 0-d tensor, got shape {tuple(momentum.shape)}")
     sync.check_process_group(process_group, norm)
     _check_tensors(x, weight, bias, running_mean, running_var, residual)
+    check_route(tuple(weight.shape), options, replaced, lender, weight)
     running = None if running_mean is None or running_var is None else (running_mean, running_var)
     if not training and running is None:
         raise ValueError("running_mean and running_var are required with training=False")
@@ -96,7 +105,8 @@ def norm_exchange(
     if training and alone and x.numel() > 0:
         _check_enough_values(x, weight.shape[0], norm)
     chosen = dispatch.choose("norm_exchange", backend, x, options)
-    call = paths.Call(chosen, x, weight, bias, residual, options)
+    route = reference.route_of(weight, options, replaced, lender)
+    call = paths.Call(chosen, x, weight, bias, residual, options, route)
     if running is not None and not training:
         return paths.evaluate(call, *running)
     if process_group is not None:
@@ -219,6 +229,49 @@ def _check_tensors(
         raise ValueError("running_mean and running_var must be given together")
     if residual is not None:
         _check_same("residual", residual, tuple(x.shape), x.dtype, x.device)
+
+
+def check_route(
+    shape: tuple[int, ...],  # M, C
+    options: Options,
+    replaced: Tensor | None,
+    lender: Tensor | None,
+    weight: Tensor | None = None,
+) -> None:
+    """Raise TypeError or ValueError for a mask or lenders that do not fit a layer or, with weight, a call."""
+    if replaced is not None:
+        _check_is_tensor("replaced", replaced)
+        _check_same("replaced", replaced, shape, torch.bool, (replaced if weight is None else weight).device)
+        for name in ("threshold", "region", "criterion"):
+            if getattr(options, name) != Options._field_defaults[name]:
+                raise ValueError(
+                    f"{name} and replaced both say which channels are replaced; give one of them"
+                )
+    if lender is None:
+        return
+    _check_is_tensor("lender", lender)
+    if lender.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"lender must be torch.int32 or torch.int64, got {lender.dtype}")
+    _check_same("lender", lender, shape, lender.dtype, (lender if weight is None else weight).device)
+    # Looking at values would make the host wait for a GPU, and compilers cannot.
+    if lender.device.type != "cpu" or type(lender) is not Tensor or torch.compiler.is_compiling():
+        return
+    if replaced is None and weight is not None:
+        replaced = reference.replaced_channels(weight.detach(), options)
+    if replaced is not None and shape[0] > 1:
+        _check_lenders(lender, replaced)
+
+
+def _check_lenders(lender: Tensor, replaced: Tensor) -> None:
+    num_modalities = lender.shape[0]
+    m = torch.arange(num_modalities)[:, None]
+    wrong = replaced & ((lender < -1) | (lender >= num_modalities) | (lender == m))
+    if wrong.any():
+        borrower, channel = wrong.nonzero()[0].tolist()
+        raise ValueError(
+            f"lender of channel {channel} of modality {borrower} must be another modality below "
+            f"{num_modalities}, or -1 for the mean of the others, got {int(lender[borrower, channel])}"
+        )
 
 
 def _check_same(

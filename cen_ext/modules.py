@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from cen_ext.functional import check_number, check_options, norm_exchange, replaced_channels
+from cen_ext.functional import check_number, check_options, check_route, norm_exchange, replaced_channels
 from cen_ext.ops.norm_exchange import reference
 from cen_ext.ops.norm_exchange.options import Options
 from cen_ext.ops.norm_exchange.reference import statistics_dtype
@@ -33,6 +33,7 @@ class ExchangeNorm(nn.Module):
         num_modalities: M >= 1.
         threshold: exchange threshold θ (Eq. 6); 0, the default, disables the exchange.
         region, criterion, activation, negative_slope, eps: as in ``norm_exchange``.
+        replaced, lender: as in ``norm_exchange``; they move with the layer, but are no part of its state.
         momentum: weight of a batch in the running statistics; None for their cumulative average.
         track_running_stats: False uses the statistics of x in training and in eval. The default is that of
             torch's layer: True for batch norm, False for instance norm.
@@ -47,6 +48,8 @@ class ExchangeNorm(nn.Module):
 
     norm: ClassVar[str]
     tracks_by_default: ClassVar[bool]
+    replaced_mask: Tensor | None
+    lender: Tensor | None
     running_mean: Tensor | None
     running_var: Tensor | None
     num_batches_tracked: Tensor | None
@@ -59,6 +62,8 @@ class ExchangeNorm(nn.Module):
         threshold: float = 0.0,
         region: str = "own",
         criterion: str = "abs",
+        replaced: Tensor | None = None,
+        lender: Tensor | None = None,
         activation: str = "identity",
         negative_slope: float = 0.01,
         momentum: float | None = 0.1,
@@ -74,7 +79,8 @@ class ExchangeNorm(nn.Module):
                 raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        check_options(Options(threshold, region, criterion, self.norm, eps, activation, negative_slope))
+        options = Options(threshold, region, criterion, self.norm, eps, activation, negative_slope)
+        check_options(options)
         if momentum is not None:
             check_number("momentum", momentum)
         check_process_group(process_group, self.norm)
@@ -89,9 +95,13 @@ class ExchangeNorm(nn.Module):
         self.eps = eps
         self.process_group = process_group
         shape = (num_modalities, num_features)
+        check_route(shape, options, replaced, lender)
         dtype = statistics_dtype(dtype or torch.get_default_dtype())
         self.weight = nn.Parameter(torch.ones(shape, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
+        for name, table in (("replaced_mask", replaced), ("lender", lender)):
+            table = None if table is None else table.to(self.weight.device)
+            self.register_buffer(name, table, persistent=False)
         if self.tracks_by_default if track_running_stats is None else track_running_stats:
             self.register_buffer("running_mean", torch.zeros(shape, device=device, dtype=dtype))
             self.register_buffer("running_var", torch.ones(shape, device=device, dtype=dtype))
@@ -101,11 +111,13 @@ class ExchangeNorm(nn.Module):
 
     @property
     def exchanges(self) -> bool:
-        """Whether this layer can replace channels: M > 1 and a positive threshold."""
-        return self.num_modalities > 1 and self.threshold > 0
+        """Whether this layer can replace channels: M > 1, and a positive threshold or a mask."""
+        return self.num_modalities > 1 and (self.threshold > 0 or self.replaced_mask is not None)
 
     def replaced(self) -> Tensor:
         """Mask ``[M, C]`` of the channels that the next forward pass replaces."""
+        if self.replaced_mask is not None:
+            return self.replaced_mask & (self.num_modalities > 1)
         return replaced_channels(self.weight, self.threshold, self.region, self.criterion)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -128,6 +140,8 @@ class ExchangeNorm(nn.Module):
             threshold=self.threshold,
             region=self.region,
             criterion=self.criterion,
+            replaced=self.replaced_mask,
+            lender=self.lender,
             norm=self.norm,
             training=self.training or self.running_mean is None,
             momentum=momentum,
@@ -173,10 +187,13 @@ class ExchangeNorm(nn.Module):
         return copied
 
     def extra_repr(self) -> str:
+        rule = f"threshold={self.threshold}, region={self.region!r}, criterion={self.criterion!r}"
+        if self.replaced_mask is not None:
+            rule = "replaced=mask"
         return (
-            f"{self.num_features}, num_modalities={self.num_modalities}, threshold={self.threshold}, "
-            f"region={self.region!r}, criterion={self.criterion!r}, activation={self.activation!r}, "
-            f"momentum={self.momentum}, eps={self.eps}, track_running_stats={self.running_mean is not None}"
+            f"{self.num_features}, num_modalities={self.num_modalities}, {rule}, "
+            f"activation={self.activation!r}, momentum={self.momentum}, eps={self.eps}, "
+            f"track_running_stats={self.running_mean is not None}"
         )
 
 
@@ -216,6 +233,8 @@ def exchanging_layers(module: nn.Module) -> dict[str, ExchangeNorm]:
 def sparsity_penalty(module: nn.Module) -> Tensor:
     """Sum of |γ| over the own-region channels of every exchanging layer below ``module`` (Eq. 4, without λ).
 
+    Layers that exchange by a mask of the caller's, not by their scales, are left out.
+
     Returns:
         A 0-d differentiable tensor; 0 if no layer exchanges.
     """
@@ -223,6 +242,7 @@ def sparsity_penalty(module: nn.Module) -> Tensor:
     penalties = [
         (layer.weight.abs() * reference.own_region(layer.weight)).sum()
         for layer in exchanging_layers(module).values()
+        if layer.replaced_mask is None
     ]
     return torch.stack(penalties).sum() if penalties else torch.zeros(())
 

@@ -70,6 +70,7 @@ struct ForwardTensors {
   T* y;
   Real<T>*batch_mean, *batch_var;      // statistics of x; null if mean and var are given
   Real<T>*running_mean, *running_var;  // [M, C], updated with the statistics of x; may be null
+  const int32_t* route = nullptr;      // [M, C], entries as of route_of(); null to apply Eq. 6
 };
 
 template <class T>
@@ -79,7 +80,8 @@ struct BackwardTensors {
   const T* residual;  // may be null
   T* dx;
   Real<T>*dweight, *dbias;
-  T* dresidual;  // null without a residual
+  T* dresidual;                    // null without a residual
+  const int32_t* route = nullptr;  // as in ForwardTensors
 };
 
 // Whether Eq. 6 of the paper replaces a channel with this scale.
@@ -89,5 +91,25 @@ constexpr bool is_below(const Problem& p, R scale) {
   if (p.criterion == Criterion::signed_value) return scale <= threshold;
   return (scale < 0 ? -scale : scale) < threshold;
 }
+
+// What a channel becomes, where it is no modality: it stays, or the mean of the others replaces it.
+constexpr int32_t kOwn = -2, kMean = -1;
+
+// kOwn, kMean or the modality whose channel c replaces that of modality m. With two modalities the other is
+// the mean of the others. Entries of the route that name no other modality count as kMean.
+template <class R>
+constexpr int32_t route_of(const Problem& p, const R* weight, const int32_t* route, int64_t m, int64_t c) {
+  if (p.modalities == 1) return kOwn;
+  const int64_t i = m * p.channels + c;
+  if (route) {
+    if (route[i] <= kOwn) return kOwn;
+    return p.modalities == 2 || route[i] == m || route[i] >= p.modalities ? kMean : route[i];
+  }
+  const bool exchanged = p.threshold != 0 && c >= p.region_begin(m) && c < p.region_end(m);
+  return exchanged && is_below(p, weight[i]) ? kMean : kOwn;
+}
+
+// Whether modality m is among those that replace a channel which becomes `route`, in another modality.
+constexpr bool lends(int32_t route, int64_t m) { return route == kMean || route == m; }
 
 }  // namespace cen

@@ -1,19 +1,12 @@
 // The ops torch.ops.cen_ext.norm_exchange*: argument checks, allocation and dispatch to CPU or CUDA kernels.
 // The public functions in cen_ext/functional.py have already checked the arguments in the caller's terms.
-#include <stdexcept>
 #include <string>
 #include <tuple>
 
 #include "../tensors.h"
 #if defined(CEN_CUDA)
-#include <torch/csrc/stable/accelerator.h>
-
 #include "../cuda/kernels.h"
-
-// LibTorch declares this in its CUDA builds only. A weak symbol lets the extension load beside a LibTorch
-// without CUDA.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
-                                                                                   void** stream);
+#include "cuda_stream.h"
 #endif
 
 namespace cen {
@@ -95,7 +88,7 @@ void set_memory(Problem& p, const Tensor& x, bool channels_last, bool native) {
 
 void check_inputs(const Problem& p, const Tensor& x, const Tensor& weight, const Tensor& bias,
                   const std::optional<Tensor>& mean, const std::optional<Tensor>& var,
-                  const std::optional<Tensor>& residual) {
+                  const std::optional<Tensor>& residual, const std::optional<Tensor>& route) {
   const ScalarType type = x.scalar_type(),
                    real = type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   STD_TORCH_CHECK(is_floating(type), "cen_ext: x must be float16, bfloat16, float32 or float64");
@@ -106,6 +99,7 @@ void check_inputs(const Problem& p, const Tensor& x, const Tensor& weight, const
   if (mean) check_as("mean", *mean, real, statistics, x);
   if (var) check_as("var", *var, real, statistics, x);
   if (residual) check_as("residual", *residual, type, sizes_of(x), x);
+  if (route) check_as("route", *route, ScalarType::Int, table, x);
 }
 
 // ---- dispatch by the device of x ----
@@ -120,19 +114,12 @@ void on_gpu(const Call& call, const Tensor& x, F f) {
                                        {"stream", cuda::Kind::two_pass},  // the former name of two_pass
                                        {"cluster", cuda::Kind::cluster},
                                        {"grid", cuda::Kind::grid}});
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
   std::vector<Tensor> scratch;  // freed on return: the caching allocator reuses memory in stream order
   const cuda::Allocate allocate = [&](int64_t bytes) {
     scratch.push_back(empty_table({bytes / static_cast<int64_t>(x.element_size()) + 1}, x));
     return scratch.back().mutable_data_ptr();
   };
-  try {
-    f(kind, cuda::current_device(), allocate, stream);
-  } catch (const std::invalid_argument& refusal) {
-    STD_TORCH_CHECK(false, refusal.what());
-  }
+  on_stream(x, [&](void* stream) { f(kind, cuda::current_device(), allocate, stream); });
 }
 #endif
 
@@ -162,10 +149,11 @@ struct Running {
 
 std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Tensor weight, Tensor bias, std::optional<Tensor> mean,
                                            std::optional<Tensor> var, std::optional<Tensor> residual,
-                                           const std::optional<Running>& running, Call call) {
+                                           const std::optional<Running>& running, std::optional<Tensor> route,
+                                           Call call) {
   Problem& p = call.p;
   set_sizes(p, x, weight, mean);
-  check_inputs(p, x, weight, bias, mean, var, residual);
+  check_inputs(p, x, weight, bias, mean, var, residual, route);
   p.batch_statistics = !mean;
   const Sizes table = p.batch_statistics ? Sizes{p.units(), p.channels} : Sizes{0};
   if (x.numel() == 0)
@@ -181,6 +169,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Tensor weight, Tensor bias,
   bias = packed(bias);
   mean = packed(mean);
   var = packed(var);
+  route = packed(route);
   const Tensor y = layout.empty();
   with_type(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -189,7 +178,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Tensor weight, Tensor bias,
         ForwardTensors<T>{data<T>(x), data<R>(weight), data<R>(bias), data<R>(mean), data<R>(var),
                           data<T>(residual), mutable_data<T>(y), mutable_data<R>(batch_mean),
                           mutable_data<R>(batch_var), running ? mutable_data<R>(running->mean) : nullptr,
-                          running ? mutable_data<R>(running->var) : nullptr},
+                          running ? mutable_data<R>(running->var) : nullptr, data<int32_t>(route)},
         x);
   });
   return {layout.from_kernel(y), batch_mean, batch_var};
@@ -200,18 +189,17 @@ std::tuple<Tensor, Tensor, Tensor> norm_exchange(Tensor x, Tensor weight, Tensor
                                                  std::optional<Tensor> residual, double threshold,
                                                  StringHandle region, StringHandle criterion,
                                                  StringHandle norm, double eps, StringHandle activation,
-                                                 double negative_slope, StringHandle plan) {
-  return forward(x, weight, bias, mean, var, residual, std::nullopt,
+                                                 double negative_slope, std::optional<Tensor> route,
+                                                 StringHandle plan) {
+  return forward(x, weight, bias, mean, var, residual, std::nullopt, route,
                  Call({threshold, region, criterion, norm, eps, activation, negative_slope, plan}));
 }
 
-std::tuple<Tensor, Tensor, Tensor> norm_exchange_updating(Tensor x, Tensor weight, Tensor bias,
-                                                          Tensor running_mean, Tensor running_var,
-                                                          std::optional<Tensor> residual, double momentum,
-                                                          double threshold, StringHandle region,
-                                                          StringHandle criterion, StringHandle norm,
-                                                          double eps, StringHandle activation,
-                                                          double negative_slope, StringHandle plan) {
+std::tuple<Tensor, Tensor, Tensor> norm_exchange_updating(
+    Tensor x, Tensor weight, Tensor bias, Tensor running_mean, Tensor running_var,
+    std::optional<Tensor> residual, double momentum, double threshold, StringHandle region,
+    StringHandle criterion, StringHandle norm, double eps, StringHandle activation, double negative_slope,
+    std::optional<Tensor> route, StringHandle plan) {
   Call call({threshold, region, criterion, norm, eps, activation, negative_slope, plan});
   call.p.momentum = momentum;
   check_as("running_mean", running_mean, weight.scalar_type(), sizes_of(weight), x);
@@ -219,17 +207,18 @@ std::tuple<Tensor, Tensor, Tensor> norm_exchange_updating(Tensor x, Tensor weigh
   STD_TORCH_CHECK(running_mean.is_contiguous() && running_var.is_contiguous(),
                   "cen_ext: running statistics must be contiguous");
   return forward(x, weight, bias, std::nullopt, std::nullopt, residual, Running{running_mean, running_var},
-                 call);
+                 route, call);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> norm_exchange_backward(
     Tensor dy, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor var, std::optional<Tensor> residual,
     bool batch_statistics, double threshold, StringHandle region, StringHandle criterion, StringHandle norm,
-    double eps, StringHandle activation, double negative_slope, StringHandle plan) {
+    double eps, StringHandle activation, double negative_slope, std::optional<Tensor> route,
+    StringHandle plan) {
   Call call({threshold, region, criterion, norm, eps, activation, negative_slope, plan});
   Problem& p = call.p;
   set_sizes(p, x, weight, mean);
-  check_inputs(p, x, weight, bias, mean, var, residual);
+  check_inputs(p, x, weight, bias, mean, var, residual, route);
   check_as("dy", dy, x.scalar_type(), sizes_of(x), x);
   p.batch_statistics = batch_statistics;
   const Sizes table{p.modalities, p.channels};
@@ -248,6 +237,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_exchange_backward(
   bias = packed(bias);
   mean = packed(mean);
   var = packed(var);
+  route = packed(route);
   const Tensor dx = layout.empty();
   const Tensor dresidual = residual ? layout.empty() : none;
   with_type(x.scalar_type(), [&](auto zero) {
@@ -256,7 +246,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_exchange_backward(
     run(call,
         BackwardTensors<T>{data<T>(dy), data<T>(x), data<R>(weight), data<R>(bias), data<R>(mean),
                            data<R>(var), data<T>(residual), mutable_data<T>(dx), mutable_data<R>(dweight),
-                           mutable_data<R>(dbias), residual ? mutable_data<T>(dresidual) : nullptr},
+                           mutable_data<R>(dbias), residual ? mutable_data<T>(dresidual) : nullptr,
+                           data<int32_t>(route)},
         x);
   });
   return {layout.from_kernel(dx), dweight, dbias, residual ? layout.from_kernel(dresidual) : none};
@@ -266,7 +257,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_exchange_backward(
 
 #define CEN_OPTIONS                                                                                         \
   "float threshold, str region, str criterion, str norm, float eps, str activation, float negative_slope, " \
-  "str plan='auto'"
+  "Tensor? route=None, str plan='auto'"
 
 STABLE_TORCH_LIBRARY(cen_ext, m) {
   m.def(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.harness.shapes import Shape
+from cen_ext.ops.norm_exchange.options import MEAN, OWN
 
 # Small, and each awkward in its own way: one modality, odd sizes, C not divisible by M, one row, 0 to 3-d.
 SMALL = [
@@ -63,6 +64,14 @@ def make_inputs(
         residual=like_x(),
         dy=like_x(),
     )
+
+
+def make_route(shape: Shape) -> Tensor:
+    """A random route: two of five channels stay; the mean or another modality replaces the others."""
+    m, c = shape.num_modalities, shape.channels
+    lender = (torch.arange(m)[:, None] + torch.randint(1, max(m, 2), (m, c))) % m
+    kind = torch.randint(0, 5, (m, c))
+    return torch.where(kind < 2, OWN, torch.where(kind < 3, MEAN, lender)).to(torch.int32)
 
 
 def reaching_six(i: Inputs) -> Inputs:

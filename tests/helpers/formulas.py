@@ -26,6 +26,30 @@ def replaced(weight: Tensor, threshold: float, region: str, criterion: str) -> T
     return table
 
 
+def shares(
+    weight: Tensor,
+    threshold: float,
+    region: str,
+    criterion: str,
+    mask: Tensor | None = None,
+    lender: Tensor | None = None,
+) -> Tensor:
+    """``[M, M, C]``: the share of modality k's z in modality m's place, by a plain loop."""
+    num_modalities, channels = weight.shape
+    table = replaced(weight, threshold, region, criterion) if mask is None else mask
+    share = torch.zeros(num_modalities, num_modalities, channels, dtype=torch.float64)
+    for m in range(num_modalities):
+        for c in range(channels):
+            if num_modalities == 1 or not table[m, c]:
+                share[m, m, c] = 1
+            elif lender is None or lender[m, c] == -1:
+                for k in range(num_modalities):
+                    share[m, k, c] = 0 if k == m else 1 / (num_modalities - 1)
+            else:
+                share[m, lender[m, c], c] = 1
+    return share
+
+
 def activated(u: Tensor, activation: str, negative_slope: float) -> Tensor:
     """The activation of u."""
     if activation == "relu6":
@@ -67,6 +91,8 @@ def forward(
     eps: float = 1e-5,
     activation: str = "identity",
     negative_slope: float = 0.01,
+    replaced: Tensor | None = None,
+    lender: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """y, and u + residual (the argument of the activation). Given statistics are ``[M, C]``."""
     num_modalities, channels = weight.shape
@@ -77,14 +103,8 @@ def forward(
         + bias[m].view(column)
         for m, part in enumerate(x.chunk(num_modalities))
     ]
-    table = replaced(weight, threshold, region, criterion)
-    u = []
-    for m in range(num_modalities):
-        exchanged = z[m].clone()
-        if num_modalities > 1:
-            others = sum(z[k] for k in range(num_modalities) if k != m) / (num_modalities - 1)
-            exchanged[:, table[m]] = others[:, table[m]]
-        u.append(exchanged)
+    share = shares(weight, threshold, region, criterion, replaced, lender)
+    u = [sum(share[m, k].view(column) * z[k] for k in range(num_modalities)) for m in range(num_modalities)]
     argument = torch.cat(u) if residual is None else torch.cat(u) + residual
     return activated(argument, activation, negative_slope), argument
 
@@ -97,27 +117,26 @@ def backward(
     mean: Tensor | None,
     var: Tensor | None,
     residual: Tensor | None,
-    **options: float | str,
+    **options: float | str | Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dx, dweight, dbias, dresidual by the equations of the backward pass."""
     num_modalities, channels = weight.shape
     norm, eps = options.get("norm", "batch"), options.get("eps", 1e-5)
     _, argument = forward(x, weight, bias, mean, var, residual, **options)
     g = dy * derivative(argument, options.get("activation", "identity"), options.get("negative_slope", 0.01))
-    table = replaced(
+    share = shares(
         weight,
         options.get("threshold", 0.0),
         options.get("region", "own"),
         options.get("criterion", "abs"),
+        options.get("replaced"),
+        options.get("lender"),
     )
     column = (1, channels) + (1,) * (x.dim() - 2)
     parts, gs = x.chunk(num_modalities), g.chunk(num_modalities)
     dx, dweight, dbias = [], [], []
     for m, part in enumerate(parts):
-        dz = gs[m] * ~table[m].view(column)
-        for k in range(num_modalities):
-            if k != m:
-                dz = dz + gs[k] * table[k].view(column) / (num_modalities - 1)
+        dz = sum(share[k, m].view(column) * gs[k] for k in range(num_modalities))
         given = (None, None) if mean is None else (mean[m], var[m])
         xhat = _normalised(part, *given, norm, eps)
         every = [0, *range(2, x.dim())]

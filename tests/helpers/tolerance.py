@@ -47,6 +47,7 @@ from torch import Tensor
 
 from cen_ext.ops import dispatch
 from cen_ext.ops.norm_exchange import reference
+from cen_ext.ops.norm_exchange.options import MEAN, OWN
 from cen_ext.ops.norm_exchange.reference import Options
 from tests.helpers import formulas
 
@@ -61,11 +62,12 @@ class Call(NamedTuple):
     var: Tensor | None = None
     residual: Tensor | None = None
     options: Options = Options()
+    route: Tensor | None = None  # [M, C]; None for M = 1, too
 
     def double(self) -> Call:
         """The same numbers, contiguous and in float64."""
-        tensors = (t if t is None else t.detach().double().contiguous() for t in self[:-1])
-        return Call(*tensors, options=self.options)
+        tensors = (t if t is None else t.detach().double().contiguous() for t in self[:6])
+        return Call(*tensors, self.options, self.route)
 
 
 class Results(NamedTuple):
@@ -85,7 +87,7 @@ def run(backend: str, call: Call, dy: Tensor) -> Results:
     forward = dispatch.choose("norm_exchange", backend, call.x, call.options).run
     leaves = [t.detach().requires_grad_() for t in (call.x, call.weight, call.bias)]
     residual = None if call.residual is None else call.residual.detach().requires_grad_()
-    y, mean, var = forward(*leaves, call.mean, call.var, residual, call.options)
+    y, mean, var = forward(*leaves, call.mean, call.var, residual, call.options, call.route)
     gradients = torch.autograd.grad(y, leaves if residual is None else [*leaves, residual], dy)
     return Results(y.detach(), mean.detach(), var.detach(), *gradients)
 
@@ -278,6 +280,10 @@ def _growth(terms: int) -> float:
 def _mix(call: Call) -> Tensor:
     """``[M, M, C]``: the share of modality k's z in modality m's place."""
     m = call.weight.shape[0]
-    replaced = reference.replaced_channels(call.weight, call.options)[:, None]
     own = torch.eye(m, dtype=torch.float64)[:, :, None]
-    return torch.where(replaced, (1 - own) / max(m - 1, 1), own)
+    mean = (1 - own) / max(m - 1, 1)
+    if call.route is None:
+        return torch.where(reference.replaced_channels(call.weight, call.options)[:, None], mean, own)
+    route = call.route[:, None]
+    alone = (route == torch.arange(m)[:, None]).double()
+    return torch.where(route == OWN, own, torch.where(route == MEAN, mean, alone))

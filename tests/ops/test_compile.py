@@ -54,6 +54,19 @@ def test_a_compiled_layer_does_what_the_layer_does(layer_class, momentum):
         torch.testing.assert_close(dict(twin.state_dict()), dict(eager.state_dict()))
 
 
+@pytest.mark.parametrize("layer_class", LAYERS)
+def test_a_compiled_layer_routes_channels(layer_class):
+    """The cheap half of compiling: that there is one graph, and that its gradients are right."""
+    route = dict(replaced=torch.rand(3, 6) < 0.5, lender=((torch.arange(3)[:, None] + 1) % 3).expand(3, 6))
+    eager = layer_class(6, 3, activation="relu", track_running_stats=True, dtype=torch.float64, **route)
+    compiled = torch.compile(copy.deepcopy(eager), backend="aot_eager", fullgraph=True)
+    for training in (True, False):
+        x = torch.randn(6, 6, 5, 4, dtype=torch.float64)
+        expected = step(eager.train(training), x)
+        compiled.train(training)
+        torch.testing.assert_close(step(compiled, x), expected)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_function_compiles_for_any_batch(backend):
     def call(x: Tensor, *rest: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 import cen_ext
 from cen_ext.ops.activation import NAMES as ACTIVATIONS
 from cen_ext.ops.norm_exchange.reference import Options, memory_format
-from tests.helpers.cases import Shape, make_inputs
+from tests.helpers.cases import Shape, make_inputs, make_route
 from tests.helpers.covered import BACKENDS, NORMS, every_kind
 from tests.helpers.tolerance import Call, check, run
 
@@ -83,6 +83,7 @@ def calls(draw, norm: str, dtype: torch.dtype) -> tuple[Call, Tensor]:
         var=draw(layouts(i.var)) if given_statistics else None,
         residual=draw(st.none() | layouts(i.residual)),
         options=options,
+        route=make_route(shape) if shape.num_modalities > 1 and draw(st.booleans()) else None,
     )
     return call, draw(layouts(i.dy))
 

@@ -40,10 +40,21 @@ def run(call: Call, dy: Tensor, plan: str = "auto") -> Results:
     """Forward and backward by the ops themselves. Statistics that were given come back as they are."""
     x, weight, bias, mean, var, residual = map(on_gpu, call[:6])
     ops = torch.ops.cen_ext
-    y, *found = ops.norm_exchange(x, weight, bias, mean, var, residual, *call.options, plan)
+    y, *found = ops.norm_exchange(
+        x, weight, bias, mean, var, residual, *call.options, on_gpu(call.route), plan=plan
+    )
     statistics = found if mean is None else (mean, var)
     gradients = ops.norm_exchange_backward(
-        on_gpu(dy), x, weight, bias, *statistics, residual, mean is None, *call.options, plan
+        on_gpu(dy),
+        x,
+        weight,
+        bias,
+        *statistics,
+        residual,
+        mean is None,
+        *call.options,
+        on_gpu(call.route),
+        plan=plan,
     )
     dresidual = None if residual is None else gradients[3].cpu()
     return Results(y.cpu(), *(t.cpu() for t in (*statistics, *gradients[:3])), dresidual)

@@ -34,6 +34,7 @@ class Case(NamedTuple):
     num_modalities: int = 2
     activation: str = "leaky_relu"
     with_residual: bool = True
+    cyclic: bool = False  # the next modality lends, not the mean of the others
 
     def inputs(self) -> dict[str, Tensor]:
         """The whole batch, the same in every process."""
@@ -55,11 +56,13 @@ class Case(NamedTuple):
             if inputs[name] is not None
         }
         running = {"running_mean": inputs["mean"].clone(), "running_var": inputs["var"].clone()}
+        lender = (torch.arange(self.num_modalities)[:, None] + 1) % self.num_modalities
         with Collectives() as forward:
             y = cen_ext.norm_exchange(
                 **leaves,
                 **running,
                 threshold=0.02,
+                lender=lender.expand(-1, 6) if self.cyclic else None,
                 training=True,
                 momentum=0.3,
                 activation=self.activation,
@@ -80,6 +83,7 @@ CASES = {
     "all empty": Case((0, 0)),
     "a value each": Case((1, 1), spatial=()),
     "three modalities": Case((2, 1), num_modalities=3, activation="identity", with_residual=False),
+    "lenders": Case((1, 2), num_modalities=3, cyclic=True),
 }
 
 

@@ -66,7 +66,7 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 SELECTED = {
     # Channels in one piece: every kind of call.
     "whole": "triton and ("
-    "interpreted or empty or twice or autocast or any_batch"
+    "interpreted or empty or twice or autocast or any_batch or test_pixel_shift and (values or adjoint)"
     " or test_numerics and not long and (True-triton-batch-float32 or instance-bfloat16))",
     # Channels in pieces: what sums over pieces have to do with.
     "PASSES": "triton and (interpreted_values"
@@ -75,7 +75,7 @@ SELECTED = {
 
 
 def run_selected(mode: str) -> subprocess.CompletedProcess[str]:
-    files = [f"test_{name}" for name in ("triton", "contract", "numerics", "compile")]
+    files = [f"test_{name}" for name in ("triton", "contract", "numerics", "compile", "pixel_shift")]
     environment = {"TRITON_INTERPRET": "1", mode: "1"}
     return run_alone(files, SELECTED[mode], "-p", "tests.helpers.interpreted_triton", **environment)
 
@@ -229,9 +229,15 @@ TENSORS = ("x", "y", "dy", "dx", "residual", "dresidual")
 
 
 def compile_ahead(
-    name: str, capability: int, dtype: torch.dtype, shape: Shape, channels_last: bool, options: Options
+    name: str,
+    capability: int,
+    dtype: torch.dtype,
+    shape: Shape,
+    channels_last: bool,
+    options: Options,
+    routed: bool = False,
 ) -> str:
-    """The PTX of a kernel as it would be launched for a call with a residual."""
+    """The PTX of a kernel as it would be launched for a call with a residual, and with a route if routed."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     x = torch.empty(shape.full, dtype=dtype, device="meta", memory_format=layout)
     g = Geometry.of(x, shape.num_modalities, units=1)
@@ -240,7 +246,8 @@ def compile_ahead(
         plan = whole_plan(g, dtype, tensors=1)
     assert plan is not None
     cut = launch.pass_constants(g, plan) | dict(CHUNKS=4)
-    constants = launch.call_constants(options, shape.num_modalities) | cut
+    constants = launch.call_constants(options, shape.num_modalities, routed) | cut
+    constants |= {} if routed else dict(route=None)
     sizes = dict(zip(("units", "C", "L", "P", "chunks"), (*g.sizes, plan.chunks(g)), strict=True))
 
     signature, compiled_in, attributes = {}, {}, {}
@@ -253,7 +260,7 @@ def compile_ahead(
             signature[argument], compiled_in[argument] = "constexpr", (constants | sizes)[argument]
             aligned = False
         else:
-            table = "fp64" if argument == "partials" else TYPES[statistics_dtype(dtype)]
+            table = {"partials": "fp64", "route": "i32"}.get(argument, TYPES[statistics_dtype(dtype)])
             signature[argument] = "*" + (TYPES[dtype] if argument in TENSORS else table)
             aligned = True
         if aligned:
@@ -281,7 +288,7 @@ def compile_ahead(
 def test_compiles_ahead_of_time(name, capability, dtype, modalities, channels_last):
     options = Options(THRESHOLD, activation="leaky_relu")
     shape = Shape(modalities, 3, 20, (5, 7))
-    ptx = compile_ahead(name, capability, dtype, shape, channels_last, options)
+    ptx = compile_ahead(name, capability, dtype, shape, channels_last, options, routed=modalities == 3)
     assert f".target sm_{capability}" in ptx
 
 

@@ -24,10 +24,11 @@ def _run_native(
     var: Tensor | None,
     residual: Tensor | None,
     options: Options,
+    route: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     # Compilers trace the op; eager calls bypass its registered autograd formula, which is slower.
     run: Any = native.norm_exchange_op if torch.compiler.is_compiling() else native.NativeNormExchange.apply
-    outputs: tuple[Tensor, Tensor, Tensor] = run(x, weight, bias, mean, var, residual, *options)
+    outputs: tuple[Tensor, Tensor, Tensor] = run(x, weight, bias, mean, var, residual, *options, route)
     return outputs
 
 
@@ -40,10 +41,11 @@ def _update_native(
     residual: Tensor | None,
     momentum: float,
     options: Options,
+    route: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     run: Any = native.NativeNormExchangeUpdating.apply
     outputs: tuple[Tensor, Tensor, Tensor] = run(
-        x, weight, bias, running_mean, running_var, residual, momentum, *options
+        x, weight, bias, running_mean, running_var, residual, momentum, *options, route
     )
     return outputs
 
@@ -56,13 +58,14 @@ def _run_triton(
     var: Tensor | None,
     residual: Tensor | None,
     options: Options,
+    route: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     from cen_ext.ops.norm_exchange.triton import launch
 
     # Compilers trace the op, and tensor subclasses such as fake tensors need its dispatch.
     eager = type(x) is Tensor and not torch.compiler.is_compiling()
     run: Any = launch.TritonNormExchange.apply if eager else launch.triton_norm_exchange
-    outputs: tuple[Tensor, Tensor, Tensor] = run(x, weight, bias, mean, var, residual, *options)
+    outputs: tuple[Tensor, Tensor, Tensor] = run(x, weight, bias, mean, var, residual, *options, route)
     return outputs
 
 

@@ -3,11 +3,13 @@
 ``cen_ext._C`` defines the ops and their kernels through LibTorch's stable ABI
 (``csrc/ops/norm_exchange.cpp``):
 
-    norm_exchange(x, weight, bias, mean?, var?, residual?, *options, plan) -> (y, mean, var)
-    norm_exchange_updating(x, weight, bias, running_mean, running_var, residual?, momentum, *options, plan)
-        -> (y, mean, var)
-    norm_exchange_backward(dy, x, weight, bias, mean, var, residual?, batch_statistics, *options, plan)
-        -> (dx, dweight, dbias, dresidual)
+    norm_exchange(x, weight, bias, mean?, var?, residual?, *options, route?, plan) -> (y, mean, var)
+    norm_exchange_updating(
+        x, weight, bias, running_mean, running_var, residual?, momentum, *options, route?, plan
+    ) -> (y, mean, var)
+    norm_exchange_backward(
+        dy, x, weight, bias, mean, var, residual?, batch_statistics, *options, route?, plan
+    ) -> (dx, dweight, dbias, dresidual)
 
 The second also updates the running statistics, which saves three launches on a GPU. Autograd formulas can be
 registered only for ops without side effects, so compilers use the first. plan selects the CUDA kernels:
@@ -38,9 +40,9 @@ def _norm_exchange_fake(
     mean: Tensor | None,
     var: Tensor | None,
     residual: Tensor | None,
-    *options: Any,
+    *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rows = weight.shape[0] if autograd.options_of(options).norm == "batch" else x.shape[0]
+    rows = weight.shape[0] if autograd.split(rest)[0].norm == "batch" else x.shape[0]
     shape = (rows, x.shape[1]) if mean is None else (0,)
     dtype = statistics_dtype(x.dtype)
     return torch.empty_like(x), x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
@@ -54,9 +56,9 @@ def _norm_exchange_updating_fake(
     running_var: Tensor,
     residual: Tensor | None,
     momentum: float,
-    *options: Any,
+    *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _norm_exchange_fake(x, weight, bias, None, None, residual, *options)
+    return _norm_exchange_fake(x, weight, bias, None, None, residual, *rest)
 
 
 def _norm_exchange_backward_fake(
@@ -68,7 +70,7 @@ def _norm_exchange_backward_fake(
     var: Tensor,
     residual: Tensor | None,
     batch_statistics: bool,
-    *options: Any,
+    *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dresidual = x.new_empty((0,)) if residual is None else torch.empty_like(x)
     return torch.empty_like(x), weight.new_empty(weight.shape), bias.new_empty(bias.shape), dresidual
@@ -106,13 +108,13 @@ class NativeNormExchangeUpdating(torch.autograd.Function):
         running_var: Tensor,
         residual: Tensor | None,
         momentum: float,
-        *options: Any,
+        *rest: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:
         output: tuple[Tensor, Tensor, Tensor] = norm_exchange_updating_op(
-            x, weight, bias, running_mean, running_var, residual, momentum, *options
+            x, weight, bias, running_mean, running_var, residual, momentum, *rest
         )
         torch.autograd.graph.increment_version((running_mean, running_var))
-        autograd.setup_context(ctx, (x, weight, bias, None, None, residual, *options), output)
+        autograd.setup_context(ctx, (x, weight, bias, None, None, residual, *rest), output)
         return output
 
     @staticmethod

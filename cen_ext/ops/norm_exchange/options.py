@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+# Entries of a route that name no modality: the channel stays, or the mean of the others replaces it.
+OWN, MEAN = -2, -1
+
 
 class Options(NamedTuple):
     """Options of one call, in the argument order of the ops; ``norm_exchange`` documents each field."""

@@ -23,12 +23,13 @@ class Call(NamedTuple):
     bias: Tensor  # [M, C]
     residual: Tensor | None  # as x
     options: Options
+    route: Tensor | None = None  # [M, C] int32, in place of threshold, region and criterion
 
     def run(self, mean: Tensor | None = None, var: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Run with the given statistics or, if None, those of x; return y and the statistics of x."""
         y: Tensor
         y, mean, var = self.backend.run(
-            self.x, self.weight, self.bias, mean, var, self.residual, self.options
+            self.x, self.weight, self.bias, mean, var, self.residual, self.options, self.route
         )
         return y, mean, var
 
@@ -45,7 +46,7 @@ def train(call: Call, running: Running | None, momentum: float | Tensor) -> Tens
     if running is not None and _updates_in_backend(call, running, momentum):
         assert call.backend.update is not None
         y, mean, var = call.backend.update(
-            call.x, call.weight, call.bias, *running, call.residual, float(momentum), call.options
+            call.x, call.weight, call.bias, *running, call.residual, float(momentum), call.options, call.route
         )
     else:
         y, mean, var = call.run()

@@ -4,7 +4,8 @@ Channel exchanging after normalization, Wang et al., "Deep Multimodal Fusion by 
 NeurIPS 2020, Eq. 5 (normalize), Eq. 6 (exchange), section 3.3 (each modality's own share of the channels).
 
 Shapes: ``x [M*N, C, *spatial]`` holds M modalities stacked modality-major on the batch axis;
-``weight, bias [M, C]``; ``mean, var [M, C]`` for batch norm, ``[M*N, C]`` for instance norm.
+``weight, bias [M, C]``; ``mean, var [M, C]`` for batch norm, ``[M*N, C]`` for instance norm. A route
+``[M, C]`` tells what each channel becomes: ``OWN``, ``MEAN`` or the modality that lends its channel.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cen_ext.ops.activation import ACTIVATIONS
-from cen_ext.ops.norm_exchange.options import Options
+from cen_ext.ops.norm_exchange.options import MEAN, OWN, Options
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # supported dtypes of x
 
@@ -24,6 +25,19 @@ def replaced_channels(weight: Tensor, options: Options) -> Tensor:
         return torch.zeros_like(weight, dtype=torch.bool)
     below = weight.abs() < options.threshold if options.criterion == "abs" else weight <= options.threshold
     return below & own_region(weight) if options.region == "own" else below
+
+
+def route_of(
+    weight: Tensor, options: Options, replaced: Tensor | None, lender: Tensor | None
+) -> Tensor | None:
+    """Route ``[M, C]`` int32 of a call with its own mask or lenders; None where Eq. 6 alone decides."""
+    if weight.shape[0] == 1 or (replaced is None and lender is None):
+        return None
+    if replaced is None:
+        replaced = replaced_channels(weight.detach(), options)
+    if lender is None:
+        return replaced.to(torch.int32) + OWN  # True is 1, and MEAN is OWN + 1
+    return torch.where(replaced, lender.to(torch.int32), OWN)
 
 
 def own_region(weight: Tensor) -> Tensor:
@@ -64,6 +78,14 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
+def _lends(route: Tensor) -> Tensor:
+    """Mask ``[M, M, C]``, borrower first, of the modalities whose channels replace a borrower's."""
+    num_modalities = route.shape[0]
+    m = torch.arange(num_modalities, device=route.device)
+    lends = (route[:, None] == MEAN) | (route[:, None] == m[:, None])
+    return lends & (m[:, None] != m)[:, :, None]
+
+
 def norm_exchange_reference(
     x: Tensor,  # [M*N, C, *spatial]
     weight: Tensor,  # [M, C]
@@ -72,6 +94,7 @@ def norm_exchange_reference(
     var: Tensor | None,
     residual: Tensor | None,  # as x
     options: Options,
+    route: Tensor | None = None,  # [M, C], in place of threshold, region and criterion
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalize, exchange, add the residual, activate. Returns y (as x) and the statistics that were used.
 
@@ -86,8 +109,13 @@ def norm_exchange_reference(
 
     # Converted once, so that the gradients of both uses of x are summed before rounding to its dtype.
     rows = split_rows(x.to(statistics_dtype(x.dtype)), num_modalities)  # [M, N, C, *spatial]
-    replaced = replaced_channels(weight.detach(), options)
-    unread = replaced & (replaced.sum(0) == 1)  # no modality borrows it, so it has no gradient, even for NaN
+    if route is None:
+        route = replaced_channels(weight.detach(), options).to(torch.int32) + OWN
+        lenders = range(0)
+    else:
+        lenders = range(num_modalities)
+    replaced = route != OWN
+    unread = replaced & ~_lends(route).any(0)  # no modality borrows it, so it has no gradient, even for NaN
     rows = torch.where(per_row(unread), rows.detach(), rows)
     weight, bias = (torch.where(unread, table.detach(), table) for table in (weight, bias))
     if mean is None or var is None:
@@ -97,8 +125,10 @@ def norm_exchange_reference(
     z = per_row(weight) * xhat + per_row(bias)
     u = z
     if num_modalities > 1:
-        others = torch.stack([torch.cat([z[:m], z[m + 1 :]]).mean(0) for m in range(num_modalities)])
-        u = torch.where(per_row(replaced), others, z)
+        borrowed = torch.stack([torch.cat([z[:m], z[m + 1 :]]).mean(0) for m in range(num_modalities)])
+        for m in lenders:
+            borrowed = torch.where(per_row(route == m), z[m], borrowed)
+        u = torch.where(per_row(replaced), borrowed, z)
     u = u.flatten(0, 1)
     if residual is not None:
         u = u + residual.to(rows.dtype)

@@ -268,7 +268,7 @@ void backward_channels_last(const Problem& p, const BackwardTensors<T>& t, const
 
 template <class T>
 void backward(const Problem& p, const BackwardTensors<T>& t, const Parallel& parallel) {
-  const Tables<Real<T>> tables(p, t.weight);
+  const Tables<Real<T>> tables(p, t.weight, t.route);
   set_given_statistics(p, t, tables, parallel);
   const Buffer<AffineGradient> affine(p.units() * p.channels);
   with_form(p.activation, [&](auto form) {

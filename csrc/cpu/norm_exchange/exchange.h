@@ -20,9 +20,11 @@ template <class R>
 struct alignas(64) Coefficients {
   static constexpr int64_t kCount = kVecSize<R>;
   R shift[kCount], scale[kCount], offset[kCount], on_x[kCount], constant[kCount];
-  Bits<R> replaced[kCount];  // -1 where the exchange replaces the channel, else 0
-  Bits<R> dead[kCount];      // -1 where replaced and borrowed by no modality: y does not depend on x
-  bool exchanged[kCount];    // whether any modality's channel is replaced
+  // 0 where the channel stays; where the exchange replaces it, -1 for the mean of the other modalities or
+  // k + 1 for modality k.
+  Bits<R> replaced[kCount];
+  Bits<R> dead[kCount];    // -1 where replaced and borrowed by no modality: y does not depend on x
+  bool exchanged[kCount];  // whether any modality's channel is replaced
   bool any_exchanged;
 
   void set_affine(int64_t element, double mean, double var, double eps, R weight, R bias) {
@@ -40,13 +42,23 @@ class Tables {
  public:
   const int64_t strips;  // vectors of channels per unit
 
-  Tables(const Problem& p, const R* weight)
+  Tables(const Problem& p, const R* weight, const int32_t* route)
       : strips(divide_up(p.channels, kVecSize<R>)), groups_(p.groups), table_(p.units() * strips) {
     std::memset(static_cast<void*>(table_.get()), 0, p.units() * strips * sizeof(Coefficients<R>));
-    if (p.modalities == 1 || p.threshold == 0) return;
-    for (int64_t m = 0; m < p.modalities; ++m)
-      for (int64_t c = p.region_begin(m); c < p.region_end(m); ++c)
-        if (is_below(p, weight[m * p.channels + c])) replace(p, m, c);
+    if (p.modalities == 1 || (p.threshold == 0 && !route)) return;
+    const auto each = [&](auto f) {
+      for (int64_t m = 0; m < p.modalities; ++m) {
+        const int64_t end = route ? p.channels : p.region_end(m);
+        for (int64_t c = route ? 0 : p.region_begin(m); c < end; ++c) f(m, c);
+      }
+    };
+    each([&](int64_t m, int64_t c) {
+      const int32_t source = route_of(p, weight, route, m, c);
+      if (source != kOwn) replace(p, m, c, source);
+    });
+    each([&](int64_t m, int64_t c) {
+      if (at(p.unit(m, 0), c).replaced[c % kVecSize<R>] && !is_lent(p, m, c)) kill(p, m, c);
+    });
   }
 
   // The coefficients of all strips of a unit.
@@ -57,17 +69,27 @@ class Tables {
   }
 
  private:
-  void replace(const Problem& p, int64_t m, int64_t c) {
+  void replace(const Problem& p, int64_t m, int64_t c, int32_t source) {
     const int64_t element = c % kVecSize<R>;
     for (int64_t g = 0; g < groups_; ++g) {
-      const bool first = !at(p.unit(m, g), c).exchanged[element];  // dead unless another is replaced, too
+      at(p.unit(m, g), c).replaced[element] = source == kMean ? -1 : source + 1;
       for (int64_t other = 0; other < p.modalities; ++other) {
         Coefficients<R>& k = at(p.unit(other, g), c);
-        k.dead[element] = first && other == m ? -1 : 0;
-        if (other == m) k.replaced[element] = -1;
         k.exchanged[element] = k.any_exchanged = true;
       }
     }
+  }
+
+  bool is_lent(const Problem& p, int64_t m, int64_t c) const {
+    for (int64_t other = 0; other < p.modalities; ++other) {
+      const auto replaced = at(p.unit(other, 0), c).replaced[c % kVecSize<R>];
+      if (other != m && (replaced == -1 || replaced == m + 1)) return true;
+    }
+    return false;
+  }
+
+  void kill(const Problem& p, int64_t m, int64_t c) {
+    for (int64_t g = 0; g < groups_; ++g) at(p.unit(m, g), c).dead[c % kVecSize<R>] = -1;
   }
 
   const int64_t groups_;
@@ -131,6 +153,26 @@ struct UnitCoefficients {
   CEN_INLINE Vec<R> z(Vec<R> x) const { return (x - shift) * scale + offset; }
 };
 
+// What replaces the channels of a vector in one modality, where something does.
+template <class R, bool kChannelsLast>
+struct ChannelSource {
+  using Value = std::conditional_t<kChannelsLast, Vec<Bits<R>>, Bits<R>>;
+  using Mask = typename UnitCoefficients<R, kChannelsLast>::Mask;
+
+  Value value;  // as Coefficients::replaced
+
+  CEN_INLINE ChannelSource(const Bits<R>* replaced, int64_t element) {
+    if constexpr (kChannelsLast)
+      value = load_row(replaced);
+    else
+      value = replaced[element];
+  }
+
+  CEN_INLINE Mask is_mean() const { return value == -1; }
+  // Whether the channel is replaced by modality m, alone or with others.
+  CEN_INLINE Mask lends(int64_t m) const { return is_mean() | (value == static_cast<Bits<R>>(m + 1)); }
+};
+
 // Forward and backward values of modality m along a strip. `at` is the offset of a vector in the tensors, n
 // the number of its elements.
 template <class T, bool kChannelsLast, Exchange kExchange, ActivationForm kForm>
@@ -138,6 +180,7 @@ class Strip {
   using R = Real<T>;
   using V = Vec<R>;
   using Own = UnitCoefficients<R, kChannelsLast>;
+  using Source = ChannelSource<R, kChannelsLast>;
   using Mask = typename Own::Mask;
 
  public:
@@ -189,12 +232,16 @@ class Strip {
     if constexpr (kExchange == Exchange::pair)
       return d + of_borrower(next_.replaced, at + to_next_ * group_.stride, n,
                              [&] { return own_.z(load(group_.x + at, n)); });
-    V sum{};
-    for (int64_t other = 0; other < group_.modalities; ++other)
-      if (other != m_)
-        sum += of_borrower(Own::mask(row(other)->replaced, element_), offset_in(at, other), n,
-                           [&] { return mean_without(other, at, n); });
-    return d + sum * group_.per_other;
+    V shared{}, lent{};  // of those that take the mean of the others, and of those that take this modality
+    for (int64_t other = 0; other < group_.modalities; ++other) {
+      if (other == m_) continue;
+      const Source source(row(other)->replaced, element_);
+      const V of_other = of_borrower(source.lends(m_), offset_in(at, other), n,
+                                     [&] { return borrowed(other, source, at, n); });
+      shared += source.is_mean() ? of_other : V{};
+      lent += source.is_mean() ? V{} : of_other;
+    }
+    return d + (lent + shared * group_.per_other);
   }
 
  private:
@@ -203,13 +250,15 @@ class Strip {
   }
   CEN_INLINE int64_t offset_in(int64_t at, int64_t m) const { return at + (m - m_) * group_.stride; }
 
-  // The mean of z over all modalities but m.
+  // What replaces z of modality m: the mean over all others, or z of one of them.
   template <class N>
-  CEN_INLINE V mean_without(int64_t m, int64_t at, N n) const {
+  CEN_INLINE V borrowed(int64_t m, Source source, int64_t at, N n) const {
     V sum{};
-    for (int64_t other = 0; other < group_.modalities; ++other)
-      if (other != m) sum += Own(row(other), element_).z(load(group_.x + offset_in(at, other), n));
-    return sum * group_.per_other;
+    for (int64_t other = 0; other < group_.modalities; ++other) {
+      const auto z = [&] { return Own(row(other), element_).z(load(group_.x + offset_in(at, other), n)); };
+      if (other != m) sum += source.lends(other) ? z() : V{};
+    }
+    return source.is_mean() ? sum * group_.per_other : sum;
   }
 
   template <class N>
@@ -227,7 +276,7 @@ class Strip {
     else if constexpr (kExchange == Exchange::pair)
       v = own_.replaced ? next_.z(load(group_.x + at + to_next_ * group_.stride, n)) : z();
     else
-      v = own_.replaced ? mean_without(m_, at, n) : z();
+      v = own_.replaced ? borrowed(m_, Source(coefficients_->replaced, element_), at, n) : z();
     return plus_residual(v, at, n);
   }
 

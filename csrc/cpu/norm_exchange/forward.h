@@ -245,7 +245,7 @@ void forward_channels_last(const Problem& p, const ForwardTensors<T>& t, const T
 
 template <class T>
 void forward(const Problem& p, const ForwardTensors<T>& t, const Parallel& parallel) {
-  const Tables<Real<T>> tables(p, t.weight);
+  const Tables<Real<T>> tables(p, t.weight, t.route);
   if (!p.batch_statistics) set_given_statistics(p, t, tables, parallel);
   with_form(p.activation, [&](auto form) {
     constexpr ActivationForm kForm = decltype(form)::value;

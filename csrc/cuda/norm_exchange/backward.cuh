@@ -104,7 +104,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kTwoPassThreads, kBackwardBlocks)
                       CEN_PARAMETER PartialSums<Real<T>> partials, Pass pass) {
   const ThreadCoord<kLast> coord(p, geo);
   const BackwardMemory<T, kLast> memory(shared_memory(), p, geo, t.residual != nullptr, kTwoPassSteps);
-  memory.table.set_flags(p, coord, t.weight);
+  memory.table.set_flags(p, coord, t.weight, t.route);
   set_affine(p, coord, memory.table, t);
   if (pass == Pass::dx)
     set_gradient(p, coord, memory.table, t,
@@ -139,7 +139,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
   const ThreadCoord<kLast> coord(p, geo);
   const int steps = coord.steps(geo);
   const BackwardMemory<T, kLast> memory(shared_memory(), p, geo, t.residual != nullptr, steps);
-  memory.table.set_flags(p, coord, t.weight);
+  memory.table.set_flags(p, coord, t.weight, t.route);
   sync_threads();
   for (int step = 0; step < steps; step += kTile)
     fetch_backward(p, geo, t, memory, coord, Tile(p, geo, coord, step, step));

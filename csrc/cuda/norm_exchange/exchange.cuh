@@ -41,6 +41,7 @@ constexpr int kForwardCoefficients = kOffset + 1, kBackwardCoefficients = kConst
 enum Flag : uint8_t {
   kReplaced = 1,  // by the exchange
   kDead = 2,      // replaced and borrowed by no other modality: y does not depend on x
+  kAlone = 4,     // replaced by one modality, not by the mean of the others
 };
 
 // The flags of a vector's channels. For channels first, all elements have those of the line.
@@ -50,6 +51,7 @@ struct Flags {
 
   CEN_DEVICE bool replaced(int i) const { return of[kLast ? i : 0] & kReplaced; }
   CEN_DEVICE bool dead(int i) const { return of[kLast ? i : 0] & kDead; }
+  CEN_DEVICE bool alone(int i) const { return of[kLast ? i : 0] & kAlone; }
   CEN_DEVICE bool any_replaced() const {
     uint8_t any = 0;
     for (const uint8_t f : of) any |= f;
@@ -62,22 +64,34 @@ struct Flags {
   }
 };
 
+// The channels of a vector, a bit each, that one modality lends to another. For channels first there is one
+// bit, of the line. Bits rather than the lender per channel save registers where every channel may differ.
+template <bool kLast>
+struct Lent {
+  uint8_t bits;
+
+  CEN_DEVICE bool has(int i) const { return bits >> (kLast ? i : 0) & 1; }
+};
+
 template <class T, bool kLast>
 struct Table {
   using R = Real<T>;
+  static constexpr int kElements = kLast ? kVecSize<T> : 1;  // channels per vector
 
   R* coefficients;  // [coefficient][M][width]
   uint8_t* flags;   // [M][width]
-  int modalities, width;
+  uint8_t* lent;    // [M][M][lines], borrower first
+  int modalities, width, lines;
 
   static CEN_HOST_DEVICE int width_of(const Geometry& geo) {
     return kLast ? geo.threads_x * kVecSize<T> : geo.threads_y;
   }
 
   CEN_HOST_DEVICE Table(SharedAllocator& allocator, const Problem& p, const Geometry& geo, int count)
-      : modalities(int(p.modalities)), width(width_of(geo)) {
+      : modalities(int(p.modalities)), width(width_of(geo)), lines(width / kElements) {
     coefficients = allocator.alloc<R>(count * p.modalities * width);
     flags = allocator.alloc<uint8_t>(p.modalities * width);
+    lent = allocator.alloc<uint8_t>(p.modalities * p.modalities * lines);
   }
 
   CEN_DEVICE R& at(Coefficient coefficient, int m, int w) const {
@@ -96,15 +110,27 @@ struct Table {
   }
 
   // Sets the flags of padding channels, too, because a vector may contain some.
-  CEN_DEVICE void set_flags(const Problem& p, const ThreadCoord<kLast>& coord, const R* weight) const {
+  CEN_DEVICE void set_flags(const Problem& p, const ThreadCoord<kLast>& coord, const R* weight,
+                            const int32_t* route) const {
     for (int e = coord.thread_rank; e < modalities * width; e += coord.num_threads) flags[e] = 0;
     each(p, coord, [&](int m, int64_t c, int w) {
-      if (!is_replaced(p, weight, m, c)) return;
+      const int source = route_of(p, weight, route, m, c);
+      if (source == kOwn) return;
       bool borrowed = false;
       for (int other = 0; other < modalities; ++other)
-        borrowed |= other != m && is_replaced(p, weight, other, c);
-      flags[m * width + w] = borrowed ? kReplaced : kReplaced | kDead;
+        borrowed |= other != m && lends(route_of(p, weight, route, other, c), m);
+      flags[m * width + w] =
+          uint8_t(kReplaced | (borrowed ? 0 : int(kDead)) | (source == kMean ? 0 : int(kAlone)));
     });
+    for (int e = coord.thread_rank; e < modalities * modalities * lines; e += coord.num_threads) {
+      const int m = e / lines / modalities, lender = e / lines % modalities;
+      uint8_t bits = 0;
+      for (int l = 0; l < kElements; ++l) {
+        const int64_t c = coord.strip * width + e % lines * kElements + l;
+        if (lender != m && c < p.channels) bits |= lends(route_of(p, weight, route, m, c), lender) << l;
+      }
+      lent[e] = bits;
+    }
   }
 
   CEN_DEVICE RealVec<T> row(Coefficient coefficient, int m, int line) const {
@@ -117,13 +143,10 @@ struct Table {
   }
 
   CEN_DEVICE Flags<T, kLast> flags_of(int m, int line) const {
-    return *reinterpret_cast<const Flags<T, kLast>*>(&flags[m * width + line * (kLast ? kVecSize<T> : 1)]);
+    return *reinterpret_cast<const Flags<T, kLast>*>(&flags[m * width + line * kElements]);
   }
-
- private:
-  static CEN_DEVICE bool is_replaced(const Problem& p, const R* weight, int64_t m, int64_t c) {
-    return p.modalities > 1 && p.threshold != 0 && c >= p.region_begin(m) && c < p.region_end(m) &&
-           is_below(p, weight[m * p.channels + c]);
+  CEN_DEVICE Lent<kLast> lent_to(int m, int lender, int line) const {
+    return {lent[(m * modalities + lender) * lines + line]};
   }
 };
 
@@ -169,6 +192,11 @@ struct Strip {
         any_replaced(flags.any_replaced()),
         per_other(table.modalities > 1 ? R(1) / R(table.modalities - 1) : R(0)) {}
 
+  // The weight of each modality in what replaces a channel.
+  CEN_DEVICE R share(const Flags<T, kLast>& borrower, int l) const {
+    return borrower.alone(l) ? R(1) : per_other;
+  }
+
   // z after the exchange, at a slice where x(m) returns the widened vector of modality m.
   template <class X>
   CEN_DEVICE Wide exchanged(X x) const {
@@ -179,13 +207,14 @@ struct Strip {
     CEN_UNROLL_1
     for (int other = 0; other < table.modalities; ++other) {
       if (other == m) continue;
+      const Lent<kLast> lent = table.lent_to(m, other, line);
       const Wide z = Affine<T, kLast>(table, other, line).z(x(other));
       CEN_UNROLL
-      for (int l = 0; l < kVecSize<T>; ++l) sum.element[l] += z.element[l];
+      for (int l = 0; l < kVecSize<T>; ++l) sum.element[l] += lent.has(l) ? z.element[l] : R(0);
     }
     CEN_UNROLL
     for (int l = 0; l < kVecSize<T>; ++l)
-      v.element[l] = flags.replaced(l) ? sum.element[l] * per_other : v.element[l];
+      v.element[l] = flags.replaced(l) ? sum.element[l] * share(flags, l) : v.element[l];
     return v;
   }
 };

@@ -229,7 +229,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kTwoPassThreads, (kForwardBlocks<T, kLast>))
     two_pass_forward(CEN_PARAMETER Problem p, CEN_PARAMETER Geometry geo, CEN_PARAMETER ForwardTensors<T> t) {
   const ThreadCoord<kLast> coord(p, geo);
   const ForwardMemory<T, kLast> memory(shared_memory(), p, geo, t.residual != nullptr, kTwoPassSteps);
-  memory.table.set_flags(p, coord, t.weight);
+  memory.table.set_flags(p, coord, t.weight, t.route);
   set_affine(p, coord, memory.table, t.weight, t.bias, [&](int m, int64_t c, int) {
     const int64_t i = p.unit(m, coord.group) * p.channels + c;
     return MeanVar{double(t.mean[i]), double(t.var[i])};
@@ -265,7 +265,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
   commit_copies();
   const int width = memory.table.width;
   for (int m = coord.thread_rank; m < p.modalities; m += coord.num_threads) memory.overflow[m] = 0;
-  memory.table.set_flags(p, coord, t.weight);
+  memory.table.set_flags(p, coord, t.weight, t.route);
   sync_threads();
   wait_copies<0>();
   CEN_UNROLL_1

@@ -218,12 +218,13 @@ CEN_DEVICE RealVec<T> dz_of(const Problem& p, const BackwardMemory<T, kLast>& me
   }
   CEN_UNROLL_1
   for (int other = 0; other < memory.table.modalities; ++other) {
+    const Lent<kLast> lent = memory.table.lent_to(other, strip.m, coord.line);
+    if (other == strip.m || lent.bits == 0) continue;
     const Flags<T, kLast> borrower = memory.table.flags_of(other, coord.line);
-    if (other == strip.m || !borrower.any_replaced()) continue;
     const RealVec<T> g = gradient(p, memory, coord, storage_step, other);
     CEN_UNROLL
     for (int l = 0; l < kVecSize<T>; ++l)
-      dz.element[l] += borrower.replaced(l) ? g.element[l] * strip.per_other : Real<T>(0);
+      dz.element[l] += lent.has(l) ? g.element[l] * strip.share(borrower, l) : Real<T>(0);
   }
   return dz;
 }

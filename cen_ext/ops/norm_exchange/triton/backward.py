@@ -15,11 +15,11 @@ from cen_ext.ops.norm_exchange.triton.tile import (
     exchange_back,
     inverse_std,
     load_centered,
+    load_routes,
     load_rows,
     load_tile,
     locate_tile,
     program_coords,
-    replaced_channels,
     store_tile,
     zero_where,
 )
@@ -34,6 +34,7 @@ def backward_sums_kernel(
     mean,  # [M * units, C], given or of x
     var,
     residual,  # as x, or None
+    route,  # [M, C], or None
     dx,  # as x, or None for batch statistics, with which dx depends on the sums
     dresidual,  # as x, or None
     dweight,  # [chunks, M * units, C]
@@ -44,6 +45,7 @@ def backward_sums_kernel(
     P,
     chunks,
     M: tl.constexpr,
+    RULE: tl.constexpr,
     THRESHOLD: tl.constexpr,
     OWN_REGION: tl.constexpr,
     SIGNED: tl.constexpr,
@@ -61,7 +63,7 @@ def backward_sums_kernel(
     sizes = (units, C, L, P)
     unit, chunk, channels = program_coords(tl.program_id(0), sizes, chunks, BLOCK_C)
     affine, statistics, masks = _load_tables(
-        weight, bias, mean, var, unit, units, channels, C, M, THRESHOLD, OWN_REGION, SIGNED, EPS
+        weight, bias, mean, var, route, unit, units, channels, C, M, RULE, THRESHOLD, OWN_REGION, SIGNED, EPS
     )
     scales = _scales(affine, statistics, M)
     dweights, dbiases = (), ()
@@ -81,7 +83,7 @@ def backward_sums_kernel(
             masks,
             tile,
             M,
-            THRESHOLD,
+            RULE,
             ACTIVATION,
             SLOPE,
             CHANNELS_LAST,
@@ -108,6 +110,7 @@ def backward_kernel(
     mean,
     var,
     residual,
+    route,
     dx,
     dweight,  # [M * units, C], the sums
     dbias,
@@ -117,6 +120,7 @@ def backward_kernel(
     P,
     chunks,
     M: tl.constexpr,
+    RULE: tl.constexpr,
     THRESHOLD: tl.constexpr,
     OWN_REGION: tl.constexpr,
     SIGNED: tl.constexpr,
@@ -136,7 +140,7 @@ def backward_kernel(
     pid = tl.num_programs(0) - 1 - tl.program_id(0)
     unit, chunk, channels = program_coords(pid, sizes, chunks, BLOCK_C)
     affine, statistics, masks = _load_tables(
-        weight, bias, mean, var, unit, units, channels, C, M, THRESHOLD, OWN_REGION, SIGNED, EPS
+        weight, bias, mean, var, route, unit, units, channels, C, M, RULE, THRESHOLD, OWN_REGION, SIGNED, EPS
     )
     scales = _scales(affine, statistics, M)
     dweights = load_rows(dweight, unit, units, channels, C, M)
@@ -154,7 +158,7 @@ def backward_kernel(
             masks,
             tile,
             M,
-            THRESHOLD,
+            RULE,
             ACTIVATION,
             SLOPE,
             CHANNELS_LAST,
@@ -172,6 +176,7 @@ def backward_whole_kernel(
     mean,
     var,
     residual,
+    route,
     dx,
     dresidual,
     dweight,  # [M * units, C]
@@ -181,6 +186,7 @@ def backward_whole_kernel(
     L,
     P,
     M: tl.constexpr,
+    RULE: tl.constexpr,
     THRESHOLD: tl.constexpr,
     OWN_REGION: tl.constexpr,
     SIGNED: tl.constexpr,
@@ -197,7 +203,7 @@ def backward_whole_kernel(
     sizes = (units, C, L, P)
     unit, _, channels = program_coords(tl.program_id(0), sizes, 1, BLOCK_C)
     affine, statistics, masks = _load_tables(
-        weight, bias, mean, var, unit, units, channels, C, M, THRESHOLD, OWN_REGION, SIGNED, EPS
+        weight, bias, mean, var, route, unit, units, channels, C, M, RULE, THRESHOLD, OWN_REGION, SIGNED, EPS
     )
     scales = _scales(affine, statistics, M)
     tile = locate_tile(0, unit, channels, sizes, BLOCK_L, BLOCK_P, CHANNELS_LAST, INT64)
@@ -211,7 +217,7 @@ def backward_whole_kernel(
         masks,
         tile,
         M,
-        THRESHOLD,
+        RULE,
         ACTIVATION,
         SLOPE,
         CHANNELS_LAST,
@@ -230,26 +236,28 @@ def _load_tables(
     bias,
     mean,
     var,
+    route,
     unit,
     units,
     channels,
     C,
     M: tl.constexpr,
+    RULE: tl.constexpr,
     THRESHOLD: tl.constexpr,
     OWN_REGION: tl.constexpr,
     SIGNED: tl.constexpr,
     EPS: tl.constexpr,
 ):
-    """Load (weight, bias), (mean, 1 / std), (replaced, unread), all tuples of ``[BLOCK_C]``."""
+    """Load (weight, bias), (mean, 1 / std), (routes, unread), all tuples of ``[BLOCK_C]``."""
     weights = load_rows(weight, 0, 1, channels, C, M)
-    replaced, unread = replaced_channels(weights, channels, C, M, THRESHOLD, OWN_REGION, SIGNED)
+    routes, unread = load_routes(weights, route, channels, C, M, RULE, THRESHOLD, OWN_REGION, SIGNED)
     variances = load_rows(var, unit, units, channels, C, M)
     invstds = ()
     for m in tl.static_range(M):
         invstds = invstds + (inverse_std(variances[m], EPS),)
     means = zero_where(unread, load_rows(mean, unit, units, channels, C, M), M)
     affine = (zero_where(unread, weights, M), load_rows(bias, 0, 1, channels, C, M))
-    return affine, (means, zero_where(unread, invstds, M)), (replaced, unread)
+    return affine, (means, zero_where(unread, invstds, M)), (routes, unread)
 
 
 @triton.jit
@@ -272,7 +280,7 @@ def _load_gradients(
     masks,
     tile,
     M: tl.constexpr,
-    THRESHOLD: tl.constexpr,
+    RULE: tl.constexpr,
     ACTIVATION: tl.constexpr,
     SLOPE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
@@ -284,7 +292,7 @@ def _load_gradients(
         xhat = tl.where(tile.mask, d * statistics[1][m][:, None], 0.0)
         xhats = xhats + (xhat,)
         zs = zs + (xhat * affine[0][m][:, None] + affine[1][m][:, None],)
-    us = exchange(zs, masks[0], M, THRESHOLD)
+    us = exchange(zs, masks[0], M, RULE)
     for m in tl.static_range(M):
         g = load_tile(dy, m, tile, xhats[m].dtype)
         if ACTIVATION != "identity":
@@ -295,7 +303,7 @@ def _load_gradients(
         if dresidual is not None:
             store_tile(dresidual, m, tile, g)
         gs = gs + (g,)
-    return exchange_back(gs, masks[0], M, THRESHOLD), xhats
+    return exchange_back(gs, masks[0], M, RULE), xhats
 
 
 @triton.jit

@@ -14,11 +14,11 @@ from cen_ext.ops.norm_exchange.triton.tile import (
     exchange,
     inverse_std,
     load_centered,
+    load_routes,
     load_rows,
     load_tile,
     locate_tile,
     program_coords,
-    replaced_channels,
     store_tile,
     zero_where,
 )
@@ -170,6 +170,7 @@ def forward_kernel(
     mean,  # [M * units, C], given or of x
     var,
     residual,  # as x, or None
+    route,  # [M, C], or None
     y,
     units,
     C,
@@ -177,6 +178,7 @@ def forward_kernel(
     P,
     chunks,
     M: tl.constexpr,
+    RULE: tl.constexpr,
     THRESHOLD: tl.constexpr,
     OWN_REGION: tl.constexpr,
     SIGNED: tl.constexpr,
@@ -196,7 +198,7 @@ def forward_kernel(
     pid = tl.num_programs(0) - 1 - tl.program_id(0)
     unit, chunk, channels = program_coords(pid, sizes, chunks, BLOCK_C)
     weights = load_rows(weight, 0, 1, channels, C, M)
-    replaced, unread = replaced_channels(weights, channels, C, M, THRESHOLD, OWN_REGION, SIGNED)
+    routes, unread = load_routes(weights, route, channels, C, M, RULE, THRESHOLD, OWN_REGION, SIGNED)
     biases = load_rows(bias, 0, 1, channels, C, M)
     means = zero_where(unread, load_rows(mean, unit, units, channels, C, M), M)
     variances = load_rows(var, unit, units, channels, C, M)
@@ -210,22 +212,22 @@ def forward_kernel(
         for m in tl.static_range(M):
             d = load_centered(x, m, tile, means[m], unread[m], CHANNELS_LAST)
             zs = zs + (d * scales[m][:, None] + biases[m][:, None],)
-        _store_y(y, zs, replaced, residual, tile, M, THRESHOLD, ACTIVATION, SLOPE)
+        _store_y(y, zs, routes, residual, tile, M, RULE, ACTIVATION, SLOPE)
 
 
 @triton.jit
 def _store_y(
     y,
     zs,
-    replaced,
+    routes,
     residual,
     tile,
     M: tl.constexpr,
-    THRESHOLD: tl.constexpr,
+    RULE: tl.constexpr,
     ACTIVATION: tl.constexpr,
     SLOPE: tl.constexpr,
 ):
-    us = exchange(zs, replaced, M, THRESHOLD)
+    us = exchange(zs, routes, M, RULE)
     for m in tl.static_range(M):
         u = us[m]
         if residual is not None:
@@ -239,6 +241,7 @@ def forward_whole_kernel(
     weight,
     bias,
     residual,
+    route,
     y,
     mean,  # [M * units, C], results
     var,
@@ -247,6 +250,7 @@ def forward_whole_kernel(
     L,
     P,
     M: tl.constexpr,
+    RULE: tl.constexpr,
     THRESHOLD: tl.constexpr,
     OWN_REGION: tl.constexpr,
     SIGNED: tl.constexpr,
@@ -263,7 +267,7 @@ def forward_whole_kernel(
     sizes = (units, C, L, P)
     unit, _, channels = program_coords(tl.program_id(0), sizes, 1, BLOCK_C)
     weights = load_rows(weight, 0, 1, channels, C, M)
-    replaced, _ = replaced_channels(weights, channels, C, M, THRESHOLD, OWN_REGION, SIGNED)
+    routes, _ = load_routes(weights, route, channels, C, M, RULE, THRESHOLD, OWN_REGION, SIGNED)
     biases = load_rows(bias, 0, 1, channels, C, M)
     tile = locate_tile(0, unit, channels, sizes, BLOCK_L, BLOCK_P, CHANNELS_LAST, INT64)
     zs = ()
@@ -274,7 +278,7 @@ def forward_whole_kernel(
         tl.store(var + row, variance, mask=channels < C)
         scale = inverse_std(variance, EPS) * weights[m]
         zs = zs + (d * scale[:, None] + biases[m][:, None],)
-    _store_y(y, zs, replaced, residual, tile, M, THRESHOLD, ACTIVATION, SLOPE)
+    _store_y(y, zs, routes, residual, tile, M, RULE, ACTIVATION, SLOPE)
 
 
 @triton.jit

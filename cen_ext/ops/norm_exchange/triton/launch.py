@@ -1,8 +1,9 @@
 """The operator in Triton: division of a call into programs, kernel launches and registration of the ops.
 
-    triton_norm_exchange(x, weight, bias, mean?, var?, residual?, *options) -> (y, mean, var)
-    triton_norm_exchange_backward(dy, x, weight, bias, mean, var, residual?, batch_statistics, *options)
-        -> (dx, dweight, dbias, dresidual)
+    triton_norm_exchange(x, weight, bias, mean?, var?, residual?, *options, route?) -> (y, mean, var)
+    triton_norm_exchange_backward(
+        dy, x, weight, bias, mean, var, residual?, batch_statistics, *options, route?
+    ) -> (dx, dweight, dbias, dresidual)
 
 These have the signatures of the compiled ops in ``native``. With batch statistics, a channel that fits in one
 program is read once, in one launch each for forward and backward. Otherwise the forward pass has three
@@ -170,11 +171,13 @@ def _multiprocessors(device: torch.device) -> int:
 # --- launches ---
 
 
-def call_constants(options: Options, num_modalities: int) -> dict[str, Any]:
+def call_constants(options: Options, num_modalities: int, routed: bool) -> dict[str, Any]:
     """Constants of the kernels that define the operator."""
+    by_threshold = num_modalities > 1 and options.threshold > 0
     return dict(
         M=num_modalities,
-        THRESHOLD=float(options.threshold) if num_modalities > 1 else 0.0,
+        RULE="route" if routed else "threshold" if by_threshold else "none",
+        THRESHOLD=float(options.threshold),
         OWN_REGION=options.region == "own",
         SIGNED=options.criterion == "signed",
         EPS=float(options.eps),
@@ -213,6 +216,7 @@ def launch_forward(
     eps: float,
     activation: str,
     negative_slope: float,
+    route: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute y, and mean and variance of x unless given."""
     options = Options(threshold, region, criterion, norm, eps, activation, negative_slope)
@@ -221,34 +225,26 @@ def launch_forward(
         return y, batch_mean.zero_(), batch_var.zero_()
     layout, num_modalities = memory_format(x), weight.shape[0]
     x, residual = _as_layout(x, layout), _as_layout(residual, layout)
-    weight, bias = weight.contiguous(), bias.contiguous()
+    weight, bias, route = (_as_layout(t, torch.contiguous_format) for t in (weight, bias, route))
     given = mean is not None and var is not None
     if mean is None or var is None:
         mean, var = batch_mean, batch_var
     mean, var = mean.contiguous(), var.contiguous()
     g = Geometry.of(x, num_modalities, mean.shape[0] // num_modalities)
-    definition = call_constants(options, num_modalities)
+    definition = call_constants(options, num_modalities, route is not None)
     with device_of(x):
         plan = None if given else whole_plan(g, x.dtype, tensors=1)
         if plan is not None:
             wrap_kernel(forward_whole_kernel)[(plan.programs(g),)](
-                x,
-                weight,
-                bias,
-                residual,
-                y,
-                mean,
-                var,
-                *g.sizes,
-                **definition,
-                **tile_constants(g, plan),
-            )
+                x, weight, bias, residual, route, y, mean, var,
+                *g.sizes, **definition, **tile_constants(g, plan),
+            )  # fmt: skip
             return y, batch_mean, batch_var
         if not given:
             _statistics(x, g, mean, var)
         plan = pass_plan(g, x.dtype, FORWARD_VALUES, _multiprocessors(x.device), MOST_TILES)
         wrap_kernel(forward_kernel)[(plan.programs(g),)](
-            x, weight, bias, mean, var, residual, y, *g.sizes, **definition, **pass_constants(g, plan)
+            x, weight, bias, mean, var, residual, route, y, *g.sizes, **definition, **pass_constants(g, plan)
         )
     return y, batch_mean, batch_var
 
@@ -285,6 +281,7 @@ def launch_backward(
     eps: float,
     activation: str,
     negative_slope: float,
+    route: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute dx, dweight, dbias and dresidual."""
     options = Options(threshold, region, criterion, norm, eps, activation, negative_slope)
@@ -295,8 +292,9 @@ def launch_backward(
         return dx, weight.new_zeros(weight.shape), weight.new_zeros(weight.shape), dresidual
     dy, x, residual = (_as_layout(t, layout) for t in (dy, x, residual))
     tables = [table.contiguous() for table in (weight, bias, mean, var)]
+    route = _as_layout(route, torch.contiguous_format)
     g = Geometry.of(x, num_modalities, mean.shape[0] // num_modalities)
-    definition = call_constants(options, num_modalities)
+    definition = call_constants(options, num_modalities, route is not None)
     stored = None if residual is None else dresidual
 
     def total(sums: Tensor) -> Tensor:  # [M * units, C] -> [M, C]
@@ -307,14 +305,14 @@ def launch_backward(
         if plan is not None:
             dweight, dbias = (weight.new_empty(mean.shape) for _ in range(2))
             wrap_kernel(backward_whole_kernel)[(plan.programs(g),)](
-                dy, x, *tables, residual, dx, stored, dweight, dbias,
+                dy, x, *tables, residual, route, dx, stored, dweight, dbias,
                 *g.sizes, **definition, **tile_constants(g, plan),
             )  # fmt: skip
             return dx, total(dweight), total(dbias), dresidual
         plan = pass_plan(g, x.dtype, BACKWARD_VALUES, _multiprocessors(x.device))
         dweights, dbiases = (weight.new_empty((plan.chunks(g), *mean.shape)) for _ in range(2))
         wrap_kernel(backward_sums_kernel)[(plan.programs(g),)](
-            dy, x, *tables, residual, None if batch_statistics else dx, stored, dweights, dbiases,
+            dy, x, *tables, residual, route, None if batch_statistics else dx, stored, dweights, dbiases,
             *g.sizes, **definition, **pass_constants(g, plan),
         )  # fmt: skip
         dweight, dbias = (t[0] if t.shape[0] == 1 else t.sum(0) for t in (dweights, dbiases))
@@ -325,7 +323,7 @@ def launch_backward(
                 definition |= activations.constants_of("identity", 0.0)
             plan = pass_plan(g, x.dtype, BACKWARD_VALUES, _multiprocessors(x.device), MOST_TILES)
             wrap_kernel(backward_kernel)[(plan.programs(g),)](
-                dy, x, *tables, residual, dx, dweight, dbias,
+                dy, x, *tables, residual, route, dx, dweight, dbias,
                 *g.sizes, **definition, **pass_constants(g, plan),
             )  # fmt: skip
     return dx, total(dweight), total(dbias), dresidual
@@ -354,9 +352,9 @@ def _empty_results(
     mean: Tensor | None,
     var: Tensor | None,
     residual: Tensor | None,
-    *options: Any,
+    *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    units = weight.shape[0] if Options(*options).norm == "batch" else x.shape[0]
+    units = weight.shape[0] if autograd.split(rest)[0].norm == "batch" else x.shape[0]
     shape = (units, x.shape[1]) if mean is None else (0,)
     dtype = statistics_dtype(x.dtype)
     y = torch.empty_like(x, memory_format=memory_format(x))
@@ -372,7 +370,7 @@ def _empty_gradients(
     var: Tensor,
     residual: Tensor | None,
     batch_statistics: bool,
-    *options: Any,
+    *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dx = torch.empty_like(x, memory_format=memory_format(x))
     dresidual = x.new_empty((0,)) if residual is None else torch.empty_like(dx)

@@ -8,7 +8,9 @@ every modality, because modalities exchange values. Tables (parameters, statisti
 ``[M * units, C]``, and arithmetic is in their dtype, float32 or float64. Tuples have an element per modality.
 
 The numbers that define the operator are compile-time constants, because a float argument would be rounded to
-float32. THRESHOLD is 0 if nothing is exchanged. ``activation`` defines ACTIVATION and SLOPE.
+float32. RULE names what decides on the exchange: ``"none"``, ``"threshold"`` (Eq. 6, by THRESHOLD, OWN_REGION
+and SIGNED) or ``"route"`` (a table of modalities, as in ``reference.py``). ``activation`` defines ACTIVATION
+and SLOPE.
 """
 
 # The language is Triton, whose parameters have no type annotations and whose tuples grow only by addition.
@@ -21,6 +23,10 @@ from typing import NamedTuple
 
 import triton
 import triton.language as tl
+
+from cen_ext.ops.norm_exchange import options
+
+OWN, MEAN = tl.constexpr(options.OWN), tl.constexpr(options.MEAN)
 
 # Whether TRITON_INTERPRET was set at import, so that kernels run on the CPU for tests.
 INTERPRETED = triton.knobs.runtime.interpret
@@ -96,30 +102,59 @@ def load_rows(table, unit, units, channels, C, M: tl.constexpr):
 
 
 @triton.jit
-def replaced_channels(
+def load_routes(
     weights,
+    route,  # [M, C], or None
     channels,
     C,
     M: tl.constexpr,
+    RULE: tl.constexpr,
     THRESHOLD: tl.constexpr,
     OWN_REGION: tl.constexpr,
     SIGNED: tl.constexpr,
 ):
-    """Masks of the channels that are replaced (Eq. 6), and of those of them that no modality borrows."""
-    replaced = ()
-    count = tl.zeros_like(channels)
-    for m in tl.static_range(M):
-        threshold = tl.full((), THRESHOLD, weights[m].dtype)
-        below = (weights[m] <= threshold) if SIGNED else (tl.abs(weights[m]) < threshold)
-        below = below & (THRESHOLD > 0.0)
-        if OWN_REGION:
-            below = below & (channels >= m * C // M) & (channels < (m + 1) * C // M)
-        count += below.to(tl.int32)
-        replaced = replaced + (below,)
+    """What each channel becomes, as in a route, and masks of those that no result depends on."""
+    if RULE == "route":
+        routes = load_rows(route, 0, 1, channels, C, M)
+    else:
+        routes = ()
+        for m in tl.static_range(M):
+            threshold = tl.full((), THRESHOLD, weights[m].dtype)
+            below = (weights[m] <= threshold) if SIGNED else (tl.abs(weights[m]) < threshold)
+            below = below & (RULE == "threshold")
+            if OWN_REGION:
+                below = below & (channels >= m * C // M) & (channels < (m + 1) * C // M)
+            routes = routes + (tl.where(below, MEAN, OWN),)
     unread = ()
     for m in tl.static_range(M):
-        unread = unread + (replaced[m] & (count == 1),)
-    return replaced, unread
+        lent = tl.zeros_like(channels) > 0
+        for k in tl.static_range(M):
+            if k != m:
+                lent = lent | lends(routes[k], k, m, M, RULE)
+        unread = unread + (is_replaced(routes[m]) & (lent == 0),)
+    return routes, unread
+
+
+@triton.jit
+def is_replaced(route):
+    return route > OWN
+
+
+@triton.jit
+def is_mean(route, m, M: tl.constexpr, RULE: tl.constexpr):
+    """Whether the mean of the others replaces channels of modality m, which are replaced.
+
+    A route that names no other modality counts as the mean; of two modalities the other is the mean.
+    """
+    if RULE == "route" and M > 2:
+        return (route == MEAN) | (route == m) | (route >= M)
+    return is_replaced(route)
+
+
+@triton.jit
+def lends(route, m, other, M: tl.constexpr, RULE: tl.constexpr):
+    """Whether modality ``other`` is among those that replace channels of modality m."""
+    return is_mean(route, m, M, RULE) | (route == other)
 
 
 @triton.jit
@@ -151,9 +186,9 @@ def load_centered(x, m, tile, mean, unread, CHANNELS_LAST: tl.constexpr):
 
 
 @triton.jit
-def exchange(zs, replaced, M: tl.constexpr, THRESHOLD: tl.constexpr):
-    """Replace z by the mean of the other modalities' z in replaced channels."""
-    if THRESHOLD == 0.0:
+def exchange(zs, routes, M: tl.constexpr, RULE: tl.constexpr):
+    """Replace z in replaced channels: by the mean of the other modalities' z, or by one of them."""
+    if RULE == "none":
         return zs
     us = ()
     for m in tl.static_range(M):
@@ -163,22 +198,32 @@ def exchange(zs, replaced, M: tl.constexpr, THRESHOLD: tl.constexpr):
                 others += zs[k]
         if M > 2:
             others = others / (M - 1)
-        us = us + (tl.where(replaced[m][:, None], others, zs[m]),)
+            if RULE == "route":
+                mean = is_mean(routes[m], m, M, RULE)
+                for k in tl.static_range(M):
+                    if k != m:
+                        others = tl.where(((routes[m] == k) & (mean == 0))[:, None], zs[k], others)
+        us = us + (tl.where(is_replaced(routes[m])[:, None], others, zs[m]),)
     return us
 
 
 @triton.jit
-def exchange_back(gs, replaced, M: tl.constexpr, THRESHOLD: tl.constexpr):
+def exchange_back(gs, routes, M: tl.constexpr, RULE: tl.constexpr):
     """Gradients of z from those of u: its own unless replaced, plus its share of its borrowers'."""
-    if THRESHOLD == 0.0:
+    if RULE == "none":
         return gs
     dzs = ()
     for m in tl.static_range(M):
         borrowed = tl.zeros_like(gs[m])
         for k in tl.static_range(M):
             if k != m:
-                borrowed += tl.where(replaced[k][:, None], gs[k], 0.0)
+                borrowed += tl.where(is_mean(routes[k], k, M, RULE)[:, None], gs[k], 0.0)
         if M > 2:
             borrowed = borrowed / (M - 1)
-        dzs = dzs + (tl.where(replaced[m][:, None], 0.0, gs[m]) + borrowed,)
+            if RULE == "route":
+                for k in tl.static_range(M):
+                    if k != m:
+                        alone = (routes[k] == m) & (is_mean(routes[k], k, M, RULE) == 0)
+                        borrowed += tl.where(alone[:, None], gs[k], 0.0)
+        dzs = dzs + (tl.where(is_replaced(routes[m])[:, None], 0.0, gs[m]) + borrowed,)
     return dzs
