@@ -14,6 +14,7 @@ from cen_ext.modules import (
 from cen_ext.ops.conv3x3 import Conv3x3, conv3x3
 from cen_ext.ops.dispatch import available_backends
 from cen_ext.ops.max_pool_same.functional import max_pool_same
+from cen_ext.ops.pixel_shift.functional import pixel_shift
 from cen_ext.recompute import recompute_outputs
 from cen_ext.version import __version__
 
@@ -28,6 +29,7 @@ __all__ = [
     "make_multimodal",
     "max_pool_same",
     "norm_exchange",
+    "pixel_shift",
     "recompute_outputs",
     "replaced_channels",
     "sparsity_penalty",

@@ -1,6 +1,7 @@
 // The CPU kernels, compiled once per instruction set and chosen at run time.
 #pragma once
 
+#include "../pixel_shift.h"
 #include "../problem.h"
 
 namespace cen::cpu {
@@ -38,6 +39,8 @@ struct KernelsOf {
   void (*backward)(const Problem&, const BackwardTensors<T>&, const Parallel&);
   void (*max_pool)(const Pooling&, const T* x, T* y, uint8_t* winners, const Parallel&);
   void (*max_pool_backward)(const Pooling&, const T* dy, const uint8_t* winners, T* dx, const Parallel&);
+  void (*pixel_shift)(const PixelShift&, const T* x, const T* base, T* y,
+                      const Parallel&);  // base may be null
 };
 
 struct Kernels : KernelsOf<float>, KernelsOf<double>, KernelsOf<Half>, KernelsOf<BFloat16> {

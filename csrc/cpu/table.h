@@ -5,14 +5,16 @@
 #include "conv3x3/conv3x3.h"
 #include "max_pool_same.h"
 #include "norm_exchange/backward.h"
+#include "pixel_shift.h"
 
 namespace cen::cpu {
 
 const Kernels CEN_KERNELS = {
-    {forward<float>, backward<float>, max_pool<float>, max_pool_backward<float>},
-    {forward<double>, backward<double>, max_pool<double>, max_pool_backward<double>},
-    {forward<Half>, backward<Half>, max_pool<Half>, max_pool_backward<Half>},
-    {forward<BFloat16>, backward<BFloat16>, max_pool<BFloat16>, max_pool_backward<BFloat16>},
+    {forward<float>, backward<float>, max_pool<float>, max_pool_backward<float>, pixel_shift<float>},
+    {forward<double>, backward<double>, max_pool<double>, max_pool_backward<double>, pixel_shift<double>},
+    {forward<Half>, backward<Half>, max_pool<Half>, max_pool_backward<Half>, pixel_shift<Half>},
+    {forward<BFloat16>, backward<BFloat16>, max_pool<BFloat16>, max_pool_backward<BFloat16>,
+     pixel_shift<BFloat16>},
     convolve,
     convolve_backward,
     convolve_weight_gradient};

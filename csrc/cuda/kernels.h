@@ -3,6 +3,7 @@
 
 #include <functional>
 
+#include "../pixel_shift.h"
 #include "../problem.h"
 
 namespace cen::cuda {
@@ -36,5 +37,9 @@ template <class T>
 void forward(const Problem&, const ForwardTensors<T>&, Kind, const Device&, const Allocate&, void* stream);
 template <class T>
 void backward(const Problem&, const BackwardTensors<T>&, Kind, const Device&, const Allocate&, void* stream);
+
+// base may be null.
+template <class T>
+void pixel_shift(const PixelShift&, const T* x, const T* base, T* y, void* stream);
 
 }  // namespace cen::cuda

@@ -1,5 +1,6 @@
 // The kernels for double x.
 #include "norm_exchange/launch.cuh"
+#include "pixel_shift.cuh"
 
 namespace cen::cuda {
 
@@ -7,5 +8,6 @@ template void forward(const Problem&, const ForwardTensors<double>&, Kind, const
                       void*);
 template void backward(const Problem&, const BackwardTensors<double>&, Kind, const Device&, const Allocate&,
                        void*);
+template void pixel_shift(const PixelShift&, const double*, const double*, double*, void*);
 
 }  // namespace cen::cuda

@@ -18,7 +18,8 @@ from bench.harness.machine import cache_sizes
 from cen_ext.functional import DTYPES
 from cen_ext.ops.activation import NAMES as ACTIVATIONS
 from cen_ext.ops.norm_exchange.reference import Options
-from tests.helpers.cases import Shape, make_inputs
+from cen_ext.ops.pixel_shift.functional import pixel_shift
+from tests.helpers.cases import Shape, make_inputs, make_route
 from tests.helpers.covered import NORMS
 from tests.helpers.tolerance import Call, Results, check, run
 
@@ -71,7 +72,14 @@ def check_this_process() -> None:
         i = make_inputs(shape, dtype, channels_last)
         options = Options(THRESHOLD, "all", norm=norm, activation=next(activations), negative_slope=0.2)
         statistics = (i.mean, i.var) if given else (None, None)
-        check("cpu", Call(i.x, i.weight, i.bias, *statistics, i.residual, options), i.dy)
+        # Half of the calls with a route of their own; a single modality has none.
+        route = make_route(shape) if given else None
+        check("cpu", Call(i.x, i.weight, i.bias, *statistics, i.residual, options, route), i.dy)
+        if len(shape.spatial) == 2:
+            calls = [
+                pixel_shift(i.x, shape.num_modalities, base=i.dy, backend=b) for b in ("cpu", "reference")
+            ]
+            assert torch.equal(*calls)
     print(_C.build_info()["instruction_set"])
 
 
