@@ -1,5 +1,6 @@
 // Runs the CUDA kernels on the simulated device:
 //   run CASES RESULTS
+// A case is a call of the operator, forward and backward, or of the pixel shift.
 // tests/ops/test_cuda_host.py writes the file of cases and reads the file of results.
 #include <cstdio>
 #include <cstdlib>
@@ -21,9 +22,11 @@ struct Header {
   int64_t kind, multiprocessors, capability, shared_bytes, threads;
   int64_t refused;  // the device refuses clusters and cooperative launches
   int64_t moved;    // bit i: the i-th tensor with the shape of x begins one value after an aligned address
-  int64_t has_residual, has_running;
+  int64_t has_residual, has_running, has_route;
   int64_t modalities, groups, samples, channels, spatial, channels_last, batch_statistics;
   int64_t region, criterion, activation;
+  int64_t columns;  // of a pixel shift; 0 for the operator
+  int64_t adjoint;
   double threshold, eps, negative_slope, momentum;
 
   Problem problem() const {
@@ -42,6 +45,10 @@ struct Header {
             static_cast<Activation>(activation),
             negative_slope,
             momentum};
+  }
+  PixelShift shift() const {
+    return {modalities, samples,      channels,           spatial / columns,
+            columns,    channels / 5, channels_last != 0, adjoint != 0};
   }
   Device device() const {
     return {static_cast<int>(multiprocessors), static_cast<int>(capability), shared_bytes,
@@ -139,16 +146,18 @@ void run_case(const Header& h, Files& files) {
   const Array<T> x(size, moved(0)), dy(size, moved(1)), residual(of_residual, moved(2));
   const Array<R> weight(table), bias(table), mean(given), var(given);
   const Array<R> running_mean(running), running_var(running);
+  const Array<int32_t> route(h.has_route ? table : 0);
   for (const auto* tensor : {&x, &dy, &residual}) tensor->read(files);
   for (const auto* tensor : {&weight, &bias, &mean, &var, &running_mean, &running_var}) tensor->read(files);
+  route.read(files);
 
   const Array<T> y(size, moved(3)), dx(size, moved(4));
   const Array<R> batch_mean(own), batch_var(own), dweight(table), dbias(table);
   simulator::refuse_together(h.refused != 0);
   run_planned(h, files, [&](Kind kind, const Allocate& allocate) {
-    const ForwardTensors<T> t{x.get(),         weight.get(),       bias.get(),       mean.get(),
-                              var.get(),       residual.get(),     y.get(),          batch_mean.get(),
-                              batch_var.get(), running_mean.get(), running_var.get()};
+    const ForwardTensors<T> t{x.get(),         weight.get(),       bias.get(),        mean.get(),
+                              var.get(),       residual.get(),     y.get(),           batch_mean.get(),
+                              batch_var.get(), running_mean.get(), running_var.get(), route.get()};
     forward(p, t, kind, h.device(), allocate, nullptr);
   });
   for (const auto* tensor : {&y}) tensor->write(files);
@@ -170,7 +179,8 @@ void run_case(const Header& h, Files& files) {
                                dx.get(),
                                dweight.get(),
                                dbias.get(),
-                               dresidual.get()};
+                               dresidual.get(),
+                               route.get()};
     backward(p, t, kind, h.device(), allocate, nullptr);
   });
   dx.write(files);
@@ -178,8 +188,28 @@ void run_case(const Header& h, Files& files) {
   dresidual.write(files);
 }
 
-constexpr void (*kTypes[])(const Header&, Files&) = {run_case<float>, run_case<double>, run_case<Half>,
-                                                     run_case<BFloat16>};
+template <class T>
+void run_shift(const Header& h, Files& files) {
+  const PixelShift p = h.shift();
+  const int64_t size = p.images() * p.image_size();
+  const auto moved = [&](int tensor) { return (h.moved >> tensor & 1) != 0; };
+  const Array<T> x(size, moved(0)), base(h.has_residual ? size : 0, moved(1)), y(size, moved(2));
+  x.read(files);
+  base.read(files);
+  pixel_shift(p, x.get(), base.get(), y.get(), nullptr);
+  y.write(files);
+}
+
+template <class T>
+void run_any(const Header& h, Files& files) {
+  if (h.columns)
+    run_shift<T>(h, files);
+  else
+    run_case<T>(h, files);
+}
+
+constexpr void (*kTypes[])(const Header&, Files&) = {run_any<float>, run_any<double>, run_any<Half>,
+                                                     run_any<BFloat16>};
 
 }  // namespace
 }  // namespace cen::cuda

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from cen_ext.ops.norm_exchange.reference import Options, statistics_dtype
+from cen_ext.ops.pixel_shift.functional import run_reference as shift_reference
 from tests.helpers import host_device
-from tests.helpers.cases import SMALL, Shape, make_inputs, reaching_six
+from tests.helpers.cases import SMALL, Shape, make_inputs, make_route, reaching_six
 from tests.helpers.covered import NORMS
 from tests.helpers.tolerance import (
     Call,
@@ -68,7 +69,8 @@ class Case(NamedTuple):
         return (
             f"{tuple(x.shape)} {x.dtype} channels_last={self.channels_last} M={len(self.call.weight)} "
             f"{given=} residual={self.call.residual is not None} running={self.running is not None} "
-            f"{self.call.options} {self.kind} {self.device} moved={self.moved:06b}"
+            f"route={self.call.route is not None} {self.call.options} {self.kind} {self.device} "
+            f"moved={self.moved:06b}"
         )
 
 
@@ -98,17 +100,22 @@ def watched(tmp_path_factory) -> Path:
     return host_device.build(tmp_path_factory.mktemp("watched"), PARTS, races=True)
 
 
-def run_cases(program: Path, folder: Path, cases: Sequence[Case], seed: int = 0) -> list[Found]:
+def run_program(program: Path, folder: Path, cases: Sequence[bytes], seed: int = 0) -> tuple[Unpacked, str]:
+    """The results, which end where the program did, and what it wrote to stderr, if it failed."""
     given, results = folder / "cases", folder / "results"
-    given.write_bytes(b"".join(map(packed, cases)))
+    given.write_bytes(b"".join(cases))
     done = host_device.run(program, str(given), str(results), seed=seed)
-    data = Unpacked(results.read_bytes())
+    return Unpacked(results.read_bytes()), done.stderr if done.returncode else ""
+
+
+def run_cases(program: Path, folder: Path, cases: Sequence[Case], seed: int = 0) -> list[Found]:
+    data, failure = run_program(program, folder, list(map(packed, cases)), seed)
     found: list[Found] = []
     for case in cases:
         if not data.has_more():
-            raise AssertionError(f"{done.stderr}\n{case}")
+            raise AssertionError(f"{failure}\n{case}")
         found.append(data.found(case))
-    assert done.returncode == 0, done.stderr
+    assert not failure, failure
     return found
 
 
@@ -118,24 +125,32 @@ def packed(case: Case) -> bytes:
     m, c = call.weight.shape
     n = call.x.shape[0] // m
     groups, samples = (1, n) if o.norm == "batch" else (n, 1)
-    whole = (
+    whole = header(
         *(DTYPES.index(call.x.dtype), KINDS.index(case.kind), *case.device, case.moved),
-        *(call.residual is not None, case.running is not None),
+        *(call.residual is not None, case.running is not None, call.route is not None),
         *(m, groups, samples, c, math.prod(call.x.shape[2:]), case.channels_last, call.mean is None),
         *(REGIONS.index(o.region), CRITERIA.index(o.criterion), ACTIVATIONS.index(o.activation)),
+        real=(o.threshold, o.eps, o.negative_slope, MOMENTUM),
     )
-    real = (o.threshold, o.eps, o.negative_slope, MOMENTUM)
     large = [t for t in (call.x, case.dy, call.residual) if t is not None]
     # Kernels are given one row of statistics a unit.
     statistics = [t.repeat_interleave(groups, 0) for t in (call.mean, call.var) if t is not None]
     small = [call.weight, call.bias, *statistics, *(case.running or ())]
+    small += [] if call.route is None else [call.route]
     return b"".join(
         [
-            struct.pack(f"={len(whole)}q{len(real)}d", *whole, *real),
+            whole,
             *(raw(t.movedim(1, -1) if case.channels_last else t) for t in large),
             *map(raw, small),
         ]
     )
+
+
+def header(
+    *whole: int, columns: int = 0, adjoint: bool = False, real: tuple[float, ...] = (0.0,) * 4
+) -> bytes:
+    """The ``Header`` of run.cpp."""
+    return struct.pack(f"={len(whole) + 2}q{len(real)}d", *whole, columns, adjoint, *real)
 
 
 def raw(t: Tensor) -> bytes:
@@ -240,7 +255,9 @@ def make_case(
     region, criterion, activation, eps = drawn
     options = Options(THRESHOLD, region, criterion, norm, eps, activation, negative_slope=0.2)
     residual = i.residual if rng.random() < 0.6 else None
-    call = Call(i.x, i.weight, i.bias, *((i.mean, i.var) if given else (None, None)), residual, options)
+    statistics = (i.mean, i.var) if given else (None, None)
+    route = make_route(shape) if shape.num_modalities > 1 and rng.random() < 0.4 else None
+    call = Call(i.x, i.weight, i.bias, *statistics, residual, options, route)
     values = math.prod(shape.spatial) * (shape.batch if norm == "batch" else 1)
     updates = not given and values > 1 and rng.random() < 0.5
     return Case(
@@ -294,6 +311,47 @@ def test_relu6(checked, tmp_path, dtype):
         cases.append(Case(call, without_kinks(call, i.dy), kind, channels_last=channels_last))
     for case, found in zip(cases, run_cases(checked, tmp_path, cases), strict=True):
         assert_right(case, found)
+
+
+def packed_shift(
+    x: Tensor, base: Tensor | None, modalities: int, adjoint: bool, channels_last: bool, moved: int
+) -> bytes:
+    """As ``run_shift`` of run.cpp reads it."""
+    rows, channels, height, width = x.shape
+    start = header(
+        *(DTYPES.index(x.dtype), 0, *DEVICE, moved, base is not None, False, False),
+        *(modalities, 1, rows // modalities, channels, height * width, channels_last, False, 0, 0, 0),
+        columns=width,
+        adjoint=adjoint,
+    )
+    tensors = [x] if base is None else [x, base]
+    return start + b"".join(raw(t.movedim(1, -1) if channels_last else t) for t in tensors)
+
+
+@every_dtype
+def test_pixel_shift(checked, watched, tmp_path, dtype):
+    """Every direction and its adjoint: a block and more of values, images of one row or column, no groups."""
+    shapes = [
+        (2, 4, 11, 5, 7),
+        (1, 2, 10, 4, 3),
+        (3, 3, 6, 1, 9),
+        (2, 2, 4, 3, 3),
+        (2, 2, 7, 6, 1),
+        (2, 2, 5, 17, 31),
+    ]
+    calls = []
+    for (modalities, *shape), adjoint, last in itertools.product(shapes, [False, True], [False, True]):
+        torch.manual_seed(len(calls))
+        x, base = torch.randn(2, *shape).to(dtype)
+        calls.append((x, base if len(calls) % 3 else None, modalities, adjoint, last, len(calls) % 8))
+    for program in (checked, watched):
+        data, failure = run_program(program, tmp_path, [packed_shift(*call) for call in calls])
+        assert not failure, failure
+        for x, base, modalities, adjoint, last, _ in calls:
+            shape = x.movedim(1, -1).shape if last else x.shape
+            y = data.take(shape, dtype)
+            wanted = shift_reference(x, base, modalities, x.shape[1] // 5, adjoint)
+            assert torch.equal(y.movedim(-1, 1) if last else y, wanted), (shape, modalities, adjoint, last)
 
 
 def raw_results(found: Found) -> list[bytes]:
