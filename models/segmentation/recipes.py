@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from models.networks.fusion import Exchange
+from models.networks.fusion import AsymFusion, Exchange
 from models.segmentation import system
 from models.segmentation.settings import (
     DataSettings,
@@ -42,6 +42,7 @@ from models.training.settings import RunSettings
 
 SYSTEMS[SegmentationRecipe] = system
 
+_ASYMFUSION = SegmentationRecipe(fusion=AsymFusion(), loss=LossSettings(sparsity=0.0))
 _PSPNET = ModelSettings(network="pspnet", width=512, dropout=0.1)
 
 
@@ -72,6 +73,20 @@ def nyudv2_released_refinenet101() -> SegmentationRecipe:
         data=DataSettings(scale_of="image"),
         fusion=Exchange(region="all"),
         loss=LossSettings(sparsity=2e-4, per_output=True),
+    )
+
+
+@recipe
+def nyudv2_asymfusion_refinenet101() -> SegmentationRecipe:
+    """AsymFusion in the released code's settings: nyudv2_cen_refinenet101 without exchange and penalty."""
+    return _ASYMFUSION
+
+
+@recipe
+def nyudv2_asymfusion_refinenet152() -> SegmentationRecipe:
+    """nyudv2_asymfusion_refinenet101 with ResNet-152, three stages of 150 epochs."""
+    return replace(
+        _ASYMFUSION, model=ModelSettings(encoder="resnet152"), optim=OptimSettings(stages=stages(150))
     )
 
 

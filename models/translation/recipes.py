@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from models.networks.fusion import Exchange
+from models.networks.fusion import AsymFusion, Exchange
 from models.training.registry import SYSTEMS, recipe
 from models.training.settings import RunSettings
 from models.translation import system
@@ -27,6 +27,7 @@ from models.translation.settings import (
 SYSTEMS[TranslationRecipe] = system
 
 _DEPTH, _TEXTURE, _SHADE = "depth_euclidean", "edge_texture", "reshading"
+_EDGE = "edge_occlusion"  # beside texture, which is an edge, too, what else "edge" could be
 
 # Scales of 1 would need tens of thousands of steps to come below the paper's threshold of 0.01. From here,
 # with a larger penalty than the paper's, the first do so within a few hundred.
@@ -35,6 +36,11 @@ _NEAR = 0.05
 
 def _taskonomy(*domains: str, target: str = "rgb") -> TranslationRecipe:
     return TranslationRecipe(data=DataSettings(domains=domains, target=target))
+
+
+def _asymfusion(*domains: str) -> TranslationRecipe:
+    """AsymFusion in CEN's settings, without exchange and penalty; its own are not public."""
+    return replace(_taskonomy(*domains), fusion=AsymFusion(), loss=LossSettings(sparsity=0.0))
 
 
 def _released(paper: TranslationRecipe) -> TranslationRecipe:
@@ -119,6 +125,30 @@ def taskonomy_cen_rgb_normal_shade() -> TranslationRecipe:
 def taskonomy_cen_rgb_texture_depth() -> TranslationRecipe:
     """RGB and texture edges to depth."""
     return _taskonomy("rgb", _TEXTURE, target=_DEPTH)
+
+
+@recipe
+def taskonomy_asymfusion_shade_depth_rgb() -> TranslationRecipe:
+    """AsymFusion of reshading and depth, in CEN's settings; where it acts in a U-Net is ours."""
+    return _asymfusion(_SHADE, _DEPTH)
+
+
+@recipe
+def taskonomy_asymfusion_normal_texture_rgb() -> TranslationRecipe:
+    """taskonomy_asymfusion_shade_depth_rgb of normals and texture edges."""
+    return _asymfusion("normal", _TEXTURE)
+
+
+@recipe
+def taskonomy_asymfusion_depth_texture_normal_rgb() -> TranslationRecipe:
+    """taskonomy_asymfusion_shade_depth_rgb of depth, texture edges, normals; the cycle of three is ours."""
+    return _asymfusion(_DEPTH, _TEXTURE, "normal")
+
+
+@recipe
+def taskonomy_asymfusion_shade_normal_edge_rgb() -> TranslationRecipe:
+    """taskonomy_asymfusion_depth_texture_normal_rgb of reshading, normals and occlusion edges."""
+    return _asymfusion(_SHADE, "normal", _EDGE)
 
 
 @recipe

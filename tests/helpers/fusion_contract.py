@@ -24,6 +24,7 @@ def check_fusion(fusion: Fusion, num_modalities: int = 2) -> None:
     chosen = config.override(registry.find("synthetic_demo"), [f"fusion={name}"]).fusion
     assert type(chosen) is type(fusion)
 
+    encoder = "resnet50" if fusion.uses_lateral else "resnet18"
     branches = fusion.branches(num_modalities)
     assert branches in (1, num_modalities)
     for build in (models.refinenet, models.pspnet):
@@ -31,9 +32,9 @@ def check_fusion(fusion: Fusion, num_modalities: int = 2) -> None:
         options = {"width": 8, "dropout": 0.0, "frozen_statistics": False}
         if build is models.pspnet and not serves_pspnet(fusion):
             with pytest.raises(ValueError, match="no effect"):
-                build("resnet18", 5, num_modalities, fusion=fusion, **options)
+                build(encoder, 5, num_modalities, fusion=fusion, **options)
             continue
-        net = build("resnet18", 5, num_modalities, fusion=fusion, **options).double().train()
+        net = build(encoder, 5, num_modalities, fusion=fusion, **options).double().train()
         x = torch.randn(2 * num_modalities, 3, 33, 49, dtype=torch.float64)
         out = net(x)
         assert out.branches.shape[:3] == (branches, 2, 5)
@@ -49,7 +50,7 @@ def check_fusion(fusion: Fusion, num_modalities: int = 2) -> None:
         assert not unused - {"alpha"}
         copied = copy.deepcopy(net)  # also between a forward pass and the next
         assert fusion.loss(copied) is None
-        twin = build("resnet18", 5, num_modalities, fusion=fusion, **options).double()
+        twin = build(encoder, 5, num_modalities, fusion=fusion, **options).double()
         twin.load_state_dict(net.state_dict())
         assert torch.equal(twin.eval()(x).branches, net.eval()(x).branches)
 

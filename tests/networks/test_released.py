@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import models
+from models.fusion import Exchange, Fusion
 from models.networks.released.segmentation import released_names
 from tests.helpers import paths
 from tests.helpers.golden_numbers import assert_matches, draw, released_form
@@ -27,8 +28,8 @@ OUTPUTS = ("rgb", "depth", "ensemble")
 MODES = ("frozen", "batch")
 
 
-def golden_net(encoder: str) -> models.RefineNet:
-    return models.refinenet(encoder, 40, 2, threshold=0.02, region="all", dropout=0.0)
+def golden_net(encoder: str, fusion: Fusion | None = None) -> models.RefineNet:
+    return models.refinenet(encoder, 40, 2, fusion=fusion or Exchange(region="all"), dropout=0.0)
 
 
 def released_shapes(encoder: str) -> dict[str, list[int]]:
@@ -65,8 +66,8 @@ def run(request: pytest.FixtureRequest) -> Iterator[Run]:
         yield golden_run()
 
 
-def golden_run() -> Run:
-    net = golden_net("resnet50")
+def golden_run(fusion: Fusion | None = None) -> Run:
+    net = golden_net("resnet50", fusion)
     state = {key: draw(key, shape) for key, shape in released_shapes("resnet50").items()}
     models.load_released(net, state)
     xs, target = inputs_and_target()
@@ -87,7 +88,8 @@ def golden_run() -> Run:
         value.backward()
         loss[mode] = value.item()
         gradients[mode] = released_form(names, {key: p.grad for key, p in net.named_parameters()})
-    return Run(logits, out.alpha.detach(), loss, gradients, released_form(names, dict(net.named_buffers())))
+    buffers = {key: buffer for key, buffer in net.named_buffers() if key in names}
+    return Run(logits, out.alpha.detach(), loss, gradients, released_form(names, buffers))
 
 
 def loss_at_label_resolution(logits: Tensor, target: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ class Encoder(nn.Module):
         in_channels: channels of every modality's input.
         frozen_statistics: ``train()`` leaves the norms in eval mode: running statistics are used and not
             updated, while weight and bias train.
+        asks_for_lateral: whether it calls ``fusion.lateral`` in the last block of each stage.
 
     Attributes:
         stem_weight: the name of the first convolution's weight in the state dict.
@@ -48,7 +49,8 @@ class Encoder(nn.Module):
         weights_kind: the networks whose weights it loads, in words.
 
     Raises:
-        ValueError: num_modalities or in_channels below 1; a fusion after stages that there are not.
+        ValueError: num_modalities or in_channels below 1; a fusion after stages that there are not, or within
+            blocks that there are not.
     """
 
     stem_weight: ClassVar[str] = "conv1.weight"
@@ -63,9 +65,15 @@ class Encoder(nn.Module):
         strides: Sequence[int],
         in_channels: int = 3,
         frozen_statistics: bool = True,
+        asks_for_lateral: bool = False,
     ) -> None:
         super().__init__()
         check_counts(num_modalities=num_modalities, in_channels=in_channels)
+        if fusion.uses_lateral and not asks_for_lateral:
+            raise ValueError(
+                f"fusion={fusion.name} acts around the spatial convolution of bottleneck blocks, of which "
+                "this encoder has none; take resnet50, resnet101 or resnet152"
+            )
         fusion.check_stages(len(channels))
         self.num_modalities = num_modalities
         self.fusion = fusion

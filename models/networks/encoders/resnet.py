@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cen_ext import Conv3x3
 from models.networks.encoders.base import ENCODERS, Encoder, NormLayer
-from models.networks.fusion.base import Fusion, resolve
+from models.networks.fusion.base import Fusion, Lateral, resolve
 from models.networks.fusion.exchange import Exchange
 from models.networks.messages import suggest
 
@@ -31,7 +31,13 @@ class BasicBlock(nn.Module):
     expansion = 1
 
     def __init__(
-        self, in_channels: int, width: int, stride: int, dilations: Dilations, norm_layer: NormLayer
+        self,
+        in_channels: int,
+        width: int,
+        stride: int,
+        dilations: Dilations,
+        norm_layer: NormLayer,
+        lateral: Lateral | None = None,
     ) -> None:
         super().__init__()
         self.conv1 = _conv3x3(in_channels, width, stride, dilations[0])
@@ -48,19 +54,31 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions; the norm of the 3x3 exchanges."""
+    """1x1, 3x3 and 1x1 convolutions; the norm of the 3x3 exchanges.
+
+    Args:
+        lateral: what the fusion does around the 3x3 convolution, in a block of stride 1.
+    """
 
     expansion = 4
 
     def __init__(
-        self, in_channels: int, width: int, stride: int, dilations: Dilations, norm_layer: NormLayer
+        self,
+        in_channels: int,
+        width: int,
+        stride: int,
+        dilations: Dilations,
+        norm_layer: NormLayer,
+        lateral: Lateral | None = None,
     ) -> None:
         super().__init__()
+        lateral = lateral or Lateral({}, {}, None)
         out_channels = self.expansion * width
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
-        self.bn1 = norm_layer(width)
+        self.bn1 = norm_layer(width, **lateral.before)
         self.conv2 = _conv3x3(width, width, stride, dilations[0])
-        self.bn2 = norm_layer(width, exchange_point=True)
+        self.bn2 = norm_layer(width, exchange_point=True, **lateral.after)
+        self.join = lateral.join
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn3 = norm_layer(out_channels)
         self.downsample = _downsample(in_channels, out_channels, stride, norm_layer)
@@ -68,7 +86,8 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         skip = x if self.downsample is None else self.downsample(x)
         x = self.bn1(self.conv1(x))
-        x = self.bn2(self.conv2(x))
+        inner = self.bn2(self.conv2(x))
+        x = inner if self.join is None else self.join(x, inner)
         y: Tensor = self.bn3(self.conv3(x), skip)
         return y
 
@@ -155,6 +174,7 @@ class ExchangeResNet(Encoder):
             strides=(4, 8, 8, 8) if dilated else (4, 8, 16, 32),
             in_channels=in_channels,
             frozen_statistics=frozen_statistics,
+            asks_for_lateral=block is Bottleneck,
         )
         self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = self.norm_layer(0)(64)
@@ -169,7 +189,8 @@ class ExchangeResNet(Encoder):
                 before, dilation = dilation, 2 * dilation if widens else dilation
                 stride = 2 if downsampling and not widens else 1
                 norm_layer = self.norm_layer(stage, downsampling=downsampling)
-                blocks.append(block(channels, width, stride, (before, dilation), norm_layer))
+                lateral = self.fusion.lateral(width, num_modalities) if i == depth - 1 else None
+                blocks.append(block(channels, width, stride, (before, dilation), norm_layer, lateral))
                 channels = block.expansion * width
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
         for module in self.modules():

@@ -2,10 +2,12 @@
 
 from models.networks.fusion.ablations import Discard, FixedPortion, GatedSum, Sum
 from models.networks.fusion.align import Align
+from models.networks.fusion.asymfusion import AsymFusion
 from models.networks.fusion.base import (
     DECODER,
     Fusion,
     FusionStage,
+    Lateral,
     exchange_points,
     fusions,
     option,
@@ -19,6 +21,7 @@ __all__ = [
     "DECODER",
     "MMF",
     "Align",
+    "AsymFusion",
     "Average",
     "Concat",
     "ConditionalNorm",
@@ -29,6 +32,7 @@ __all__ = [
     "FusionStage",
     "GatedSum",
     "LateConcat",
+    "Lateral",
     "NoFusion",
     "SelfAttention",
     "Sum",

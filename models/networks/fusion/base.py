@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, cast, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -59,15 +59,31 @@ class FusionStage(nn.Module):
         return {**self.__dict__, "loss": None}  # it belongs to a forward pass, whose graph cannot be copied
 
 
+class Lateral(NamedTuple):
+    """What a fusion does around a spatial convolution in the middle of a block.
+
+    The block passes ``before`` to the norm before that convolution, ``after`` to the norm after it, as
+    further options, and goes on with ``join(x, y)`` of what the two returned, activated, in place of y.
+    """
+
+    before: dict[str, Any]
+    after: dict[str, Any]
+    join: nn.Module | None
+
+
 @dataclass(frozen=True)
 class Fusion:
     """Base of all fusions.
+
+    Attributes:
+        uses_lateral: it needs an encoder that asks for ``lateral``.
 
     Raises:
         ValueError: a value that is not among a field's choices; the message begins with the field's name.
     """
 
     name: ClassVar[str]
+    uses_lateral: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -128,6 +144,14 @@ class Fusion:
             options: further arguments of ``layer``, such as ``activation``.
         """
         return layer(channels, streams, **options)
+
+    def lateral(self, channels: int, num_modalities: int) -> Lateral | None:
+        """Make what happens around the spatial convolution of a stage's last block; None for nothing.
+
+        Args:
+            channels: of what enters the convolution and of what leaves it, which is of the same size.
+        """
+        return None
 
     def after_stage(self, stage: int, channels: int, num_modalities: int) -> FusionStage | None:
         """Make what acts after a stage, whose output has so many channels; None for nothing."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.networks.branches import split_branches, stacked_input, weighted_ensemble
-from models.networks.fusion.base import Fusion, resolve
+from models.networks.fusion.base import Fusion, FusionStage, resolve
 from models.networks.fusion.exchange import Exchange
 from models.networks.systems.blocks import INSTANCE_NORM, SLOPE, Down, initialize, instance_norm
 from models.networks.systems.output import TranslationOutput
@@ -44,10 +44,23 @@ class Up(nn.Module):
         return torch.cat([self.dropout(self.norm(self.conv(x))), F.relu(feature)], 1)
 
 
+class LateralStage(FusionStage):
+    """Joins what a level's norm returns with itself, as a lateral does within a block."""
+
+    def __init__(self, join: nn.Module) -> None:
+        super().__init__()
+        self.join = join
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.join(x, x)
+        return y, y
+
+
 class UNetEncoder(nn.Module):
     """Halves the resolution at every level; the fusion's norms on all but the first and the last.
 
-    A fusion that acts after stages acts at the levels of those numbers, between norm and LeakyReLU.
+    A fusion that acts after stages acts at the levels of those numbers, between norm and LeakyReLU; one that
+    acts within blocks does so at every level with a norm.
 
     Args:
         in_channels: of the input.
@@ -72,10 +85,15 @@ class UNetEncoder(nn.Module):
         last = len(widths)
         levels = []
         for number, (before, width) in enumerate(zip([in_channels, *widths], widths, strict=False), 1):
-            fused = str(number) in blocks
-            options = {**INSTANCE_NORM, **({"activation": "identity"} if fused else {})}
+            has_norm = 1 < number < last
+            lateral = fusion.lateral(width, num_modalities) if has_norm else None
+            if lateral is not None and lateral.join is not None:
+                self.fusion_stages[str(number)] = LateralStage(lateral.join)
+            fused = str(number) in self.fusion_stages
             norm = None
-            if 1 < number < last:
+            if has_norm:
+                options = {**INSTANCE_NORM, **({} if lateral is None else lateral.before)}
+                options |= {"activation": "identity"} if fused else {}
                 norm = fusion.norm(width, num_modalities, exchange_point=True, downsampling=True, **options)
             levels.append(Down(before, width, norm, activates=not fused))
         self.levels = nn.ModuleList(levels)
