@@ -10,7 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from cen_ext import ExchangeBatchNorm2d, exchanging_layers
-from models.networks.encoders import RESNETS, ExchangeResNet, load_imagenet
+from models.networks.encoders import RESNETS, Encoder, ExchangeResNet, load_imagenet, make_encoder
+from models.networks.encoders.base import ENCODERS
+from models.networks.fusion import Exchange, Fusion
 from tests.helpers.networks import randomise_norms
 
 # Parameters of torchvision's networks without their classifier.
@@ -185,6 +187,26 @@ def test_bad_arguments_are_refused() -> None:
         ExchangeResNet("resnet18", region="half")
     with pytest.raises(ValueError, match=r"threshold must not be negative, got -0\.1"):
         ExchangeResNet("resnet18", 1, threshold=-0.1)
+
+
+def test_builders_say_by_their_arguments_how_they_dilate(monkeypatch: pytest.MonkeyPatch) -> None:
+    def older(num_modalities: int, fusion: Fusion, *, dilated: bool = False, **options: bool) -> Encoder:
+        return ExchangeResNet("resnet18", num_modalities, fusion, dilated=dilated, **options)
+
+    monkeypatch.setitem(ENCODERS.members, "older", older)
+    with torch.device("meta"):
+        for name, form, last in (
+            ("older", {}, 32),
+            ("older", {"dilated": True}, 8),
+            ("older", {"output_stride": 8}, 8),
+            ("resnet18", {"dilated": True}, 8),
+            ("resnet18", {"output_stride": 16}, 16),
+        ):
+            assert make_encoder(name, 2, Exchange(), **form).strides[-1] == last
+        with pytest.raises(ValueError, match="'older' has no dilated form, whose features end at 1/16"):
+            make_encoder("older", 2, Exchange(), output_stride=16)
+    with pytest.raises(ValueError, match="output_stride must be 8, 16 or 32, got 4"):
+        make_encoder("resnet18", 2, Exchange(), output_stride=4)
 
 
 def test_bad_inputs_are_refused() -> None:

@@ -51,18 +51,27 @@ def test_parameter_counts(encoder: str, num_modalities: int) -> None:
     assert count == sum(p.numel() for p in body.parameters()) + heads + num_modalities
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_dilation_computes_the_strided_features_in_between_as_well(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "form", "steps"),
+    [
+        ("resnet18", {"dilated": True}, (1, 1, 2, 4)),
+        ("resnet50", {"output_stride": 8}, (1, 1, 2, 4)),
+        ("resnet18", {"output_stride": 16}, (1, 1, 1, 2)),
+    ],
+)
+def test_dilation_computes_the_strided_features_in_between_as_well(
+    name: str, form: dict[str, int], steps: tuple[int, ...]
+) -> None:
     strided = ExchangeResNet(name, 2).double().eval()
-    dilated = ExchangeResNet(name, 2, dilated=True).double().eval()
+    dilated = ExchangeResNet(name, 2, **form).double().eval()
     randomise_norms(strided)
     dilated.load_state_dict(strided.state_dict())
     x = torch.randn(2, 3, 97, 70, dtype=torch.float64)
     with torch.no_grad():
         expected, found = strided(x), dilated(x)
-    for feature, dense, step in zip(expected, found, (1, 1, 2, 4), strict=True):
+    for feature, dense, step in zip(expected, found, steps, strict=True):
         torch.testing.assert_close(dense[..., ::step, ::step], feature)
-    assert found[3].shape[-2:] == (13, 9)
+    assert found[3].shape[-2:] == ((13, 9) if steps[3] == 4 else (7, 5))
 
 
 def conv_norm_relu(layer: ConvNorm, x: Tensor, num_modalities: int) -> Tensor:

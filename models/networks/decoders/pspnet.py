@@ -18,25 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cen_ext import Conv3x3
+from models.networks.decoders.blocks import ConvNorm
 from models.networks.encoders.base import NormLayer, make_encoder
 from models.networks.fusion import DECODER, Exchange, Fusion
 from models.networks.fusion.base import resolve
 from models.networks.segmentor import SegmentationNetwork
 
 BINS = (1, 2, 3, 6)
-
-
-class ConvNorm(nn.Module):
-    """Convolution, private norm, relu."""
-
-    def __init__(self, conv: nn.Conv2d, norm_layer: NormLayer) -> None:
-        super().__init__()
-        self.conv = conv
-        self.norm = norm_layer(conv.out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.norm(self.conv(x))
-        return y
 
 
 class PyramidHead(nn.Module):
@@ -154,7 +142,7 @@ def pspnet(
         fusion,
         in_channels=in_channels,
         frozen_statistics=frozen_statistics,
-        dilated=True,
+        output_stride=8,
     )
     norm_layer = body.norm_layer(DECODER)
     head = PyramidHead(body.channels[3], num_classes, width, dropout, norm_layer)

@@ -26,6 +26,16 @@ from models.networks.registry import Registry
 NormLayer = Callable[..., ExchangeNorm]
 
 
+STRIDES = (4, 8, 16, 32)  # of the four features, in an encoder that is not dilated
+
+
+class Normalization(NamedTuple):
+    """Mean and standard deviation of red, green and blue in [0, 1], by which an input is normalized."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
 class Encoder(nn.Module):
     """Base of encoders for M modalities stacked on the batch axis.
 
@@ -47,6 +57,7 @@ class Encoder(nn.Module):
         stem_weight: the name of the first convolution's weight in the state dict.
         stem_weights: those of all weights that read the image: that one, unless a subclass says otherwise.
         weights_kind: the networks whose weights it loads, in words.
+        normalization: of colors, which its pretrained weights expect; None stands for ImageNet's.
 
     Raises:
         ValueError: num_modalities or in_channels below 1; a fusion after stages that there are not, or within
@@ -55,6 +66,7 @@ class Encoder(nn.Module):
 
     stem_weight: ClassVar[str] = "conv1.weight"
     weights_kind: str = "this encoder"
+    normalization: Normalization | None = None
 
     def __init__(
         self,
@@ -158,22 +170,20 @@ class Encoder(nn.Module):
         x = self.stem(x)
         features = []
         for number, stage in enumerate(self.stages(), 1):
-            x = feature = stage(x)
-            if str(number) in self.fusion_stages:
-                x, feature = self.fusion_stages[str(number)](x)
+            x, feature = self.fuse(number, stage(x))
             features.append(feature)
         return features
+
+    def fuse(self, stage: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What goes on from a stage's output, and the feature that the decoder gets."""
+        fused: tuple[Tensor, Tensor] = (x, x)
+        if str(stage) in self.fusion_stages:
+            fused = self.fusion_stages[str(stage)](x)
+        return fused
 
     def from_pretrained(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Translate a state dict of pretrained weights to this encoder's names, without its classifier."""
         return {key: value for key, value in state.items() if not key.startswith("fc.")}
-
-
-class Normalization(NamedTuple):
-    """Mean and standard deviation of red, green and blue in [0, 1], by which an input is normalized."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 ENCODERS: Registry[Callable[..., Encoder]] = Registry("encoder")
@@ -189,14 +199,22 @@ def encoders() -> tuple[str, ...]:
 
 
 def make_encoder(
-    name: str, num_modalities: int, fusion: Fusion, *, dilated: bool = False, **options: Any
+    name: str,
+    num_modalities: int,
+    fusion: Fusion,
+    *,
+    output_stride: int = STRIDES[-1],
+    dilated: bool = False,
+    **options: Any,
 ) -> Encoder:
     """Build a registered encoder, or one of timm's networks.
 
     Args:
         name: under which a class or function ``(num_modalities, fusion, *, in_channels, frozen_statistics)``
             is registered; or ``"timm:NAME"``, a network of timm.
-        dilated: features at 1/4, 1/8, 1/8 and 1/8; the builder then takes ``dilated`` as well.
+        output_stride: by which the features are smaller than the input at the most, 32, 16 or 8, as
+            ``feature_strides`` has it; for less than 32 the builder takes ``output_stride`` as well.
+        dilated: the same as ``output_stride=8``, also for builders that take ``dilated`` alone.
         options: ``in_channels``, ``frozen_statistics``.
 
     Raises:
@@ -208,11 +226,31 @@ def make_encoder(
         known = [*encoders(), *(f"{prefix}:NAME" for prefix in FAMILIES)]
         raise ValueError(f"encoder must be one of {', '.join(known)}, got {name!r}{suggest(name, known)}")
     build = ENCODERS[name] if family is None else functools.partial(family, member)
-    if dilated:
-        if "dilated" not in inspect.signature(build).parameters:
-            raise ValueError(f"encoder {name!r} has no dilated form, whose features end at 1/8")
-        options["dilated"] = True
+    output_stride = feature_strides(output_stride, dilated)[-1]
+    if output_stride != STRIDES[-1]:
+        taken = inspect.signature(build).parameters
+        if "output_stride" in taken:
+            options["output_stride"] = output_stride
+        elif "dilated" in taken and output_stride == 8:
+            options["dilated"] = True
+        else:
+            raise ValueError(f"encoder {name!r} has no dilated form, whose features end at 1/{output_stride}")
     return build(num_modalities, fusion, **options)
+
+
+def feature_strides(output_stride: int, dilated: bool = False) -> tuple[int, ...]:
+    """Strides of an encoder's features: 4, 8, 16 and 32, of which none exceeds ``output_stride``.
+
+    Args:
+        output_stride: 32; or 16 or 8 of a dilated encoder.
+        dilated: the older spelling of ``output_stride=8``.
+
+    Raises:
+        ValueError: another output stride.
+    """
+    if output_stride not in (8, 16, 32):
+        raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")
+    return tuple(min(stride, 8 if dilated else output_stride) for stride in STRIDES)
 
 
 def input_normalization(name: str) -> Normalization | None:
@@ -222,7 +260,10 @@ def input_normalization(name: str) -> Normalization | None:
         ValueError, ImportError: as ``TimmEncoder``.
     """
     family, member = _family(name)
-    return None if family is None else family.normalization_of(member)
+    if family is not None:
+        found: Normalization = family.normalization_of(member)
+        return found
+    return getattr(ENCODERS.members.get(name), "normalization", None)
 
 
 def check_counts(**counts: int) -> None:

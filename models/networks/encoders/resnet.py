@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from cen_ext import Conv3x3
-from models.networks.encoders.base import ENCODERS, Encoder, NormLayer
+from models.networks.encoders.base import ENCODERS, STRIDES, Encoder, NormLayer, feature_strides
 from models.networks.fusion.base import Fusion, Lateral, resolve
 from models.networks.fusion.exchange import Exchange
 from models.networks.messages import suggest
@@ -133,12 +133,13 @@ class ExchangeResNet(Encoder):
         in_channels: channels of every modality's input.
         frozen_statistics: ``train()`` leaves the norms in eval mode: running statistics are used and not
             updated, while weight and bias train. The paper's recipe for segmentation from ImageNet weights.
-        dilated: stages 3 and 4 keep the grid of stage 2, with dilation instead of strides: features at 1/4,
-            1/8, 1/8 and 1/8 of the input's size instead of 1/4, 1/8, 1/16 and 1/32.
+        output_stride: of stage 4: 32; or 16 or 8, where stage 4 or stages 3 and 4 keep the grid of the stage
+            before, with dilation instead of strides.
+        dilated: the older spelling of ``output_stride=8``.
 
     Raises:
-        ValueError: unknown name, region or criterion; negative threshold; num_modalities or in_channels
-            below 1; a fusion that contradicts itself, or beside threshold, region or criterion.
+        ValueError: unknown name, region, criterion or output stride; negative threshold; num_modalities or
+            in_channels below 1; a fusion that contradicts itself, or beside threshold, region or criterion.
     """
 
     weights_kind = "a torchvision ResNet"
@@ -159,6 +160,7 @@ class ExchangeResNet(Encoder):
         criterion: str | None = None,
         in_channels: int = 3,
         frozen_statistics: bool = True,
+        output_stride: int = STRIDES[-1],
         dilated: bool = False,
     ) -> None:
         if name not in RESNETS:
@@ -171,7 +173,7 @@ class ExchangeResNet(Encoder):
                 fusion, Exchange(), num_modalities, threshold=threshold, region=region, criterion=criterion
             ),
             channels=[block.expansion * width for width in WIDTHS],
-            strides=(4, 8, 8, 8) if dilated else (4, 8, 16, 32),
+            strides=feature_strides(output_stride, dilated),
             in_channels=in_channels,
             frozen_statistics=frozen_statistics,
             asks_for_lateral=block is Bottleneck,
@@ -185,7 +187,7 @@ class ExchangeResNet(Encoder):
             for i in range(depth):
                 # The block halves the resolution, or in a dilated network doubles the dilation instead.
                 downsampling = stage > 1 and i == 0
-                widens = downsampling and dilated and stage > 2
+                widens = downsampling and self.strides[stage - 1] == self.strides[stage - 2]
                 before, dilation = dilation, 2 * dilation if widens else dilation
                 stride = 2 if downsampling and not widens else 1
                 norm_layer = self.norm_layer(stage, downsampling=downsampling)

@@ -18,14 +18,18 @@ from torch import Tensor, nn
 from cen_ext.convert import replace_norms
 from cen_ext.modules import ExchangeNorm
 from models.networks.branches import stacked_input
-from models.networks.encoders.base import FAMILIES, Encoder, Normalization, check_counts
+from models.networks.encoders.base import (
+    FAMILIES,
+    STRIDES,
+    Encoder,
+    Normalization,
+    check_counts,
+    feature_strides,
+)
 from models.networks.encoders.trace import Trace, trace
 from models.networks.fusion.base import Fusion
 from models.networks.messages import first_line, suggest
 from models.networks.private import PrivateConv2d
-
-STRIDES = (4, 8, 16, 32)  # of the features that decoders take
-DILATED = (4, 8, 8, 8)
 
 
 class TimmEncoder(Encoder):
@@ -41,7 +45,8 @@ class TimmEncoder(Encoder):
         fusion: how the modalities meet.
         in_channels: channels of every modality's input.
         frozen_statistics: as ``Encoder``.
-        dilated: features at 1/4, 1/8, 1/8 and 1/8, by timm's ``output_stride=8``.
+        output_stride: of the last feature, 32, 16 or 8, by timm's argument of that name.
+        dilated: the older spelling of ``output_stride=8``.
 
     Attributes:
         network: the pyramid, with timm's names.
@@ -62,6 +67,7 @@ class TimmEncoder(Encoder):
         *,
         in_channels: int = 3,
         frozen_statistics: bool = True,
+        output_stride: int = STRIDES[-1],
         dilated: bool = False,
     ) -> None:
         check_counts(num_modalities=num_modalities, in_channels=in_channels)
@@ -71,7 +77,7 @@ class TimmEncoder(Encoder):
             num_modalities,
             fusion,
             channels=plan.channels,
-            strides=DILATED if dilated else STRIDES,
+            strides=feature_strides(output_stride, dilated),
             in_channels=in_channels,
             frozen_statistics=frozen_statistics,
         )
@@ -83,7 +89,7 @@ class TimmEncoder(Encoder):
         self._stage_of = {unit: number for number, units in enumerate(plan.stages, 1) for unit in units}
         self._check_fusion(plan)
 
-        pyramid = _pyramid(name, in_channels, dilated)
+        pyramid = _pyramid(name, in_channels, self.strides)
         names = {norm: key for key, norm in pyramid.named_modules()}
 
         def make_norm(norm: nn.BatchNorm2d, exchange_point: bool, activation: str) -> nn.Module:
@@ -264,11 +270,13 @@ def _record(name: str) -> Any:
     return record
 
 
-def _pyramid(name: str, in_channels: int, dilated: bool = False) -> Any:
+def _pyramid(name: str, in_channels: int, expected: tuple[int, ...] = STRIDES) -> Any:
     """The network without what follows its last feature, returning the last four."""
-    last, expected = tuple(range(-len(STRIDES), 0)), DILATED if dilated else STRIDES
-    options = {"output_stride": 8} if dilated else {}
-    form = "dilated features, which PSPNet takes," if dilated else "features"
+    last, options, form = tuple(range(-len(STRIDES), 0)), {}, "features"
+    if expected != STRIDES:
+        options = {"output_stride": expected[-1]}
+        taker = "PSPNet" if expected[-1] == 8 else "DeepLabv3+"
+        form = f"dilated features, which {taker} takes,"
     try:
         pyramid = _timm().create_model(
             name, pretrained=False, features_only=True, out_indices=last, in_chans=in_channels, **options
