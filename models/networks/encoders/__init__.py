@@ -11,9 +11,11 @@ from models.networks.encoders.base import (
 from models.networks.encoders.resnet import RESNETS, ExchangeResNet
 from models.networks.encoders.timm import TimmEncoder
 from models.networks.encoders.weights import LoadReport, load_imagenet
+from models.networks.encoders.xception import AlignedXception
 
 __all__ = [
     "RESNETS",
+    "AlignedXception",
     "Encoder",
     "ExchangeResNet",
     "LoadReport",
