@@ -4,18 +4,28 @@ from models import fusion
 from models.networks.encoders import encoders, register_encoder
 from models.networks.fusion import fusions, register_fusion
 from models.networks.released import load_released
-from models.segmentation import PSPNet, RefineNet, SegmentationOutput, pspnet, refinenet
+from models.segmentation import (
+    DeepLabV3Plus,
+    PSPNet,
+    RefineNet,
+    SegmentationOutput,
+    deeplabv3plus,
+    pspnet,
+    refinenet,
+)
 from models.trained import load
 from models.training.registry import register_recipe
 from models.translation import PatchGAN, TranslationOutput, UNet, patchgan, unet
 
 __all__ = [
+    "DeepLabV3Plus",
     "PSPNet",
     "PatchGAN",
     "RefineNet",
     "SegmentationOutput",
     "TranslationOutput",
     "UNet",
+    "deeplabv3plus",
     "encoders",
     "fusion",
     "fusions",

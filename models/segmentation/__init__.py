@@ -1,5 +1,6 @@
 """Segmentation networks."""
 
+from models.networks.decoders.deeplabv3plus import DeepLabV3Plus, deeplabv3plus
 from models.networks.decoders.pspnet import PSPNet, pspnet
 from models.networks.decoders.refinenet import RefineNet, refinenet
 from models.networks.outputs import AuxiliaryOutput, SegmentationOutput
@@ -7,10 +8,12 @@ from models.networks.segmentor import SegmentationNetwork
 
 __all__ = [
     "AuxiliaryOutput",
+    "DeepLabV3Plus",
     "PSPNet",
     "RefineNet",
     "SegmentationNetwork",
     "SegmentationOutput",
+    "deeplabv3plus",
     "pspnet",
     "refinenet",
 ]

@@ -146,6 +146,7 @@ class PrivateStage(NoFusion):
     ("build", "fusion"),
     [
         ("pspnet", Exchange()),
+        ("deeplabv3plus", Exchange()),
         ("refinenet", Exchange(at="downsampling", region="all")),
         ("refinenet", Exchange(convolutions="private")),
         ("refinenet", FixedPortion(choice="random")),

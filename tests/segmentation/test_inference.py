@@ -219,7 +219,7 @@ def test_logits_of_autocast_are_averaged_in_float32() -> None:
     assert not torch.equal(result, result.bfloat16().float())
 
 
-@pytest.mark.parametrize("builder", [models.refinenet, models.pspnet])
+@pytest.mark.parametrize("builder", [models.refinenet, models.pspnet, models.deeplabv3plus])
 def test_real_networks_at_awkward_sizes(builder: Callable[..., nn.Module]) -> None:
     """Sides that no stride divides, against every look taken by hand."""
     net = builder("resnet18", K, M, width=8, dropout=0.0).double().eval()
