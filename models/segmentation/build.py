@@ -20,16 +20,24 @@ from models.data import (
     train_loader,
 )
 from models.data.images import UNKNOWN_SCALE
+from models.networks.decoders import deeplabv3plus as deeplab
 from models.networks.decoders.pspnet import pspnet, stages_read
 from models.networks.decoders.refinenet import refinenet
 from models.networks.encoders import input_normalization
 from models.networks.fusion import exchange_points
 from models.networks.fusion.base import STAGES
 from models.networks.segmentor import SegmentationNetwork
-from models.segmentation.settings import OF_LAYOUT, DataSettings, SegmentationRecipe
+from models.segmentation.settings import OF_LAYOUT, DataSettings, ModelSettings, SegmentationRecipe
 from models.training import config, distributed
 from models.training.errors import UsageError, data_root
 from models.training.fusions import check_fusion, refused
+
+# model's settings of one network's decoder
+_DECODER_SETTINGS = {
+    "decoder_init": "refinenet",
+    "decoder_norms": "deeplabv3plus",
+    "output_stride": "deeplabv3plus",
+}
 
 
 def branch_names(recipe: SegmentationRecipe) -> tuple[str, ...]:
@@ -51,9 +59,12 @@ def build_network(recipe: SegmentationRecipe) -> SegmentationNetwork:
             the encoder needs is missing.
     """
     model, num_modalities = recipe.model, len(recipe.data.modalities)
-    every = tuple(range(1, STAGES + 1))
-    read = stages_read(recipe.loss.auxiliary > 0) if model.network == "pspnet" else every
-    check_fusion(recipe.fusion, num_modalities, STAGES, read)
+    read = {
+        "refinenet": tuple(range(1, STAGES + 1)),
+        "pspnet": stages_read(recipe.loss.auxiliary > 0),
+        "deeplabv3plus": deeplab.STAGES_READ,
+    }
+    check_fusion(recipe.fusion, num_modalities, STAGES, read[model.network])
     try:
         net = _make(recipe, num_modalities)
     except (ValueError, ImportError) as error:
@@ -92,11 +103,26 @@ def _make(recipe: SegmentationRecipe, num_modalities: int) -> SegmentationNetwor
         "width": model.width,
         "frozen_statistics": model.frozen_statistics,
     }
+    _check_decoder(model)
     if model.network == "refinenet":
         return refinenet(decoder_init=model.decoder_init, **options)
-    if model.decoder_init != "torch":
-        raise ValueError(f"decoder_init must be torch with model.network=pspnet, got {model.decoder_init}")
-    return pspnet(aux=recipe.loss.auxiliary > 0, **options)
+    if model.network == "pspnet":
+        return pspnet(aux=recipe.loss.auxiliary > 0, **options)
+    return deeplab.deeplabv3plus(
+        decoder_norms=model.decoder_norms, output_stride=model.output_stride, **options
+    )
+
+
+def _check_decoder(model: ModelSettings) -> None:
+    """Refuse settings that belong to another decoder.
+
+    Raises:
+        ValueError: one has another value than its default; the message begins with its name.
+    """
+    for name, network in _DECODER_SETTINGS.items():
+        value, default = getattr(model, name), getattr(ModelSettings, name)
+        if model.network != network and value != default:
+            raise ValueError(f"{name} must be {default} with model.network={model.network}, got {value}")
 
 
 def open_split(settings: DataSettings, split: str) -> SegmentationSet:

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from models.networks.fusion import AsymFusion, Exchange
+from models.networks.fusion import AsymFusion, Exchange, NoFusion
 from models.segmentation import system
 from models.segmentation.settings import (
     DataSettings,
@@ -101,6 +101,38 @@ def nyudv2_cen_pspnet152() -> SegmentationRecipe:
     """nyudv2_cen_pspnet101 with ResNet-152, three stages of 150 epochs; the paper's best network."""
     return SegmentationRecipe(
         model=replace(_PSPNET, encoder="resnet152"), optim=OptimSettings(stages=stages(150))
+    )
+
+
+@recipe
+def cityscapes_deeplabv3plus_xception65() -> SegmentationRecipe:
+    """Cityscapes, RGB and disparity, DeepLabv3+ on Xception-65 without exchange; fusion=exchange for CEN's.
+
+    The network of AsymFusion's Cityscapes table, whose schedule, encoding of disparity and private norms are
+    not public. Crop, learning rates, schedule, weight decay and epochs are those with which the public
+    project SegmenTron trains DeepLabv3+ on Xception-65 of RGB alone, to a mean IoU of 78.93 %. Ours: the
+    batch of 8, random scales of the images' own size, disparity in units of 64 pixels and private norms in
+    the encoder only. The encoder's weights expect colors of mean and standard deviation 0.5.
+
+    eval.window=769 eval.scales=0.75,1,1.25 eval.flip=true for a multi-scale evaluation.
+    """
+    return SegmentationRecipe(
+        data=DataSettings(
+            modalities=("rgb", "disparity"),
+            num_classes=19,
+            batch_size=8,
+            shorter_side=1024,
+            crop=769,
+        ),
+        model=ModelSettings(
+            network="deeplabv3plus", encoder="xception65", frozen_statistics=False, dropout=0.1
+        ),
+        fusion=NoFusion(),
+        optim=OptimSettings(
+            weight_decay=1e-4,
+            schedule="polynomial",
+            stages=(SegmentationStage(epochs=400, encoder_lr=0.02, decoder_lr=0.2),),
+        ),
     )
 
 

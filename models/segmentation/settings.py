@@ -89,10 +89,12 @@ class DataSettings:
 class ModelSettings:
     """The network; the arguments of its builder but for what the data decides."""
 
-    network: Literal["refinenet", "pspnet"] = setting("refinenet", "refinenet or pspnet")
+    network: Literal["refinenet", "pspnet", "deeplabv3plus"] = setting(
+        "refinenet", "refinenet, pspnet or deeplabv3plus"
+    )
     encoder: str = setting(
         "resnet101",
-        "resnet18, resnet34, resnet50, resnet101, resnet152, or another registered one; or timm:NAME",
+        "resnet18 to resnet152, xception65, xception71, or another registered one; or timm:NAME",
     )
     weights: Path | None = setting(
         None, "torchvision's or timm's weights of the encoder, .pth or .safetensors", resumable=True
@@ -113,17 +115,23 @@ class ModelSettings:
     initial_scale: float | None = setting(
         None, "where scales that exchange start, if no weights hold them; none: 1"
     )
-    width: int = setting(256, "channels of the decoder; pspnet's is 512 in its paper")
-    dropout: float = setting(0.5, "probability, in the decoder; pspnet's is 0.1 in its paper")
+    width: int = setting(256, "channels of the decoder; 256 in deeplabv3plus's paper, 512 in pspnet's")
+    dropout: float = setting(0.5, "probability, in the decoder; 0.1 in pspnet's and deeplabv3plus's papers")
     decoder_init: Literal["torch", "kaiming"] = setting(
         "torch", "kaiming preserves the variance of activations, a faster start with adamw; refinenet only"
     )
+    decoder_norms: Literal["shared", "private"] = setting(
+        "shared", "of deeplabv3plus: shared by the modalities, or one for each; pspnet's are private"
+    )
+    output_stride: int = setting(16, "of deeplabv3plus's encoder: 16, or 8 with dilations twice as large")
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "width")
         require(0 <= self.dropout < 1, f"dropout must be from 0 to below 1, got {self.dropout}")
         scale = self.initial_scale
         require(scale is None or scale > 0, f"initial_scale must be positive, got {scale}")
+        stride = self.output_stride
+        require(stride in (8, 16), f"output_stride must be 8 or 16, got {stride}")
 
 
 @dataclass(frozen=True)

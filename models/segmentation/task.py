@@ -16,6 +16,7 @@ from models.data.loading import on_device, subset
 from models.networks.fusion import FusionStage
 from models.networks.segmentor import SegmentationNetwork
 from models.segmentation.build import (
+    branch_names,
     build_network,
     build_train_loader,
     open_split,
@@ -193,7 +194,7 @@ def check_batch_size(recipe: SegmentationRecipe) -> None:
     """Refuse a batch that does not divide into the parts that it is computed in.
 
     Raises:
-        UsageError: it does not, or the parts are too small for PSPNet.
+        UsageError: it does not, or the parts are too small for PSPNet or DeepLabv3+.
     """
     size, parts = recipe.data.batch_size, recipe.optim.accumulate
     processes = distributed.world_size()
@@ -202,8 +203,12 @@ def check_batch_size(recipe: SegmentationRecipe) -> None:
             f"data.batch_size must be divisible by optim.accumulate={parts} times {processes} processes, "
             f"got {size}"
         )
-    if recipe.model.network == "pspnet" and size // parts < 2:
+    model, images = recipe.model, size // parts
+    # Where the modalities share the norm, each of them brings a value per image.
+    shared = model.network == "deeplabv3plus" and model.decoder_norms == "shared"
+    values = images * len(branch_names(recipe)) if shared else images
+    if model.network in ("pspnet", "deeplabv3plus") and values < 2:
         raise UsageError(
-            "data.batch_size / optim.accumulate must be at least 2 with model.network=pspnet: a norm of its "
-            f"pyramid has a single value per image, got {size} / {parts}"
+            f"data.batch_size / optim.accumulate must be at least 2 with model.network={model.network}: a "
+            f"norm of its pyramid has a single value per image, got {size} / {parts}"
         )
