@@ -15,7 +15,7 @@ from models.networks.private import make_convolutions_private
 
 
 class SegmentationNetwork(nn.Module):
-    """Base of ``RefineNet`` and ``PSPNet``, whose builders describe the arguments.
+    """Base of ``RefineNet``, ``PSPNet`` and ``DeepLabV3Plus``, whose builders describe the arguments.
 
     Args:
         encoder: its features, finest first, go to decoder and auxiliary head; its fusion is the network's.

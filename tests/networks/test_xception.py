@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -228,6 +229,8 @@ def test_private_convolutions_end_where_the_stages_do() -> None:
         key for key in convolutions if key.startswith(("blocks.4", "blocks.5", "blocks.6", "blocks.7", *ends))
     }
     assert private == convolutions - kept
+    copied = copy.deepcopy(encoder)
+    assert all(part in set(copied.modules()) for stage in copied.stages() for part in stage)
     everything = small(2, NoFusion(convolutions="private"))
     convolutions = [module for module in everything.modules() if isinstance(module, nn.Conv2d)]
     assert all(isinstance(module, PrivateConv2d) for module in convolutions)

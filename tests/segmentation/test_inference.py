@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import models
+import tests.helpers.small_xception  # noqa: F401 - registers its encoder
 from models.segmentation import SegmentationOutput
 from models.segmentation.inference import mirrored, places, predict_labels, resized, scores
 from models.segmentation.settings import DataSettings, EvalSettings, SegmentationRecipe
@@ -238,3 +239,33 @@ def test_real_networks_at_awkward_sizes(builder: Callable[..., nn.Module]) -> No
     torch.testing.assert_close(result, expected)
     windows = recipe(**looks, window=48, batch_size=4)
     assert all(score.isfinite().all() for score in scores(net, x, (67, 91), windows))
+
+
+def test_windows_of_deeplabv3plus_by_hand() -> None:
+    """Its image pooling sees a window alone; in two sizes, each pixel is the mean of all windows with it."""
+    net = models.deeplabv3plus("small_xception", K, M, width=8, dropout=0.0).double().eval()
+    randomise_norms(net)
+    size, doubled = (24, 35), (48, 70)
+    x = torch.randn(M, 3, *size, dtype=torch.float64)
+    large = resized(x.unflatten(0, (M, 1)), 2, RGB_DEPTH).flatten(0, 1)
+    sums = torch.zeros(M + 1, 1, K, *doubled, dtype=torch.float64)
+    counts = torch.zeros(doubled, dtype=torch.float64)
+    with torch.no_grad():
+        for top in (0, 16):
+            for left in (0, 19, 38):
+                part = (..., slice(top, top + 32), slice(left, left + 32))
+                sums[part] += plain(net, large[part], (32, 32))
+                counts[part] += 1
+        mean = (sums / counts).flatten(0, 1)
+        brought_back = F.interpolate(mean, size, mode="bilinear", align_corners=False).unflatten(
+            0, (M + 1, 1)
+        )
+        # Once the height fits and the width does not: two windows of all rows.
+        sides = [plain(net, x[..., columns], (24, 32)) for columns in (slice(0, 32), slice(3, 35))]
+        own = torch.cat(
+            [sides[0][..., :3], (sides[0][..., 3:] + sides[1][..., :29]) / 2, sides[1][..., 29:]], -1
+        )
+    settings = recipe(scales=(1.0, 2.0), window=32, overlap=0.0, batch_size=4)
+    result = torch.stack(list(scores(net, x, size, settings)))
+    assert result.std() > 1e-3
+    torch.testing.assert_close(result, (own + brought_back) / 2)
