@@ -137,6 +137,14 @@ def cityscapes_deeplabv3plus_xception65() -> SegmentationRecipe:
 
 
 @recipe
+def cityscapes_asymfusion_deeplabv3plus_xception65() -> SegmentationRecipe:
+    """cityscapes_deeplabv3plus_xception65 with AsymFusion, whose place in the Xception's blocks is ours."""
+    return replace(
+        cityscapes_deeplabv3plus_xception65(), fusion=AsymFusion(), loss=LossSettings(sparsity=0.0)
+    )
+
+
+@recipe
 def nyudv2_384_cen_refinenet18() -> SegmentationRecipe:
     """NYUDv2 at 384x288 with ResNet-18, half an hour on a CPU; depth in 1/6528 m, from an 8-bit copy."""
     rates = ((400, 2e-4, 3e-4), (120, 1e-4, 1.5e-4), (80, 4e-5, 6e-5))

@@ -20,6 +20,7 @@ from tests.helpers import paths
 from tests.helpers.fusion_contract import check_fusion
 from tests.helpers.golden_numbers import assert_matches
 from tests.helpers.networks import randomise_norms
+from tests.helpers.small_xception import SmallXception
 from tests.networks.test_released import MODES, OUTPUTS, Run, golden_run
 
 GOLDEN = json.loads((paths.GOLDEN / "asymfusion50.json").read_text())
@@ -143,6 +144,31 @@ def test_one_modality_is_a_plain_network() -> None:
 @pytest.mark.parametrize("modalities", [2, 3])
 def test_contract(modalities: int) -> None:
     check_fusion(AsymFusion(), modalities)
+
+
+def test_xception_block() -> None:
+    """Ours: around the second separable convolution, rectified unless a feature leaves there."""
+    torch.manual_seed(0)
+    net = SmallXception(2, AsymFusion(), frozen_statistics=False)
+    fusing = [i for i, block in enumerate(net.blocks[:-1]) if block.join is not None]
+    strides = [stride for _, stride in net.entry]
+    assert fusing == [i - 1 for i in range(1, len(strides)) if strides[i] > 1] + [len(net.blocks) - 3]
+    block = net.blocks[fusing[0]].double().eval()
+    assert not block.tapped
+    randomise_norms(block)
+    channels = block.stack.conv1.conv_dw.in_channels
+    xs = [torch.randn(2, channels, 6, 6, dtype=torch.float64) for _ in range(2)]
+    first, second = block.stack.conv1, block.stack.conv2
+
+    def sep(part: nn.Module, m: int, x: Tensor) -> Tensor:
+        return norm(part.bn_pw, m, part.conv_pw(norm(part.bn_dw, m, part.conv_dw(x)))).relu()
+
+    a = [sep(first, m, x.relu()) for m, x in enumerate(xs)]
+    s = 4 * (a[0].shape[1] // 5)
+    u = [torch.cat([a[m][:, :s], a[1 - m][:, s:]], 1) for m in range(2)]
+    v = [sep(second, m, u[m]) + shifted(a[1 - m]) for m in range(2)]
+    w = [torch.cat([v[m][:, :s], v[1 - m][:, s:]], 1) for m in range(2)]
+    torch.testing.assert_close(block.begin(torch.cat(xs)), torch.cat(w), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("shift", [True, False])

@@ -84,7 +84,7 @@ class Encoder(nn.Module):
         if fusion.uses_lateral and not asks_for_lateral:
             raise ValueError(
                 f"fusion={fusion.name} acts around the spatial convolution of bottleneck blocks, of which "
-                "this encoder has none; take resnet50, resnet101 or resnet152"
+                "this encoder has none; take resnet50, resnet101, resnet152 or xception65"
             )
         fusion.check_stages(len(channels))
         self.num_modalities = num_modalities

@@ -72,7 +72,7 @@ class Bottleneck(nn.Module):
         lateral: Lateral | None = None,
     ) -> None:
         super().__init__()
-        lateral = lateral or Lateral({}, {}, None)
+        lateral = lateral or Lateral()
         out_channels = self.expansion * width
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn1 = norm_layer(width, **lateral.before)

@@ -17,7 +17,8 @@ import functools
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, cast
+from types import MappingProxyType
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,7 +33,7 @@ from models.networks.encoders.base import (
     feature_strides,
     register_encoder,
 )
-from models.networks.fusion.base import Fusion
+from models.networks.fusion.base import Fusion, Lateral
 
 EPS = 1e-3  # of the norms, in Chen et al.'s weights and timm's
 
@@ -47,6 +48,7 @@ class SeparableConv(nn.Module):
         norm_layer: makes the norms.
         stride, dilation: of the depthwise convolution.
         activations: after the depthwise and after the pointwise convolution's norm.
+        lateral: further options of the latter.
         exchange_point: whether the fusion may exchange after the depthwise convolution, a spatial one.
     """
 
@@ -59,6 +61,7 @@ class SeparableConv(nn.Module):
         stride: int = 1,
         dilation: int = 1,
         activations: tuple[str, str] = ("relu", "relu"),
+        lateral: Mapping[str, Any] = MappingProxyType({}),
         exchange_point: bool = False,
     ) -> None:
         super().__init__()
@@ -74,7 +77,7 @@ class SeparableConv(nn.Module):
         )
         self.bn_dw = norm_layer(in_channels, exchange_point=exchange_point, activation=activations[0])
         self.conv_pw = nn.Conv2d(in_channels, out_channels, 1, bias=False)
-        self.bn_pw = norm_layer(out_channels, activation=activations[1])
+        self.bn_pw = norm_layer(out_channels, activation=activations[1], **lateral)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``[N, in_channels, H, W]`` to ``[N, out_channels, h, w]``; the residual comes before the relu."""
@@ -91,6 +94,7 @@ class SeparableStack(nn.Sequential):
         widths: channels after each separable convolution.
         stride, dilation: of the third one, and of all three.
         norm_layers, activations: of each.
+        lateral: what the fusion does around the second one.
     """
 
     conv1: SeparableConv
@@ -105,10 +109,12 @@ class SeparableStack(nn.Sequential):
         dilation: int,
         norm_layers: Sequence[NormLayer],
         activations: Sequence[tuple[str, str]],
+        lateral: Lateral,
     ) -> None:
         super().__init__()
-        parts = zip((in_channels, *widths), widths, norm_layers, activations, strict=False)
-        for number, (before, width, norm_layer, each) in enumerate(parts, 1):
+        around: tuple[Mapping[str, Any], ...] = (lateral.before, lateral.after, {})
+        parts = zip((in_channels, *widths), widths, norm_layers, activations, around, strict=False)
+        for number, (before, width, norm_layer, each, options) in enumerate(parts, 1):
             conv = SeparableConv(
                 before,
                 width,
@@ -116,6 +122,7 @@ class SeparableStack(nn.Sequential):
                 stride=stride if number == 3 else 1,
                 dilation=dilation,
                 activations=each,
+                lateral=options,
                 exchange_point=True,
             )
             self.add_module(f"conv{number}", conv)
@@ -133,6 +140,7 @@ class XceptionBlock(nn.Module):
         dilation: of all three.
         norm_layers: make the norms of the first two, and those of the third and of the skip.
         tapped: a feature leaves after the second one, and so before the relu.
+        lateral: what the fusion does around the second one.
     """
 
     def __init__(
@@ -144,6 +152,7 @@ class XceptionBlock(nn.Module):
         norm_layers: tuple[NormLayer, NormLayer],
         *,
         tapped: bool = False,
+        lateral: Lateral | None = None,
     ) -> None:
         super().__init__()
         first, last = norm_layers
@@ -154,12 +163,16 @@ class XceptionBlock(nn.Module):
             self.shortcut = _conv_norm(conv, last(widths[2], activation="identity"))
         inner = "identity" if tapped else "relu"
         activations = (("identity", "relu"), ("identity", inner), ("identity", "identity"))
-        self.stack = SeparableStack(in_channels, widths, stride, dilation, (first, first, last), activations)
+        lateral = lateral or Lateral()
+        norms = (first, first, last)
+        self.stack = SeparableStack(in_channels, widths, stride, dilation, norms, activations, lateral)
+        self.join = lateral.join
 
     def begin(self, x: Tensor) -> Tensor:
         """The first two separable convolutions: what the third takes, not rectified in a tapped block."""
-        y: Tensor = self.stack.conv2(self.stack.conv1(F.relu(x)))
-        return y
+        entering = self.stack.conv1(F.relu(x))
+        y: Tensor = self.stack.conv2(entering)
+        return y if self.join is None else self.join(entering, y)
 
     def end(self, inner: Tensor, x: Tensor) -> Tensor:
         """The third one of ``begin``'s output, and the skip of the block's input."""
@@ -174,7 +187,8 @@ class FinalBlock(nn.Module):
     def __init__(self, in_channels: int, widths: Widths, dilation: int, norm_layer: NormLayer) -> None:
         super().__init__()
         activations = (("relu", "relu"),) * 3
-        self.stack = SeparableStack(in_channels, widths, 1, dilation, (norm_layer,) * 3, activations)
+        norms = (norm_layer,) * 3
+        self.stack = SeparableStack(in_channels, widths, 1, dilation, norms, activations, Lateral())
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.stack(x)
@@ -187,7 +201,8 @@ class AlignedXception(Encoder):
     Args:
         num_modalities: M >= 1; 1 is a plain Xception.
         fusion: how the modalities meet; it may exchange after every depthwise convolution and after the
-            stem's second one.
+            stem's second one, and act around the second separable convolution of the last block of each
+            resolution (``Fusion.lateral``; where AsymFusion does in an Xception is not public).
         in_channels: channels of every modality's input.
         frozen_statistics: as ``Encoder``.
         output_stride: of the last feature: 32 as for ImageNet, 16 as in DeepLabv3+, or 8.
@@ -225,6 +240,7 @@ class AlignedXception(Encoder):
             strides=feature_strides(output_stride),
             in_channels=in_channels,
             frozen_statistics=frozen_statistics,
+            asks_for_lateral=True,
         )
         self.weights_kind = f"timm's {self.name}"
         norm_layer = self._norm_layer(0)
@@ -254,7 +270,11 @@ class AlignedXception(Encoder):
             widens = tapped and self.strides[after - 1] == self.strides[stage - 1]
             norm_layers = (self._norm_layer(stage, halves), self._norm_layer(after, halves))
             stride = 1 if widens else stride
-            block = XceptionBlock(channels, widths, stride, dilation, norm_layers, tapped=tapped)
+            ends = index + 1 < len(layout) and layout[index + 1][1] > 1
+            lateral = self.fusion.lateral(widths[0], self.num_modalities) if ends else None
+            block = XceptionBlock(
+                channels, widths, stride, dilation, norm_layers, tapped=tapped, lateral=lateral
+            )
             blocks.append(block)
             stages[stage - 1] += [block.stack.conv1, block.stack.conv2]
             stages[after - 1] += [block.stack.conv3, *([] if block.shortcut is None else [block.shortcut])]

@@ -51,8 +51,9 @@ class AsymFusion(Fusion):
     is the other modality, and S moves a group of g channels each down, right, left and up by a pixel. With
     M > 2 modalities, where the released code fuses nothing, n is the next one, cyclically: that is ours.
 
-    In a U-Net, which neither paper nor code describes, it acts at every level with a norm: what the norm
-    returns gets its tail swapped and S of the other modality added. That is ours, too.
+    Ours, too, is where it acts in other networks: in an Xception around the second separable convolution of
+    the last block of each resolution; in a U-Net at every level with a norm, where what the norm returns gets
+    its tail swapped and S of the other modality added.
     """
 
     shuffle: bool = option(True, "swap the last fifth of the channels around the convolution")

@@ -12,8 +12,9 @@ Stages are numbered as in the papers: 0 is the stem, 1 to 4 are a ResNet's stage
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple, cast, get_args, get_origin, get_type_hints
 
 import torch
@@ -66,9 +67,9 @@ class Lateral(NamedTuple):
     further options, and goes on with ``join(x, y)`` of what the two returned, activated, in place of y.
     """
 
-    before: dict[str, Any]
-    after: dict[str, Any]
-    join: nn.Module | None
+    before: Mapping[str, Any] = MappingProxyType({})
+    after: Mapping[str, Any] = MappingProxyType({})
+    join: nn.Module | None = None
 
 
 @dataclass(frozen=True)
