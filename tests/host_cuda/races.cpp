@@ -1,13 +1,17 @@
 #include "races.h"
 
+#include <algorithm>
+
 #include "host_device.h"
 
 namespace cen::cuda::simulator {
 
 const Moment* Races::add(const void* address, int64_t bytes, bool write, const Moment& now) {
   const auto begin = reinterpret_cast<uintptr_t>(address);
+  Line* line = nullptr;
   for (uintptr_t a = begin; a < begin + bytes; ++a) {
-    Byte& byte = lines_[a / kLine][a % kLine];
+    if (!line || a % kLine == 0) line = &lines_[a / kLine];
+    Byte& byte = (*line)[a % kLine];
     if (!byte.write.is_before(now)) return &byte.write;
     if (!write) {
       for (Moment& read : byte.reads)
@@ -25,10 +29,11 @@ const Moment* Races::add(const void* address, int64_t bytes, bool write, const M
 }
 
 void Races::forget(const void* address, int64_t bytes) {
-  const auto begin = reinterpret_cast<uintptr_t>(address);
-  for (uintptr_t a = begin; a < begin + bytes; ++a) {
+  const auto begin = reinterpret_cast<uintptr_t>(address), end = begin + bytes;
+  for (uintptr_t a = begin, next; a < end; a = next) {
+    next = std::min(end, (a / kLine + 1) * kLine);
     const auto line = lines_.find(a / kLine);
-    if (line != lines_.end()) line->second[a % kLine] = {};
+    if (line != lines_.end()) std::fill_n(line->second.begin() + a % kLine, next - a, Byte{});
   }
 }
 

@@ -38,8 +38,9 @@ class Races {
     Moment write, reads[2];
   };
   static constexpr uintptr_t kLine = 64;
+  using Line = std::array<Byte, kLine>;
 
-  std::unordered_map<uintptr_t, std::array<Byte, kLine>> lines_;
+  std::unordered_map<uintptr_t, Line> lines_;
 };
 
 }  // namespace cen::cuda::simulator
