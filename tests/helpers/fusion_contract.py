@@ -34,8 +34,8 @@ def check_fusion(fusion: Fusion, num_modalities: int = 2) -> None:
             with pytest.raises(ValueError, match="no effect"):
                 build(encoder, 5, num_modalities, fusion=fusion, **options)
             continue
-        net = build(encoder, 5, num_modalities, fusion=fusion, **options).double().train()
-        x = torch.randn(2 * num_modalities, 3, 33, 49, dtype=torch.float64)
+        net = build(encoder, 5, num_modalities, fusion=fusion, **options).train()
+        x = torch.randn(2 * num_modalities, 3, 33, 49)
         out = net(x)
         assert out.branches.shape[:3] == (branches, 2, 5)
         assert out.ensemble.shape == out.branches.shape[1:]
@@ -50,7 +50,7 @@ def check_fusion(fusion: Fusion, num_modalities: int = 2) -> None:
         assert not unused - {"alpha"}
         copied = copy.deepcopy(net)  # also between a forward pass and the next
         assert fusion.loss(copied) is None
-        twin = build(encoder, 5, num_modalities, fusion=fusion, **options).double()
+        twin = build(encoder, 5, num_modalities, fusion=fusion, **options)
         twin.load_state_dict(net.state_dict())
         assert torch.equal(twin.eval()(x).branches, net.eval()(x).branches)
 
