@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -141,7 +142,9 @@ def fresh(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
-def test_the_console_script(home: Path, tmp_path: Path) -> None:
+def test_the_console_script(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As installed: not in the current folder, which is no part of its import path by itself."""
     project = (ROOT / "pyproject.toml").read_text()
     assert '[project.scripts]\ncen = "models.cli:main"\n' in project
@@ -150,10 +153,14 @@ def test_the_console_script(home: Path, tmp_path: Path) -> None:
     script.write_text("import sys\nfrom models.cli import main\nsys.exit(main())\n")
     listed = fresh([sys.executable, str(script), "recipes", "own_package.recipes:segmenting"], home)
     assert "loss.sparsity=0.125 " in listed.stdout, listed.stderr
-    wrong = fresh([sys.executable, str(script), "tran"], home)
-    assert wrong.stderr.startswith("usage: cen ")
-    wrong = fresh([sys.executable, "-m", "models", "tran"], home)
-    assert wrong.stderr.startswith("usage: python -m models ")
+    for called, usage in (
+        (lambda: runpy.run_path(str(script), run_name="__main__"), "cen"),
+        (lambda: runpy.run_module("models", run_name="__main__", alter_sys=True), "python -m models"),
+    ):
+        monkeypatch.setattr(sys, "argv", [str(script), "tran"])
+        with pytest.raises(SystemExit, match=r"^2$"):
+            called()
+        assert capsys.readouterr().err.startswith(f"usage: {usage} ")
 
 
 def test_torchrun_trains_ones_own_recipe(home: Path, tmp_path: Path) -> None:

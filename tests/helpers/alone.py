@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
+import cen_ext
 from tests.helpers.paths import ROOT
 
 
@@ -24,6 +25,16 @@ def run_alone(
         capture_output=True,
         text=True,
     )
+
+
+def other_instruction_sets() -> list[str]:
+    """All but the one that this process runs, which its own tests are of."""
+    names = ["default", "avx2", "avx512"]
+    if cen_ext.available_backends()["cpu"] == "ok":
+        from cen_ext import _C
+
+        names.remove(_C.build_info()["instruction_set"])
+    return names
 
 
 def check_instruction_set(file: str, selected: str, instruction_set: str) -> None:

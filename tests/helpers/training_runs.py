@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.multiprocessing import start_processes
 
 from models.__main__ import main
 from models.segmentation.task import SegmentationTask
@@ -92,6 +93,11 @@ def together(function: Callable[..., int | None], *arguments: Any, processes: in
     for process in started:
         process.join(120)
     return [process.exitcode for process in started]
+
+
+def spawn_two(function: Callable[[int, Path], None], folder: Path) -> None:
+    """``torch.multiprocessing.spawn`` of two processes, which are given their rank and the folder."""
+    start_processes(function, (folder,), nprocs=2, start_method=_CONTEXT.get_start_method())
 
 
 def whole_state(folder: Path) -> tuple[Any, ...]:

@@ -28,7 +28,7 @@ GOLDEN = json.loads((paths.GOLDEN / "asymfusion50.json").read_text())
 
 @pytest.fixture(scope="module")
 def run() -> Run:
-    return golden_run(AsymFusion())
+    return golden_run(GOLDEN, AsymFusion())
 
 
 @pytest.mark.parametrize("output", OUTPUTS)

@@ -22,7 +22,7 @@ import cen_ext
 from bench.harness.memory import tensor_bytes
 from cen_ext import Conv3x3, conv3x3
 from cen_ext.ops.conv3x3 import _why_not_cpu
-from tests.helpers.alone import check_instruction_set
+from tests.helpers.alone import check_instruction_set, other_instruction_sets
 from tests.ops.test_contract import layouts
 
 pytestmark = pytest.mark.skipif(cen_ext.available_backends()["cpu"] != "ok", reason="no compiled part")
@@ -142,8 +142,8 @@ def test_values_large(case):
     check(x, torch.randn(outputs, channels, 3, 3), torch.randn(outputs), dy, dilation)
 
 
-@pytest.mark.parametrize("instruction_set", ["default", "avx2", "avx512"])
-def test_every_instruction_set(instruction_set):
+@pytest.mark.parametrize("instruction_set", other_instruction_sets())
+def test_every_other_instruction_set(instruction_set):
     check_instruction_set("test_convolution", "test_values", instruction_set)
 
 

@@ -19,6 +19,7 @@ from cen_ext.functional import DTYPES
 from cen_ext.ops.activation import NAMES as ACTIVATIONS
 from cen_ext.ops.norm_exchange.reference import Options
 from cen_ext.ops.pixel_shift.functional import pixel_shift
+from tests.helpers.alone import other_instruction_sets
 from tests.helpers.cases import Shape, make_inputs, make_route
 from tests.helpers.covered import NORMS
 from tests.helpers.tolerance import Call, Results, check, run
@@ -39,8 +40,12 @@ both_layouts = pytest.mark.parametrize("channels_last", [False, True])
 # --- instruction sets ---
 
 
-@pytest.mark.parametrize("instruction_set", _C.build_info()["instruction_sets"])
-def test_every_instruction_set(instruction_set):
+def test_the_instruction_set_of_this_process():
+    check_this_process()
+
+
+@pytest.mark.parametrize("instruction_set", other_instruction_sets())
+def test_every_other_instruction_set(instruction_set):
     result = subprocess.run(
         [sys.executable, "-c", "from tests.ops import test_cpu; test_cpu.check_this_process()"],
         cwd=ROOT,
@@ -63,7 +68,7 @@ NARROW = [Shape(2, 2, 21, (11, 13)), Shape(3, 2, 40, (5, 5)), Shape(2, 3, 3, (9,
 
 
 def check_this_process() -> None:
-    """The work of the processes of test_every_instruction_set."""
+    """Every activation in calls of every kind; in processes of their own, too."""
     activations = itertools.cycle(ACTIVATIONS)
     for shape, dtype, norm, channels_last, given in itertools.product(
         NARROW, DTYPES, NORMS, [False, True], [False, True]

@@ -304,7 +304,7 @@ def test_relu6(checked, tmp_path, dtype):
         [False, True], NORMS, FORCED, [False, True], [False, True]
     ):
         torch.manual_seed(0)
-        i = reaching_six(make_inputs(Shape(3, 3, 20, (6, 10)), dtype))
+        i = reaching_six(make_inputs(Shape(3, 2, 20, (6, 5)), dtype))
         options = Options(THRESHOLD, norm=norm, activation="relu6")
         statistics = (i.mean, i.var) if given else (None, None)
         call = Call(i.x, i.weight, i.bias, *statistics, i.residual if with_residual else None, options)

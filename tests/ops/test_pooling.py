@@ -17,7 +17,7 @@ from cen_ext import max_pool_same
 from cen_ext.functional import DTYPES
 from cen_ext.ops import dispatch
 from cen_ext.ops.norm_exchange.reference import memory_format
-from tests.helpers.alone import check_instruction_set, run_alone
+from tests.helpers.alone import check_instruction_set, other_instruction_sets, run_alone
 from tests.ops.test_contract import layouts
 
 BACKENDS = [name for name, backend in dispatch.BACKENDS["max_pool_same"].items() if backend.why_not() is None]
@@ -231,8 +231,8 @@ def test_backends_by_name():
 
 
 @not_interpreted
-@pytest.mark.parametrize("instruction_set", ["default", "avx2", "avx512"])
-def test_every_instruction_set(instruction_set):
+@pytest.mark.parametrize("instruction_set", other_instruction_sets())
+def test_every_other_instruction_set(instruction_set):
     if cen_ext.available_backends()["cpu"] != "ok":
         pytest.skip("the compiled part is missing")
     check_instruction_set("test_pooling", "cpu and (values or large)", instruction_set)

@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.multiprocessing import spawn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import cen_ext
 from cen_ext import ExchangeBatchNorm2d, ExchangeInstanceNorm2d, make_multimodal, synchronise_statistics
 from tests.helpers.cases import Shape, make_inputs
+from tests.helpers.training_runs import spawn_two
 
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}
 BACKENDS = [name for name, state in cen_ext.available_backends().items() if state == "ok"]
@@ -160,7 +160,7 @@ LARGE_MEAN = (torch.randn(8, 6, 12, generator=torch.Generator().manual_seed(4)) 
 def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
     """The results of both processes; one start serves all tests."""
     folder = tmp_path_factory.mktemp("processes")
-    spawn(work, (folder,), nprocs=2)
+    spawn_two(work, folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

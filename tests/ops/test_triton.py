@@ -95,8 +95,8 @@ def test_through_the_interpreter(mode, runs):
     assert int(re.search(r"(\d+) passed", result.stdout)[1]) > 20
 
 
-# Hypothesis draws the same calls for every type: a type other than float32, which only loads and stores differ
-# by, gets the first of them. Several programs a channel take longer to interpret.
+# Hypothesis draws the same calls for every type: the others, which differ from float32 in loads and stores
+# alone, get the first of them. Several programs a channel take longer to interpret.
 EXAMPLES, OF_OTHER_TYPES = (10, 5) if "PASSES" in os.environ else (25, 10)
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from torch import distributed
-from torch.multiprocessing import spawn
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from models.segmentation.metrics import SCORES, SegmentationMetrics, scores, table
+from tests.helpers.training_runs import spawn_two
 
 K, IGNORE = 5, 255
 
@@ -112,7 +112,7 @@ def test_class_shares() -> None:
     assert metrics.class_shares() == [0.5, 0.25, 0, 0, 0.25]
 
 
-def _count(rank: int, folder: str) -> None:
+def _count(rank: int, folder: Path) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     metrics = SegmentationMetrics(("rgb", "ensemble"), K, IGNORE)
     if rank == 0:  # parts of unequal size
@@ -124,7 +124,7 @@ def _count(rank: int, folder: str) -> None:
 
 
 def test_reduce_adds_up_what_two_processes_counted(tmp_path: Path) -> None:
-    spawn(_count, (str(tmp_path),), nprocs=2)
+    spawn_two(_count, tmp_path)
     whole = SegmentationMetrics(("rgb", "ensemble"), K, IGNORE)
     for seed in (0, 1, 1):
         whole.update(*random_labels(seed))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from models.__main__ import main
 from models.segmentation.task import SegmentationTask
 from models.training import checkpoint, distributed
 from models.training.errors import UsageError
+from tests.helpers.training_runs import STEPS as STEPS_OF_A_RUN
 from tests.helpers.training_runs import assert_same_runs, column, command, prepare_rooms, tiny_task, together
 
 STEPS = 3
@@ -159,16 +161,19 @@ def test_a_run_of_two_processes(undisturbed: Path, rooms: Path, tmp_path: Path) 
 def test_a_signal_to_one_stops_all_and_the_run_resumes_exactly(
     undisturbed: Path, rooms: Path, tmp_path: Path, stop_at: int, step: int
 ) -> None:
-    assert together(train, command(rooms, tmp_path), stop_at) == [128 + signal.SIGTERM] * 2
-    assert checkpoint.load(tmp_path)[1]["loop"]["step"] == step
-    assert together(train, [*command(rooms, tmp_path), "--resume"]) == [0, 0]
-    assert_same_runs(undisturbed, tmp_path)
+    two, one = tmp_path / "two", tmp_path / "one"
+    assert together(train, command(rooms, two), stop_at) == [128 + signal.SIGTERM] * 2
+    assert checkpoint.load(two)[1]["loop"]["step"] == step
+    shutil.copytree(two, one)
+    assert together(train, [*command(rooms, two), "--resume"]) == [0, 0]
+    assert_same_runs(undisturbed, two)
+    if step < STEPS_OF_A_RUN:  # else nothing is left to train
+        assert_resumes_in_one_process(rooms, one)
 
 
-def test_resuming_with_another_number_of_processes(rooms: Path, tmp_path: Path) -> None:
-    assert together(train, command(rooms, tmp_path), 3) == [143, 143]
-    assert main([*command(rooms, tmp_path), "--resume"]) == 0
-    contents = checkpoint.load(tmp_path)[1]
-    assert (contents["loop"]["step"], len(contents["processes"])) == (7, 1)
-    assert all(map(math.isfinite, column(tmp_path, "losses.csv", "loss/loss")))
-    assert "had 2 processes and has 1 now" in (tmp_path / "log.txt").read_text()
+def assert_resumes_in_one_process(rooms: Path, folder: Path) -> None:
+    assert main([*command(rooms, folder), "--resume"]) == 0
+    contents = checkpoint.load(folder)[1]
+    assert (contents["loop"]["step"], len(contents["processes"])) == (STEPS_OF_A_RUN, 1)
+    assert all(map(math.isfinite, column(folder, "losses.csv", "loss/loss")))
+    assert "had 2 processes and has 1 now" in (folder / "log.txt").read_text()

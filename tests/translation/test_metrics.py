@@ -10,7 +10,6 @@ from scipy.linalg import sqrtm
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.multiprocessing import spawn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from models.training.config import override
@@ -30,6 +29,7 @@ from models.translation.metrics.fid import (
     squared_mmd,
 )
 from models.translation.metrics.inception import Inception
+from tests.helpers.training_runs import spawn_two
 
 NAMES = ("shade", "texture", "ensemble")
 
@@ -360,7 +360,7 @@ def work(rank: int, folder: Path) -> None:
 
 
 def test_two_processes_are_one(tmp_path: Path) -> None:
-    spawn(work, (tmp_path,), nprocs=2)
+    spawn_two(work, tmp_path)
     target, *outputs = (images(seed, 5, 3, 16, 16) for seed in range(4))
     whole = TranslationMetrics(NAMES)
     whole.update(outputs, target)
