@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from models.training import checkpoint
 from models.visualize import CELL
 from tests.helpers.paths import ROOT
 from tests.helpers.same import assert_same
+from tests.helpers.training_runs import start
 
 SIZE = (64, 80)
 # 12 images: 3 steps an epoch, 12 in all; stages, epochs, evaluations, looks and checkpoints all cross.
@@ -65,33 +67,42 @@ def assert_same_run(a: Path, b: Path) -> None:
             assert_same(one[part], other[part])
 
 
-def signalled(command: list[str], at: int, action: str) -> int:
-    """Run a command in a process of its own group that does ``action`` in its step ``at``; the exit code."""
-    script = (
-        "import os, signal, sys\n"
-        "from models.segmentation.task import SegmentationTask as Task\n"
-        "from models.__main__ import main\n"
-        "step, calls = Task.step, []\n"
-        "def stepping(self, *arguments):\n"
-        "    calls.append(0)\n"
-        "    losses = step(self, *arguments)\n"
-        f"    if len(calls) == {at}: {action}\n"
-        "    return losses\n"
-        "Task.step = stepping\n"
-        f"sys.exit(main({command!r}))\n"
-    )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script],
-        cwd=ROOT,
-        env=environment,
-        start_new_session=True,
-        timeout=120,
-        capture_output=True,
-        text=True,
-    )
-    assert "Traceback" not in process.stderr, process.stderr
-    return process.returncode
+def signalled(command: list[str], at: int, action: Callable[[], None], errors: Path) -> int | None:
+    """Run a command in a process of its own group that does ``action`` in its step ``at``; the exit code.
+
+    What it writes to stderr goes to the file ``errors``.
+    """
+    process = start(_train_and_act, command, at, action, errors, torch.get_num_threads())
+    process.join(120)
+    assert "Traceback" not in errors.read_text(), errors.read_text()
+    return process.exitcode
+
+
+def _train_and_act(
+    command: list[str], at: int, action: Callable[[], None], errors: Path, threads: int
+) -> int:
+    os.setsid()
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), sys.stderr.fileno())
+    torch.set_num_threads(threads)
+    step, calls = SegmentationTask.step, []
+
+    def stepping(self: SegmentationTask, *arguments: Any) -> dict[str, Tensor]:
+        calls.append(0)
+        losses = step(self, *arguments)
+        if len(calls) == at:
+            action()
+        return losses
+
+    SegmentationTask.step = stepping  # type: ignore[method-assign]
+    return main(command)
+
+
+def kill_itself() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def end_the_group() -> None:
+    os.killpg(0, signal.SIGTERM)
 
 
 def test_run_folder(trained: Path) -> None:
@@ -143,7 +154,7 @@ def test_tensorboard(trained: Path) -> None:
 def test_killed_and_resumed_equals_uninterrupted(rooms: Path, trained: Path, tmp_path: Path, at: int) -> None:
     """Killed before the first checkpoint, and between two, after an evaluation and a change of stage."""
     command = train_command(rooms, tmp_path / "run")
-    assert signalled(command, at, "os.kill(os.getpid(), signal.SIGKILL)") == -signal.SIGKILL
+    assert signalled(command, at, kill_itself, tmp_path / "errors") == -signal.SIGKILL
     saved = (tmp_path / "run" / "last.pt").exists()
     assert saved == (at > 2)
     assert main([*command, "--resume"] if saved else command) == 0
@@ -154,7 +165,7 @@ def test_sigterm_to_the_group_saves_and_resumes_with_workers(
     rooms: Path, trained: Path, tmp_path: Path
 ) -> None:
     command = [*train_command(rooms, tmp_path / "run"), "run.workers=1"]
-    assert signalled(command, 4, "os.killpg(0, signal.SIGTERM)") == 128 + signal.SIGTERM
+    assert signalled(command, 4, end_the_group, tmp_path / "errors") == 128 + signal.SIGTERM
     assert checkpoint.load(tmp_path / "run")[1]["loop"]["step"] == 4
     assert main(["train", "synthetic_demo", "--resume", str(tmp_path / "run"), "run.workers=0"]) == 0
     assert_same_run(trained, tmp_path / "run")

@@ -69,8 +69,7 @@ def run(request: pytest.FixtureRequest) -> Iterator[Run]:
 def golden_run(golden: dict[str, Any], fusion: Fusion | None = None) -> Run:
     """The golden weights' outputs, with the gradients that the golden numbers have."""
     net = golden_net("resnet50", fusion)
-    state = {key: draw(key, shape) for key, shape in released_shapes("resnet50").items()}
-    models.load_released(net, state)
+    models.load_released(net, {key: draw(key, shape) for key, shape in released_shapes("resnet50").items()})
     xs, target = inputs_and_target()
 
     logits = {}
