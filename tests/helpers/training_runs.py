@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.multiprocessing import start_processes
 
+import examples.own_encoder  # noqa: F401 - registers plain_net
 from models.__main__ import main
 from models.segmentation.task import SegmentationTask
 from models.training import checkpoint, config, distributed, registry
@@ -24,12 +25,13 @@ from models.training.rng import seed_all
 from tests.helpers.networks import randomise_norms
 from tests.helpers.same import assert_same
 
-# 12 images in batches of 4: 3 steps an epoch, 7 in all; stages, epochs, looks and saves cross. Few saves: a
-# ResNet-18's take longer than its steps.
+# 12 images in batches of 4: 3 steps an epoch, 7 in all; stages, epochs, looks and saves cross. The encoder is
+# small: a ResNet-18 has 150 times as many weights, whose saves take longer than its steps.
 STEPS = 7
 TINY = [
     *["data.batch_size=4", "data.crop=32", "data.shorter_side=32", "model.width=4"],
     *[
+        "model.encoder=plain_net",
         "eval.pictures=0",
         "optim.method=sgd",
         "optim.stages.0.steps=2",
@@ -46,7 +48,9 @@ TINY = [
 ]
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["models.segmentation.task", "models.training.train", "torch._dynamo"])
+_CONTEXT.set_forkserver_preload(
+    ["models.segmentation.task", "models.training.train", "torch._dynamo", "examples.own_encoder"]
+)
 
 
 def prepare_rooms(folder: Path) -> Path:

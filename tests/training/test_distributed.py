@@ -28,7 +28,7 @@ CASES = {
     "frozen statistics": ["model.frozen_statistics=true"],
     "parts": ["model.frozen_statistics=true", "optim.accumulate=2"],
     "the rest": ["optim.clip=0.1", "optim.ema=0.9", "optim.schedule=polynomial", "optim.warmup_steps=2"],
-    "pspnet": ["model.network=pspnet"],
+    "pspnet": ["model.network=pspnet", "model.encoder=resnet18"],
 }
 
 

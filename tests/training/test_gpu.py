@@ -17,6 +17,7 @@ pytestmark = [
 ]
 
 # Frozen so that rounding does not grow; float32 throughout, as a GPU's default would round to TF32.
+RESNET = "model.encoder=resnet18"
 PLAIN = ["run.device=cuda", "model.dropout=0", "run.tf32=false", "model.frozen_statistics=true"]
 
 
@@ -42,7 +43,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize("overrides", OPTIONS)
 def test_a_step_does_not_wait_for_the_gpu(rooms: Path, overrides: list[str]) -> None:
-    task = tiny_task(rooms, "run.device=cuda", *overrides)
+    task = tiny_task(rooms, RESNET, "run.device=cuda", *overrides)
     losses = []
     for step, batch in enumerate(task.batches(0, 0)):
         # What is made in the first step may look at things.
@@ -67,7 +68,7 @@ def after_three_steps(task: SegmentationTask) -> list[torch.Tensor]:
     "rest", [[], ["optim.accumulate=2", "optim.clip=1"], ["model.frozen_statistics=false"]]
 )
 def test_recorded_and_compiled_steps_are_the_plain_ones(rooms: Path, option: str, rest: list[str]) -> None:
-    tasks = [tiny_task(rooms, *PLAIN, *rest, f"{option}={choice}") for choice in ("false", "true")]
+    tasks = [tiny_task(rooms, RESNET, *PLAIN, *rest, f"{option}={choice}") for choice in ("false", "true")]
     plain, other = map(after_three_steps, tasks)
     # Batch statistics of a few values make rounding grow.
     tolerance = 1e-2 if "model.frozen_statistics=false" in rest else 1e-4
@@ -78,7 +79,7 @@ def test_recording_leaves_no_trace_in_statistics_and_generators(rooms: Path) -> 
     """Dropout draws anew in every replay, and a step's draws are those of the generator's state."""
     found = []
     for choice in ("false", "true"):
-        task = tiny_task(rooms, "run.device=cuda", "run.tf32=false", f"run.cuda_graphs={choice}")
+        task = tiny_task(rooms, RESNET, "run.device=cuda", "run.tf32=false", f"run.cuda_graphs={choice}")
         torch.cuda.manual_seed(4)
         batch = next(iter(task.batches(0, 0)))
         task.gradients(batch.images, batch.target)
@@ -92,7 +93,7 @@ def test_recording_leaves_no_trace_in_statistics_and_generators(rooms: Path) -> 
 
 
 def test_batches_reach_the_gpu_whole(rooms: Path) -> None:
-    task = tiny_task(rooms, "run.device=cuda")
+    task = tiny_task(rooms, RESNET, "run.device=cuda")
     on_gpu = list(task.batches(0, 0))
     task.loader.seek(0, 0)
     for moved, batch in zip(on_gpu, task.loader, strict=True):

@@ -14,7 +14,7 @@ from tests.helpers.training_runs import assert_same_runs, command, prepare_rooms
 
 KILLS = 10
 # A save after every step: half of the time is spent writing, so that many a kill comes in between.
-OFTEN = ["run.checkpoint_steps=1", "run.log_steps=2", "run.evaluate_epochs=1"]
+OFTEN = ["model.encoder=resnet18", "run.checkpoint_steps=1", "run.log_steps=2", "run.evaluate_epochs=1"]
 ALL = [
     *["optim.ema=0.9", "optim.accumulate=2", "optim.clip=1", "optim.schedule=polynomial"],
     *["optim.warmup_steps=1", "run.precision=bf16", "optim.method=adamw"],

@@ -95,7 +95,7 @@ def test_golden_in_two_processes() -> None:
     [
         (["optim.accumulate=2"], 1),
         (["loss.per_output=true"], 3),
-        (["model.network=pspnet", "fusion.penalty=all"], 1),
+        (["model.network=pspnet", "model.encoder=resnet18", "fusion.penalty=all"], 1),
         (["fusion.penalty=none"], 0),
     ],
 )
@@ -129,7 +129,7 @@ def test_a_compiled_objective_gives_the_same(rooms: Path, monkeypatch: pytest.Mo
     torch.compiler.reset()
     found = []
     for choice in ("false", "true"):
-        task = tiny_task(rooms, "model.dropout=0", f"run.compile={choice}")
+        task = tiny_task(rooms, "model.encoder=resnet18", "model.dropout=0", f"run.compile={choice}")
         task.net.double()
         batch = next(iter(task.batches(0, 0)))
         values = task.gradients(batch.images.double(), batch.target)
@@ -184,7 +184,7 @@ class NoSizesFromValues(TorchDispatchMode):
         ["run.precision=fp32", "optim.method=adamw", "run.recompute=true"],
         ["run.precision=bf16", "optim.accumulate=2", "model.frozen_statistics=true"],
         ["run.precision=fp16", "optim.clip=0.1", "optim.ema=0.9", "optim.schedule=cosine"],
-        ["model.network=pspnet", "fusion.penalty=all"],
+        ["model.network=pspnet", "model.encoder=resnet18", "fusion.penalty=all"],
     ],
 )
 def test_a_step_does_not_wait_for_the_device(rooms: Path, overrides: list[str]) -> None:
