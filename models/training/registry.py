@@ -27,6 +27,9 @@ class System(Protocol):
     def task(self, recipe: Any, /) -> Any:
         """Build a training's networks, data and optimizers: a ``models.training.loop.Task``."""
 
+    def network(self, recipe: Any, /) -> Any:
+        """Build the network that a recipe trains, the generator in translation, with random weights."""
+
     def evaluate(self, checkpoint: Path, overrides: Sequence[str], output: Path | None) -> Any:
         """Print the metrics on the validation images; write them to a folder, or beside the checkpoint."""
 

@@ -1,5 +1,6 @@
 """The commands' work for translation recipes: a ``models.training.registry.System``."""
 
+from models.translation.build import build_generator as network
 from models.translation.evaluate import evaluate_checkpoint as evaluate
 from models.translation.importing import import_released
 from models.translation.load import load
@@ -9,4 +10,4 @@ from models.translation.task import TranslationTask
 
 task = TranslationTask
 
-__all__ = ["evaluate", "import_released", "load", "predict", "show_data", "task"]
+__all__ = ["evaluate", "import_released", "load", "network", "predict", "show_data", "task"]

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 import models
 import models.recipes  # registers the recipe of the contract
 from models.fusion import MMF, Align, Average, Concat, ConditionalNorm, Fusion, SelfAttention
+from models.networks.counting import count_parameters
 from models.networks.fusion.align import AlignStage, mmd
 from models.networks.fusion.conditional import ConditionalBatchNorm2d
 from models.networks.fusion.stages import ConcatJoin, Join, MMFJoin, ReplaceStream, SelfAttentionJoin
@@ -20,18 +21,7 @@ from models.training import config, registry
 from models.training.errors import UsageError
 from models.translation import build as translation
 from tests.helpers.fusion_contract import check_fusion
-
-U = 118_096_232  # RefineNet-101 of one modality, 40 classes
-ALL = (1, 2, 3, 4)
-WIDTHS = {1: 256, 2: 512, 3: 1024, 4: 2048}
-PREFIX = {1: 225_344, 2: 1_444_928, 3: 27_535_424, 4: 42_500_160}  # encoder parameters up to a stage
-NORMS = 105_344  # of ResNet-101
-
-STAGE_FUSIONS = [Concat, Average, SelfAttention, MMF, Align]
-
-
-def count(net: nn.Module) -> int:
-    return sum(parameter.numel() for name, parameter in net.named_parameters() if name != "alpha")
+from tests.helpers.parameter_counts import ALL, refinenet101, unet_blocks
 
 
 def refinenet(fusion: Fusion, encoder: str = "resnet101") -> nn.Module:
@@ -39,67 +29,35 @@ def refinenet(fusion: Fusion, encoder: str = "resnet101") -> nn.Module:
         return models.refinenet(encoder, 40, 2, fusion=fusion)
 
 
-def block_size(name: str, c: int) -> int:
-    """Parameters of one block for two modalities (rivals' formulas)."""
-    gate = 2 * c * (c // 16) * 9
-    return {
-        "concat": 2 * c * c,
-        "average": 0,
-        "self_attention": 2 * gate + 18 * c * c + c // 16 + 2 * c + 2 * c,
-        "align": 10 * c * c,
-        "mmf": 37 * c * c + 2 * c,
-    }[name]
-
-
+# The other kinds are rows of Table 2, in tests/cli/test_tables.py.
 @pytest.mark.parametrize("stages", [(2,), (3,), (4,), ALL], ids=["early", "middle", "late", "all"])
 @pytest.mark.parametrize("setting", ["shared", "separate"])
-@pytest.mark.parametrize("kind", STAGE_FUSIONS, ids=lambda kind: kind.name)
-def test_parameter_counts_of_table_2(kind: type[Fusion], setting: str, stages: tuple[int, ...]) -> None:
-    blocks = sum(block_size(kind.name, WIDTHS[stage]) for stage in stages)
-    if setting == "shared":
-        expected = U + NORMS + blocks
-    else:
-        expected = (2 * U if kind is Align else U + PREFIX[stages[-1]]) + blocks
-    assert count(refinenet(kind(stages=stages, setting=setting))) == expected
+@pytest.mark.parametrize("kind", [Average, MMF], ids=lambda kind: kind.name)
+def test_parameter_counts_beside_table_2(kind: type[Fusion], setting: str, stages: tuple[int, ...]) -> None:
+    expected = refinenet101(kind.name, setting, stages)
+    assert count_parameters(refinenet(kind(stages=stages, setting=setting))) == expected
 
 
 def test_parameter_counts_that_are_printed() -> None:
     """To the digits of Table 2, and of AsymFusion's table for RDFNet's block."""
-    assert count(refinenet(Concat(stages=(3,), setting="separate"))) == 147_728_808  # 147.7 M
-    assert count(refinenet(SelfAttention())) == 231_021_016  # 231.0 M
-    assert count(refinenet(Align(setting="separate"))) == 291_898_064  # 291.9 M
-    assert count(refinenet(MMF())) == 366_714_792
-    assert count(refinenet(MMF(), "resnet152")) == 398_002_088
+    assert count_parameters(refinenet(Concat(stages=(3,), setting="separate"))) == 147_728_808  # 147.7 M
+    assert count_parameters(refinenet(SelfAttention())) == 231_021_016  # 231.0 M
+    assert count_parameters(refinenet(Align(setting="separate"))) == 291_898_064  # 291.9 M
+    assert count_parameters(refinenet(MMF())) == 366_714_792
+    assert count_parameters(refinenet(MMF(), "resnet152")) == 398_002_088
 
 
 @pytest.mark.parametrize(
     ("encoder", "extra"), [("resnet50", 1_895_648), ("resnet101", 3_577_696), ("resnet152", 4_963_552)]
 )
 def test_parameter_counts_of_the_conditional_norm(encoder: str, extra: int) -> None:
-    assert (
-        count(refinenet(ConditionalNorm(), encoder)) - count(refinenet(models.fusion.NoFusion(), encoder))
-        == extra
-    )
-
-
-@pytest.mark.parametrize("kind", [Concat, SelfAttention, Align], ids=lambda kind: kind.name)
-@pytest.mark.parametrize(
-    ("stages", "widths"),
-    [((1,), [64]), ((4,), [512]), ((8,), [512]), (tuple(range(1, 9)), [64, 128, 256, *[512] * 5])],
-    ids=["1", "4", "8", "all"],
-)
-def test_parameter_counts_of_table_4(stages: tuple[int, ...], widths: list[int], kind: type[Fusion]) -> None:
-    """Self-attention ends without its norm, with a bias instead: C numbers fewer."""
-    attends = kind is SelfAttention
-    fusion = kind(stages=stages, norm_at_end="none") if attends else kind(stages=stages)
-    with torch.device("meta"):
-        found = count(models.unet(3, 3, 2, fusion=fusion)) - count(models.unet(3, 3, 2, fusion="none"))
-    assert found == sum(block_size(kind.name, width) - (width if attends else 0) for width in widths)
+    plain = count_parameters(refinenet(models.fusion.NoFusion(), encoder))
+    assert count_parameters(refinenet(ConditionalNorm(), encoder)) - plain == extra
 
 
 def test_formulas_give_the_all_layer_column_of_table_4() -> None:
-    assert sum(block_size("concat", min(64 << i, 512)) for i in range(8)) == 2_793_472
-    assert sum(block_size("align", min(64 << i, 512)) for i in range(8)) == 13_967_360
+    assert unet_blocks("concat", tuple(range(1, 9))) == 2_793_472
+    assert unet_blocks("align", tuple(range(1, 9))) == 13_967_360
 
 
 @pytest.mark.parametrize(

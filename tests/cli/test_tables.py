@@ -1,0 +1,167 @@
+"""``cen recipes --table``: every row's command runs, and its network has the parameters of the formulas."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from functools import cache
+
+import pytest
+
+from models import tables
+from models.__main__ import main
+from models.tables import Figure, Row, listing
+from tests.helpers.parameter_counts import ALL, NORMS, REFINENET, refinenet101, unet_blocks
+
+NAMES = {"concat": "concat", "average": "average", "align": "align", "self-att.": "self_attention"}
+STAGES = {"early": (2,), "middle": (3,), "late": (4,), "all-stage": ALL}
+LEVELS = {"early": (1,), "middle": (4,), "late": (8,), "all-layer": tuple(range(1, 9))}
+UNET = 54_424_323  # two modalities, without a fusion's blocks
+UNET_NORMS = 4_864  # what one more modality adds
+
+
+@cache
+def entries(name: str) -> list[listing.Entry]:
+    return listing.entries(tables.find(name), ["run.seed=1"])
+
+
+def fusion_of(row: Row) -> tuple[str, str]:
+    """The registered name and the stages in words, of a method such as ``concat (early)``."""
+    method, _, stages = row.method.rstrip(")").partition(" (")
+    return NAMES[method], stages
+
+
+def expected_parameters(name: str, row: Row) -> int:
+    """From the words of the row alone, not from its settings."""
+    if name == "1":
+        two = REFINENET[101] + NORMS[101]
+        unshared, shared = "unshared convolutions and norms", "shared convolutions and norms"
+        return {unshared: 2 * REFINENET[101], shared: REFINENET[101]}.get(row.method, two)
+    if name == "2" and row.method in ("rgb alone", "depth alone"):
+        return REFINENET[101]
+    if name == "2" and row.method == "CEN":
+        return REFINENET[101] + NORMS[101]
+    if name == "2":
+        fusion, stages = fusion_of(row)
+        setting = {"commonly used": "separate", "same as ours": "shared"}[row.setting]
+        return refinenet101(fusion, setting, STAGES[stages])
+    if name == "asymfusion-nyudv2":
+        depth = int(row.setting.removeprefix("ResNet-"))
+        if row.method == "RDFNet":
+            return {101: 366_714_792, 152: 398_002_088}[depth]
+        return REFINENET[depth] + (NORMS[depth] if row.method == "AsymFusion" else 0)
+    if name == "asymfusion-cityscapes":
+        return 41_240_099 if row.method == "AsymFusion" else 41_054_899
+    inputs = row.setting.partition(" to ")[0].count("+") + 1
+    plain = UNET + (inputs - 2) * UNET_NORMS
+    if row.method in ("CEN", "one modality", "AsymFusion"):
+        return plain
+    if name == "asymfusion-translation":
+        fusion = {**NAMES, "attention": "self_attention", "MMF": "mmf"}[row.method]
+        return plain + unet_blocks(fusion, LEVELS["all-layer"], inputs)
+    fusion, levels = fusion_of(row)
+    return plain + unet_blocks(fusion, LEVELS[levels], inputs)
+
+
+@pytest.mark.parametrize("name", tables.TABLES)
+def test_every_row(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its command is one that the command line takes; the network of those settings has the parameters."""
+    calls: list[tuple[str, Sequence[str]]] = []
+    monkeypatch.setattr("models.training.train.train", lambda *call: calls.append(call[:2]) or 0)
+    found = entries(name)
+    for entry in found:
+        words = shlex.split(entry.command)
+        assert main(words[words.index("train") :]) == 0
+        assert calls.pop() == (entry.settings[0], list(entry.settings[1:]))
+        assert entry.settings[-1] == "run.seed=1"
+    counted = {(entry.row.method, entry.row.setting): entry.parameters for entry in found}
+    assert len(counted) == len(found)
+    assert counted == {
+        (entry.row.method, entry.row.setting): expected_parameters(name, entry.row) for entry in found
+    }
+
+
+def test_tables_have_all_rows() -> None:
+    counts = {name: len(table.rows) for name, table in tables.TABLES.items()}
+    assert counts == {
+        **{"1": 6, "2": 2 + 12 * 2 + 1, "4": 2 * (1 + 4 * 4), "5": 7, "appendix": 3 * 4},
+        **{"asymfusion-nyudv2": 8, "asymfusion-cityscapes": 3, "asymfusion-translation": 4 * 5},
+    }
+
+
+def agrees(printed: Figure, counted: int) -> bool:
+    return f"{counted / 1e6:.{printed.decimals}f}" == printed.text
+
+
+def test_printed_parameters_are_the_counted_ones_but_for_eight() -> None:
+    """Table 2's 36 figures: six follow from rounded ones, two from nothing."""
+    notes: dict[str, str] = {}
+    for entry in entries("2")[2:-1]:
+        row = entry.row
+        assert row.parameters is not None
+        assert row.for_fusion is not None
+        printed = {
+            f"{row.method}, {row.setting}": (row.parameters, entry.parameters),
+            f"{row.method}, fusion": (row.for_fusion, entry.for_fusion),
+        }
+        for name, (figure, counted) in printed.items():
+            assert agrees(figure, counted) == (figure.note == ""), name
+            notes[name] = figure.note
+    assert len(notes) == 36
+    assert {name for name, note in notes.items() if note == "b"} == {
+        "self-att. (late), same as ours",  # 203.2, counted 203.14
+        "self-att. (all-stage), commonly used",  # 272.3, counted 273.42
+    }
+    assert {name for name, note in notes.items() if note == "a"} == {
+        f"{method}, {which}"
+        for method in ("concat (early)", "concat (all-stage)", "self-att. (early)")
+        for which in ("fusion", "same as ours")
+    }
+
+
+def test_the_slides_parameters_are_the_counted_ones() -> None:
+    for entry in entries("asymfusion-nyudv2"):
+        assert entry.row.parameters is not None
+        assert agrees(entry.row.parameters, entry.parameters)
+
+
+def test_text() -> None:
+    lines = listing.lines(tables.TABLES["2"], entries("2"))
+    row = next(i for i, line in enumerate(lines) if line.startswith("self-att. (late)       same as ours"))
+    assert lines[row].split()[-7:] == ["47.6", "38.1", "48.3", "203.2b", "203,144,552", "84.9", "84,942,976"]
+    options = "fusion=self_attention fusion.stages=4 fusion.setting=shared"
+    assert lines[row + 1].endswith(f" train nyudv2_cen_refinenet101 {options} run.seed=1")
+    assert "b: no arithmetic gives it" in lines
+    assert any(line.startswith("Every command needs data.root=FOLDER") for line in lines)
+
+
+def test_the_command_prints_overrides_in_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "--table", "5", "data.root=/data/my views"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("CEN, Table 5: ")
+    assert printed.count("'data.root=/data/my views'\n") == 7
+    assert "needs data.root" not in printed
+
+
+def test_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "--table", "1", "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)["rows"][0]
+    assert first["scores"]["IoU ensemble"] == {"value": 47.6, "origin": "paper"}
+    assert first["parameters"] == {"counted": 2 * REFINENET[101]}
+    assert first["settings"] == ["nyudv2_cen_refinenet101", "fusion=none", "fusion.convolutions=private"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--table", "apendix"], "did you mean 'appendix'"),
+        (["--table", "3"], "--table must be one of 1, 2, 4, 5, "),
+        (["nyudv2_cen_refinenet50", "--table", "1"], "expected field=value, got 'nyudv2_cen_refinenet50'"),
+        (["--table", "1", "data.rot=x"], "did you mean 'data.root'"),
+        (["--json"], "--json prints a table"),
+    ],
+)
+def test_refusals(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", *arguments]) == 2
+    assert message in capsys.readouterr().err
