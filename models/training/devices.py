@@ -1,6 +1,8 @@
-"""The device that a setting names."""
+"""The device that a setting names, and the memory that was used on it."""
 
 from __future__ import annotations
+
+import sys
 
 import torch
 
@@ -39,3 +41,18 @@ def device_of(name: str) -> torch.device:
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # streams, graphs and collectives are those of the current one
     return device
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes that this process held at most: of tensors on a GPU, resident ones on a CPU.
+
+    A GPU is not waited for. What the process did before counts as well; None where the system does not tell.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from models.data.images import DataError
 from models.data.survey import Overview
 from models.training import checkpoint, distributed
+from models.training.devices import peak_memory
 from models.training.errors import UsageError
 from models.training.interrupt import Interrupt
 from models.training.rng import preserved_rng, process_seed, rng_state, seed_all, set_rng_state
@@ -39,11 +40,13 @@ class Task(Protocol):
     """The object of training: networks, data, optimizers, metrics.
 
     Attributes:
+        device: where the networks are.
         shown: the losses that a terminal has room for.
         overview: what the data sets hold, and what of it looks wrong.
         best_metric: the name of the metric that ``score`` reads.
     """
 
+    device: torch.device
     steps_per_epoch: int
     images_per_step: int
     stages: Sequence[Stage]
@@ -282,7 +285,11 @@ class Loop:
         )
         self.folder.losses.append({"step": progress.step, **values})
         images = (progress.step - self.clock_step) * task.images_per_step
-        values["images_per_second"] = images / max(time.perf_counter() - self.clock, 1e-9)
+        speed = {"images_per_second": images / max(time.perf_counter() - self.clock, 1e-9)}
+        if (peak := peak_memory(task.device)) is not None:
+            speed["peak_memory_mib"] = peak / 2**20
+        self.folder.speed.append({"step": progress.step, **speed})
+        values |= speed
         values |= {f"learning_rate/{name}": rate for name, rate in task.learning_rates().items()}
         for name, value in values.items():
             self.board.add_scalar(name, value, progress.step)

@@ -1,4 +1,4 @@
-"""A run's folder: settings, versions, log, tables of losses and metrics, checkpoints, events."""
+"""A run's folder: settings, versions, log, tables of losses, speed and metrics, checkpoints, events."""
 
 from __future__ import annotations
 
@@ -22,14 +22,18 @@ from models.training.errors import UsageError
 from models.training.files import Table, remove_leftovers, write_json
 
 _LOG = logging.getLogger("models")
+ENVIRONMENT = "environment.json"
+LOSSES, SPEED, METRICS = "losses.csv", "speed.csv", "metrics.csv"
 _WRITTEN = (
-    *(checkpoint.CONFIG, "environment.json", "losses.csv", "metrics.csv"),
+    *(checkpoint.CONFIG, ENVIRONMENT, LOSSES, SPEED, METRICS),
     *(checkpoint.LAST, checkpoint.BEST),
 )
 
 
 class RunFolder:
-    """``config.json environment.json log.txt losses.csv metrics.csv last.pt best.pt tensorboard/``.
+    """``config.json environment.json log.txt losses.csv speed.csv metrics.csv last.pt best.pt tensorboard/``.
+
+    ``speed.csv`` stands apart from the losses, which are the same whenever a run is repeated.
 
     Args:
         path: the folder.
@@ -40,6 +44,7 @@ class RunFolder:
     """
 
     losses: Table
+    speed: Table
     metrics: Table
 
     def __init__(self, path: Path, *, resume: bool) -> None:
@@ -61,11 +66,11 @@ class RunFolder:
             raise UsageError(f"run.output: cannot make the folder {self.path}: {error.strerror}") from None
 
     def open(self, header: dict[str, Any], last_step: int, last_evaluation: int) -> None:
-        """Make the folder, write what runs, remove a killed run's leftovers; open both tables.
+        """Make the folder, write what runs, remove a killed run's leftovers; open the tables.
 
         Args:
             header: the recipe's name and settings, for ``config.json``.
-            last_step: up to which the table of losses keeps its rows.
+            last_step: up to which the tables of losses and speed keep their rows.
             last_evaluation: the same of metrics; a run may have been killed between writing a row and saving.
 
         Raises:
@@ -75,9 +80,10 @@ class RunFolder:
         for name in _WRITTEN:
             remove_leftovers(self.path / name)
         write_json(self.path / checkpoint.CONFIG, header)
-        write_json(self.path / "environment.json", environment())
-        self.losses = Table(self.path / "losses.csv", last_step)
-        self.metrics = Table(self.path / "metrics.csv", last_evaluation)
+        write_json(self.path / ENVIRONMENT, environment())
+        self.losses = Table(self.path / LOSSES, last_step)
+        self.speed = Table(self.path / SPEED, last_step)
+        self.metrics = Table(self.path / METRICS, last_evaluation)
 
     def last_checkpoint(self) -> Path | None:
         """The run's last checkpoint, if there is one."""

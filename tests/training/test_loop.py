@@ -3,6 +3,7 @@
 import csv
 import logging
 import math
+import re
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from models.data import DataError
 from models.training import checkpoint
+from models.training.devices import peak_memory
 from models.training.errors import UsageError
 from models.training.interrupt import Interrupt
 from models.training.loop import Diverged, Loop
@@ -25,6 +27,7 @@ from models.training.settings import RunSettings, Stage
 from tests.helpers.same import assert_same
 from tests.helpers.training_runs import column
 
+CPU = torch.device("cpu")
 STEPS_PER_EPOCH = 4
 
 
@@ -41,6 +44,7 @@ class Toy:
     broken_evaluation: bool = False
     shown: tuple[str, ...] = ("loss", "half")
     best_metric: str = "norm"
+    device: torch.device = CPU
     events: list[Any] = field(default_factory=list)
     value: Tensor = field(default_factory=lambda: torch.zeros(3, requires_grad=True))
 
@@ -130,7 +134,8 @@ def test_order_of_stages_epochs_and_evaluations(tmp_path: Path) -> None:
     ]
     assert loop.progress.step == 14
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *["best.pt", "config.json", "environment.json", "last.pt", "losses.csv", "metrics.csv", "tensorboard"]
+        *["best.pt", "config.json", "environment.json", "last.pt", "losses.csv", "metrics.csv", "speed.csv"],
+        "tensorboard",
     ]
 
 
@@ -202,6 +207,27 @@ def test_losses_are_means_since_the_last_look(tmp_path: Path) -> None:
     assert means["step"].tolist() == [7, 14]
     np.testing.assert_allclose(means["lossloss"], [rows[:7, 1].mean(), rows[7:, 1].mean()], rtol=1e-6)
     np.testing.assert_allclose(means["losshalf"], means["lossloss"] / 2, rtol=1e-6)
+
+
+def test_speed_and_memory_are_logged_beside_the_losses(tmp_path: Path) -> None:
+    run(tmp_path, Toy(stop_at=7))
+    before = rows_of(tmp_path / "speed.csv")
+    assert [row["step"] for row in before] == ["3", "6"]
+    run(tmp_path, Toy(), resume=True)
+    rows = rows_of(tmp_path / "speed.csv")
+    assert rows[:2] == before
+    assert [row["step"] for row in rows] == [row["step"] for row in rows_of(tmp_path / "losses.csv")]
+    assert all(float(row["images_per_second"]) > 0 for row in rows)
+    peaks = [float(row["peak_memory_mib"]) for row in rows]
+    assert peaks == sorted(peaks)
+    assert 0 < peaks[-1] <= peak_memory(CPU) / 2**20
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells")
+def test_peak_memory_is_the_systems() -> None:
+    peak = peak_memory(CPU)
+    (told,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert peak == pytest.approx(1024 * int(told), abs=2**20)
 
 
 def test_what_is_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
