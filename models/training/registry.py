@@ -22,7 +22,12 @@ class System(Protocol):
     """The commands' work for one kind of recipes; a module, such as ``models.segmentation.system``.
 
     All of them raise UsageError and DataError for what the caller can mend.
+
+    Attributes:
+        per_cent: whether metrics are fractions, which tables show in per cent.
     """
+
+    per_cent: bool
 
     def task(self, recipe: Any, /) -> Any:
         """Build a training's networks, data and optimizers: a ``models.training.loop.Task``."""
@@ -30,11 +35,17 @@ class System(Protocol):
     def network(self, recipe: Any, /) -> Any:
         """Build the network that a recipe trains, the generator in translation, with random weights."""
 
+    def output_names(self, recipe: Any, /) -> Sequence[str]:
+        """The network's outputs: its branches, and the ensemble."""
+
     def evaluate(self, checkpoint: Path, overrides: Sequence[str], output: Path | None) -> Any:
         """Print the metrics on the validation images; write them to a folder, or beside the checkpoint."""
 
     def load(self, checkpoint: Path, overrides: Sequence[str]) -> Any:
         """The network, and what it is to be fed, for use in Python."""
+
+    def answer(self, trained: Any, images: Any, /) -> Any:
+        """Run what ``load`` returned on one scene's images ``[M, 3, H, W]``; every output by name."""
 
     def import_released(self, released: Path, name: str, overrides: Sequence[str], output: Path) -> Any:
         """Make a network's file of one that the paper's authors released, by the recipe of that name."""

@@ -1,13 +1,27 @@
 """The commands' work for translation recipes: a ``models.training.registry.System``."""
 
 from models.translation.build import build_generator as network
+from models.translation.build import output_names
 from models.translation.evaluate import evaluate_checkpoint as evaluate
 from models.translation.importing import import_released
-from models.translation.load import load
+from models.translation.load import TrainedGenerator, load
 from models.translation.overview import show_data
 from models.translation.predict import predict_files as predict
 from models.translation.task import TranslationTask
 
 task = TranslationTask
+answer = TrainedGenerator.translate
+per_cent = False
 
-__all__ = ["evaluate", "import_released", "load", "network", "predict", "show_data", "task"]
+__all__ = [
+    "answer",
+    "evaluate",
+    "import_released",
+    "load",
+    "network",
+    "output_names",
+    "per_cent",
+    "predict",
+    "show_data",
+    "task",
+]
