@@ -73,17 +73,27 @@ def override(config: C, assignments: Sequence[str]) -> C:
 
     Raises:
         UsageError: no ``=``; an unknown field (the nearest name is suggested); a value of the wrong type or
-            one that the settings' own checks refuse.
+            one that the settings' own checks refuse; a choice that discards an option assigned before it.
     """
     renamed = getattr(type(config), "renamed", {})
+    given: dict[str, str] = {}
+    before = flatten(config)
     for assignment in assignments:
-        paths = list(flatten(config))
         path, equals, text = assignment.partition("=")
         path = renamed.get(path, path)
         if not equals:
-            hint = "" if path in paths else _suggest_path(path, paths)
+            hint = "" if path in before else _suggest_path(path, list(before))
             raise UsageError(f"expected field=value, got {assignment!r}{hint}")
-        config = _assign(config, path.split("."), text, path, paths)
+        config = _assign(config, path.split("."), text, path, list(before))
+        after = flatten(config)
+        for other, earlier in given.items():
+            if other != path and after.get(other) != before[other]:
+                raise UsageError(
+                    f"{earlier} has no effect: {assignment}, which follows, discards it; leave it out, or "
+                    f"give it after {assignment} if that has such an option"
+                )
+        given[path] = assignment
+        before = after
     return config
 
 
@@ -253,6 +263,8 @@ def _assign(config: Any, path: list[str], text: str, full: str, paths: list[str]
         return dataclasses.replace(config, **{name: _choose(value, text, registry, full)})
     if (dataclasses.is_dataclass(value) or _is_group(value)) != bool(rest):
         raise _unknown(full, paths)
+    if registry is not None and rest[0] not in {field.name for field in dataclasses.fields(value)}:
+        raise _no_option(value, rest[0], registry, full, paths)
     if rest:
         return dataclasses.replace(config, **{name: _assign(value, rest, text, full, paths)})
     try:
@@ -316,6 +328,19 @@ def _unknown(path: str, paths: list[str]) -> UsageError:
     if inside:
         return UsageError(f"{path} is a group of fields; set one of them: {', '.join(inside)}")
     return UsageError(f"unknown field {path!r}{_suggest_path(path, paths)}")
+
+
+def _no_option(chosen: Any, option: str, registry: Registry[Any], path: str, paths: list[str]) -> UsageError:
+    """The error of an option that a choice has not; others may have it."""
+    members = registry.members.items()
+    others = [name for name, member in members if option in getattr(member, "__dataclass_fields__", ())]
+    if not others:
+        return _unknown(path, paths)
+    has = ", ".join(field.name for field in dataclasses.fields(chosen)) or "none"
+    return UsageError(
+        f"unknown field {path!r}: {option} is an option of {', '.join(others)}; those of "
+        f"{registry.kind}={registry.name_of(chosen)} are {has}"
+    )
 
 
 def _suggest_path(path: str, paths: list[str]) -> str:
