@@ -57,12 +57,14 @@ class GeneratorLoss(NamedTuple):
         l1: ``[M+1]`` mean absolute difference from the target, without its weight: the branches', then the
             ensemble's.
         penalty: 0-d, that on the scales, with its weights.
+        fusion: 0-d, the fusion's own loss with its weight; 0 where it has none.
     """
 
     total: Tensor
     adversarial: Tensor
     l1: Tensor
     penalty: Tensor
+    fusion: Tensor
 
 
 class DiscriminatorLoss(NamedTuple):
@@ -83,13 +85,14 @@ def generator_loss(
     logits: Tensor,
     target: Tensor,
     penalty: Tensor,
+    fusion: Tensor | None = None,
     *,
     l1: float = 100.0,
     sparsity: float = 1e-3,
     per_output: bool = False,
     adversarial: str = "bce",
 ) -> GeneratorLoss:
-    """Adversarial loss of the M branches, L1 of branches and ensemble, sparsity; each summed.
+    """Adversarial loss of the M branches, L1 of branches and ensemble, sparsity, the fusion's; each summed.
 
     The discriminator does not see the ensemble: its only loss is its L1, which trains alpha alone.
 
@@ -98,6 +101,7 @@ def generator_loss(
         logits: ``[M, N, 1, h, w]`` the discriminator's logits on ``output.branches``.
         target: ``[N, C, H, W]`` the real images.
         penalty: 0-d, ``cen_ext.sparsity_penalty`` of the generator.
+        fusion: 0-d, the fusion's own loss with its weight; None for none.
         l1: weight of the L1 terms.
         sparsity: λ, the weight of the penalty.
         per_output: add the penalty once per output, M + 1 times, as the released code does; the paper adds it
@@ -118,9 +122,11 @@ def generator_loss(
     )
     times = len(distances) if per_output else 1
     # Added to a zero on the device: where no scale is penalized, the penalty is one on the CPU.
-    penalized = distances.new_zeros(()) + sparsity * times * penalty
-    total = fooled.sum() + l1 * distances.sum() + penalized
-    return GeneratorLoss(total, fooled, distances, penalized)
+    zero = distances.new_zeros(())
+    penalized = zero + sparsity * times * penalty
+    own = zero if fusion is None else fusion
+    total = fooled.sum() + l1 * distances.sum() + penalized + own
+    return GeneratorLoss(total, fooled, distances, penalized, own)
 
 
 def discriminator_loss(real: Tensor, fake: Tensor, *, adversarial: str = "bce") -> DiscriminatorLoss:

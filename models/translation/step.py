@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from models.networks.fusion import FusionStage
 from models.networks.systems.output import TranslationOutput
 from models.networks.systems.patchgan import PatchGAN, discriminate
 from models.networks.systems.unet import UNet
@@ -25,8 +26,22 @@ from models.translation.losses import discriminator_loss, generator_loss
 from models.translation.settings import TranslationRecipe, TranslationStage
 
 
+class Generated(NamedTuple):
+    """A ``TranslationOutput``, and what the pass adds to the loss.
+
+    Attributes:
+        branches, ensemble, alpha: as there.
+        fusion: 0-d, the fusion's own loss with its weight; 0 where it has none.
+    """
+
+    branches: Tensor
+    ensemble: Tensor
+    alpha: Tensor
+    fusion: Tensor
+
+
 class GeneratorForward(nn.Module):
-    """The generator's pass: images ``[M*N, C, H, W]`` to a ``TranslationOutput`` in float32.
+    """The generator's pass: images ``[M*N, C, H, W]`` to what is ``Generated``, in float32.
 
     Args:
         generator: runs in the precision of ``run.precision``.
@@ -40,10 +55,12 @@ class GeneratorForward(nn.Module):
         self.precision = recipe.run.precision
         self.device = device
 
-    def forward(self, images: Tensor) -> TranslationOutput:
+    def forward(self, images: Tensor) -> Generated:
         with autocast(self.precision, self.device):
             output: TranslationOutput = self.generator(images)
-        return at_least_float32(output)
+        fusion = self.generator.fusion.loss(self.generator)
+        own = output.alpha.new_zeros(()) if fusion is None else fusion
+        return at_least_float32(Generated(*output, own))
 
 
 class DiscriminatorObjective(nn.Module):
@@ -90,9 +107,15 @@ class GeneratorObjective(nn.Module):
         self.device = device
 
     def forward(
-        self, images: Tensor, target: Tensor, branches: Tensor, ensemble: Tensor, alpha: Tensor
+        self,
+        images: Tensor,
+        target: Tensor,
+        branches: Tensor,
+        ensemble: Tensor,
+        alpha: Tensor,
+        fusion: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Compute the ``generator_loss``; ``GeneratorForward`` returns the last three arguments."""
+        """Compute the ``generator_loss``; ``GeneratorForward`` returns the last four arguments."""
         settings = self.recipe.loss
         with autocast(self.recipe.run.precision, self.device):
             (logits,) = discriminate(self.discriminator, images, branches)
@@ -101,6 +124,7 @@ class GeneratorObjective(nn.Module):
             logits,
             target,
             self.generator.fusion.penalty_on_scales(self.generator),
+            fusion,
             l1=settings.l1,
             sparsity=settings.sparsity,
             per_output=settings.per_output,
@@ -147,6 +171,7 @@ class GANTrainer:
         # The processes' gradients meet in ``generate``, through which all but the penalty's flow: that is
         # the same in all of them.
         self.generator_objective = prepared(GeneratorObjective(generator, discriminator, recipe, device))
+        self.has_stages = any(isinstance(module, FusionStage) for module in generator.modules())
         self.optimizations: dict[str, Optimization] = {}
         self.kept: tuple[Tensor, ...] = ()  # between a step's two parts: images, target, generated
 
@@ -185,18 +210,21 @@ class GANTrainer:
 
         Returns:
             Detached: ``loss`` and ``discriminator``, 0-d totals; ``penalty``, 0-d, the part of ``loss`` that
-            the scales make; ``adversarial``, ``real`` and ``fake``, ``[M]``; ``l1``, ``[M+1]``.
+            the scales make; ``fusion``, likewise, where one acts after levels; ``adversarial``, ``real`` and
+            ``fake``, ``[M]``; ``l1``, ``[M+1]``.
         """
         discriminator_gradients, generator_gradients = self.parts
         images, target = (x.contiguous(memory_format=self.layout) for x in (images, target))
         loss, real, fake = discriminator_gradients(images, target)
         self.optimizations["discriminator"].step(step)
-        total, adversarial, l1, penalty = generator_gradients()
+        total, adversarial, l1, penalty, fusion = generator_gradients()
         # Instance norms need no other process in the pass; their running statistics are to be the whole
         # batch's, before the average follows them.
         distributed.average_buffers(self.generator, self.discriminator)
         self.optimizations["generator"].step(step)
         totals = {"loss": total, "penalty": penalty, "discriminator": loss}
+        if self.has_stages:
+            totals["fusion"] = fusion
         return {**totals, "adversarial": adversarial, "l1": l1, "real": real, "fake": fake}
 
     def _discriminator_gradients(self, images: Tensor, target: Tensor) -> tuple[Tensor, ...]:

@@ -80,9 +80,11 @@ class TranslationTask:
         return on_device(self.loader, self.device)
 
     def step(self, batch: TranslationBatch, step: int) -> dict[str, Tensor]:
-        losses = self.nets.step(batch.images, batch.target, step)
-        scalars = {kind: losses.pop(kind) for kind in ("loss", "penalty", "discriminator")}
-        for kind, values in losses.items():
+        scalars: dict[str, Tensor] = {}
+        for kind, values in self.nets.step(batch.images, batch.target, step).items():
+            if values.dim() == 0:
+                scalars[kind] = values
+                continue
             names = self.names[: len(values)]
             scalars |= {f"{kind}/{name}": value for name, value in zip(names, values, strict=True)}
         return scalars

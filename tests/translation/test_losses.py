@@ -64,15 +64,25 @@ def distances(output: TranslationOutput, target: Tensor) -> list[float]:
 @pytest.mark.parametrize("per_output", [False, True])
 def test_generator(output: TranslationOutput, target: Tensor, name: str, per_output: bool) -> None:
     logits = decisions()
+    fusion = torch.tensor(0.25, dtype=torch.float64)
     loss = generator_loss(
-        output, logits, target, PENALTY, l1=10.0, sparsity=0.5, per_output=per_output, adversarial=name
+        output,
+        logits,
+        target,
+        PENALTY,
+        fusion,
+        l1=10.0,
+        sparsity=0.5,
+        per_output=per_output,
+        adversarial=name,
     )
     fooled = [mean(FORMULAS[name][2], logits[m]) for m in range(M)]
     assert loss.adversarial.tolist() == pytest.approx(fooled, rel=1e-12)
     assert loss.l1.tolist() == pytest.approx(distances(output, target), rel=1e-12)
     times = M + 1 if per_output else 1
     assert loss.penalty.item() == pytest.approx(0.5 * times * 7, rel=1e-12)
-    expected = sum(fooled) + 10 * sum(distances(output, target)) + 0.5 * times * 7
+    assert loss.fusion.item() == 0.25
+    expected = sum(fooled) + 10 * sum(distances(output, target)) + 0.5 * times * 7 + 0.25
     assert loss.total.item() == pytest.approx(expected, rel=1e-12)
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.testing import assert_close
 
 from bench.baselines.exchange import split_state, stacked_state
 from bench.baselines.translation import EagerPatchGAN, EagerUNet
@@ -34,6 +35,36 @@ DOUBLE = torch.float64
 @pytest.fixture(scope="module")
 def views(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare_views(tmp_path_factory.mktemp("data") / "views")
+
+
+# ---- the fusion's own loss
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_the_loss_of_a_fusion_trains_the_generator(views: Path, passes: int) -> None:
+    """Alignment's discrepancy: it adds its weight times its gradient, and is logged."""
+    options = ["fusion=align", "fusion.stages=2,3", "model.dropout=0.0", f"optim.passes={passes}"]
+    gradients = []
+    for weight in (0.0, 3.0):
+        task = tiny_task(views, *options, f"fusion.weight={weight}", dtype=DOUBLE)
+        batch = batches_of(task, DOUBLE)[0]
+        generator = task.nets.generator
+        discriminate, generate = task.nets.parts
+        discriminate(batch.images, batch.target)
+        generate()
+        gradients.append({name: p.grad.clone() for name, p in generator.named_parameters()})
+    generator.zero_grad()
+    generator(batch.images)
+    generator.fusion.loss(generator).backward()
+    for name, parameter in generator.named_parameters():
+        own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        assert_close(gradients[1][name] - gradients[0][name], own, rtol=1e-7, atol=1e-9)
+    assert generator.encoder.fusion_stages["2"].common[0].weight.grad.abs().max() > 1e-4
+    losses = task.step(batch, 0)
+    parts = [losses[f"adversarial/{name}"] for name in DOMAINS]
+    parts += [task.recipe.loss.l1 * losses[f"l1/{name}"] for name in (*DOMAINS, "ensemble")]
+    assert losses["fusion"] > 0
+    assert_close(losses["loss"], sum(parts) + losses["penalty"] + losses["fusion"])
 
 
 # ---- the usual code
