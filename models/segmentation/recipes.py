@@ -1,15 +1,7 @@
 """The segmentation recipes.
 
-The rows of the paper's Table 1 and the ablations of its section 4.1 are overrides of any of them,
-``fusion=<name>`` and ``fusion.<option>=<value>``:
-
-    Table 1: convolutions, norms, l1, exchange
-    unshared  unshared  -     -     fusion=none fusion.convolutions=private
-    shared    shared    -     -     fusion=none fusion.norms=shared
-    shared    unshared  -     -     fusion=none
-    shared    unshared  half  -     fusion=none fusion.penalty=own
-    shared    unshared  half  yes   (the defaults)
-    shared    unshared  all   yes   fusion.region=all fusion.penalty=all
+The tables of the paper are in ``models.tables``. The ablations of its section 4.1 are overrides of any
+recipe, ``fusion=<name>`` and ``fusion.<option>=<value>``:
 
     Section 4.1, "Additional ablation studies"
     1. a fixed portion, 30 %        fusion=fixed_portion (the first channels), fusion.choice=smallest
