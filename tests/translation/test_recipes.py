@@ -7,6 +7,7 @@ import pytest
 from cen_ext import exchanging_layers
 from models.__main__ import main
 from models.data import DOMAINS
+from models.fusion import Exchange
 from models.training import config, registry
 from models.translation import recipes
 from models.translation.build import build_discriminator, build_generator
@@ -80,7 +81,10 @@ def test_every_recipe_builds(name: str) -> None:
     assert len(exchanging_layers(net)) == (levels - 2 if count > 1 else 0)
     for layer in exchanging_layers(net).values():
         assert 0.4 < layer.weight.min() <= layer.weight.max() < 0.6
-        assert (layer.threshold, layer.region) == (found.fusion.threshold, found.fusion.region)
+        if isinstance(found.fusion, Exchange):
+            assert (layer.threshold, layer.region) == (found.fusion.threshold, found.fusion.region)
+        else:
+            assert layer.replaced_mask is not None
     assert build_discriminator(found).in_channels == 6
 
 
