@@ -66,8 +66,8 @@ def norm_exchange(
         replaced: ``[M, C]`` bool, the channels to replace, in place of threshold, region and criterion.
             Ignored if M is 1.
         lender: ``[M, C]`` int32 or int64, read only where a channel is replaced: -1 for the mean of the other
-            modalities, as without lender, or the modality that alone replaces it. On a GPU its values are
-            not checked: those that name no other modality give the mean.
+            modalities, as without lender, or the modality that alone replaces it. On a GPU, and by
+            compilers, its values are not checked: those that name no other modality give the mean.
         norm: ``"batch"`` (statistics over N and spatial) or ``"instance"`` (over spatial).
         training: use the statistics of x (True) or the running ones (False).
         momentum: weight of the new statistics in the running ones; a number or a 0-d tensor.
@@ -264,7 +264,7 @@ def check_route(
 
 def _check_lenders(lender: Tensor, replaced: Tensor) -> None:
     num_modalities = lender.shape[0]
-    m = torch.arange(num_modalities)[:, None]
+    m = torch.arange(num_modalities, device=lender.device)[:, None]
     wrong = replaced & ((lender < -1) | (lender >= num_modalities) | (lender == m))
     if wrong.any():
         borrower, channel = wrong.nonzero()[0].tolist()

@@ -33,7 +33,8 @@ class ExchangeNorm(nn.Module):
         num_modalities: M >= 1.
         threshold: exchange threshold θ (Eq. 6); 0, the default, disables the exchange.
         region, criterion, activation, negative_slope, eps: as in ``norm_exchange``.
-        replaced, lender: as in ``norm_exchange``; they move with the layer, but are no part of its state.
+        replaced, lender: as in ``norm_exchange``, with values, so not on the meta device. The layer keeps
+            copies, which move with it and are no part of its state.
         momentum: weight of a batch in the running statistics; None for their cumulative average.
         track_running_stats: False uses the statistics of x in training and in eval. The default is that of
             torch's layer: True for batch norm, False for instance norm.
@@ -99,9 +100,11 @@ class ExchangeNorm(nn.Module):
         dtype = statistics_dtype(dtype or torch.get_default_dtype())
         self.weight = nn.Parameter(torch.ones(shape, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
-        for name, table in (("replaced_mask", replaced), ("lender", lender)):
-            table = None if table is None else table.to(self.weight.device)
-            self.register_buffer(name, table, persistent=False)
+        # The values stay on the CPU: a layer that is built on the meta device gets its own from there.
+        self._route = {"replaced_mask": _copied("replaced", replaced), "lender": _copied("lender", lender)}
+        for name in self._route:
+            self.register_buffer(name, None, persistent=False)
+        self._place_route()
         if self.tracks_by_default if track_running_stats is None else track_running_stats:
             self.register_buffer("running_mean", torch.zeros(shape, device=device, dtype=dtype))
             self.register_buffer("running_var", torch.ones(shape, device=device, dtype=dtype))
@@ -156,7 +159,7 @@ class ExchangeNorm(nn.Module):
             self.num_batches_tracked.add_(1)
         return y
 
-    def _apply(self: Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Module:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExchangeNorm:
         def keep_precision(tensor: Tensor) -> Tensor:
             result = fn(tensor)
             if not result.is_floating_point() or statistics_dtype(result.dtype) == result.dtype:
@@ -164,7 +167,13 @@ class ExchangeNorm(nn.Module):
             return tensor.to(result.device, statistics_dtype(result.dtype))  # tensor is not rounded
 
         super()._apply(keep_precision, recurse)  # type: ignore[no-untyped-call]
+        self._place_route()
         return self
+
+    def _place_route(self) -> None:
+        """Put copies of the mask and the lenders where the parameters are, in place of the last ones."""
+        for name, table in self._route.items():
+            setattr(self, name, None if table is None else table.to(self.weight.device, copy=True))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in ("weight", "bias", "running_mean", "running_var"):
@@ -175,9 +184,16 @@ class ExchangeNorm(nn.Module):
                     value.repeat(self.num_modalities, 1) if value.dim() == 1 else value
                 )
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self._place_route()  # the parameters may have been replaced by tensors elsewhere
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "process_group": None}  # process groups cannot be pickled
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.__dict__.setdefault("_route", {})  # layers pickled by versions without routes
+        for name in ("replaced_mask", "lender"):
+            self._buffers.setdefault(name, None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ExchangeNorm:
         copied = type(self).__new__(type(self))
@@ -190,11 +206,22 @@ class ExchangeNorm(nn.Module):
         rule = f"threshold={self.threshold}, region={self.region!r}, criterion={self.criterion!r}"
         if self.replaced_mask is not None:
             rule = "replaced=mask"
+        if self.lender is not None:
+            rule += ", lender=table"
         return (
             f"{self.num_features}, num_modalities={self.num_modalities}, {rule}, "
             f"activation={self.activation!r}, momentum={self.momentum}, eps={self.eps}, "
             f"track_running_stats={self.running_mean is not None}"
         )
+
+
+def _copied(name: str, table: Tensor | None) -> Tensor | None:
+    """A contiguous copy on the CPU, which nothing else writes to."""
+    if table is not None and table.is_meta:
+        raise ValueError(
+            f"{name} must have values, got a tensor on the meta device; make it with device='cpu'"
+        )
+    return None if table is None else table.cpu().clone(memory_format=torch.contiguous_format)
 
 
 class ExchangeBatchNorm2d(ExchangeNorm):

@@ -96,7 +96,8 @@ constexpr bool is_below(const Problem& p, R scale) {
 constexpr int32_t kOwn = -2, kMean = -1;
 
 // kOwn, kMean or the modality whose channel c replaces that of modality m. With two modalities the other is
-// the mean of the others. Entries of the route that name no other modality count as kMean.
+// the mean of the others. Entries of the route that name no other modality, and are none of the two, are no
+// error: those below kOwn count as it, all others as kMean.
 template <class R>
 constexpr int32_t route_of(const Problem& p, const R* weight, const int32_t* route, int64_t m, int64_t c) {
   if (p.modalities == 1) return kOwn;

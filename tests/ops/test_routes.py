@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -142,6 +145,75 @@ def test_layers_keep_the_route_out_of_their_state():
     assert torch.equal(y[:2, :8], expected[:2, :8])
     assert torch.equal(y[:2, 8:], expected[2:, 8:])
     assert "replaced=mask" in repr(layer)
+
+
+def routed(**options: object) -> cen_ext.ExchangeBatchNorm2d:
+    """A layer that swaps two channels of ten; its tables are expanded views, as users make them."""
+    tail, other = torch.arange(10, device="cpu") >= 8, torch.tensor([[1], [0]], device="cpu")
+    return cen_ext.ExchangeBatchNorm2d(
+        10, 2, replaced=tail.expand(2, 10), lender=other.expand(2, 10), **options
+    )
+
+
+def test_layers_own_their_route():
+    """A view of the caller's, of which several elements are one, breaks what copies or broadcasts buffers."""
+    mask = torch.zeros(2, 10, dtype=torch.bool)
+    layer = cen_ext.ExchangeBatchNorm2d(10, 2, replaced=mask)
+    mask.fill_(True)
+    assert not layer.replaced().any()
+    for table in (routed().replaced_mask, routed().lender):
+        assert table.is_contiguous()
+        assert torch.equal(table.clone().zero_(), torch.zeros_like(table))
+
+
+def test_a_route_survives_the_meta_device():
+    whole, x = routed(), torch.randn(4, 10, 3, 3)
+    with torch.device("meta"):
+        filled, assigned = routed(), routed()
+    assert filled.replaced_mask.is_meta
+    filled.to_empty(device="cpu").load_state_dict(whole.state_dict())
+    assigned.load_state_dict(whole.state_dict(), assign=True)
+    for layer in (
+        filled,
+        assigned,
+        copy.deepcopy(whole),
+        pickle.loads(pickle.dumps(whole)),
+        whole.double().float(),
+    ):
+        assert torch.equal(layer(x), routed()(x))
+    with pytest.raises(ValueError, match="lender must have values, got a tensor on the meta device"):
+        cen_ext.ExchangeBatchNorm2d(10, 2, lender=torch.ones(2, 10, dtype=torch.int64, device="meta"))
+
+
+def test_layers_pickled_before_there_were_routes_work():
+    layer = cen_ext.ExchangeBatchNorm2d(10, 2)
+    state = layer.__getstate__()
+    del state["_route"]
+    state["_buffers"] = {k: v for k, v in state["_buffers"].items() if k not in ("replaced_mask", "lender")}
+    older = cen_ext.ExchangeBatchNorm2d.__new__(cen_ext.ExchangeBatchNorm2d)
+    older.__setstate__(state)
+    x = torch.randn(4, 10, 3, 3)
+    assert torch.equal(older.float().eval()(x), layer.eval()(x))
+
+
+def test_the_penalty_leaves_out_layers_with_a_mask():
+    both = torch.nn.Sequential(routed(), cen_ext.ExchangeBatchNorm2d(4, 2, threshold=0.1))
+    assert cen_ext.sparsity_penalty(both) == 4  # scales of 1, of each modality's half of four channels
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_lenders_that_are_not_checked_and_name_no_other_modality_give_the_mean(backend):
+    given = make_inputs(Shape(3, 2, 4, (3, 3)), small_scales=0.0)
+    mask = torch.zeros(3, 4, dtype=torch.bool)
+    mask[0, 1] = True
+
+    def call(lender):
+        return cen_ext.norm_exchange(*given[:3], training=True, replaced=mask, lender=lender, backend=backend)
+
+    expected = call(None)
+    compiled = torch.compile(call, backend="eager")  # compilers check no values
+    for wrong in (-2, -100, 0, 3, 2**32, 2**32 + 1):
+        assert torch.equal(compiled(torch.full((3, 4), wrong)), expected), wrong
 
 
 BAD = [

@@ -37,7 +37,10 @@ def route_of(
         replaced = replaced_channels(weight.detach(), options)
     if lender is None:
         return replaced.to(torch.int32) + OWN  # True is 1, and MEAN is OWN + 1
-    return torch.where(replaced, lender.to(torch.int32), OWN)
+    num_modalities = lender.shape[0]
+    m = torch.arange(num_modalities, device=lender.device)[:, None]
+    lent = (lender >= 0) & (lender < num_modalities) & (lender != m)
+    return torch.where(replaced, torch.where(lent, lender, MEAN), OWN).to(torch.int32)
 
 
 def own_region(weight: Tensor) -> Tensor:
