@@ -18,6 +18,7 @@ from torch import Tensor
 import models
 from models.__main__ import main
 from models.data import NYU40, SYNTHETIC_CLASSES, prepare_synthetic
+from models.fusion import AsymFusion
 from models.networks.released.segmentation import released_names
 from models.networks.segmentor import SegmentationNetwork
 from models.segmentation.build import build_network, open_split
@@ -119,6 +120,21 @@ def test_golden_network_survives_import_export_and_load(tmp_path: Path) -> None:
     assert torch.equal(found.ensemble, expected.ensemble)
     for name, logits in zip(("rgb", "depth", "ensemble"), (*found.branches, found.ensemble), strict=True):
         assert_matches(logits, GOLDEN["logits"][name], 1e-5, common=2.0**-23)
+
+
+def test_the_recipe_tells_asymfusion_from_the_exchange(tmp_path: Path) -> None:
+    """Their released networks have the same tensors."""
+    overrides = ["model.encoder=resnet50", "model.width=4", "run.device=cpu"]
+    recipe = config.override(registry.find("nyudv2_asymfusion_refinenet101"), overrides)
+    net = build_network(recipe).eval()
+    file = released_file(tmp_path / "net.pth.tar", released(net))
+    command = ["import", file, "--recipe", "nyudv2_asymfusion_refinenet101", *overrides]
+    assert main([*map(str, command), "--output", str(tmp_path / "net.pt")]) == 0
+    loaded = models.load(tmp_path / "net.pt", ["run.device=cpu"])
+    assert isinstance(loaded.recipe.fusion, AsymFusion)
+    assert_same_state(loaded.net, net.state_dict())
+    x = torch.randn(2, 3, 33, 33)
+    assert torch.equal(loaded.net(x).ensemble, net(x).ensemble)
 
 
 def test_imported_network_is_evaluated(
