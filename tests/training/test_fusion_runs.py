@@ -113,7 +113,10 @@ def refusal(command: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
         (["fusion=concat", "fusion.stages=5"], "fusion.stages must be at most 4, "),
         (["fusion=align", "fusion.stages=0,1"], "fusion.stages must be ascending numbers from 1 on, "),
         (["fusion=mmf", "fusion.stages=late"], "fusion.stages=late: expected a whole number"),
-        (["fusion=concat", "fusion.stage=3"], "unknown field 'fusion.stage'; did you mean 'fusion.stages'?"),
+        (
+            ["fusion=concat", "fusion.stagse=3"],
+            "unknown field 'fusion.stagse'; did you mean 'fusion.stages'?",
+        ),
         (
             ["fusion=concat", "fusion.threshold=0.1"],
             "unknown field 'fusion.threshold': threshold is an option of exchange, late_concat, discard; "
