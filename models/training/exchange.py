@@ -10,8 +10,12 @@ from cen_ext import exchanging_layers
 
 
 def exchanged_share(network: nn.Module) -> Tensor:
-    """Share of replaced channels among all channels of all modalities in the exchanging layers; 0-d."""
-    replaced = [layer.replaced().flatten() for layer in exchanging_layers(network).values()]
+    """Share of replaced channels among all channels of all modalities in the layers that exchange by scales.
+
+    0-d; a mask of the fusion's own replaces the same channels in every step.
+    """
+    layers = exchanging_layers(network).values()
+    replaced = [layer.replaced().flatten() for layer in layers if layer.replaced_mask is None]
     return torch.cat(replaced).float().mean() if replaced else torch.zeros(())
 
 

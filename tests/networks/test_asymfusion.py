@@ -146,55 +146,61 @@ def test_contract(modalities: int) -> None:
     check_fusion(AsymFusion(), modalities)
 
 
-def test_xception_block() -> None:
+@pytest.mark.parametrize("tapped", [False, True])
+def test_xception_block(tapped: bool) -> None:
     """Ours: around the second separable convolution, rectified unless a feature leaves there."""
     torch.manual_seed(0)
     net = SmallXception(2, AsymFusion(), frozen_statistics=False)
     fusing = [i for i, block in enumerate(net.blocks[:-1]) if block.join is not None]
     strides = [stride for _, stride in net.entry]
     assert fusing == [i - 1 for i in range(1, len(strides)) if strides[i] > 1] + [len(net.blocks) - 3]
-    block = net.blocks[fusing[0]].double().eval()
-    assert not block.tapped
+    block = next(net.blocks[i] for i in fusing if net.blocks[i].tapped == tapped).double().eval()
     randomise_norms(block)
     channels = block.stack.conv1.conv_dw.in_channels
     xs = [torch.randn(2, channels, 6, 6, dtype=torch.float64) for _ in range(2)]
     first, second = block.stack.conv1, block.stack.conv2
 
     def sep(part: nn.Module, m: int, x: Tensor) -> Tensor:
-        return norm(part.bn_pw, m, part.conv_pw(norm(part.bn_dw, m, part.conv_dw(x)))).relu()
+        return norm(part.bn_pw, m, part.conv_pw(norm(part.bn_dw, m, part.conv_dw(x))))
 
-    a = [sep(first, m, x.relu()) for m, x in enumerate(xs)]
+    a = [sep(first, m, x.relu()).relu() for m, x in enumerate(xs)]
     s = 4 * (a[0].shape[1] // 5)
     u = [torch.cat([a[m][:, :s], a[1 - m][:, s:]], 1) for m in range(2)]
-    v = [sep(second, m, u[m]) + shifted(a[1 - m]) for m in range(2)]
+    v = [sep(second, m, u[m]) for m in range(2)]
+    v = [(v[m] if tapped else v[m].relu()) + shifted(a[1 - m]) for m in range(2)]
     w = [torch.cat([v[m][:, :s], v[1 - m][:, s:]], 1) for m in range(2)]
     torch.testing.assert_close(block.begin(torch.cat(xs)), torch.cat(w), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("shift", [True, False])
-def test_unet_level(shift: bool) -> None:
-    """Ours: a level's normalized output gets its tail swapped and the other modality's shift added."""
+@pytest.mark.parametrize("count", [2, 3])
+def test_unet_level(count: int, shift: bool) -> None:
+    """Ours: a level's normalized output gets its tail swapped and the next modality's shift added."""
     torch.manual_seed(0)
-    net = models.unet(size=32, base_width=10, num_modalities=2, fusion=AsymFusion(shift=shift)).double()
-    plain = models.unet(size=32, base_width=10, num_modalities=2, fusion=NoFusion()).double()
+    net = models.unet(size=32, base_width=10, num_modalities=count, fusion=AsymFusion(shift=shift)).double()
+    plain = models.unet(size=32, base_width=10, num_modalities=count, fusion=NoFusion()).double()
     for each in (net, plain):
         randomise_norms(each)
     plain.load_state_dict(net.state_dict())
-    x = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    x = torch.randn(2 * count, 3, 32, 32, dtype=torch.float64)
     first, second = net.encoder(x)[:2]
     assert torch.equal(first, plain.encoder(x)[0])  # without a norm
     level = plain.encoder.levels[1]
     activated = level(first)
-    z = torch.where(activated < 0, activated / SLOPE, activated).chunk(2)
-    expected = [torch.cat([z[m][:, :16], z[1 - m][:, 16:]], 1) for m in range(2)]
+    z = torch.where(activated < 0, activated / SLOPE, activated).chunk(count)
+    following = [z[(m + 1) % count] for m in range(count)]
+    expected = [torch.cat([z[m][:, :16], following[m][:, 16:]], 1) for m in range(count)]
     if shift:
-        expected = [expected[m] + shifted(z[1 - m]) for m in range(2)]
+        expected = [expected[m] + shifted(following[m]) for m in range(count)]
     torch.testing.assert_close(second, F.leaky_relu(torch.cat(expected), SLOPE), rtol=1e-10, atol=1e-10)
     assert not torch.equal(net(x).ensemble, plain(x).ensemble)
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match="bottleneck blocks, of which this encoder has none; take resnet50"):
+    with pytest.raises(ValueError, match="bottleneck blocks, of which this encoder has none it could use"):
         models.refinenet("resnet18", 4, 2, fusion=AsymFusion())
+    with pytest.raises(ValueError, match="divides channels into 5 groups, but a block has 4"):
+        models.unet(size=32, base_width=2, num_modalities=2, fusion=AsymFusion())
+    models.refinenet("resnet18", 4, 1, width=4, fusion=AsymFusion())  # with which one modality needs none
     with pytest.raises(ValueError, match="shuffle and shift are both false"):
         models.refinenet("resnet50", 4, 2, fusion=AsymFusion(shuffle=False, shift=False))

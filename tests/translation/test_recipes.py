@@ -71,7 +71,7 @@ def test_released_recipes_differ_as_the_released_code_does(pair: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_recipe_builds(name: str) -> None:
-    found = recipe(name, "model.base_width=2", "model.discriminator_width=2", "model.initial_scale=0.5")
+    found = recipe(name, "model.base_width=3", "model.discriminator_width=2", "model.initial_scale=0.5")
     net = build_generator(found)
     count = len(found.data.domains)
     assert net.num_modalities == count

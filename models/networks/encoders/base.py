@@ -81,10 +81,10 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         check_counts(num_modalities=num_modalities, in_channels=in_channels)
-        if fusion.uses_lateral and not asks_for_lateral:
+        if fusion.uses_lateral and num_modalities > 1 and not asks_for_lateral:
             raise ValueError(
                 f"fusion={fusion.name} acts around the spatial convolution of bottleneck blocks, of which "
-                "this encoder has none; take resnet50, resnet101, resnet152 or xception65"
+                "this encoder has none it could use; take resnet50, 101 or 152, or xception65 or 71"
             )
         fusion.check_stages(len(channels))
         self.num_modalities = num_modalities

@@ -201,8 +201,8 @@ class AlignedXception(Encoder):
     Args:
         num_modalities: M >= 1; 1 is a plain Xception.
         fusion: how the modalities meet; it may exchange after every depthwise convolution and after the
-            stem's second one, and act around the second separable convolution of the last block of each
-            resolution (``Fusion.lateral``; where AsymFusion does in an Xception is not public).
+            stem's second one, and act around the second separable convolution of each block before one that
+            halves the resolution (``Fusion.lateral``; where AsymFusion does so is not public).
         in_channels: channels of every modality's input.
         frozen_statistics: as ``Encoder``.
         output_stride: of the last feature: 32 as for ImageNet, 16 as in DeepLabv3+, or 8.

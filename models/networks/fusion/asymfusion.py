@@ -35,10 +35,13 @@ def swapped_tail(channels: int, num_modalities: int, step: int) -> dict[str, Ten
 
     The tail begins after four groups of ``channels // 5`` channels.
     """
-    shape = (num_modalities, channels)
-    tail = torch.arange(channels) >= (GROUPS - 1) * (channels // GROUPS)
-    lender = (torch.arange(num_modalities)[:, None] + step) % num_modalities
-    return {"replaced": tail.expand(shape).clone(), "lender": lender.expand(shape).clone()}
+    begin = (GROUPS - 1) * (channels // GROUPS)
+    tail = [[c >= begin for c in range(channels)]] * num_modalities
+    lender = [[(m + step) % num_modalities] * channels for m in range(num_modalities)]
+    # On the CPU in any case: on the meta device, where a network may be built, they would have no values.
+    return {
+        name: torch.tensor(table, device="cpu") for name, table in (("replaced", tail), ("lender", lender))
+    }
 
 
 @register_fusion
@@ -51,12 +54,15 @@ class AsymFusion(Fusion):
     is the other modality, and S moves a group of g channels each down, right, left and up by a pixel. With
     M > 2 modalities, where the released code fuses nothing, n is the next one, cyclically: that is ours.
 
-    Ours, too, is where it acts in other networks: in an Xception around the second separable convolution of
-    the last block of each resolution; in a U-Net at every level with a norm, where what the norm returns gets
-    its tail swapped and S of the other modality added.
+    Ours, too, is where it acts in other networks. In an Xception: around the second separable convolution of
+    each block before one that halves the resolution (or, dilated, would), that is in blocks 0, 1 and 18 of
+    Xception-65; where a feature leaves there, in block 1, the relu follows the addition. In a U-Net: at every
+    level with a norm, where what the norm returns gets its tail swapped and S of the other modality added.
     """
 
-    shuffle: bool = option(True, "swap the last fifth of the channels around the convolution")
+    shuffle: bool = option(
+        True, "swap the last channels, a fifth and what no group has, around a convolution"
+    )
     shift: bool = option(True, "add the other modality's channels, shifted by a pixel")
 
     name: ClassVar[str] = "asymfusion"
@@ -71,6 +77,10 @@ class AsymFusion(Fusion):
     def lateral(self, channels: int, num_modalities: int) -> Lateral | None:
         if num_modalities == 1:
             return None
+        if channels < GROUPS:
+            raise ValueError(
+                f"fusion={self.name} divides channels into {GROUPS} groups, but a block has {channels}"
+            )
         before: dict[str, Any] = {}
         after: dict[str, Any] = {}
         if self.shuffle:

@@ -64,7 +64,8 @@ class Lateral(NamedTuple):
     """What a fusion does around a spatial convolution in the middle of a block.
 
     The block passes ``before`` to the norm before that convolution, ``after`` to the norm after it, as
-    further options, and goes on with ``join(x, y)`` of what the two returned, activated, in place of y.
+    further options, and goes on with ``join(x, y)`` of what the two returned in place of y. A U-Net's level
+    has one norm, which gets ``before``, and goes on with ``join(x, x)``.
     """
 
     before: Mapping[str, Any] = MappingProxyType({})
@@ -147,7 +148,9 @@ class Fusion:
         return layer(channels, streams, **options)
 
     def lateral(self, channels: int, num_modalities: int) -> Lateral | None:
-        """Make what happens around the spatial convolution of a stage's last block; None for nothing.
+        """Make what happens around a spatial convolution of a stage's last block; None for nothing.
+
+        The encoder says which blocks and which convolution.
 
         Args:
             channels: of what enters the convolution and of what leaves it, which is of the same size.

@@ -88,6 +88,10 @@ class UNetEncoder(nn.Module):
             has_norm = 1 < number < last
             lateral = fusion.lateral(width, num_modalities) if has_norm else None
             if lateral is not None and lateral.join is not None:
+                if str(number) in blocks:
+                    raise ValueError(
+                        f"fusion must act after level {number} of a U-Net or within it, got both: {fusion}"
+                    )
                 self.fusion_stages[str(number)] = LateralStage(lateral.join)
             fused = str(number) in self.fusion_stages
             norm = None
