@@ -54,10 +54,11 @@ def make_multimodal(
     modalities and must treat the rows of a batch alike. Feed it ``stack_modalities([x_0, ...])`` and split
     what it returns with ``unstack_modalities``.
 
-    The private norms begin as the original one: affine, running statistics, momentum, eps, device, dtype
-    (float32 with half types), training mode and ``requires_grad``. A norm without affine gets ones and zeros
-    that train, as the exchange reads the scale. A norm used at several places stays one layer; its hooks are
-    not kept. A SyncBatchNorm stays synchronised where torch.distributed is initialised.
+    The private norms begin as the original one: affine, running statistics and whether it tracks them,
+    momentum, eps, device, dtype (float32 with half types), training mode and ``requires_grad``. A norm
+    without affine gets ones and zeros that train, as the exchange reads the scale. A norm used at several
+    places stays one layer; its hooks are not kept. A SyncBatchNorm stays synchronised where
+    torch.distributed is initialised.
 
     timm's BatchNormAct2d and SyncBatchNormAct, norms that end in ``drop`` and ``act``, are converted too. The
     operator applies ReLU, ReLU6, LeakyReLU and Identity itself; the layer's ``act`` is then an Identity. Any
@@ -179,7 +180,9 @@ def _why_not(layer: nn.Module) -> str:
 
 
 def _kind(layer: nn.Module) -> type[Any] | None:
-    """Which of torch's norms the layer is."""
+    """Which of torch's norms the layer is. Ours are of these classes, too, and stay as they are."""
+    if isinstance(layer, ExchangeNorm):
+        return None
     return next((kind for kind in _LAYERS if isinstance(layer, kind)), None)
 
 
@@ -226,6 +229,7 @@ def _replacement(name: str, norm: Any, make_norm: MakeNorm, exchanges: bool, lik
     with torch.device(like.device):
         layer: Any = make_norm(norm, exchanges, _fused_activation(norm) or "identity").to(like.dtype)
     layer.eps, layer.momentum = norm.eps, norm.momentum
+    layer.track_running_stats = norm.track_running_stats
     if _fused_activation(norm) == "leaky_relu":
         layer.negative_slope = norm.act.negative_slope
     if isinstance(norm, nn.SyncBatchNorm):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from numbers import Integral
+from types import FrameType
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.nn.modules.batchnorm import _NormBase
 
 from cen_ext.functional import check_number, check_options, check_route, norm_exchange, replaced_channels
 from cen_ext.ops.norm_exchange import reference
@@ -19,14 +22,32 @@ from cen_ext.ops.norm_exchange.sync import check_process_group, default_group
 
 Module = TypeVar("Module", bound=nn.Module)
 
+# Modules whose functions turn a batch norm into another layer, which takes tables [C] and does not exchange.
+_REBUILDING = (
+    "apex.parallel",
+    "detectron2.layers.batch_norm",
+    "timm.layers.norm_act",
+    "timm.layers.split_batchnorm",
+    "torch.nn.modules.batchnorm",
+    "torch.nn.utils.fusion",
+    "torch.utils.mkldnn",
+)
 
-class ExchangeNorm(nn.Module):
+
+class ExchangeNorm(_NormBase):
     """Base of ``ExchangeBatchNorm2d`` and ``ExchangeInstanceNorm2d``: all but the kind of norm.
 
     Takes the stacked ``[M*N, C, *spatial]`` that a convolution shared between the modalities returns.
     State names are those of torch's layer with a leading modality axis: a ``[C]`` entry of a single-modality
     checkpoint loads into every modality. Parameters and statistics stay float32 when the network is converted
     to half precision (``half()``, ``bfloat16()``, ``to(dtype)``), as the operator requires.
+
+    The layers are torch's norms to all that looks for these by class: ``torch.optim.swa_utils.update_bn``,
+    ``torch.func.replace_all_batch_norm_modules_``, loops that freeze norms or exempt them from weight decay.
+    ``reset_parameters``, ``reset_running_stats``, ``affine`` and ``track_running_stats`` mean what they do
+    there. Functions that would make a layer of one modality of one (``convert_sync_batchnorm``,
+    ``fuse_conv_bn_eval``, ``to_mkldnn``, timm's ``freeze_batch_norm_2d`` and ``convert_splitbn_model``) get a
+    TypeError.
 
     Args:
         num_features: channels C.
@@ -36,15 +57,18 @@ class ExchangeNorm(nn.Module):
         replaced, lender: as in ``norm_exchange``, with values, so not on the meta device. The layer keeps
             copies, which move with it and are no part of its state.
         momentum: weight of a batch in the running statistics; None for their cumulative average.
+        affine: False for private norms without scale and shift, which exchange by a mask alone.
         track_running_stats: False uses the statistics of x in training and in eval. The default is that of
-            torch's layer: True for batch norm, False for instance norm.
+            torch's layer: True for batch norm, False for instance norm. Set to False on a layer that has
+            running statistics, it keeps them as they are; instance norm then uses those of x in eval, too.
         process_group: as in ``norm_exchange``, in training mode; ``synchronize_statistics`` sets it. Deep
             copies keep it; pickling drops it.
         device: device of the parameters and statistics.
         dtype: dtype of the network; with a half type the parameters and statistics are float32.
 
     Raises:
-        TypeError, ValueError: num_features or num_modalities below 1; the rest as ``norm_exchange``.
+        TypeError, ValueError: num_features or num_modalities below 1; a threshold without affine; the rest as
+            ``norm_exchange``.
     """
 
     norm: ClassVar[str]
@@ -69,12 +93,12 @@ class ExchangeNorm(nn.Module):
         negative_slope: float = 0.01,
         momentum: float | None = 0.1,
         eps: float = 1e-5,
+        affine: bool = True,
         track_running_stats: bool | None = None,
         process_group: dist.ProcessGroup | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
         for name, value in (("num_features", num_features), ("num_modalities", num_modalities)):
             if not isinstance(value, Integral):
                 raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
@@ -85,32 +109,56 @@ class ExchangeNorm(nn.Module):
         if momentum is not None:
             check_number("momentum", momentum)
         check_process_group(process_group, self.norm)
-        self.num_features = num_features
+        # Without tables, which torch's would be [C].
+        super().__init__(num_features, eps, momentum, affine=False, track_running_stats=False)
         self.num_modalities = num_modalities
         self.threshold = threshold
         self.region = region
         self.criterion = criterion
         self.activation = activation
         self.negative_slope = negative_slope
-        self.momentum = momentum
-        self.eps = eps
         self.process_group = process_group
+        self.affine = affine
+        if track_running_stats is None:
+            track_running_stats = self.tracks_by_default
+        self.track_running_stats = track_running_stats
         shape = (num_modalities, num_features)
         check_route(shape, options, replaced, lender)
-        dtype = statistics_dtype(dtype or torch.get_default_dtype())
-        self.weight = nn.Parameter(torch.ones(shape, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
+        ones = torch.ones(shape, device=device, dtype=statistics_dtype(dtype or torch.get_default_dtype()))
         # The values stay on the CPU: a layer that is built on the meta device gets its own from there.
         self._route = {"replaced_mask": _copied("replaced", replaced), "lender": _copied("lender", lender)}
-        for name in self._route:
-            self.register_buffer(name, None, persistent=False)
-        self._place_route()
-        if self.tracks_by_default if track_running_stats is None else track_running_stats:
-            self.register_buffer("running_mean", torch.zeros(shape, device=device, dtype=dtype))
-            self.register_buffer("running_var", torch.ones(shape, device=device, dtype=dtype))
-            self.register_buffer("num_batches_tracked", torch.zeros((), device=device, dtype=torch.long))
+        for name, table in self._route.items():
+            self.register_buffer(name, None if table is None else table.to(ones.device, copy=True), persistent=False)
+        if affine:
+            self.weight = nn.Parameter(ones)
+            self.bias = nn.Parameter(torch.zeros_like(ones))
         else:
-            self.running_mean = self.running_var = self.num_batches_tracked = None
+            self._check_has_scales()
+        if track_running_stats:
+            self.running_mean = torch.zeros_like(ones)
+            self.running_var = torch.ones_like(ones)
+            self.num_batches_tracked = torch.zeros((), device=ones.device, dtype=torch.long)
+
+    @property
+    def eps(self) -> float:
+        """What is added to the variance."""
+        if not torch.compiler.is_compiling():
+            self._refuse_rebuilding(sys._getframe(1))
+        return self.__dict__["eps"]  # type: ignore[no-any-return]
+
+    @eps.setter
+    def eps(self, value: float) -> None:
+        self.__dict__["eps"] = value
+
+    def _refuse_rebuilding(self, reader: FrameType) -> None:
+        """Raise TypeError where eps is read, as all that rebuilds a norm must, by a function that would."""
+        module = reader.f_globals.get("__name__", "")
+        if module.startswith(_REBUILDING):
+            raise TypeError(
+                f"{module}.{reader.f_code.co_name} cannot turn {type(self).__name__}, the private norms of "
+                "several modalities, into a layer of one: cen_ext.synchronize_statistics synchronizes its "
+                "statistics, eval() freezes them"
+            )
 
     @property
     def exchanges(self) -> bool:
@@ -121,24 +169,40 @@ class ExchangeNorm(nn.Module):
         """Mask ``[M, C]`` of the channels that the next forward pass replaces."""
         if self.replaced_mask is not None:
             return self.replaced_mask & (self.num_modalities > 1)
+        if self.weight is None:
+            self._check_has_scales()
+            return torch.zeros(self.num_modalities, self.num_features, dtype=torch.bool)
         return replaced_channels(self.weight, self.threshold, self.region, self.criterion)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Apply ``norm_exchange`` to ``[M*N, C, *spatial]``; the residual is added before the activation."""
-        return self.normalize(x, self.weight, self.bias, residual)
+        weight, bias = self.weight, self.bias
+        if weight is None:  # affine=False
+            self._check_has_scales()
+            like = x if isinstance(x, Tensor) else torch.empty(())  # the operator refuses all else
+            shape = (self.num_modalities, self.num_features)
+            weight = like.new_ones(shape, dtype=statistics_dtype(like.dtype))
+            bias = torch.zeros_like(weight)
+        return self.normalize(x, weight, bias, residual)
 
     def normalize(self, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None) -> Tensor:
         """Do the same with scales and shifts ``[M, C]`` in place of the layer's own."""
+        training, tracks = self.training, self.track_running_stats
+        running_mean, running_var = self.running_mean, self.running_var
         momentum: float | Tensor = 0.0 if self.momentum is None else self.momentum
         if self.momentum is None and self.num_batches_tracked is not None:
             momentum = (self.num_batches_tracked + 1).to(weight.dtype).reciprocal()
-        process_group = self.process_group if self.training else None
+        process_group = self.process_group if training else None
+        # As in torch: in eval mode, batch norm reads what it has, and instance norm what it tracks.
+        of_x = training or running_mean is None or not (tracks or self.norm == "batch")
+        if of_x and not tracks:
+            running_mean = running_var = None
         y = norm_exchange(
             x,
             weight,
             bias,
-            self.running_mean,
-            self.running_var,
+            running_mean,
+            running_var,
             residual=residual,
             threshold=self.threshold,
             region=self.region,
@@ -146,18 +210,25 @@ class ExchangeNorm(nn.Module):
             replaced=self.replaced_mask,
             lender=self.lender,
             norm=self.norm,
-            training=self.training or self.running_mean is None,
+            training=of_x,
             momentum=momentum,
-            eps=self.eps,
+            eps=self.__dict__["eps"],
             activation=self.activation,
             negative_slope=self.negative_slope,
             process_group=process_group,
         )
         # Synchronized processes count the same batches, even one whose own batch is empty.
-        updates = self.training and (x.numel() > 0 or process_group is not None)
+        updates = training and tracks and (x.numel() > 0 or process_group is not None)
         if updates and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         return y
+
+    def _check_has_scales(self) -> None:
+        """Raise ValueError where the exchange would compare scales that an affine-free layer lacks."""
+        if self.threshold > 0:
+            raise ValueError(
+                f"threshold={self.threshold} compares scales, of which affine=False has none: give replaced"
+            )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExchangeNorm:
         def keep_precision(tensor: Tensor) -> Tensor:
@@ -173,7 +244,9 @@ class ExchangeNorm(nn.Module):
     def _place_route(self) -> None:
         """Put copies of the mask and the lenders where the parameters are, in place of the last ones."""
         for name, table in self._route.items():
-            setattr(self, name, None if table is None else table.to(self.weight.device, copy=True))
+            if table is not None:
+                placed = getattr(self, name) if self.weight is None else self.weight
+                setattr(self, name, table.to(placed.device, copy=True))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in ("weight", "bias", "running_mean", "running_var"):
@@ -183,7 +256,8 @@ class ExchangeNorm(nn.Module):
                 state_dict[prefix + name] = (
                     value.repeat(self.num_modalities, 1) if value.dim() == 1 else value
                 )
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        # Not instance norm's, which refuses running statistics that it does not track even if not strict.
+        _NormBase._load_from_state_dict(self, state_dict, prefix, *args)
         self._place_route()  # the parameters may have been replaced by tensors elsewhere
 
     def __getstate__(self) -> dict[str, Any]:
@@ -194,6 +268,9 @@ class ExchangeNorm(nn.Module):
         self.__dict__.setdefault("_route", {})  # layers pickled by versions without routes
         for name in ("replaced_mask", "lender"):
             self._buffers.setdefault(name, None)
+        # Layers that were pickled before they were torch's norms lack these.
+        self.__dict__.setdefault("affine", True)
+        self.__dict__.setdefault("track_running_stats", self.running_mean is not None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ExchangeNorm:
         copied = type(self).__new__(type(self))
@@ -206,12 +283,12 @@ class ExchangeNorm(nn.Module):
         rule = f"threshold={self.threshold}, region={self.region!r}, criterion={self.criterion!r}"
         if self.replaced_mask is not None:
             rule = "replaced=mask"
-        if self.lender is not None:
-            rule += ", lender=table"
+        rule += "" if self.lender is None else ", lender=table"
+        rule += "" if self.affine else ", affine=False"
         return (
             f"{self.num_features}, num_modalities={self.num_modalities}, {rule}, "
             f"activation={self.activation!r}, momentum={self.momentum}, eps={self.eps}, "
-            f"track_running_stats={self.running_mean is not None}"
+            f"track_running_stats={self.track_running_stats}"
         )
 
 
@@ -224,7 +301,7 @@ def _copied(name: str, table: Tensor | None) -> Tensor | None:
     return None if table is None else table.cpu().clone(memory_format=torch.contiguous_format)
 
 
-class ExchangeBatchNorm2d(ExchangeNorm):
+class ExchangeBatchNorm2d(ExchangeNorm, nn.BatchNorm2d):
     """Batch norm of M modalities with channel exchange, residual and activation fused.
 
     ``torch.nn.BatchNorm2d`` per modality, then the exchange. ``eval()`` uses the running statistics while
@@ -236,7 +313,7 @@ class ExchangeBatchNorm2d(ExchangeNorm):
     tracks_by_default = True
 
 
-class ExchangeInstanceNorm2d(ExchangeNorm):
+class ExchangeInstanceNorm2d(ExchangeNorm, nn.InstanceNorm2d):
     """Instance norm of M modalities with channel exchange, residual and activation fused.
 
     ``torch.nn.InstanceNorm2d`` with an affine per modality, then the exchange, which depends on its scale.

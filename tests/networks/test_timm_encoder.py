@@ -210,7 +210,9 @@ def test_features_are_what_the_attributes_say_and_timms_names_are_known(name: st
     assert set(state) == {*net.state_dict(), "network.strange.key"}
     config = timm.get_pretrained_cfg(name)
     assert net.normalization == input_normalization(f"timm:{name}") == (config.mean, config.std)
-    assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules())
+    norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    assert norms
+    assert all(isinstance(module, ExchangeNorm) for module in norms)
 
 
 def test_flattened_names_carry_timms_weights() -> None:
