@@ -219,8 +219,8 @@ class ExchangeNorm(_NormBase):
         )
         # Synchronized processes count the same batches, even one whose own batch is empty.
         updates = training and tracks and (x.numel() > 0 or process_group is not None)
-        if updates and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
+        if updates and (batches := self.num_batches_tracked) is not None:
+            batches.add_(1)
         return y
 
     def _check_has_scales(self) -> None:
@@ -356,7 +356,8 @@ def synchronize_statistics(module: Module, process_group: dist.ProcessGroup | No
 
     Training under ``DistributedDataParallel`` then equals training in one process with the whole batch. Call
     it before wrapping the network, with the same network in every process. It costs one collective per layer
-    forward and one backward, and nothing in eval mode or for instance norm.
+    forward and one backward, and nothing in eval mode or for instance norm. These layers refuse
+    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm``; torch's own layers in ``module`` still need it.
 
     Args:
         process_group: the processes that train together; None for the default group.
