@@ -128,7 +128,9 @@ class ExchangeNorm(_NormBase):
         # The values stay on the CPU: a layer that is built on the meta device gets its own from there.
         self._route = {"replaced_mask": _copied("replaced", replaced), "lender": _copied("lender", lender)}
         for name, table in self._route.items():
-            self.register_buffer(name, None if table is None else table.to(ones.device, copy=True), persistent=False)
+            self.register_buffer(
+                name, None if table is None else table.to(ones.device, copy=True), persistent=False
+            )
         if affine:
             self.weight = nn.Parameter(ones)
             self.bias = nn.Parameter(torch.zeros_like(ones))
