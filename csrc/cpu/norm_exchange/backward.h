@@ -83,7 +83,7 @@ CEN_INLINE StripSums<Real<T>> backward_strip(const BackwardTensors<T>& t, const 
                                              Walk walk) {
   using R = Real<T>;
   StripSums<R> sums;
-  with_exchange(group.modalities, any_exchanged, [&](auto exchange) CEN_INLINE_LAMBDA {
+  with_exchange(group.modalities, group.routed, any_exchanged, [&](auto exchange) CEN_INLINE_LAMBDA {
     const Strip<T, kChannelsLast, decltype(exchange)::value, kForm> strip(group, own, element, m);
     const Vec<R> on_x = UnitCoefficients<R, kChannelsLast>::coefficient(own->on_x, element),
                  constant = UnitCoefficients<R, kChannelsLast>::coefficient(own->constant, element);

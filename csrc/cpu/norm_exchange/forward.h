@@ -48,7 +48,7 @@ template <class T, bool kChannelsLast, ActivationForm kForm, class Walk>
 CEN_INLINE void forward_strip(const GroupInputs<T>& group, const Coefficients<Real<T>>* own, int64_t element,
                               int64_t m, bool any_exchanged, T* y, int64_t prefetch_distance, bool streamed,
                               Walk walk) {
-  with_exchange(group.modalities, any_exchanged, [&](auto exchange) CEN_INLINE_LAMBDA {
+  with_exchange(group.modalities, group.routed, any_exchanged, [&](auto exchange) CEN_INLINE_LAMBDA {
     const Strip<T, kChannelsLast, decltype(exchange)::value, kForm> strip(group, own, element, m);
     walk([&](int64_t at, auto n) CEN_INLINE_LAMBDA {
       strip.prefetch(at + prefetch_distance);
