@@ -97,7 +97,10 @@ def norm_exchange(
         raise ValueError(f"momentum must be a number or a 0-d tensor, got shape {tuple(momentum.shape)}")
     sync.check_process_group(process_group, norm)
     _check_tensors(x, weight, bias, running_mean, running_var, residual)
-    check_route(tuple(weight.shape), options, replaced, lender, weight)
+    route = None
+    if replaced is not None or lender is not None:
+        check_route(tuple(weight.shape), options, replaced, lender, weight)
+        route = reference.route_of(weight, options, replaced, lender)
     running = None if running_mean is None or running_var is None else (running_mean, running_var)
     if not training and running is None:
         raise ValueError("running_mean and running_var are required with training=False")
@@ -105,7 +108,6 @@ def norm_exchange(
     if training and alone and x.numel() > 0:
         _check_enough_values(x, weight.shape[0], norm)
     chosen = dispatch.choose("norm_exchange", backend, x, options)
-    route = reference.route_of(weight, options, replaced, lender)
     call = paths.Call(chosen, x, weight, bias, residual, options, route)
     if running is not None and not training:
         return paths.evaluate(call, *running)
