@@ -57,7 +57,8 @@ def norm_exchange(
         weight, bias: ``[M, C]``, the private affine; float32, or float64 for float64 x.
         running_mean, running_var: ``[M, C]``, with the dtype of weight. Updated in place with
             ``training=True``, required and used as the statistics with ``training=False``.
-        residual: added before the activation; shape, dtype and device of x.
+        residual: added before the activation; shape and device of x. One of another floating type is cast
+            to that of x.
         threshold: exchange threshold θ >= 0 on the scale; 0 disables the exchange.
         region: ``"own"`` replaces channels of modality m only in its share ``[m*C//M, (m+1)*C//M)``
             (section 3.3), ``"all"`` everywhere.
@@ -107,6 +108,8 @@ def norm_exchange(
     alone = process_group is None or process_group.size() == 1
     if training and alone and x.numel() > 0:
         _check_enough_values(x, weight.shape[0], norm)
+    if residual is not None and residual.dtype != x.dtype:
+        residual = residual.to(x.dtype)
     chosen = dispatch.choose("norm_exchange", backend, x, options)
     call = paths.Call(chosen, x, weight, bias, residual, options, route)
     if running is not None and not training:
@@ -230,7 +233,8 @@ def _check_tensors(
     if (running_mean is None) != (running_var is None):
         raise ValueError("running_mean and running_var must be given together")
     if residual is not None:
-        _check_same("residual", residual, tuple(x.shape), x.dtype, x.device)
+        floating = isinstance(residual, Tensor) and residual.is_floating_point()  # any such type is cast
+        _check_same("residual", residual, tuple(x.shape), residual.dtype if floating else x.dtype, x.device)
 
 
 def check_route(

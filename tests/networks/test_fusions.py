@@ -301,6 +301,20 @@ def test_mixes_against_their_formulas(name: str, num_modalities: int) -> None:
     torch.testing.assert_close(layer(x), torch.where(mixed > 0, mixed, 0.2 * mixed))
 
 
+@pytest.mark.parametrize("name", [*MIXES, "conditional_norm"])
+def test_a_residual_of_another_type_is_cast_to_that_of_x(name: str) -> None:
+    if name in MIXES:
+        layer = mixed_norm(MIXES[name], 2).float()
+    else:
+        layer = models.fusion.ConditionalNorm().norm(C, 2, exchange_point=True)
+    x, residual = torch.randn(2, 4, C, 3, 4)
+    expected = layer.eval()(x, residual.bfloat16().float())
+    residual = residual.bfloat16().requires_grad_()
+    y = layer(x, residual)
+    assert torch.equal(y, expected)
+    assert torch.autograd.grad(y.sum(), residual)[0].dtype == torch.bfloat16
+
+
 def test_a_mix_of_the_channels_below_the_threshold_is_the_operators_exchange() -> None:
     exchange = Exchange(threshold=0.5).norm(C, 3, exchange_point=True, activation="relu").double()
     nn.init.normal_(exchange.weight)

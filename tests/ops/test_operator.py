@@ -126,6 +126,38 @@ def test_a_replaced_channel_is_detached_and_its_partners_are_not(backend):
     assert (dx[2, :, 2] != 0).any()
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_residual_of_another_floating_type_is_cast_to_that_of_x(backend, autocast):
+    for dtype, other in (
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.bfloat16),
+        (torch.float32, torch.float64),
+    ):
+        given = make_inputs(Shape(2, 2, 6, (4, 4)), dtype)
+        leaves = [given.x.requires_grad_(), given.residual.to(other).requires_grad_()]
+        cast = [given.x, leaves[1].detach().to(dtype).requires_grad_()]
+        results = []
+        for x, residual in (leaves, cast):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                y = cen_ext.norm_exchange(
+                    x,
+                    given.weight,
+                    given.bias,
+                    training=True,
+                    threshold=0.02,
+                    activation="relu",
+                    residual=residual,
+                    backend=backend,
+                )
+            results.append([y, *torch.autograd.grad(y, (x, residual), given.dy)])
+        (y, dx, dresidual), expected = results
+        assert (y.dtype, dx.dtype, dresidual.dtype) == (dtype, dtype, other)
+        assert torch.equal(y, expected[0])
+        assert torch.equal(dx, expected[1])
+        assert torch.equal(dresidual, expected[2].to(other))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_threshold_zero_and_one_modality_replace_nothing(backend):
     for shape, threshold in ((Shape(2, 2, 6, (4, 4)), 0.0), (Shape(1, 2, 6, (4, 4)), 0.5)):
@@ -198,7 +230,7 @@ BAD = [
     (dict(running_mean=[0.0]), TypeError, "running_mean must be a tensor, got list"),
     (dict(running_mean=None, running_var=None), ValueError, "required with training=False"),
     (dict(residual=torch.zeros(4, 6, 3, 2)), ValueError, "residual must have shape"),
-    (dict(residual=torch.zeros(4, 6, 3, 3).half()), TypeError, "residual must be torch.float32"),
+    (dict(residual=torch.zeros(4, 6, 3, 3).int()), TypeError, "residual must be torch.float32"),
     (dict(residual=torch.zeros(4, 6, 3, 3, device="meta")), ValueError, "residual must be on cpu"),
     (dict(residual=1.0), TypeError, "residual must be a tensor, got float"),
     (dict(region="mine"), ValueError, "region must be one of 'own', 'all', got 'mine'"),

@@ -174,7 +174,7 @@ class MixedNorm(ExchangeNorm):
         z = super().forward(x).unflatten(0, (self.num_modalities, -1))
         u = self.mix(z, self.weight).flatten(0, 1)
         if residual is not None:
-            u = u + residual
+            u = u + residual.to(u.dtype)
         return ACTIVATIONS[self.mixed_activation].value(u, self.negative_slope)
 
 

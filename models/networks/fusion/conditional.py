@@ -86,7 +86,7 @@ class ConditionalBatchNorm2d(ExchangeBatchNorm2d):
     def _finish(self, xhat: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None) -> Tensor:
         """Scale and shift by ``[C]`` or ``[N, C]``, add the residual, activate."""
         u = xhat * scale[..., None, None].to(xhat.dtype) + shift[..., None, None].to(xhat.dtype)
-        u = u if residual is None else u + residual
+        u = u if residual is None else u + residual.to(u.dtype)
         return ACTIVATIONS[self.modulated_activation].value(u, self.negative_slope)
 
 
