@@ -98,6 +98,30 @@ def test_a_single_modality_checkpoint_loads_into_every_modality(layer_class, tor
         layer_class(5, 3, **options).load_state_dict(source.state_dict())
 
 
+@pytest.mark.parametrize("metadata", [True, False])
+@pytest.mark.parametrize(("layer_class", "torch_class"), KINDS)
+def test_a_checkpoint_without_the_number_of_batches_loads_as_in_torch(layer_class, torch_class, metadata):
+    """Files older than torch 0.4.1, and dicts of tensors alone, leave the number; others must have it."""
+    options = dict(affine=True, track_running_stats=True)
+    source, theirs = torch_class(4, **options), torch_class(4, **options)
+    source(torch.randn(8, 4, 3, 3))
+    state = source.state_dict()  # says that it is of version 2
+    del state["num_batches_tracked"]
+    for layer in (layer_class(4, 2, track_running_stats=True), theirs):
+        layer.num_batches_tracked.fill_(3)
+        if metadata:
+            with pytest.raises(RuntimeError, match=r"Missing key.*num_batches_tracked"):
+                layer.load_state_dict(state)
+        else:
+            layer.load_state_dict(dict(state))
+        assert layer.num_batches_tracked == 3
+        assert torch.equal(layer.running_mean.flatten()[:4], source.running_mean)
+    with torch.device("meta"):
+        layer = layer_class(4, 2, track_running_stats=True)
+    layer.load_state_dict(dict(state), assign=True)
+    assert torch.equal(layer.num_batches_tracked, torch.tensor(0))
+
+
 @pytest.mark.parametrize("layer_class", LAYERS)
 def test_residual_and_activation_follow_the_exchange(layer_class):
     layer = layer_class(4, 2, threshold=0.02, activation="relu", track_running_stats=True).eval()
