@@ -12,7 +12,7 @@ from cen_ext.modules import (
     synchronize_statistics,
 )
 from cen_ext.ops.conv3x3 import Conv3x3, conv3x3
-from cen_ext.ops.dispatch import available_backends
+from cen_ext.ops.dispatch import available_backends, use_backend
 from cen_ext.ops.max_pool_same.functional import max_pool_same
 from cen_ext.ops.pixel_shift.functional import pixel_shift
 from cen_ext.recompute import recompute_outputs
@@ -37,4 +37,5 @@ __all__ = [
     "synchronise_statistics",
     "synchronize_statistics",
     "unstack_modalities",
+    "use_backend",
 ]

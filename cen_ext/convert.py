@@ -46,6 +46,7 @@ def make_multimodal(
     *,
     region: str = "own",
     criterion: str = "abs",
+    backend: str | None = None,
 ) -> nn.Module:
     """A copy of a single-modality network that takes M stacked modalities and exchanges their channels.
 
@@ -76,6 +77,7 @@ def make_multimodal(
         threshold, region, criterion: of the layers that exchange, as in ``norm_exchange``.
         where: which layers exchange: ``where(name, norm)`` is true; or the names of the norms or of modules
             that contain them; None for all of them. The others become private norms with threshold 0.
+        backend: of all these layers, as in ``norm_exchange``.
 
     Raises:
         TypeError: module is no module, or where is neither callable nor a collection of names.
@@ -94,6 +96,7 @@ def make_multimodal(
             region=region,
             criterion=criterion,
             activation=activation,
+            backend=backend,
             track_running_stats=norm.running_mean is not None,
         )
 

@@ -78,7 +78,9 @@ def norm_exchange(
         process_group: compute batch statistics over x of all its processes, at the cost of one collective
             forward and one backward, which every process must join; x may be empty. None, the default, uses
             this process alone. No effect with ``training=False``.
-        backend: a name from ``available_backends()``, or None for the best that can run.
+        backend: a name from ``available_backends()``; None for that of ``use_backend``, or else the best that
+            can run. While PyTorch traces (``torch.jit.trace``), exports to ONNX, transforms (``torch.func``)
+            or differentiates in forward mode, that is the reference.
 
     Returns:
         A tensor with the shape, dtype and memory format of x.
@@ -88,7 +90,8 @@ def norm_exchange(
         ValueError: wrong shape, device or value; statistics missing; one value per channel in training;
             process_group with instance norm; replaced beside threshold, region or criterion; a lender that is
             the borrower itself or no modality.
-        RuntimeError: the requested backend cannot run this call.
+        RuntimeError: the requested backend cannot run this call; or, in the backward pass, it is
+            differentiated again, which only the reference can be.
     """
     options = Options(threshold, region, criterion, norm, eps, activation, negative_slope)
     check_options(options)
@@ -259,8 +262,10 @@ def check_route(
     if lender.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"lender must be torch.int32 or torch.int64, got {lender.dtype}")
     _check_same("lender", lender, shape, lender.dtype, (lender if weight is None else weight).device)
-    # Looking at values would make the host wait for a GPU, and compilers cannot.
+    # Looking at values would make the host wait for a GPU, and compilers, tracers and transforms cannot.
     if lender.device.type != "cpu" or type(lender) is not Tensor or torch.compiler.is_compiling():
+        return
+    if dispatch.why_only_reference() is not None:
         return
     if replaced is None and weight is not None:
         replaced = reference.replaced_channels(weight.detach(), options)

@@ -15,6 +15,7 @@ from torch import distributed as dist
 from torch.nn.modules.batchnorm import _NormBase
 
 from cen_ext.functional import check_number, check_options, check_route, norm_exchange, replaced_channels
+from cen_ext.ops import dispatch
 from cen_ext.ops.norm_exchange import reference
 from cen_ext.ops.norm_exchange.options import Options
 from cen_ext.ops.norm_exchange.reference import statistics_dtype
@@ -63,6 +64,7 @@ class ExchangeNorm(_NormBase):
             running statistics, it keeps them as they are; instance norm then uses those of x in eval, too.
         process_group: as in ``norm_exchange``, in training mode; ``synchronize_statistics`` sets it. Deep
             copies keep it; pickling drops it.
+        backend: as in ``norm_exchange``; it takes precedence over ``use_backend``.
         device: device of the parameters and statistics.
         dtype: dtype of the network; with a half type the parameters and statistics are float32.
 
@@ -73,6 +75,7 @@ class ExchangeNorm(_NormBase):
 
     norm: ClassVar[str]
     tracks_by_default: ClassVar[bool]
+    backend: str | None = None  # of layers that were pickled before they had one
     replaced_mask: Tensor | None
     lender: Tensor | None
     running_mean: Tensor | None
@@ -96,6 +99,7 @@ class ExchangeNorm(_NormBase):
         affine: bool = True,
         track_running_stats: bool | None = None,
         process_group: dist.ProcessGroup | None = None,
+        backend: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -109,6 +113,7 @@ class ExchangeNorm(_NormBase):
         if momentum is not None:
             check_number("momentum", momentum)
         check_process_group(process_group, self.norm)
+        dispatch.check_name(backend, dispatch.BACKENDS["norm_exchange"])
         # Without tables, which torch's would be [C].
         super().__init__(num_features, eps, momentum, affine=False, track_running_stats=False)
         self.num_modalities = num_modalities
@@ -118,6 +123,7 @@ class ExchangeNorm(_NormBase):
         self.activation = activation
         self.negative_slope = negative_slope
         self.process_group = process_group
+        self.backend = backend
         self.affine = affine
         if track_running_stats is None:
             track_running_stats = self.tracks_by_default
@@ -218,6 +224,7 @@ class ExchangeNorm(_NormBase):
             activation=self.activation,
             negative_slope=self.negative_slope,
             process_group=process_group,
+            backend=self.backend,
         )
         # Synchronized processes count the same batches, even one whose own batch is empty.
         updates = training and tracks and (x.numel() > 0 or process_group is not None)

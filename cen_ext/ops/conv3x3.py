@@ -44,7 +44,8 @@ def conv3x3(
         bias: ``[K]`` or None.
         dilation: the distance between taps, in pixels.
         backend: ``"cpu"``, for float32 in channels_last with C and K multiples of 32, without autocast, on
-            processors with AVX2; ``"reference"``, PyTorch's own, for any call; None for the faster one.
+            processors with AVX2; ``"reference"``, PyTorch's own, for any call; None for the faster one, or
+            PyTorch's within ``use_backend("reference")``.
 
     Returns:
         ``[N, K, H, W]``.
@@ -55,9 +56,12 @@ def conv3x3(
         RuntimeError: the requested backend cannot run this call.
     """
     _check(x, weight, bias, dilation)
-    if backend is None and not _pays(x, dilation):
+    if backend is None and (dispatch.named_backend() == "reference" or not _pays(x, dilation)):
         backend = "reference"
-    run: Any = dispatch.choose("conv3x3", backend, x, weight, bias).run
+    if backend is None:
+        run: Any = dispatch.best("conv3x3", x, weight, bias).run
+    else:
+        run = dispatch.choose("conv3x3", backend, x, weight, bias).run
     y: Tensor = run(x, weight, bias, dilation)
     return y
 
@@ -72,13 +76,26 @@ class Conv3x3(nn.Conv2d):
         out_channels: K.
         dilation: the distance between taps, in pixels.
         bias: whether to add a bias.
+        backend: as for ``conv3x3``.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, dilation: int = 1, bias: bool = True) -> None:
+    backend: str | None = None  # of layers that were pickled before they had one
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        dilation: int = 1,
+        bias: bool = True,
+        *,
+        backend: str | None = None,
+    ) -> None:
+        dispatch.check_name(backend, dispatch.BACKENDS["conv3x3"])
         super().__init__(in_channels, out_channels, 3, padding=dilation, dilation=dilation, bias=bias)
+        self.backend = backend
 
     def forward(self, x: Tensor) -> Tensor:
-        return conv3x3(x, self.weight, self.bias, self.dilation[0])
+        return conv3x3(x, self.weight, self.bias, self.dilation[0], backend=self.backend)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> None:

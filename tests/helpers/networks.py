@@ -11,7 +11,6 @@ from torch import nn
 
 import cen_ext
 from cen_ext import ExchangeBatchNorm2d, ExchangeInstanceNorm2d
-from cen_ext.ops import dispatch
 
 
 def randomise_norms(net: nn.Module, small_scales: float = 0.3) -> None:
@@ -33,11 +32,5 @@ def only_backend(name: str) -> Iterator[None]:
     state = cen_ext.available_backends()[name]
     if state != "ok":
         pytest.skip(f"backend {name}: {state}")
-    choose = dispatch.choose
-
-    def forced(op: str, asked: str | None, *call: object) -> dispatch.Backend:
-        return choose(op, name if op == "norm_exchange" else asked, *call)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dispatch, "choose", forced)
+    with cen_ext.use_backend(name):
         yield

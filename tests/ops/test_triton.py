@@ -168,7 +168,7 @@ def assert_same_bits(a: Results, b: Results) -> None:
 @not_interpreted
 def test_refuses_what_it_cannot_run():
     x = torch.randn(2, 3, 4)
-    reason = "x is on cpu"
+    reason = "x is not on a GPU"
     assert dispatch.why_not_triton(x) == reason
     table = torch.ones(2, 3)
     with pytest.raises(RuntimeError, match=f"backend 'triton' cannot run this call: {reason}"):

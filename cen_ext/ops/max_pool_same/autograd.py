@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from cen_ext.ops.dispatch import REMEDY
+
 
 def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, Tensor]) -> None:
     """Save the winners and the window size for the backward pass."""
@@ -27,6 +29,4 @@ def gradient(backward: Callable[..., Tensor]) -> Callable[..., tuple[Tensor | No
 
 def refuse_second_gradient(ctx: Any, *_: Tensor) -> None:
     """Raise RuntimeError; registered as the autograd formula of the backward op."""
-    raise RuntimeError(
-        "max_pool_same cannot be differentiated twice by the compiled backends; use backend='reference'"
-    )
+    raise RuntimeError(f"max_pool_same cannot be differentiated twice by the compiled backends; use {REMEDY}")

@@ -36,7 +36,8 @@ def max_pool_same(x: Tensor, size: int, *, backend: str | None = None) -> Tensor
     Args:
         x: ``[N, C, H, W]``, float16, bfloat16, float32 or float64.
         size: the window size in pixels: odd, from 1 to 15.
-        backend: ``"triton"``, ``"cpu"`` or ``"reference"``, or None for the best that can run.
+        backend: ``"triton"``, ``"cpu"`` or ``"reference"``; None for that of ``use_backend``, or else the
+            best that can run.
 
     Returns:
         A tensor of x's shape, dtype and memory format. Only the reference can be differentiated twice.

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cen_ext.ops.dispatch import REMEDY
 from cen_ext.ops.norm_exchange.options import Options
 
 
@@ -63,6 +64,4 @@ def gradient(norm_exchange_backward: Callable[..., Any]) -> Callable[..., tuple[
 
 def refuse_second_gradient(ctx: Any, *_: Tensor) -> None:
     """Raise RuntimeError; registered as the autograd formula of the backward op."""
-    raise RuntimeError(
-        "norm_exchange cannot be differentiated twice by the compiled backends; use backend='reference'"
-    )
+    raise RuntimeError(f"norm_exchange cannot be differentiated twice by the compiled backends; use {REMEDY}")

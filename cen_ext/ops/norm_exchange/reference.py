@@ -76,7 +76,10 @@ def memory_format(x: Tensor) -> torch.memory_format:
     """Memory format of outputs: channels_last if x has it, else contiguous."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     wanted = formats.get(x.dim(), torch.contiguous_format)
-    if not x.is_contiguous() and x.is_contiguous(memory_format=wanted):
+    # torch.func.vmap knows no format but contiguous.
+    if x.is_contiguous() or torch._C._are_functorch_transforms_active():
+        return torch.contiguous_format
+    if x.is_contiguous(memory_format=wanted):
         return wanted
     return torch.contiguous_format
 

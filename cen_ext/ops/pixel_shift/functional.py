@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from cen_ext.ops import dispatch
 from cen_ext.ops.dispatch import Backend, why_not_cpu, why_not_cuda, why_not_reference, why_not_triton
@@ -45,7 +46,8 @@ def pixel_shift(
         num_modalities: M >= 1.
         base: as x, what the shifted channels are added to; None for zeros.
         groups: into how many the channels are divided, at least 4; 5 in AsymFusion.
-        backend: ``"cuda"``, ``"triton"``, ``"cpu"`` or ``"reference"``, or None for the best that can run.
+        backend: ``"cuda"``, ``"triton"``, ``"cpu"`` or ``"reference"``; None for that of ``use_backend``, or
+            else the best that can run.
 
     Returns:
         A tensor of x's shape, dtype and memory format.
@@ -93,16 +95,16 @@ def _check(x: Tensor, num_modalities: int, base: Tensor | None, groups: int) -> 
 def run_reference(x: Tensor, base: Tensor | None, num_modalities: int, group: int, adjoint: bool) -> Tensor:
     """Run the definition in plain PyTorch."""
     source = split_rows(x, num_modalities).roll(1 if adjoint else -1, 0).flatten(0, 1)
-    y = torch.zeros_like(x) if base is None else base.clone()
+    moved, rest = F.pad(source[:, : 4 * group], (1, 1, 1, 1)), source[:, 4 * group :]
     height, width = x.shape[2:]
-    for k, (rows, columns) in enumerate(DIRECTIONS):
-        if adjoint:
-            rows, columns = -rows, -columns
-        channels = slice(k * group, (k + 1) * group)
-        to = y[:, channels, max(-rows, 0) : height - max(rows, 0), max(-columns, 0) : width - max(columns, 0)]
-        to += source[
-            :, channels, max(rows, 0) : height + min(rows, 0), max(columns, 0) : width + min(columns, 0)
-        ]
+    sign = -1 if adjoint else 1
+    shifted = [
+        part[:, :, 1 + sign * rows :, 1 + sign * columns :][:, :, :height, :width]
+        for part, (rows, columns) in zip(moved.tensor_split(4, 1), DIRECTIONS, strict=True)
+    ]
+    # Not added in place, which vmap refuses where it maps x alone.
+    y = torch.cat([*shifted, torch.zeros_like(rest)], 1)
+    y = y if base is None else base + y
     return y.contiguous(memory_format=memory_format(x))
 
 
