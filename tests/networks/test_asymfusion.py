@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,10 +17,17 @@ from models.networks.encoders.resnet import Bottleneck, ExchangeResNet
 from models.networks.systems.blocks import SLOPE
 from tests.helpers import paths
 from tests.helpers.fusion_contract import check_fusion
-from tests.helpers.golden_numbers import assert_matches
 from tests.helpers.networks import randomise_norms
 from tests.helpers.small_xception import SmallXception
-from tests.networks.test_released import MODES, OUTPUTS, Run, golden_run
+from tests.networks.test_released import (
+    MODES,
+    OUTPUTS,
+    Run,
+    check_every_logit,
+    check_logits,
+    check_loss_and_gradients,
+    golden_run,
+)
 
 GOLDEN = json.loads((paths.GOLDEN / "asymfusion50.json").read_text())
 
@@ -33,24 +39,17 @@ def run() -> Run:
 
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_eval_logits(run: Run, output: str) -> None:
-    """As test_released.py compares CEN's."""
-    assert_matches(run.logits[torch.float32][output], GOLDEN["logits"][output], 1e-5, common=2.0**-23)
-    assert_matches(run.logits[torch.float64][output].float(), GOLDEN["logits"][output], 2e-7)
+    check_logits(run, GOLDEN, output)
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_eval_logits_element_by_element(run: Run, output: str, shared: Path) -> None:
-    golden = torch.from_numpy(np.load(shared / "golden" / "asymfusion50.npz")[f"eval_{output}"])
-    single, double = (run.logits[dtype][output] for dtype in (torch.float32, torch.float64))
-    assert (single - golden).abs().max() <= 1e-5 * golden.abs().max()
-    torch.testing.assert_close(double.float(), golden, rtol=2.0**-23, atol=0)
+    check_every_logit(run, shared / "golden" / "asymfusion50.npz", output)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_loss_and_gradients(run: Run, mode: str) -> None:
-    assert run.loss[mode] == pytest.approx(GOLDEN["loss"][mode], rel=1e-10)
-    for name, golden in GOLDEN["grads"][mode].items():
-        assert_matches(run.gradients[mode][name], golden, 1e-6)
+    check_loss_and_gradients(run, GOLDEN, mode)
 
 
 def shifted(a: Tensor) -> Tensor:
