@@ -13,7 +13,7 @@ import cen_ext
 from cen_ext.functional import DTYPES
 from cen_ext.ops.activation import NAMES
 from cen_ext.ops.norm_exchange.reference import Options
-from tests.helpers.cases import SMALL, Shape, make_inputs
+from tests.helpers.cases import SMALL, Shape, make_inputs, make_route
 from tests.helpers.covered import NORMS
 from tests.helpers.tolerance import Call, Results, assert_within, bounds, run_definition, without_kinks
 
@@ -117,6 +117,18 @@ def test_given_statistics(shape, dtype, channels_last, norm):
         shape, dtype, channels_last, given=True, threshold=THRESHOLD, norm=norm, region="all"
     )
     check(call, dy, "auto")
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "shape", [Shape(3, 2, 7, (4, 4)), Shape(2, 3, 64, (63, 61)), Shape(3, 2, 72, (40, 40))], ids=str
+)
+def test_routes(shape, dtype, channels_last, norm, plan):
+    call, dy = make_call(shape, dtype, channels_last, residual=True, norm=norm, activation="relu")
+    check(call._replace(route=make_route(shape)), dy, plan)
 
 
 @pytest.mark.parametrize("activation", NAMES)

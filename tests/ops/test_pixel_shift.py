@@ -15,7 +15,7 @@ import cen_ext
 from cen_ext.functional import DTYPES
 from cen_ext.ops import dispatch
 from cen_ext.ops.norm_exchange.reference import memory_format
-from cen_ext.ops.pixel_shift.functional import pixel_shift
+from cen_ext.ops.pixel_shift.functional import pixel_shift, run_reference
 from tests.ops.test_contract import layouts
 
 NAMES = [name for name, one in dispatch.BACKENDS["pixel_shift"].items() if one.why_not() is None]
@@ -75,6 +75,22 @@ def test_large(backend, channels_last):
     layout = torch.channels_last if channels_last else torch.contiguous_format
     x, base = (t.contiguous(memory_format=layout) for t in torch.randn(2, 4, 64, 125, 131))
     assert torch.equal(pixel_shift(x, 2, base=base, backend=backend), by_pads(x, 2, base))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_on_a_gpu(backend, channels_last, dtype):
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x, base, dy = (t.to(dtype).contiguous(memory_format=layout) for t in torch.randn(3, 6, 21, 33, 35))
+    leaves = [t.to("cuda").requires_grad_() for t in (x, base)]
+    y = pixel_shift(leaves[0], 3, base=leaves[1], backend=backend)
+    assert torch.equal(y.cpu(), by_pads(x, 3, base))
+    dx, dbase = torch.autograd.grad(y, leaves, dy.to("cuda"))
+    assert torch.equal(dx.cpu(), run_reference(dy, None, 3, 21 // 5, adjoint=True))
+    assert torch.equal(dbase.cpu(), dy)
 
 
 @every_backend
