@@ -50,7 +50,7 @@ def steps(args: argparse.Namespace) -> dict[str, Step]:
         made[name] = training_step(net, images.contiguous(memory_format=torch.channels_last))
     for layout, suffix in ((torch.contiguous_format, ""), (torch.channels_last, ", channels_last")):
         for eager, fusion in ((Encoder("resnet50", 2, 0.0, "own"), ""), (AsymEncoder("resnet50"), FUSED)):
-            eager.load_state_dict(split_state(state))
+            eager.load_state_dict(split_state(state, eager))
             eager.train()
             for module in eager.modules():
                 if frozen and isinstance(module, nn.BatchNorm2d):

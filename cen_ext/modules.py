@@ -20,6 +20,7 @@ from cen_ext.ops.norm_exchange import reference
 from cen_ext.ops.norm_exchange.options import Options
 from cen_ext.ops.norm_exchange.reference import statistics_dtype
 from cen_ext.ops.norm_exchange.sync import check_process_group, default_group
+from cen_ext.tables import PrivateTables, stacked
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -35,13 +36,16 @@ _REBUILDING = (
 )
 
 
-class ExchangeNorm(_NormBase):
+class ExchangeNorm(PrivateTables, _NormBase):
     """Base of ``ExchangeBatchNorm2d`` and ``ExchangeInstanceNorm2d``: all but the kind of norm.
 
     Takes the stacked ``[M*N, C, *spatial]`` that a convolution shared between the modalities returns.
-    State names are those of torch's layer with a leading modality axis: a ``[C]`` entry of a single-modality
-    checkpoint loads into every modality. Parameters and statistics stay float32 when the network is converted
-    to half precision (``half()``, ``bfloat16()``, ``to(dtype)``), as the operator requires.
+    State names are those of torch's layer. ``parameters()`` and the state have the scales and shifts of all
+    modalities one-dimensional, ``[M*C]``, so that nothing takes them for matrices; ``weight`` and ``bias``
+    are tables ``[M, C]`` that write through (``cen_ext.tables.Table``); running statistics are ``[M, C]``.
+    State of either shape loads, and a ``[C]`` entry of a single-modality checkpoint into every modality.
+    Parameters and statistics stay float32 when the network is converted to half precision (``half()``,
+    ``bfloat16()``, ``to(dtype)``), as the operator requires.
 
     The layers are torch's norms to all that looks for these by class: ``torch.optim.swa_utils.update_bn``,
     ``torch.func.replace_all_batch_norm_modules_``, loops that freeze norms or exempt them from weight decay.
@@ -138,8 +142,8 @@ class ExchangeNorm(_NormBase):
                 name, None if table is None else table.to(ones.device, copy=True), persistent=False
             )
         if affine:
-            self.weight = nn.Parameter(ones)
-            self.bias = nn.Parameter(torch.zeros_like(ones))
+            self.weight = nn.Parameter(ones.flatten())
+            self.bias = nn.Parameter(torch.zeros_like(ones).flatten())
         else:
             self._check_has_scales()
         if track_running_stats:
@@ -173,24 +177,31 @@ class ExchangeNorm(_NormBase):
         """Whether this layer can replace channels: M > 1, and a positive threshold or a mask."""
         return self.num_modalities > 1 and (self.threshold > 0 or self.replaced_mask is not None)
 
+    def table_shape(self) -> tuple[int, int]:
+        """``(M, C)``."""
+        return self.num_modalities, self.num_features
+
     def replaced(self) -> Tensor:
         """Mask ``[M, C]`` of the channels that the next forward pass replaces."""
         if self.replaced_mask is not None:
             return self.replaced_mask & (self.num_modalities > 1)
-        if self.weight is None:
+        weight = self.whole_table("weight")
+        if weight is None:
             self._check_has_scales()
             return torch.zeros(self.num_modalities, self.num_features, dtype=torch.bool)
-        return replaced_channels(self.weight, self.threshold, self.region, self.criterion)
+        return replaced_channels(weight, self.threshold, self.region, self.criterion)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Apply ``norm_exchange`` to ``[M*N, C, *spatial]``; the residual is added before the activation."""
-        weight, bias = self.weight, self.bias
-        if weight is None:  # affine=False
+        weight, bias = self.table("weight"), self.table("bias")
+        if weight is None or bias is None:  # affine=False
             self._check_has_scales()
             like = x if isinstance(x, Tensor) else torch.empty(())  # the operator refuses all else
             shape = (self.num_modalities, self.num_features)
             weight = like.new_ones(shape, dtype=statistics_dtype(like.dtype))
             bias = torch.zeros_like(weight)
+        elif (dtype := statistics_dtype(weight.dtype)) != weight.dtype:  # FSDP's policies bypass _apply
+            weight, bias = weight.to(dtype), bias.to(dtype)
         return self.normalize(x, weight, bias, residual)
 
     def normalize(self, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -258,13 +269,13 @@ class ExchangeNorm(_NormBase):
                 setattr(self, name, table.to(placed.device, copy=True))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        shape = self.table_shape()
         for name in ("weight", "bias", "running_mean", "running_var"):
             value = state_dict.get(prefix + name)
             if value is not None:
                 value = value.to(statistics_dtype(value.dtype))
-                state_dict[prefix + name] = (
-                    value.repeat(self.num_modalities, 1) if value.dim() == 1 else value
-                )
+                state_dict[prefix + name] = stacked(value, shape) if name.startswith("running") else value
+        self.flatten_tables(state_dict, prefix)
         # Not instance norm's, which refuses running statistics that it does not track even if not strict.
         _NormBase._load_from_state_dict(self, state_dict, prefix, *args)
         self._place_route()  # the parameters may have been replaced by tensors elsewhere
@@ -277,6 +288,9 @@ class ExchangeNorm(_NormBase):
         self.__dict__.setdefault("_route", {})  # layers pickled by versions without routes
         for name in ("replaced_mask", "lender"):
             self._buffers.setdefault(name, None)
+        for parameter in self._parameters.values():
+            if parameter is not None:
+                parameter.data = parameter.data.flatten()  # [M, C] in layers that were pickled with such
         # Layers that were pickled before they were torch's norms lack these.
         self.__dict__.setdefault("affine", True)
         self.__dict__.setdefault("track_running_stats", self.running_mean is not None)
@@ -351,13 +365,18 @@ def sparsity_penalty(module: nn.Module) -> Tensor:
     Returns:
         A 0-d differentiable tensor; 0 if no layer exchanges.
     """
-    # Masked rather than indexed, because data-dependent shapes would synchronize host and device.
     penalties = [
-        (layer.weight.abs() * reference.own_region(layer.weight)).sum()
-        for layer in exchanging_layers(module).values()
-        if layer.replaced_mask is None
+        _own_scales(layer) for layer in exchanging_layers(module).values() if layer.replaced_mask is None
     ]
     return torch.stack(penalties).sum() if penalties else torch.zeros(())
+
+
+def _own_scales(layer: ExchangeNorm) -> Tensor:
+    """Sum of |γ| over the own-region channels."""
+    weight = layer.whole_table("weight")
+    assert weight is not None  # a layer with a threshold has scales
+    # Masked rather than indexed, because data-dependent shapes would synchronize host and device.
+    return (weight.abs() * reference.own_region(weight)).sum()
 
 
 def synchronize_statistics(module: Module, process_group: dist.ProcessGroup | None = None) -> Module:

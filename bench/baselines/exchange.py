@@ -71,18 +71,24 @@ def eager_penalty(net: nn.Module) -> Tensor | float:
     return penalty
 
 
-def split_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert the state dict of a network of ours to that of its eager twin."""
-    split = {}
-    for key, value in state.items():
-        module, _, leaf = key.rpartition(".")
-        norm = state.get(f"{module}.weight", value)  # a norm's entries are [M, C], but for its counter
-        if norm.dim() != 2:
-            split[key] = value
-            continue
-        for m in range(len(norm)):
-            split[f"{module}.{m}.{leaf}"] = value[m] if value.dim() == 2 else value
-    return split
+def split_state(state: Mapping[str, Tensor], usual: nn.Module) -> dict[str, Tensor]:
+    """Convert the state dict of a network of ours to that of ``usual``, its eager twin."""
+    shared = {key: state[key] for key in usual.state_dict() if key in state}
+    private: dict[str, list[str]] = defaultdict(list)  # by our key, those of the modalities in their order
+    for key in usual.state_dict():
+        if key not in shared:
+            private[_stacked_key(key)].append(key)
+    return shared | {
+        key: state[stacked].view(len(keys), -1)[m] if state[stacked].dim() else state[stacked]  # a counter
+        for stacked, keys in private.items()
+        for m, key in enumerate(keys)
+    }
+
+
+def _stacked_key(key: str) -> str:
+    """Our name for an entry of a modality's norm, ``bn1.0.weight``."""
+    *module, _, leaf = key.split(".")
+    return ".".join([*module, leaf])
 
 
 def stacked_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -96,5 +102,6 @@ def stacked_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             stacked[key] = value
     for key, values in private.items():
-        stacked[key] = torch.stack(values) if values[0].dim() == 1 else values[0]
+        together = torch.stack if ".running_" in key else torch.cat  # scales and shifts are [M*C]
+        stacked[key] = together(values) if values[0].dim() else values[0]
     return stacked

@@ -59,7 +59,7 @@ class Eager:
             width=model.width,
             frozen_statistics=model.frozen_statistics,
         )
-        net.load_state_dict(split_state(state))
+        net.load_state_dict(split_state(state, net))
         self.net = net.to(device, memory_format=config.layout).train()
         self.run = compiled(net) if config.compile else net
         self.recipe, self.config = recipe, config

@@ -54,7 +54,7 @@ class Eager:
         self.discriminator = EagerPatchGAN()
         nets = {"generator": self.generator, "discriminator": self.discriminator}
         for name, net in nets.items():
-            net.load_state_dict(split_state(state[name]))
+            net.load_state_dict(split_state(state[name], net))
             net.to(device, memory_format=config.layout).train()
         self.generate, self.discriminate = (compiled(net) if config.compile else net for net in nets.values())
         self.optimizers = {

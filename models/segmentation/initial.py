@@ -9,7 +9,7 @@ from typing import Any
 
 from models.data import IMAGENET_STD, differing_inputs, input_from_plain
 from models.networks.encoders import load_imagenet
-from models.networks.encoders.weights import misfits, some
+from models.networks.encoders.weights import misfits_of, some
 from models.networks.segmentor import SegmentationNetwork
 from models.segmentation.load import differing_names
 from models.segmentation.settings import ModelSettings
@@ -88,7 +88,7 @@ def _start_from(net: SegmentationNetwork, path: Path, here: Mapping[str, Any]) -
         if _CLASSIFIER.search(key) and key in state and state[key].shape != value.shape
     }
     state = {**state, **kept}
-    if problems := misfits({key: value.shape for key, value in own.items()}, state):
+    if problems := misfits_of(net, state):
         raise UsageError(f"model.start: {path} does not fit these settings: {problems}")
     net.load_state_dict(state)
     notes = [f"starts from {path}, of the recipe {contents['recipe']}"]

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import cen_ext
 from models.data.inputs import differing_inputs, input_from_plain, once_color, upgrade
-from models.networks.encoders.weights import misfits
+from models.networks.encoders.weights import misfits_of
 from models.networks.messages import first_line
 from models.networks.segmentor import rename_old_keys
 from models.training import config, registry
@@ -174,7 +174,7 @@ def fill(net: nn.Module, path: Path, contents: dict[str, Any]) -> None:
         UsageError: they do not fit, because settings were changed.
     """
     state = weights(contents)
-    if problems := misfits({key: value.shape for key, value in net.state_dict().items()}, state):
+    if problems := misfits_of(net, state):
         raise UsageError(f"{path} does not fit these settings: {problems}")
     net.load_state_dict(state)
 

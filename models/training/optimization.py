@@ -100,5 +100,20 @@ class Optimization:
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(_flattened(state["optimizer"], self.optimizer))
         self.scaler.load_state_dict(state["scaler"])
+
+
+def _flattened(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimizer's state with moments ``[M*C]``, as the scales now are, where old files have ``[M, C]``."""
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = dict(saved["state"])
+    for number, parameter in zip(numbers, parameters, strict=False):  # the optimizer checks the numbers
+        state[number] = {
+            name: value.reshape(-1)
+            if isinstance(value, Tensor) and value.dim() == 2 and parameter.dim() == 1
+            else value
+            for name, value in state.get(number, {}).items()
+        }
+    return {**saved, "state": {number: moments for number, moments in state.items() if moments}}

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from models.data import differing_inputs, input_from_plain
-from models.networks.encoders.weights import misfits
+from models.networks.encoders.weights import misfits_of
 from models.training import checkpoint
 from models.training.errors import UsageError, existing
 from models.translation.step import GANTrainer
@@ -51,6 +51,6 @@ def load_start(nets: GANTrainer, path: Path, here: Mapping[str, Any]) -> list[st
 
 
 def _load(net: nn.Module, path: Path, state: Mapping[str, Tensor]) -> None:
-    if problems := misfits({key: value.shape for key, value in net.state_dict().items()}, state):
+    if problems := misfits_of(net, state):
         raise UsageError(f"model.start: {path} does not fit these settings: {problems}")
     net.load_state_dict(state)

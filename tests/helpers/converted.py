@@ -55,10 +55,11 @@ def assert_equals_copies(net: nn.Module, parts: Sequence[Tensor]) -> None:
             continue
         private = value.shape != states[0][key].shape
         each = torch.stack([state[key] for state in states])
-        torch.testing.assert_close(value, each if private else each[0])
+        # Scales and shifts of all modalities are one-dimensional.
+        torch.testing.assert_close(value, each.view_as(value) if private else each[0])
         if isinstance(value, nn.Parameter):
             each = torch.stack([state[key].grad for state in states])
-            torch.testing.assert_close(value.grad, each if private else each.sum(0))
+            torch.testing.assert_close(value.grad, each.view_as(value) if private else each.sum(0))
 
 
 def exchange_by_hand(net: nn.Module, ours: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
@@ -100,9 +101,9 @@ def assert_equals_exchange_by_hand(net: nn.Module, ours: nn.Module, x: Tensor) -
     expected_y, expected_dx, _ = run(by_hand, x, dy)
     torch.testing.assert_close(y, expected_y)
     torch.testing.assert_close(dx, expected_dx)
-    parameters = dict(ours.named_parameters())
     for key, scale in scales.items():
-        torch.testing.assert_close(parameters[f"{key}.weight"].grad, scale.grad)
+        torch.testing.assert_close(ours.get_submodule(key).weight.grad, scale.grad)
+    parameters = dict(ours.named_parameters())
     for key, parameter in by_hand.named_parameters():
         if parameter.grad is not None:  # those of the norms have none: the hooks put others in their place
             torch.testing.assert_close(parameters[key].grad, parameter.grad)

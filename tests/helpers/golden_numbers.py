@@ -15,7 +15,10 @@ def released_form(names: dict[str, list[str]], state: dict[str, Tensor]) -> dict
     """Entries of our network (weights or gradients) by their released names."""
     released = {}
     for key, value in state.items():
-        entries = value.unbind(0) if value.dim() == 2 else [value] * len(names[key])
+        rows = len(names[key])
+        entries = [value] * rows
+        if value.dim() == 2 or (rows > 1 and value.dim() == 1):  # statistics, or scales and shifts
+            entries = list(value.view(rows, -1))
         released.update(zip(names[key], entries, strict=True))
     return released
 

@@ -326,12 +326,12 @@ def test_a_mix_of_the_channels_below_the_threshold_is_the_operators_exchange() -
     discard = mixed_norm(Discard(threshold=0.5), 3)
     x = torch.randn(6, C, 3, 4, dtype=torch.float64)
     y = exchange(x)
-    (dx,) = torch.autograd.grad(y.square().sum(), [exchange.weight])
+    (dx,) = torch.autograd.grad(y.square().sum(), next(exchange.parameters()))
     for layer in (mix, discard):
         layer.load_state_dict(exchange.state_dict(), strict=False)
         assert torch.equal(layer.replaced(), exchange.replaced())
     torch.testing.assert_close(mix(x), y)
-    (found,) = torch.autograd.grad(mix(x).square().sum(), [mix.weight])
+    (found,) = torch.autograd.grad(mix(x).square().sum(), next(mix.parameters()))
     torch.testing.assert_close(found, dx)
     kept = ~exchange.replaced()[:, None, :, None, None]
     torch.testing.assert_close(discard(x), (y.unflatten(0, (3, 2)) * kept).flatten(0, 1))

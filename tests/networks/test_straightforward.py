@@ -37,7 +37,7 @@ def pair(
     randomise_norms(net)
     torch.nn.init.normal_(net.alpha)
     usual = EAGER_NETWORKS[network](encoder, 5, num_modalities, **options).double()
-    usual.load_state_dict(split_state(net.state_dict()))
+    usual.load_state_dict(split_state(net.state_dict(), usual))
     return net, usual
 
 

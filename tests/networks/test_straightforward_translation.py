@@ -47,7 +47,7 @@ def test_unet(num_modalities: int, region: str, threshold: float, decoder_norms:
     randomise_norms(net)
     nn.init.normal_(net.alpha)
     usual = EagerUNet(num_modalities, decoder_norms=decoder_norms, **options).double()
-    usual.load_state_dict(split_state(net.state_dict()))
+    usual.load_state_dict(split_state(net.state_dict(), usual))
     net.train(training)
     usual.train(training)
     xs = [randn(2, 3, 32, 64) for _ in range(num_modalities)]
@@ -75,7 +75,7 @@ def test_patchgan() -> None:
     net = models.patchgan(base_width=6).double()
     randomise_norms(net)
     usual = EagerPatchGAN(base_width=6).double()
-    usual.load_state_dict(split_state(net.state_dict()))
+    usual.load_state_dict(split_state(net.state_dict(), usual))
     inputs, images = [randn(2, 3, 40, 32) for _ in range(3)], [randn(2, 3, 40, 32) for _ in range(3)]
     (found,) = discriminate(net, torch.cat(inputs), torch.stack(images))
     expected = torch.stack(usual(inputs, images))

@@ -144,7 +144,7 @@ def test_weights_load_from_a_file_into_every_modality(tmp_path: Path) -> None:
     assert load_imagenet(encoder, tmp_path / "x.pth", bgr=True) == ([], [])
     own = encoder.state_dict()
     assert torch.equal(own["stem_convs.0.conv.weight"], state["stem.0.conv.weight"].flip(1))
-    assert torch.equal(own["blocks.3.shortcut.bn.weight"], state["blocks.3.shortcut.bn.weight"].expand(3, -1))
+    assert torch.equal(own["blocks.3.shortcut.bn.weight"], state["blocks.3.shortcut.bn.weight"].repeat(3))
     assert input_normalization("small_xception") == ((0.5,) * 3, (0.5,) * 3)
     assert input_normalization("resnet18") is None
     torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "other.pth")

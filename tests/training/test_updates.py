@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import subprocess
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cen_ext import ExchangeBatchNorm2d
 from models.segmentation.settings import OptimSettings, SegmentationStage
 from models.segmentation.step import make_optimizer
 from models.training import run_folder
@@ -209,3 +212,27 @@ def test_fused_optimisers_where_they_serve() -> None:
     net.to(memory_format=torch.channels_last)
     assert not fused(net, "fp32")  # copied back and forth on a CPU
     assert fused(net, "fp16")
+
+
+@pytest.mark.parametrize("make", [partial(torch.optim.SGD, momentum=0.9), torch.optim.AdamW])
+def test_moments_of_files_that_have_tables_of_scales(make: Callable[..., torch.optim.Optimizer]) -> None:
+    original = nn.Sequential(nn.Conv2d(2, 3, 3), ExchangeBatchNorm2d(3, 2, threshold=0.1))
+    images, runs = torch.randn(4, 2, 5, 5), []
+    for tables in (False, True):
+        net = copy.deepcopy(original)
+        optimizer = make(net.parameters(), 0.1)
+        updates = Optimization(optimizer, UpdateSettings(), 0, 2, loss_scaler("fp32", CPU))
+        for step in range(2):
+            optimizer.zero_grad()
+            net(images).cos().sum().backward()
+            updates.step(step)
+            state = copy.deepcopy(updates.state_dict())
+            for number in (2, 3):  # the norm's scale and shift
+                moments = state["optimizer"]["state"][number]
+                moments |= {
+                    name: value.view(2, 3) for name, value in moments.items() if tables and name != "step"
+                }
+            updates.load_state_dict(state)
+        runs.append(list(net.parameters()))
+    for flat, table in zip(*runs, strict=True):
+        assert torch.equal(flat, table)

@@ -80,7 +80,7 @@ class Usual:
         self.generator = EagerUNet(len(DOMAINS), decoder_norms=model.decoder_norms, **options)
         self.discriminator = EagerPatchGAN(base_width=model.discriminator_width)
         for usual, ours in zip(self.nets(), (task.nets.generator, task.nets.discriminator), strict=True):
-            usual.double().load_state_dict(split_state(ours.state_dict()))
+            usual.double().load_state_dict(split_state(ours.state_dict(), usual))
         self.optimizers = [
             torch.optim.Adam(net.parameters(), 5e-4, betas=(0.5, 0.999)) for net in self.nets()
         ]

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from cen_ext.tables import table_shapes
 from models.networks.encoders.base import Encoder
 from models.networks.messages import first_line
 from models.networks.private import PrivateConv2d
@@ -83,7 +84,7 @@ def load_imagenet(
 
 def _single_modality_shapes(encoder: Encoder) -> dict[str, torch.Size]:
     """The shapes that private entries, norms' and convolutions', have in a network of a single modality."""
-    shapes = {key: value.shape[1:] for key, value in encoder.state_dict().items() if value.dim() == 2}
+    shapes = {key: torch.Size(shape[1:]) for key, shape in table_shapes(encoder).items()}
     for name, module in encoder.named_modules():
         if isinstance(module, PrivateConv2d):
             shapes[f"{name}.weight"] = module.weight[: module.out_channels].shape
@@ -124,6 +125,16 @@ def misfits(shapes: Mapping[str, Sequence[int]], state: Mapping[str, Tensor]) ->
         ],
     }
     return "; ".join(f"{what}: {some(entries)}" for what, entries in problems.items() if entries)
+
+
+def misfits_of(net: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """``misfits`` of a state dict of this project with a network, whose norms also load tables ``[M, C]``."""
+    own, tables = net.state_dict(), table_shapes(net)
+    flat = {
+        key: value.flatten() if key in tables and value.shape == tables[key] != own[key].shape else value
+        for key, value in state.items()
+    }
+    return misfits({key: value.shape for key, value in own.items()}, flat)
 
 
 def some(names: Iterable[str], most: int = 6) -> str:

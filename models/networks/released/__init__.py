@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from cen_ext.tables import table_shapes
 from models.networks.encoders.weights import misfits, read_state_dict
 from models.networks.released import segmentation, translation
 from models.networks.segmentor import SegmentationNetwork
@@ -46,14 +47,12 @@ def load_released(net: Network, path_or_state_dict: str | Path | Mapping[str, An
     else:
         raise ValueError(f"net must be a RefineNet, a UNet or a PatchGAN, got a {type(net).__name__}")
     state = read_state_dict(path_or_state_dict)
-    own = net.state_dict()
-    _check_fit(own, names, {name: value for name, value in state.items() if name not in unused})
+    own, private = net.state_dict(), table_shapes(net)
+    _check_fit(own, private, names, {name: value for name, value in state.items() if name not in unused})
     net.load_state_dict(
         {
-            key: torch.stack([state[name] for name in names[key]])
-            if value.dim() == 2
-            else state[names[key][0]]
-            for key, value in own.items()
+            key: torch.stack([state[name] for name in names[key]]) if key in private else state[names[key][0]]
+            for key in own
         }
     )
     return net
@@ -61,14 +60,13 @@ def load_released(net: Network, path_or_state_dict: str | Path | Mapping[str, An
 
 def _check_fit(
     own: Mapping[str, Tensor],  # the network's entries
+    private: Mapping[str, Sequence[int]],  # those that have a row for each modality, [M, C]
     names: Mapping[str, list[str]],  # their names in state
     state: Mapping[str, Tensor],
 ) -> None:
     """Raise ValueError unless state has those names, no others, in the shapes that the network asks for."""
     shapes = {  # a norm's entry [M, C] is M entries [C]
-        name: own[key].shape[1:] if own[key].dim() == 2 else own[key].shape
-        for key in own
-        for name in names[key]
+        name: private[key][1:] if key in private else own[key].shape for key in own for name in names[key]
     }
     if problems := misfits(shapes, state):
         num_modalities = max(map(len, names.values()))
