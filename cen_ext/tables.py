@@ -100,7 +100,7 @@ def _attribute(name: str, doc: str) -> Any:
             return stored
         if type(stored) is nn.Parameter and not torch.compiler.is_compiling():
             return Table.of(stored, self.table_shape())
-        return stored.reshape(self.table_shape())
+        return stored.view(self.table_shape())
 
     # Plain tensors, with which FSDP and the like replace parameters.
     def put(self: PrivateTables, value: Any) -> None:
@@ -130,7 +130,7 @@ class PrivateTables(nn.Module):
     def table(self, name: str) -> Tensor | None:
         """What the layer computes with: ``weight`` or ``bias`` as a plain ``[M, C]`` tensor, or None."""
         parameter = self._stored(name)
-        return None if parameter is None else parameter.reshape(self.table_shape())
+        return None if parameter is None else parameter.view(self.table_shape())
 
     def whole_table(self, name: str) -> Tensor | None:
         """The same also where processes hold shards of the parameter (FSDP2): they must all call it."""
@@ -138,7 +138,7 @@ class PrivateTables(nn.Module):
         if parameter is None:
             return None
         whole = parameter.full_tensor() if _is_sharded(parameter) else parameter
-        return whole.reshape(self.table_shape())  # type: ignore[no-any-return]
+        return whole.view(self.table_shape())  # type: ignore[no-any-return]
 
     def _stored(self, name: str) -> Any:
         """A parameter, or the tensor that stands in for it (``functional_call``, FSDP), or None.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from models.networks.backend import runs_on_backend
 from models.networks.branches import split_branches
 from models.networks.encoders.base import Encoder
 from models.networks.fusion.base import DECODER, Fusion
@@ -61,6 +62,7 @@ class SegmentationNetwork(nn.Module):
         """The ensemble's weights, of sum 1; none where the fusion has a head."""
         return [] if self.alpha is None else self.alpha.softmax(0).tolist()
 
+    @runs_on_backend
     def forward(self, x: Tensor | Sequence[Tensor]) -> SegmentationOutput | AuxiliaryOutput:
         """Compute logits of the decoder's size; with those of the auxiliary head in training.
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils import _pytree as pytree
 
 import cen_ext
+import models
 from cen_ext import ExchangeBatchNorm2d, ExchangeInstanceNorm2d
 from cen_ext.ops import dispatch
 
@@ -320,3 +322,33 @@ def test_traced_layers_do_what_the_layer_does(layer_class, training):
     traced = saved_and_loaded(torch.jit.trace(layer, (x, residual), check_trace=False))
     for inputs in ((x, residual), (other[:2], residual[2:])):
         torch.testing.assert_close(traced(*inputs), layer(*inputs))
+
+
+NETWORKS = {
+    "refinenet": lambda **options: models.refinenet("resnet18", 3, width=8, **options),
+    "pspnet": lambda **options: models.pspnet("resnet18", 3, width=8, aux=False, **options),
+    "deeplabv3plus": lambda **options: models.deeplabv3plus("resnet18", 3, width=8, **options),
+    "unet": lambda **options: models.unet(size=16, base_width=4, **options),
+    "patchgan": lambda **options: models.patchgan(3, base_width=4, **options),
+}
+
+
+@on_cpus
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_networks_ops_run_the_backend_that_it_names(ran, name):
+    build, x = NETWORKS[name], torch.randn(2, 3, 32, 32)
+    net, usual = build(backend="reference").eval(), build().eval()
+    usual.load_state_dict(net.state_dict())
+    usual(x)
+    assert "cpu" in ran
+    ran.clear()
+    net(x)
+    assert set(ran) == {"reference"}
+    with cen_ext.use_backend("reference"):
+        torch.testing.assert_close(list(pytree.tree_leaves(usual(x))), list(pytree.tree_leaves(net(x))))
+    with cen_ext.use_backend("cpu"):  # the network's own name comes first
+        ran.clear()
+        net(x)
+        assert set(ran) == {"reference"}
+    with pytest.raises(ValueError, match=r"backend must be one of .* got 'cudnn'"):
+        build(backend="cudnn")

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.networks.backend import with_backend
 from models.networks.decoders.blocks import ConvNorm
 from models.networks.encoders.base import Encoder, NormLayer, make_encoder
 from models.networks.encoders.xception import SeparableConv
@@ -126,6 +127,7 @@ def deeplabv3plus(
     decoder_norms: str = "shared",
     in_channels: int = 3,
     frozen_statistics: bool = True,
+    backend: str | None = None,
 ) -> DeepLabV3Plus:
     """A channel-exchanging DeepLabv3+ for M modalities (Chen et al. 2018), its logits at 1/4.
 
@@ -147,6 +149,8 @@ def deeplabv3plus(
         frozen_statistics: the encoder's norms use their running statistics in training too; False trains with
             batch statistics. Those of the decoder always do: in training, the norm of the pyramid's image
             mean needs two values per channel, so two images, or two modalities where it is shared.
+        backend: whose ops the forward pass runs, a name as for ``cen_ext.use_backend``; None for that of the
+            context, or else the best that can run.
 
     Returns:
         A module with ``encoder``, ``decoder`` and ``alpha`` (``[M]``, zeros: equal weights); its output is a
@@ -178,7 +182,7 @@ def deeplabv3plus(
     norm_layer = _norm_layer(body, decoder_norms)
     channels = (body.channels[0], body.channels[3])
     decoder = DeepLabDecoder(channels, num_classes, width, rates, dropout, norm_layer)
-    return DeepLabV3Plus(body, decoder, num_classes)
+    return with_backend(DeepLabV3Plus(body, decoder, num_classes), backend)
 
 
 def _norm_layer(body: Encoder, norms: str) -> NormLayer:

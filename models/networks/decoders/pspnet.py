@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cen_ext import Conv3x3
+from models.networks.backend import with_backend
 from models.networks.decoders.blocks import ConvNorm
 from models.networks.encoders.base import NormLayer, make_encoder
 from models.networks.fusion import DECODER, Exchange, Fusion
@@ -98,6 +99,7 @@ def pspnet(
     aux: bool = True,
     in_channels: int = 3,
     frozen_statistics: bool = True,
+    backend: str | None = None,
 ) -> PSPNet:
     """A channel-exchanging PSPNet for M modalities (Wang et al. 2020, section 4.1), its logits at 1/8.
 
@@ -119,6 +121,8 @@ def pspnet(
             recipe, for encoders with ImageNet weights); False trains with batch statistics. The heads' norms,
             which no weights come with, always do: in training a batch needs two images, as the pyramid's
             first level is a single value per image and channel.
+        backend: whose ops the forward pass runs, a name as for ``cen_ext.use_backend``; None for that of the
+            context, or else the best that can run.
 
     Returns:
         A module with ``encoder``, ``decoder``, ``auxiliary`` and ``alpha`` (``[M]``, zeros: equal weights);
@@ -147,4 +151,4 @@ def pspnet(
     norm_layer = body.norm_layer(DECODER)
     head = PyramidHead(body.channels[3], num_classes, width, dropout, norm_layer)
     auxiliary = AuxiliaryHead(body.channels[2], num_classes, dropout, norm_layer) if aux else None
-    return PSPNet(body, head, num_classes, auxiliary=auxiliary)
+    return with_backend(PSPNet(body, head, num_classes, auxiliary=auxiliary), backend)

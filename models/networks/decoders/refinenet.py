@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cen_ext import Conv3x3, max_pool_same
+from models.networks.backend import with_backend
 from models.networks.encoders.base import make_encoder
 from models.networks.fusion import Exchange, Fusion
 from models.networks.fusion.base import resolve
@@ -140,6 +141,7 @@ def refinenet(
     in_channels: int = 3,
     frozen_statistics: bool = True,
     decoder_init: str = "torch",
+    backend: str | None = None,
 ) -> RefineNet:
     """A channel-exchanging RefineNet for M modalities (Wang et al. 2020, section 4.1).
 
@@ -159,6 +161,8 @@ def refinenet(
             recipe, for encoders with ImageNet weights); False trains with batch statistics.
         decoder_init: how the decoder's convolutions start: ``"torch"``, as torch makes them, or
             ``"kaiming"``, which keeps the scale of activations where levels begin, join and end.
+        backend: whose ops the forward pass runs, a name as for ``cen_ext.use_backend``; None for that of the
+            context, or else the best that can run.
 
     Returns:
         A module with ``encoder``, ``decoder`` and ``alpha`` (``[M]``, zeros: equal weights); its output is a
@@ -182,4 +186,4 @@ def refinenet(
         frozen_statistics=frozen_statistics,
     )
     decoder = RefineNetDecoder(body.channels, num_classes, width, dropout, decoder_init)
-    return RefineNet(body, decoder, num_classes)
+    return with_backend(RefineNet(body, decoder, num_classes), backend)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from models.networks.backend import runs_on_backend, with_backend
 from models.networks.systems.blocks import Down, initialize, instance_norm
 
 LEAST = 24  # smaller images leave no patch
@@ -31,6 +32,7 @@ class PatchGAN(nn.Module):
         )
         self.decide = nn.Conv2d(widths[3], 1, 4, padding=1)
 
+    @runs_on_backend
     def forward(self, x: Tensor) -> Tensor:
         """Pairs ``[rows, in_channels, H, W]`` of an input and an image to logits ``[rows, 1, h, w]``.
 
@@ -48,12 +50,14 @@ class PatchGAN(nn.Module):
         return logits
 
 
-def patchgan(in_channels: int = 6, base_width: int = 64) -> PatchGAN:
+def patchgan(in_channels: int = 6, base_width: int = 64, *, backend: str | None = None) -> PatchGAN:
     """A 70x70 PatchGAN discriminator, conditioned on the input of the branch that it scores.
 
     Args:
         in_channels: channels of a modality's input and of the image, together.
         base_width: channels of the first level; they double up to eightfold.
+        backend: whose ops the forward pass runs, a name as for ``cen_ext.use_backend``; None for that of the
+            context, or else the best that can run.
 
     Returns:
         A module from pairs to logits. Weights start as pix2pix's.
@@ -66,7 +70,7 @@ def patchgan(in_channels: int = 6, base_width: int = 64) -> PatchGAN:
             raise ValueError(f"{name} must be at least 1, got {value}")
     net = PatchGAN(in_channels, base_width)
     initialize(net)
-    return net
+    return with_backend(net, backend)
 
 
 def discriminate(

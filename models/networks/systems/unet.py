@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.networks.backend import runs_on_backend, with_backend
 from models.networks.branches import split_branches, stacked_input, weighted_ensemble
 from models.networks.fusion.base import Fusion, FusionStage, resolve
 from models.networks.fusion.exchange import Exchange
@@ -169,6 +170,7 @@ class UNet(nn.Module):
         """The ensemble's weights, of sum 1."""
         return self.alpha.softmax(0).tolist()
 
+    @runs_on_backend
     def forward(self, x: Tensor | Sequence[Tensor]) -> TranslationOutput:
         """Translate the modalities' images.
 
@@ -205,6 +207,7 @@ def unet(
     criterion: str | None = None,
     dropout: float = 0.5,
     decoder_norms: str = "shared",
+    backend: str | None = None,
 ) -> UNet:
     """A channel-exchanging U-Net for M modalities (Wang et al. 2020, section 4.2).
 
@@ -225,6 +228,8 @@ def unet(
         dropout: probability, in the three coarsest levels of the decoder.
         decoder_norms: ``"shared"`` by the modalities, as in the paper, or ``"private"``, as in the released
             networks; without exchange.
+        backend: whose ops the forward pass runs, a name as for ``cen_ext.use_backend``; None for that of the
+            context, or else the best that can run.
 
     Returns:
         A module with ``encoder``, ``decoder`` and ``alpha`` (``[M]``, zeros: equal weights); its output is a
@@ -260,7 +265,7 @@ def unet(
         fusion,
     )
     initialize(net)
-    return net
+    return with_backend(net, backend)
 
 
 def _check_fusion(fusion: Fusion, num_modalities: int, levels: int) -> None:
