@@ -6,7 +6,6 @@ import copy
 import sys
 from collections.abc import Callable
 from numbers import Integral
-from types import FrameType
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -20,20 +19,10 @@ from cen_ext.ops.norm_exchange import reference
 from cen_ext.ops.norm_exchange.options import Options
 from cen_ext.ops.norm_exchange.reference import statistics_dtype
 from cen_ext.ops.norm_exchange.sync import check_process_group, default_group
+from cen_ext.refusals import refuse_rebuilding
 from cen_ext.tables import PrivateTables, stacked
 
 Module = TypeVar("Module", bound=nn.Module)
-
-# Modules whose functions turn a batch norm into another layer, which takes tables [C] and does not exchange.
-_REBUILDING = (
-    "apex.parallel",
-    "detectron2.layers.batch_norm",
-    "timm.layers.norm_act",
-    "timm.layers.split_batchnorm",
-    "torch.nn.modules.batchnorm",
-    "torch.nn.utils.fusion",
-    "torch.utils.mkldnn",
-)
 
 
 class ExchangeNorm(PrivateTables, _NormBase):
@@ -155,22 +144,12 @@ class ExchangeNorm(PrivateTables, _NormBase):
     def eps(self) -> float:
         """What is added to the variance."""
         if not torch.compiler.is_compiling():
-            self._refuse_rebuilding(sys._getframe(1))
+            refuse_rebuilding(self, sys._getframe(1))
         return self.__dict__["eps"]  # type: ignore[no-any-return]
 
     @eps.setter
     def eps(self, value: float) -> None:
         self.__dict__["eps"] = value
-
-    def _refuse_rebuilding(self, reader: FrameType) -> None:
-        """Raise TypeError where eps is read, as all that rebuilds a norm must, by a function that would."""
-        module = reader.f_globals.get("__name__", "")
-        if module.startswith(_REBUILDING):
-            raise TypeError(
-                f"{module}.{reader.f_code.co_name} cannot turn {type(self).__name__}, the private norms of "
-                "several modalities, into a layer of one: cen_ext.synchronize_statistics synchronizes its "
-                "statistics, eval() freezes them"
-            )
 
     @property
     def exchanges(self) -> bool:
