@@ -46,6 +46,7 @@ def make_multimodal(
     *,
     region: str = "own",
     criterion: str = "abs",
+    order: str = "modality",
     backend: str | None = None,
 ) -> nn.Module:
     """A copy of a single-modality network that takes M stacked modalities and exchanges their channels.
@@ -53,7 +54,8 @@ def make_multimodal(
     Every BatchNorm1d/2d/3d, SyncBatchNorm and InstanceNorm1d/2d/3d at or below ``module`` becomes M private
     ones that exchange (Wang et al., NeurIPS 2020, section 3.3 and 3.4). All else is shared between the
     modalities and must treat the rows of a batch alike. Feed it ``stack_modalities([x_0, ...])`` and split
-    what it returns with ``unstack_modalities``.
+    what it returns with ``unstack_modalities``. A network that splits or joins the batch axis, or is split
+    along it (microbatches, pipelining, ``torch.nn.DataParallel``), needs ``order="sample"`` in all three.
 
     The private norms begin as the original one: affine, running statistics and whether it tracks them,
     momentum, eps, device, dtype (float32 with half types), training mode and ``requires_grad``. A norm
@@ -77,6 +79,7 @@ def make_multimodal(
         threshold, region, criterion: of the layers that exchange, as in ``norm_exchange``.
         where: which layers exchange: ``where(name, norm)`` is true; or the names of the norms or of modules
             that contain them; None for all of them. The others become private norms with threshold 0.
+        order: of the rows, as in ``stack_modalities``.
         backend: of all these layers, as in ``norm_exchange``.
 
     Raises:
@@ -96,6 +99,7 @@ def make_multimodal(
             region=region,
             criterion=criterion,
             activation=activation,
+            order=order,
             backend=backend,
             track_running_stats=norm.running_mean is not None,
         )

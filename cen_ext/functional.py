@@ -19,6 +19,7 @@ CHOICES = {
     "criterion": ("abs", "signed"),
     "norm": ("batch", "instance"),
     "activation": activations.NAMES,
+    "order": ("modality", "sample"),
 }
 
 
@@ -36,6 +37,7 @@ def norm_exchange(
     replaced: Tensor | None = None,
     lender: Tensor | None = None,
     norm: str = "batch",
+    order: str = "modality",
     training: bool = False,
     momentum: float | Tensor = 0.1,
     eps: float = 1e-5,
@@ -51,9 +53,9 @@ def norm_exchange(
     the gradient flows through the channels that replace it.
 
     Args:
-        x: ``[M*N, C, *spatial]``, M modalities stacked modality-major on the batch axis
-            (``stack_modalities``); spatial has 0 to 3 dimensions. float16, bfloat16, float32 or float64,
-            contiguous or channels_last; other strides are accepted.
+        x: ``[M*N, C, *spatial]``, M modalities stacked on the batch axis (``stack_modalities``); spatial has
+            0 to 3 dimensions. float16, bfloat16, float32 or float64, contiguous or channels_last; other
+            strides are accepted.
         weight, bias: ``[M, C]``, the private affine; float32, or float64 for float64 x.
         running_mean, running_var: ``[M, C]``, with the dtype of weight. Updated in place with
             ``training=True``, required and used as the statistics with ``training=False``.
@@ -70,6 +72,8 @@ def norm_exchange(
             modalities, as without lender, or the modality that alone replaces it. On a GPU, and by
             compilers, its values are not checked: those that name no other modality give the mean.
         norm: ``"batch"`` (statistics over N and spatial) or ``"instance"`` (over spatial).
+        order: of the rows of x, residual and result: ``"modality"``, where sample n of modality m is row
+            ``m*N + n``, or ``"sample"``, where it is row ``n*M + m``.
         training: use the statistics of x (True) or the running ones (False).
         momentum: weight of the new statistics in the running ones; a number or a 0-d tensor.
         eps: added to the variance.
@@ -93,7 +97,7 @@ def norm_exchange(
         RuntimeError: the requested backend cannot run this call; or, in the backward pass, it is
             differentiated again, which only the reference can be.
     """
-    options = Options(threshold, region, criterion, norm, eps, activation, negative_slope)
+    options = Options(threshold, region, criterion, norm, eps, activation, negative_slope, order)
     check_options(options)
     if not isinstance(momentum, Tensor):
         check_number("momentum", momentum)
@@ -145,13 +149,19 @@ def replaced_channels(
     return reference.replaced_channels(weight.detach(), options)
 
 
-def stack_modalities(modalities: Sequence[Tensor]) -> Tensor:
-    """Stack M tensors ``[N, C, *spatial]`` modality-major into one ``[M*N, C, *spatial]``.
+def stack_modalities(modalities: Sequence[Tensor], *, order: str = "modality") -> Tensor:
+    """Stack M tensors ``[N, C, *spatial]`` into one ``[M*N, C, *spatial]``.
+
+    Sample n of modality m becomes row ``m*N + n`` or, in order ``"sample"``, row ``n*M + m``. A network that
+    treats all rows alike may have either, the same in all of its layers. One that splits or joins the batch
+    axis must have ``"sample"``, in which whole samples, multiples of M rows, stay together: microbatches and
+    pipelines, ``torch.nn.DataParallel``, siamese networks that concatenate two stacked batches.
 
     Raises:
         TypeError: not a sequence of tensors.
-        ValueError: no tensors, or tensors of different shape, dtype or device.
+        ValueError: no tensors, or tensors of different shape, dtype or device; an unknown order.
     """
+    _check_order(order)
     if not isinstance(modalities, Sequence):
         raise TypeError(f"modalities must be a sequence of tensors, got {type(modalities).__name__}")
     if len(modalities) == 0:
@@ -164,19 +174,24 @@ def stack_modalities(modalities: Sequence[Tensor]) -> Tensor:
                 f"modality {m} is {_describe(other)}, but modality 0 is {_describe(first)}; "
                 "all modalities must agree in shape, dtype and device"
             )
-    return torch.cat(list(modalities))
+    if order == "modality":
+        return torch.cat(list(modalities))
+    if reference.memory_format(first) == torch.contiguous_format:
+        return torch.stack(list(modalities), 1).flatten(0, 1)
+    return torch.stack([x.movedim(1, -1) for x in modalities], 1).flatten(0, 1).movedim(-1, 1)
 
 
-def unstack_modalities(x: Tensor, num_modalities: int) -> list[Tensor]:
-    """Split a stacked ``[M*N, ...]`` tensor into M views ``[N, ...]``.
+def unstack_modalities(x: Tensor, num_modalities: int, *, order: str = "modality") -> list[Tensor]:
+    """Split a stacked ``[M*N, ...]`` tensor, with its rows in the given order, into M views ``[N, ...]``.
 
     Raises:
         TypeError: x is not a tensor.
-        ValueError: the batch axis is not divisible by num_modalities.
+        ValueError: the batch axis is not divisible by num_modalities; an unknown order.
     """
+    _check_order(order)
     _check_is_tensor("x", x)
     _check_stacked(x, num_modalities)
-    return list(reference.split_rows(x, num_modalities).unbind())
+    return list(reference.split_rows(x, num_modalities, order).unbind())
 
 
 def check_options(options: Options) -> None:
@@ -184,7 +199,7 @@ def check_options(options: Options) -> None:
     for name, choices in CHOICES.items():
         value = getattr(options, name)
         if value not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+            raise _unknown(name, value)
     check_number("negative_slope", options.negative_slope)
     for name in ("threshold", "eps"):
         value = getattr(options, name)
@@ -197,6 +212,15 @@ def check_number(name: str, value: object) -> None:
     """Raise TypeError unless the value is a number."""
     if not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+
+
+def _check_order(order: str) -> None:
+    if order not in CHOICES["order"]:
+        raise _unknown("order", order)
+
+
+def _unknown(name: str, value: object) -> ValueError:
+    return ValueError(f"{name} must be one of {', '.join(map(repr, CHOICES[name]))}, got {value!r}")
 
 
 def _check_is_tensor(name: str, value: object) -> None:

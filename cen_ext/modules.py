@@ -19,7 +19,7 @@ from cen_ext.ops.norm_exchange import reference
 from cen_ext.ops.norm_exchange.options import Options
 from cen_ext.ops.norm_exchange.reference import statistics_dtype
 from cen_ext.ops.norm_exchange.sync import check_process_group, default_group
-from cen_ext.refusals import refuse_rebuilding
+from cen_ext.refusals import refuse_data_parallel, refuse_rebuilding
 from cen_ext.tables import PrivateTables, stacked
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -36,6 +36,9 @@ class ExchangeNorm(PrivateTables, _NormBase):
     Parameters and statistics stay float32 when the network is converted to half precision (``half()``,
     ``bfloat16()``, ``to(dtype)``), as the operator requires.
 
+    ``stack_modalities`` says which ``order`` of the rows a network needs. ``torch.nn.DataParallel``, which
+    splits the batch axis, needs ``"sample"`` and gets a RuntimeError from layers of the other one.
+
     The layers are torch's norms to all that looks for these by class: ``torch.optim.swa_utils.update_bn``,
     ``torch.func.replace_all_batch_norm_modules_``, loops that freeze norms or exempt them from weight decay.
     ``reset_parameters``, ``reset_running_stats``, ``affine`` and ``track_running_stats`` mean what they do
@@ -47,7 +50,7 @@ class ExchangeNorm(PrivateTables, _NormBase):
         num_features: channels C.
         num_modalities: M >= 1.
         threshold: exchange threshold θ (Eq. 6); 0, the default, disables the exchange.
-        region, criterion, activation, negative_slope, eps: as in ``norm_exchange``.
+        region, criterion, activation, negative_slope, eps, order: as in ``norm_exchange``.
         replaced, lender: as in ``norm_exchange``, with values, so not on the meta device. The layer keeps
             copies, which move with it and are no part of its state.
         momentum: weight of a batch in the running statistics; None for their cumulative average.
@@ -68,7 +71,9 @@ class ExchangeNorm(PrivateTables, _NormBase):
 
     norm: ClassVar[str]
     tracks_by_default: ClassVar[bool]
-    backend: str | None = None  # of layers that were pickled before they had one
+    # Of layers that were pickled before they had one.
+    backend: str | None = None
+    order: str = "modality"
     replaced_mask: Tensor | None
     lender: Tensor | None
     running_mean: Tensor | None
@@ -91,6 +96,7 @@ class ExchangeNorm(PrivateTables, _NormBase):
         eps: float = 1e-5,
         affine: bool = True,
         track_running_stats: bool | None = None,
+        order: str = "modality",
         process_group: dist.ProcessGroup | None = None,
         backend: str | None = None,
         device: torch.device | str | None = None,
@@ -101,7 +107,7 @@ class ExchangeNorm(PrivateTables, _NormBase):
                 raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        options = Options(threshold, region, criterion, self.norm, eps, activation, negative_slope)
+        options = Options(threshold, region, criterion, self.norm, eps, activation, negative_slope, order)
         check_options(options)
         if momentum is not None:
             check_number("momentum", momentum)
@@ -115,6 +121,7 @@ class ExchangeNorm(PrivateTables, _NormBase):
         self.criterion = criterion
         self.activation = activation
         self.negative_slope = negative_slope
+        self.order = order
         self.process_group = process_group
         self.backend = backend
         self.affine = affine
@@ -208,6 +215,7 @@ class ExchangeNorm(PrivateTables, _NormBase):
             replaced=self.replaced_mask,
             lender=self.lender,
             norm=self.norm,
+            order=self.order,
             training=of_x,
             momentum=momentum,
             eps=self.__dict__["eps"],
@@ -259,6 +267,10 @@ class ExchangeNorm(PrivateTables, _NormBase):
         _NormBase._load_from_state_dict(self, state_dict, prefix, *args)
         self._place_route()  # the parameters may have been replaced by tensors elsewhere
 
+    def _replicate_for_data_parallel(self) -> ExchangeNorm:
+        refuse_data_parallel(self)
+        return super()._replicate_for_data_parallel()  # type: ignore[no-any-return,no-untyped-call]
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "process_group": None}  # process groups cannot be pickled
 
@@ -287,6 +299,7 @@ class ExchangeNorm(PrivateTables, _NormBase):
             rule = "replaced=mask"
         rule += "" if self.lender is None else ", lender=table"
         rule += "" if self.affine else ", affine=False"
+        rule += "" if self.order == "modality" else f", order={self.order!r}"
         return (
             f"{self.num_features}, num_modalities={self.num_modalities}, {rule}, "
             f"activation={self.activation!r}, momentum={self.momentum}, eps={self.eps}, "

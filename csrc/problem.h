@@ -23,16 +23,19 @@ using Real = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 enum class Region { own, all };
 enum class Criterion { magnitude, signed_value };  // "abs", "signed"
+// The order of the rows of x: sample n of modality m is row m * N + n, or row n * M + m.
+enum class Order { modality, sample };
 
-// x consists of M * groups units, each with its own statistics. Unit (m, g) has index m * groups + g, both in
-// memory and in tables of statistics. Units of one group exchange channels.
+// x consists of M * groups units, each with its own statistics. Unit (m, g) has index m * groups + g in
+// tables of statistics, whatever the order of the rows. Units of one group exchange channels.
 struct Problem {
   int64_t modalities;  // M
   int64_t groups;      // 1 with batch norm, N with instance norm
   int64_t samples;     // per unit: N with batch norm, 1 with instance norm
   int64_t channels;    // C
   int64_t spatial;     // product of the spatial sizes
-  bool channels_last;  // a unit is [samples, spatial, C] in memory, else [samples, C, spatial]
+  Order order;
+  bool channels_last;  // a row is [spatial, C] in memory, else [C, spatial]
   bool batch_statistics;
   bool streaming_stores;  // store results with non-temporal stores, because they are large
   double threshold;
@@ -48,7 +51,19 @@ struct Problem {
   constexpr int64_t values() const { return samples * spatial; }  // per channel of a unit
   // The factor from biased to unbiased variance.
   constexpr double unbiased() const { return double(values()) / double(values() - 1); }
-  constexpr int64_t unit_size() const { return samples * channels * spatial; }
+  constexpr int64_t row_size() const { return channels * spatial; }
+  constexpr int64_t unit_size() const { return samples * row_size(); }
+
+  // In values: from a row to that of the next sample in the same modality, and to that of the same sample in
+  // the next modality.
+  constexpr int64_t sample_stride() const {
+    return order == Order::sample ? modalities * row_size() : row_size();
+  }
+  constexpr int64_t modality_stride() const {
+    return order == Order::sample ? row_size() : groups * unit_size();
+  }
+  // The offset of the first value of unit (m, g). With several groups a unit is one sample.
+  constexpr int64_t offset(int64_t m, int64_t g) const { return m * modality_stride() + g * sample_stride(); }
 
   // The range of channels of modality m that may be exchanged (section 3.3 of the paper).
   constexpr int64_t region_begin(int64_t m) const {

@@ -54,7 +54,7 @@ Geometry whole_strips(const Problem& p, bool vectors, int threads, int strip_vec
   geo.vec_size = n;
   geo.vectors = vectors;
   if (p.channels_last) {
-    geo.row_slices = 1;
+    geo.row_slices = p.spatial;
     geo.slices = p.values();
     const int64_t row = divide_up(p.channels, n);
     geo.threads_x = int(std::min<int64_t>({power_of_two_from(row), strip_vectors, threads}));

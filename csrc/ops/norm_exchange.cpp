@@ -39,7 +39,7 @@ struct Options {
   double eps;
   StringHandle activation;
   double negative_slope;
-  StringHandle plan;
+  StringHandle order, plan;
 };
 
 // The scalar arguments of a call. groups is 0 for instance norm until set_sizes() counts the samples.
@@ -49,7 +49,8 @@ struct Call {
 
   explicit Call(const Options& options) : plan(take_string(options.plan)) {
     const std::string region = take_string(options.region), criterion = take_string(options.criterion),
-                      norm = take_string(options.norm), activation = take_string(options.activation);
+                      norm = take_string(options.norm), activation = take_string(options.activation),
+                      order = take_string(options.order);
     p.threshold = options.threshold;
     p.region = parse<Region>("region", region, {{"own", Region::own}, {"all", Region::all}});
     p.criterion = parse<Criterion>("criterion", criterion,
@@ -60,6 +61,7 @@ struct Call {
     p.activation = parse<Activation>("activation", activation, {CEN_ACTIVATIONS(CEN_CHOICE)});
 #undef CEN_CHOICE
     p.negative_slope = options.negative_slope;
+    p.order = parse<Order>("order", order, {{"modality", Order::modality}, {"sample", Order::sample}});
   }
 };
 
@@ -189,18 +191,18 @@ std::tuple<Tensor, Tensor, Tensor> norm_exchange(Tensor x, Tensor weight, Tensor
                                                  std::optional<Tensor> residual, double threshold,
                                                  StringHandle region, StringHandle criterion,
                                                  StringHandle norm, double eps, StringHandle activation,
-                                                 double negative_slope, std::optional<Tensor> route,
-                                                 StringHandle plan) {
+                                                 double negative_slope, StringHandle order,
+                                                 std::optional<Tensor> route, StringHandle plan) {
   return forward(x, weight, bias, mean, var, residual, std::nullopt, route,
-                 Call({threshold, region, criterion, norm, eps, activation, negative_slope, plan}));
+                 Call({threshold, region, criterion, norm, eps, activation, negative_slope, order, plan}));
 }
 
 std::tuple<Tensor, Tensor, Tensor> norm_exchange_updating(
     Tensor x, Tensor weight, Tensor bias, Tensor running_mean, Tensor running_var,
     std::optional<Tensor> residual, double momentum, double threshold, StringHandle region,
     StringHandle criterion, StringHandle norm, double eps, StringHandle activation, double negative_slope,
-    std::optional<Tensor> route, StringHandle plan) {
-  Call call({threshold, region, criterion, norm, eps, activation, negative_slope, plan});
+    StringHandle order, std::optional<Tensor> route, StringHandle plan) {
+  Call call({threshold, region, criterion, norm, eps, activation, negative_slope, order, plan});
   call.p.momentum = momentum;
   check_as("running_mean", running_mean, weight.scalar_type(), sizes_of(weight), x);
   check_as("running_var", running_var, weight.scalar_type(), sizes_of(weight), x);
@@ -213,9 +215,9 @@ std::tuple<Tensor, Tensor, Tensor> norm_exchange_updating(
 std::tuple<Tensor, Tensor, Tensor, Tensor> norm_exchange_backward(
     Tensor dy, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor var, std::optional<Tensor> residual,
     bool batch_statistics, double threshold, StringHandle region, StringHandle criterion, StringHandle norm,
-    double eps, StringHandle activation, double negative_slope, std::optional<Tensor> route,
-    StringHandle plan) {
-  Call call({threshold, region, criterion, norm, eps, activation, negative_slope, plan});
+    double eps, StringHandle activation, double negative_slope, StringHandle order,
+    std::optional<Tensor> route, StringHandle plan) {
+  Call call({threshold, region, criterion, norm, eps, activation, negative_slope, order, plan});
   Problem& p = call.p;
   set_sizes(p, x, weight, mean);
   check_inputs(p, x, weight, bias, mean, var, residual, route);
@@ -257,7 +259,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_exchange_backward(
 
 #define CEN_OPTIONS                                                                                         \
   "float threshold, str region, str criterion, str norm, float eps, str activation, float negative_slope, " \
-  "Tensor? route=None, str plan='auto'"
+  "str order='modality', Tensor? route=None, str plan='auto'"
 
 STABLE_TORCH_LIBRARY(cen_ext, m) {
   m.def(

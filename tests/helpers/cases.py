@@ -74,6 +74,18 @@ def make_route(shape: Shape) -> Tensor:
     return torch.where(kind < 2, OWN, torch.where(kind < 3, MEAN, lender)).to(torch.int32)
 
 
+def in_order(t: Tensor, num_modalities: int, order: str) -> Tensor:
+    """A modality-major tensor with its rows in the given order, and with its strides."""
+    if order == "modality":
+        return t
+    return torch.empty_like(t).copy_(t.unflatten(0, (num_modalities, -1)).transpose(0, 1).flatten(0, 1))
+
+
+def modality_major(t: Tensor, num_modalities: int, order: str) -> Tensor:
+    """The inverse of ``in_order``."""
+    return t if order == "modality" else in_order(t, len(t) // max(num_modalities, 1), order)
+
+
 def reaching_six(i: Inputs) -> Inputs:
     """The inputs with all scales that are not small multiplied, so that arguments lie beyond 6."""
     return i._replace(weight=torch.where(i.weight.abs() < 0.1, i.weight, 4 * i.weight))

@@ -125,7 +125,7 @@ def without_kinks(call: Call, dy: Tensor) -> Tensor:
     near = torch.zeros_like(forward.u, dtype=torch.bool)
     for kink in kinks:
         near |= (forward.u - kink).abs() <= _slack(call) * forward.u_error
-    near = near.reshape(call.x.shape)
+    near = _as_x(near, call)
     # Only where it must be: an expanded dy keeps its strides.
     return torch.where(near, 0.0, dy) if near.any() else dy
 
@@ -166,11 +166,25 @@ def exact_mean(x: Tensor, over: tuple[int, ...]) -> Tensor:
     return value + (x - value).mean(over, keepdim=True)
 
 
+def rows_of(t: Tensor, call: Call) -> Tensor:
+    """The values of a tensor such as x, float64 ``[M, N, C, spatial]``."""
+    m, c = call.weight.shape
+    size = (c, math.prod(call.x.shape[2:]))
+    if call.options.order == "sample":
+        return t.double().reshape(-1, m, *size).transpose(0, 1)
+    return t.double().reshape(m, -1, *size)
+
+
+def _as_x(rows: Tensor, call: Call) -> Tensor:
+    """The inverse of ``rows_of``."""
+    return (rows.transpose(0, 1) if call.options.order == "sample" else rows).reshape(call.x.shape)
+
+
 def _stored(error: Tensor, value: Tensor, call: Call) -> Tensor:
     """The error that storing a result such as x may add."""
     dtype = call.x.dtype
     bound = _slack(call) * error + rounding_unit(dtype) * value.abs() + smallest_number(dtype)
-    return bound.reshape(call.x.shape)
+    return _as_x(bound, call)
 
 
 def _table(error: Tensor, call: Call) -> Tensor:
@@ -188,7 +202,7 @@ class _Forward:
     def __init__(self, call: Call) -> None:
         m, c = call.weight.shape
         self.v = v = rounding_unit(call.weight.dtype)
-        self.x = call.x.double().reshape(m, -1, c, math.prod(call.x.shape[2:]))
+        self.x = rows_of(call.x, call)
         self.weight, bias = (t.double().view(m, 1, c, 1) for t in (call.weight, call.bias))
         self._set_statistics(call)
 
@@ -199,7 +213,7 @@ class _Forward:
         self.u = torch.einsum("mkc,kncs->mncs", self.mix, z)
         self.u_error = torch.einsum("mkc,kncs->mncs", self.mix, z_error + m * v * z.abs())
         if call.residual is not None:
-            self.u = self.u + call.residual.double().reshape(self.x.shape)
+            self.u = self.u + rows_of(call.residual, call)
         self.u_error = self.u_error + 2 * v * self.u.abs()
         activation = call.options.activation, call.options.negative_slope
         self.slope = formulas.derivative(self.u, *activation)
@@ -235,7 +249,7 @@ class _Backward:
 
     def __init__(self, f: _Forward, call: Call, dy: Tensor) -> None:
         v, m = f.v, f.x.shape[0]
-        self.g = dy.double().reshape(f.x.shape) * f.slope
+        self.g = rows_of(dy, call) * f.slope
         dz = torch.einsum("mkc,mncs->kncs", f.mix, self.g)
         size = torch.einsum("mkc,mncs->kncs", f.mix, self.g.abs())  # >= |dz|
         dz_error = (m + 2) * v * size

@@ -23,7 +23,7 @@ struct Header {
   int64_t refused;  // the device refuses clusters and cooperative launches
   int64_t moved;    // bit i: the i-th tensor with the shape of x begins one value after an aligned address
   int64_t has_residual, has_running, has_route;
-  int64_t modalities, groups, samples, channels, spatial, channels_last, batch_statistics;
+  int64_t modalities, groups, samples, channels, spatial, order, channels_last, batch_statistics;
   int64_t region, criterion, activation;
   int64_t columns;  // of a pixel shift; 0 for the operator
   int64_t adjoint;
@@ -35,6 +35,7 @@ struct Header {
             samples,
             channels,
             spatial,
+            static_cast<Order>(order),
             channels_last != 0,
             batch_statistics != 0,
             false,

@@ -54,11 +54,13 @@ def test_a_compiled_layer_does_what_the_layer_does(layer_class, momentum):
         torch.testing.assert_close(dict(twin.state_dict()), dict(eager.state_dict()))
 
 
+@pytest.mark.parametrize("order", ["modality", "sample"])
 @pytest.mark.parametrize("layer_class", LAYERS)
-def test_a_compiled_layer_routes_channels(layer_class):
+def test_a_compiled_layer_routes_channels(layer_class, order):
     """The cheap half of compiling: that there is one graph, and that its gradients are right."""
     route = dict(replaced=torch.rand(3, 6) < 0.5, lender=((torch.arange(3)[:, None] + 1) % 3).expand(3, 6))
-    eager = layer_class(6, 3, activation="relu", track_running_stats=True, dtype=torch.float64, **route)
+    options = dict(track_running_stats=True, dtype=torch.float64, order=order)
+    eager = layer_class(6, 3, activation="relu", **options, **route)
     compiled = torch.compile(copy.deepcopy(eager), backend="aot_eager", fullgraph=True)
     for training in (True, False):
         x = torch.randn(6, 6, 5, 4, dtype=torch.float64)
@@ -74,7 +76,8 @@ def test_the_function_compiles_for_any_batch(backend):
         y = cen_ext.norm_exchange(
             x, weight, bias, running_mean, running_var, training=True, threshold=0.02, backend=backend
         )
-        return cen_ext.norm_exchange(y, weight, bias, running_mean, running_var, backend=backend)
+        options = dict(order="sample", backend=backend)
+        return cen_ext.norm_exchange(y, weight, bias, running_mean, running_var, **options)
 
     # Without code generation, which takes half a minute for the reference with unknown sizes.
     compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="aot_eager")
@@ -106,7 +109,8 @@ def test_synchronised_statistics_compile(tmp_path: Path):
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("layer_class", LAYERS)
 def test_export_in_eval_for_any_batch(layer_class, strict):
-    net = nn.Sequential(nn.Conv2d(3, 6, 3, dtype=torch.float64), make_layer(layer_class)).eval()
+    layer = make_layer(layer_class, order="modality" if strict else "sample")
+    net = nn.Sequential(nn.Conv2d(3, 6, 3, dtype=torch.float64), layer).eval()
     batch = 2 * torch.export.Dim("batch", max=64)  # of both modalities
     x = torch.randn(4, 3, 7, 6, dtype=torch.float64)
     program = torch.export.export(net, (x,), strict=strict, dynamic_shapes=({0: batch},))

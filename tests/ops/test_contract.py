@@ -20,6 +20,7 @@ from tests.helpers.tolerance import Call, check, run
 # A number of every type, so that a scale can lie exactly on it.
 THRESHOLD = 2.0**-6
 LARGEST = 6000  # values of one tensor, for the sake of speed
+ORDERS = ("modality", "sample")
 
 
 @st.composite
@@ -72,6 +73,7 @@ def calls(draw, norm: str, dtype: torch.dtype) -> tuple[Call, Tensor]:
         eps=draw(st.sampled_from([1e-5, 0.1])),
         activation=draw(st.sampled_from(ACTIVATIONS)),
         negative_slope=draw(st.sampled_from([0.2, -0.5, 1.5])),
+        order=draw(st.sampled_from(ORDERS)),
     )
     values = math.prod(shape.spatial) * (shape.batch if norm == "batch" else 1)
     given_statistics = values == 1 or draw(st.booleans())
@@ -105,11 +107,12 @@ LARGE = [Shape(2, 2, 3, (130, 131)), Shape(3, 2, 20, (60, 61)), Shape(2, 3, 70, 
 
 
 @every_kind()
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("shape", LARGE, ids=str)
-def test_large(backend, norm, dtype, shape, channels_last):
+def test_large(backend, norm, dtype, shape, channels_last, order):
     i = make_inputs(shape, dtype, channels_last)
-    options = Options(THRESHOLD, norm=norm, activation="relu")
+    options = Options(THRESHOLD, norm=norm, activation="relu", order=order)
     check(backend, Call(i.x, i.weight, i.bias, residual=i.residual, options=options), i.dy)
 
 
@@ -169,7 +172,7 @@ COMPILED = [name for name in BACKENDS if name != "reference"]
 def test_opcheck(backend, norm, dtype, statistics_given):
     i = make_inputs(Shape(2, 2, 6, (4, 5)), dtype, channels_last=statistics_given)
     mean, var = (i.mean, i.var) if statistics_given else (None, None)
-    options = Options(THRESHOLD, norm=norm, activation="relu")
+    options = Options(THRESHOLD, norm=norm, activation="relu", order=ORDERS[statistics_given])
     leaves = [t.clone().requires_grad_() for t in (i.x, i.weight, i.bias)]
     residual = i.residual.requires_grad_()
     forward = torch.ops.cen_ext.norm_exchange.default

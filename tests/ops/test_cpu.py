@@ -69,13 +69,14 @@ NARROW = [Shape(2, 2, 21, (11, 13)), Shape(3, 2, 40, (5, 5)), Shape(2, 3, 3, (9,
 
 def check_this_process() -> None:
     """Every activation in calls of every kind; in processes of their own, too."""
-    activations = itertools.cycle(ACTIVATIONS)
+    activations, orders = itertools.cycle(ACTIVATIONS), itertools.cycle(["modality", "sample", "sample"])
     for shape, dtype, norm, channels_last, given in itertools.product(
         NARROW, DTYPES, NORMS, [False, True], [False, True]
     ):
         torch.manual_seed(0)
         i = make_inputs(shape, dtype, channels_last)
-        options = Options(THRESHOLD, "all", norm=norm, activation=next(activations), negative_slope=0.2)
+        drawn = dict(activation=next(activations), order=next(orders))
+        options = Options(THRESHOLD, "all", norm=norm, negative_slope=0.2, **drawn)
         statistics = (i.mean, i.var) if given else (None, None)
         # Half of the calls with a route of their own; a single modality has none.
         route = make_route(shape) if given else None
@@ -133,10 +134,12 @@ def assert_same_bits(a: Results, b: Results, names: tuple[str, ...] = Results._f
 
 
 @both_layouts
+@pytest.mark.parametrize("order", ["modality", "sample"])
 @pytest.mark.parametrize("shape", LARGE, ids=str)
-def test_same_bits_however_the_work_is_shared(shape, channels_last):
+def test_same_bits_however_the_work_is_shared(shape, channels_last, order):
     i = make_inputs(shape, torch.float32, channels_last)
-    call = Call(i.x, i.weight, i.bias, residual=i.residual, options=Options(THRESHOLD, activation="relu"))
+    options = Options(THRESHOLD, activation="relu", order=order)
+    call = Call(i.x, i.weight, i.bias, residual=i.residual, options=options)
     threads = torch.get_num_threads()
     results = []
     try:

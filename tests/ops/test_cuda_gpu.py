@@ -96,16 +96,15 @@ def make_call(
 
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("order", ["modality", "sample"])
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [*SMALL, *LARGE], ids=str)
-def test_statistics_of_x(shape, dtype, channels_last, norm, plan):
+def test_statistics_of_x(shape, dtype, channels_last, order, norm, plan):
     if norm == "instance" and not shape.spatial:
         pytest.skip("one value per channel")
-    call, dy = make_call(
-        shape, dtype, channels_last, residual=True, threshold=THRESHOLD, norm=norm, activation="relu"
-    )
-    check(call, dy, plan)
+    options = dict(threshold=THRESHOLD, norm=norm, activation="relu", order=order)
+    check(*make_call(shape, dtype, channels_last, residual=True, **options), plan)
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -28,6 +28,7 @@ from tests.helpers.tolerance import (
     assert_within,
     bounds,
     rounding_unit,
+    rows_of,
     run_definition,
     without_kinks,
 )
@@ -35,6 +36,7 @@ from tests.helpers.tolerance import (
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # run.cpp's kTypes
 KINDS = ("automatic", "two_pass", "cluster", "grid")
 REGIONS, CRITERIA = ("own", "all"), ("abs", "signed")
+ORDERS = ("modality", "sample")
 ACTIVATIONS = ("identity", "relu", "leaky_relu", "relu6")  # as csrc/cpu/activation.h lists them
 THRESHOLD = 2.0**-6
 MOMENTUM = 0.3
@@ -128,7 +130,8 @@ def packed(case: Case) -> bytes:
     whole = header(
         *(DTYPES.index(call.x.dtype), KINDS.index(case.kind), *case.device, case.moved),
         *(call.residual is not None, case.running is not None, call.route is not None),
-        *(m, groups, samples, c, math.prod(call.x.shape[2:]), case.channels_last, call.mean is None),
+        *(m, groups, samples, c, math.prod(call.x.shape[2:])),
+        *(ORDERS.index(o.order), case.channels_last, call.mean is None),
         *(REGIONS.index(o.region), CRITERIA.index(o.criterion), ACTIVATIONS.index(o.activation)),
         real=(o.threshold, o.eps, o.negative_slope, MOMENTUM),
     )
@@ -218,7 +221,7 @@ def assert_right(case: Case, found: Found) -> None:
 def assert_running(case: Case, found: Found, allowed: Results) -> None:
     """``torch.nn.BatchNorm2d``'s update, ``torch.nn.InstanceNorm2d``'s with the average over the rows."""
     m, c = case.call.weight.shape
-    x = case.call.x.double().reshape(m, -1, c, math.prod(case.call.x.shape[2:]))
+    x = rows_of(case.call.x, case.call)
     over = (1, 3) if case.call.options.norm == "batch" else (3,)
     wanted = (x.mean(over, keepdim=True), x.var(over, keepdim=True))
     unit = rounding_unit(case.call.weight.dtype)
@@ -251,9 +254,9 @@ def make_case(
 ) -> Case:
     """A random case; only what is not asked for is drawn."""
     i = make_inputs(shape, dtype)
-    drawn = (rng.choice(values) for values in (REGIONS, CRITERIA, ACTIVATIONS, [1e-5, 0.5]))
-    region, criterion, activation, eps = drawn
-    options = Options(THRESHOLD, region, criterion, norm, eps, activation, negative_slope=0.2)
+    drawn = (rng.choice(values) for values in (REGIONS, CRITERIA, ACTIVATIONS, [1e-5, 0.5], ORDERS))
+    region, criterion, activation, eps, order = drawn
+    options = Options(THRESHOLD, region, criterion, norm, eps, activation, negative_slope=0.2, order=order)
     residual = i.residual if rng.random() < 0.6 else None
     statistics = (i.mean, i.var) if given else (None, None)
     route = make_route(shape) if shape.num_modalities > 1 and rng.random() < 0.4 else None
@@ -320,7 +323,7 @@ def packed_shift(
     rows, channels, height, width = x.shape
     start = header(
         *(DTYPES.index(x.dtype), 0, *DEVICE, moved, base is not None, False, False),
-        *(modalities, 1, rows // modalities, channels, height * width, channels_last, False, 0, 0, 0),
+        *(modalities, 1, rows // modalities, channels, height * width, 0, channels_last, False, 0, 0, 0),
         columns=width,
         adjoint=adjoint,
     )

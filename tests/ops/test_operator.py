@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
 import pytest
 import torch
+from torch import Tensor
 
 import cen_ext
 from cen_ext.ops.activation import NAMES as ACTIVATIONS
 from tests.helpers import cases, formulas
-from tests.helpers.cases import Shape, make_inputs
+from tests.helpers.cases import Shape, in_order, make_inputs, modality_major
 from tests.helpers.covered import BACKENDS, NORMS, every_kind, skip_if_refused
 
 CLOSE = {"rtol": 1e-11, "atol": 1e-11}  # float64; sums of at most a few hundred values of size one
+
+
+def call_in_order(order: str, x: Tensor, weight: Tensor, *rest: Tensor | None, **options: object) -> Tensor:
+    """``norm_exchange`` of the same rows in the given order; tensors of x's size are modality-major."""
+    m, residual = len(weight), options.pop("residual")
+    options["residual"] = None if residual is None else in_order(residual, m, order)
+    y = cen_ext.norm_exchange(in_order(x, m, order), weight, *rest, order=order, **options)
+    return modality_major(y, m, order)
 
 
 @pytest.mark.parametrize("shape", cases.SMALL, ids=str)
@@ -28,6 +38,7 @@ def test_values_and_gradients(backend, training, norm, channels_last, shape):
     given = make_inputs(shape, channels_last=channels_last)
     skip_if_refused(backend, given.x, norm=norm)
     flags = itertools.product(["own", "all"], ["abs", "signed"], ACTIVATIONS, [False, True])
+    orders = itertools.cycle(["modality", "sample", "sample"])  # each with every flag
     for region, criterion, activation, with_residual in flags:
         options = dict(
             threshold=0.02,
@@ -41,7 +52,8 @@ def test_values_and_gradients(backend, training, norm, channels_last, shape):
         stats = (None, None) if training else (given.mean, given.var)
         leaves = [given.x, given.weight, given.bias] + ([residual] if with_residual else [])
         leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
-        y = cen_ext.norm_exchange(
+        y = call_in_order(
+            next(orders),
             *leaves[:3],
             *stats,
             residual=leaves[3] if with_residual else None,
@@ -60,15 +72,17 @@ def test_values_and_gradients(backend, training, norm, channels_last, shape):
 
 @every_kind(dtypes=[torch.float64])
 @pytest.mark.parametrize("modalities", [1, 3])
+@pytest.mark.parametrize("order", ["modality", "sample"])
 @pytest.mark.parametrize("momentum", [0.3, torch.tensor(0.3, dtype=torch.float64)], ids=["number", "tensor"])
-def test_running_statistics_are_torchs(backend, norm, dtype, modalities, momentum):
+def test_running_statistics_are_torchs(backend, norm, dtype, modalities, momentum, order):
     given = make_inputs(Shape(modalities, 4, 6, (5, 3)))
     mean, var = given.mean.clone(), given.var.clone()
     x, weight, bias = given.x, given.weight, given.bias
     options = dict(norm=norm, momentum=momentum, backend=backend)
     # The exchange has no part in the statistics.
-    cen_ext.norm_exchange(x, weight, bias, mean, var, training=True, threshold=0.02, **options)
-    y = cen_ext.norm_exchange(x, weight, bias, mean, var, **options)
+    call = functools.partial(call_in_order, order, x, weight, bias, mean, var, residual=None, **options)
+    call(training=True, threshold=0.02)
+    y = call()
     layer = torch.nn.BatchNorm2d if norm == "batch" else torch.nn.InstanceNorm2d
     for m, part in enumerate(x.chunk(modalities)):
         theirs = layer(6, momentum=0.3, affine=True, track_running_stats=True, dtype=dtype)
@@ -236,6 +250,7 @@ BAD = [
     (dict(region="mine"), ValueError, "region must be one of 'own', 'all', got 'mine'"),
     (dict(criterion="l2"), ValueError, "criterion must be one of"),
     (dict(norm="layer"), ValueError, "norm must be one of"),
+    (dict(order="row"), ValueError, "order must be one of 'modality', 'sample', got 'row'"),
     (dict(activation="gelu"), ValueError, "activation must be one of"),
     (dict(threshold=-0.1), ValueError, "threshold must not be negative"),
     (dict(threshold=float("nan")), ValueError, "threshold must not be negative"),

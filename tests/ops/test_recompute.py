@@ -17,11 +17,15 @@ SIZE = (4, 6, 10, 10)
 class Chain(nn.Module):
     """Convolution, norm, convolution, norm with residual, a strided branch joined by a residual."""
 
-    def __init__(self, norm: type[cen_ext.ExchangeBatchNorm2d | cen_ext.ExchangeInstanceNorm2d]) -> None:
+    def __init__(
+        self,
+        norm: type[cen_ext.ExchangeBatchNorm2d | cen_ext.ExchangeInstanceNorm2d],
+        order: str = "modality",
+    ) -> None:
         super().__init__()
         self.convs = nn.ModuleList(nn.Conv2d(6, 6, 3, padding=1) for _ in range(3))
-        options = {"threshold": 0.3, "activation": "relu"}
-        self.norms = nn.ModuleList([norm(6, 2, **options), norm(6, 2), norm(6, 2, activation="relu")])
+        each = [{"threshold": 0.3, "activation": "relu"}, {}, {"activation": "relu"}]
+        self.norms = nn.ModuleList([norm(6, 2, order=order, **options) for options in each])
         for layer in self.norms:
             nn.init.uniform_(layer.weight, -1, 1)
 
@@ -46,8 +50,9 @@ def gradients(net: nn.Module, x: Tensor, recompute: bool) -> list[Tensor]:
 @pytest.mark.parametrize("norm", [cen_ext.ExchangeBatchNorm2d, cen_ext.ExchangeInstanceNorm2d])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_gradients_are_the_same(norm: type, training: bool, layout: torch.memory_format) -> None:
-    net = Chain(norm).double().to(memory_format=layout).train(training)
+@pytest.mark.parametrize("order", ["modality", "sample"])
+def test_gradients_are_the_same(norm: type, order: str, training: bool, layout: torch.memory_format) -> None:
+    net = Chain(norm, order).double().to(memory_format=layout).train(training)
     x = torch.randn(SIZE, dtype=torch.float64).to(memory_format=layout)
     for found, expected in zip(gradients(net, x, True), gradients(net, x, False), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import cen_ext
 from cen_ext import ExchangeBatchNorm2d, ExchangeInstanceNorm2d, make_multimodal, synchronise_statistics
-from tests.helpers.cases import Shape, make_inputs
+from tests.helpers.cases import Shape, in_order, make_inputs
 from tests.helpers.training_runs import spawn_two
 
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}
@@ -35,16 +35,21 @@ class Case(NamedTuple):
     activation: str = "leaky_relu"
     with_residual: bool = True
     cyclic: bool = False  # the next modality lends, not the mean of the others
+    order: str = "modality"
 
     def inputs(self) -> dict[str, Tensor]:
         """The whole batch, the same in every process."""
         torch.manual_seed(1)
         shape = Shape(self.num_modalities, sum(self.batches), 6, self.spatial)
         inputs = make_inputs(shape, channels_last=self.channels_last)._asdict()
+        for name in ("x", "residual", "dy"):
+            inputs[name] = in_order(inputs[name], self.num_modalities, self.order)
         return inputs if self.with_residual else {**inputs, "residual": None}
 
     def share(self, whole: Tensor, rank: int) -> Tensor:
         """The rows of one process, of every modality."""
+        if self.order == "sample":
+            return whole.split([self.num_modalities * batch for batch in self.batches])[rank]
         rows = whole.unflatten(0, (self.num_modalities, sum(self.batches))).split(self.batches, dim=1)
         return rows[rank].flatten(0, 1)
 
@@ -67,6 +72,7 @@ class Case(NamedTuple):
                 momentum=0.3,
                 activation=self.activation,
                 negative_slope=0.2,
+                order=self.order,
                 **options,
             )
         with Collectives() as backward:
@@ -84,6 +90,7 @@ CASES = {
     "a value each": Case((1, 1), spatial=()),
     "three modalities": Case((2, 1), num_modalities=3, activation="identity", with_residual=False),
     "lenders": Case((1, 2), num_modalities=3, cyclic=True),
+    "sample by sample": Case((1, 3), num_modalities=3, channels_last=True, order="sample"),
 }
 
 

@@ -130,10 +130,13 @@ def test_interpreted_more_modalities_than_eight(channels_last, statistics_given)
 
 @interpreted
 @both_layouts
-@every_norm
-def test_interpreted_with_offsets_of_64_bits(norm, channels_last, monkeypatch):
+@pytest.mark.parametrize(
+    ("norm", "order"), [("batch", "modality"), ("batch", "sample"), ("instance", "sample")]
+)
+def test_interpreted_with_offsets_of_64_bits(norm, order, channels_last, monkeypatch):
     i = make_inputs(Shape(2, 3, 6, (5, 7)), torch.float32, channels_last)
-    call = Call(i.x, i.weight, i.bias, residual=i.residual, options=Options(THRESHOLD, norm=norm))
+    options = Options(THRESHOLD, norm=norm, order=order)
+    call = Call(i.x, i.weight, i.bias, residual=i.residual, options=options)
     narrow = run("triton", call, i.dy)
     monkeypatch.setattr(Geometry, "values", 2**31)
     assert_same_bits(run("triton", call, i.dy), narrow)
@@ -145,7 +148,8 @@ def test_interpreted_with_offsets_of_64_bits(norm, channels_last, monkeypatch):
 def test_interpreted_opcheck(norm, statistics_given):
     i = make_inputs(Shape(2, 2, 6, (4, 5)), torch.float32, channels_last=statistics_given)
     mean, var = (i.mean, i.var) if statistics_given else (None, None)
-    options = Options(THRESHOLD, norm=norm, activation="relu")
+    order = "sample" if statistics_given else "modality"
+    options = Options(THRESHOLD, norm=norm, activation="relu", order=order)
     leaves = [t.clone().requires_grad_() for t in (i.x, i.weight, i.bias)]
     residual = i.residual.requires_grad_()
     torch.library.opcheck(launch.triton_norm_exchange, (*leaves, mean, var, residual, *options))
@@ -187,7 +191,8 @@ geometries = st.builds(
     lines=st.integers(1, 64),
     positions=st.integers(1, 300_000),
     channels_last=st.booleans(),
-).map(lambda g: replace(g, lines=1) if g.channels_last else g)
+    step=st.sampled_from([1, 3]),
+).map(lambda g: replace(g, lines=1) if g.channels_last and g.step == 1 else g)
 
 
 @given(geometries, st.sampled_from(DTYPES), st.sampled_from([2048, 4096]), st.sampled_from([20, 132]))
@@ -250,7 +255,7 @@ def compile_ahead(
     """The PTX of a kernel as it would be launched for a call with a residual, and with a route if routed."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     x = torch.empty(shape.full, dtype=dtype, device="meta", memory_format=layout)
-    g = Geometry.of(x, shape.num_modalities, units=1)
+    g = Geometry.of(x, shape.num_modalities, units=1, order=options.order)
     plan = pass_plan(g, dtype, 2048, multiprocessors=132)
     if name.endswith("whole"):
         plan = whole_plan(g, dtype, tensors=1)
@@ -296,7 +301,8 @@ def compile_ahead(
     ids=str,
 )
 def test_compiles_ahead_of_time(name, capability, dtype, modalities, channels_last):
-    options = Options(THRESHOLD, activation="leaky_relu")
+    order = "sample" if dtype == torch.bfloat16 else "modality"
+    options = Options(THRESHOLD, activation="leaky_relu", order=order)
     shape = Shape(modalities, 3, 20, (5, 7))
     ptx = compile_ahead(name, capability, dtype, shape, channels_last, options, routed=modalities == 3)
     assert f".target sm_{capability}" in ptx
@@ -312,11 +318,16 @@ def test_sizes_of_one_compile(name, shape):
 
 @not_interpreted
 @both_layouts
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "order"),
+    [(torch.float32, "modality"), (torch.bfloat16, "modality"), (torch.float32, "sample")],
+    ids=str,
+)
 @pytest.mark.parametrize("name", ["forward", "backward", "backward_sums", "statistics"])
-def test_tensors_of_even_sizes_are_read_and_written_by_16_bytes(name, dtype, channels_last):
+def test_tensors_of_even_sizes_are_read_and_written_by_16_bytes(name, dtype, order, channels_last):
     shape = Shape(2, 6, 64, (64, 64))
-    ptx = compile_ahead(name, 90, dtype, shape, channels_last, Options(THRESHOLD, activation="relu"))
+    options = Options(THRESHOLD, activation="relu", order=order)
+    ptx = compile_ahead(name, 90, dtype, shape, channels_last, options)
     loads, stores = (re.findall(rf"{way}\.global\S*", ptx) for way in ("ld", "st"))
     # A thread's vectors of a tile: 2048 values are shared by 128 threads.
     vectors = 2048 // 128 * dtype.itemsize // 16

@@ -18,3 +18,4 @@ class Options(NamedTuple):
     eps: float = 1e-5
     activation: str = "identity"
     negative_slope: float = 0.01
+    order: str = "modality"

@@ -3,9 +3,10 @@
 Channel exchanging after normalization, Wang et al., "Deep Multimodal Fusion by Channel Exchanging",
 NeurIPS 2020, Eq. 5 (normalize), Eq. 6 (exchange), section 3.3 (each modality's own share of the channels).
 
-Shapes: ``x [M*N, C, *spatial]`` holds M modalities stacked modality-major on the batch axis;
-``weight, bias [M, C]``; ``mean, var [M, C]`` for batch norm, ``[M*N, C]`` for instance norm. A route
-``[M, C]`` tells what each channel becomes: ``OWN``, ``MEAN`` or the modality that lends its channel.
+Shapes: ``x [M*N, C, *spatial]`` holds M modalities stacked on the batch axis, where sample n of modality m
+is row ``m*N + n`` or, in order ``"sample"``, ``n*M + m``; ``weight, bias [M, C]``; ``mean, var [M, C]`` for
+batch norm, ``[M*N, C]`` for instance norm, there with row ``m*N + n`` in either order. A route ``[M, C]``
+tells what each channel becomes: ``OWN``, ``MEAN`` or the modality that lends its channel.
 """
 
 from __future__ import annotations
@@ -56,20 +57,29 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def statistics(x: Tensor, num_modalities: int, norm: str) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of x: ``[M, C]`` over (N, spatial), or ``[M*N, C]`` over spatial."""
-    groups = num_modalities if norm == "batch" else x.shape[0]
-    if x.numel() == 0:  # zeros avoid NaN and torch's warning; nothing is normalized
-        zeros = x.new_zeros((groups, x.shape[1]), dtype=statistics_dtype(x.dtype))
+def statistics(rows: Tensor, norm: str) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of ``[M, N, C, *spatial]``: ``[M, C]`` over (N, spatial), or ``[M*N, C]``."""
+    if norm == "instance":
+        rows = rows.flatten(0, 1).unsqueeze(1)
+    rows = rows.to(statistics_dtype(rows.dtype))
+    if rows.numel() == 0:  # zeros avoid NaN and torch's warning; nothing is normalized
+        zeros = rows.new_zeros((rows.shape[0], rows.shape[2]))
         return zeros, zeros
-    rows = split_rows(x.to(statistics_dtype(x.dtype)), groups)  # [groups, rows, C, *spatial]
     var, mean = torch.var_mean(rows, dim=[1, *range(3, rows.dim())], correction=0)
     return mean, var
 
 
-def split_rows(x: Tensor, groups: int) -> Tensor:
-    """View of ``[groups*rows, ...]`` as ``[groups, rows, ...]``."""
-    return x.view(groups, x.shape[0] // max(groups, 1), *x.shape[1:])
+def split_rows(x: Tensor, num_modalities: int, order: str = "modality") -> Tensor:
+    """View of ``[M*N, ...]`` as ``[M, N, ...]``."""
+    samples = x.shape[0] // num_modalities
+    if order == "sample":
+        return x.view(samples, num_modalities, *x.shape[1:]).transpose(0, 1)
+    return x.view(num_modalities, samples, *x.shape[1:])
+
+
+def join_rows(rows: Tensor, order: str = "modality") -> Tensor:
+    """The inverse of ``split_rows``."""
+    return (rows.transpose(0, 1) if order == "sample" else rows).flatten(0, 1)
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
@@ -114,7 +124,7 @@ def norm_exchange_reference(
         return table.view(num_modalities, table.shape[0] // num_modalities, channels, *spatial)
 
     # Converted once, so that the gradients of both uses of x are summed before rounding to its dtype.
-    rows = split_rows(x.to(statistics_dtype(x.dtype)), num_modalities)  # [M, N, C, *spatial]
+    rows = split_rows(x.to(statistics_dtype(x.dtype)), num_modalities, options.order)  # [M, N, C, *spatial]
     if route is None:
         route = replaced_channels(weight.detach(), options).to(torch.int32) + OWN
         lenders = range(0)
@@ -125,7 +135,7 @@ def norm_exchange_reference(
     rows = torch.where(per_row(unread), rows.detach(), rows)
     weight, bias = (torch.where(unread, table.detach(), table) for table in (weight, bias))
     if mean is None or var is None:
-        mean, var = statistics(rows.flatten(0, 1), num_modalities, options.norm)
+        mean, var = statistics(rows, options.norm)
     # The derivative of a product with 1 / sqrt(var + eps) would contain its cube, which overflows.
     xhat = (rows - per_row(mean)) / torch.sqrt(per_row(var) + options.eps)
     z = per_row(weight) * xhat + per_row(bias)
@@ -135,7 +145,7 @@ def norm_exchange_reference(
         for m in lenders:
             borrowed = torch.where(per_row(route == m), z[m], borrowed)
         u = torch.where(per_row(replaced), borrowed, z)
-    u = u.flatten(0, 1)
+    u = join_rows(u, options.order)
     if residual is not None:
         u = u + residual.to(rows.dtype)
     u = ACTIVATIONS[options.activation].value(u, options.negative_slope)

@@ -45,9 +45,10 @@ def train(
     N may differ between processes and may be 0. The gradients of weight and bias are sums over this process,
     as usual under data parallelism.
     """
-    mean, var, values = joint_statistics(call.x, call.weight.shape[0], process_group)
+    order = call.options.order
+    mean, var, values = joint_statistics(call.x, call.weight.shape[0], process_group, order)
     weight, bias = _ThroughStatistics.apply(  # type: ignore[no-untyped-call]
-        call.x, call.weight, call.bias, mean, var, values, call.options.eps, process_group
+        call.x, call.weight, call.bias, mean, var, values, call.options.eps, process_group, order
     )
     y = call._replace(weight=weight, bias=bias).run(mean, var)[0]
     if running is not None:
@@ -58,14 +59,14 @@ def train(
 
 @torch.no_grad()
 def joint_statistics(
-    x: Tensor, num_modalities: int, process_group: dist.ProcessGroup
+    x: Tensor, num_modalities: int, process_group: dist.ProcessGroup, order: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and biased variance ``[M, C]`` of x over all processes and values per channel, in one collective.
 
     The parts are combined as in Chan, Golub and LeVeque (1983): the variance is the mean of the parts'
     variances plus that of the squared deviations of their means from the joint mean.
     """
-    mean, var = reference.statistics(x, num_modalities, "batch")
+    mean, var = reference.statistics(reference.split_rows(x, num_modalities, order), "batch")
     values = x.numel() // max(mean.numel(), 1)
     local = torch.cat([mean.new_full((1,), values), mean.flatten(), var.flatten()])
     parts = local.new_empty((process_group.size(), local.numel()))
@@ -99,24 +100,27 @@ class _ThroughStatistics(torch.autograd.Function):
         values: Tensor,
         eps: float,
         process_group: dist.ProcessGroup,
+        order: str,
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x, weight, mean, var, values)
         ctx.eps = eps
         ctx.process_group = process_group
+        ctx.order = order
         return weight.view_as(weight), bias.view_as(bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dweight: Tensor, dbias: Tensor) -> tuple[Tensor | None, ...]:
         if not ctx.needs_input_grad[0]:
-            return None, dweight, dbias, None, None, None, None, None
+            return None, dweight, dbias, None, None, None, None, None, None
         x, weight, mean, var, values = ctx.saved_tensors
         sums = torch.stack([dweight, dbias])
         dist.all_reduce(sums, group=ctx.process_group)
         invstd = torch.rsqrt(var + ctx.eps)
         scale = weight * invstd / values.clamp(min=1).to(weight.dtype)
         column = (weight.shape[0], 1, weight.shape[1], *(1,) * (x.dim() - 2))
-        rows = reference.split_rows(x, weight.shape[0]).to(weight.dtype)
+        rows = reference.split_rows(x, weight.shape[0], ctx.order).to(weight.dtype)
         dx = (rows - mean.view(column)).mul_((scale * invstd * sums[0]).view(column))
         dx = dx.add_((scale * sums[1]).view(column)).neg_()
-        return dx.flatten(0, 1).to(x.dtype), dweight, dbias, None, None, None, None, None
+        dx = reference.join_rows(dx, ctx.order).to(x.dtype)
+        return dx, dweight, dbias, None, None, None, None, None, None

@@ -125,7 +125,7 @@ struct GroupInputs {
         residual(residual),
         dy(dy),
         modalities(p.modalities),
-        stride(p.groups * p.unit_size()),
+        stride(p.modality_stride()),
         row_stride(p.groups * tables.strips),
         per_other(p.modalities > 1 ? Real<T>(1) / Real<T>(p.modalities - 1) : Real<T>(0)),
         routed(tables.routed),

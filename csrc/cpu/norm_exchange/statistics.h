@@ -104,8 +104,7 @@ struct LineBlocks {
   int64_t count;
 
   // in_order limits a block to one line, so that blocks can be processed in memory order.
-  LineBlocks(const Problem& p, bool in_order)
-      : lines(p.samples), size(p.spatial), stride(p.channels * p.spatial) {
+  LineBlocks(const Problem& p, bool in_order) : lines(p.samples), size(p.spatial), stride(p.sample_stride()) {
     lines_per_block = in_order ? 1 : larger(1, smaller(kLines, kValues / size));
     pieces = divide_up(size, kValues);
     piece = divide_up(divide_up(size, pieces), 64) * 64;
@@ -179,23 +178,32 @@ Moments block_moments(const T* x, int64_t first, const LineBlocks& blocks, int64
                     block.values());
 }
 
-// Blocks of the rows (C values of one pixel) of a unit, for channels last. A block is processed in tiles of
-// kTile rows, strip by strip, so that memory is read nearly in order.
+// Blocks of the rows (C values of one pixel) of a unit, for channels last. The rows lie in runs without gaps:
+// one run is the whole unit or, where rows of the other modalities lie between, a sample. A block is
+// processed in tiles of kTile rows, strip by strip, so that memory is read nearly in order.
 struct RowBlocks {
   // Small, because rows a power of two apart share few sets of the L1 cache, which must hold one strip of a
   // tile and of the next: 512 channels took five times as long with 64 rows as with 8.
   static constexpr int64_t kTile = 4;
-  int64_t rows, channels, rows_per_block, count;
+  int64_t rows, channels, run, run_stride;  // `run` rows in a run, and values from one run to the next
+  int64_t rows_per_block, count;
 
   // most: the largest number of rows per block. Fewer rows keep float sums accurate, more cost less to
   // combine.
-  RowBlocks(const Problem& p, int64_t most) : rows(p.values()), channels(p.channels) {
+  RowBlocks(const Problem& p, int64_t most)
+      : rows(p.values()),
+        channels(p.channels),
+        run(p.sample_stride() == p.row_size() ? rows : p.spatial),
+        run_stride(p.sample_stride()) {
     rows_per_block = larger(32, smaller(most, 65536 / channels));
     count = divide_up(rows, rows_per_block);
   }
   int64_t begin(int64_t b) const { return b * rows_per_block; }
   int64_t end(int64_t b) const { return smaller(rows, begin(b) + rows_per_block); }
   int64_t values(int64_t b) const { return end(b) - begin(b); }
+
+  // The offset of a row from the unit's first value.
+  CEN_INLINE int64_t offset(int64_t row) const { return row / run * run_stride + row % run * channels; }
 
   // The prefetch distance in values, to another tile: hardware prefetchers miss reads with the stride of a
   // row. It covers the memory latency without overflowing the L1 cache.
@@ -205,13 +213,18 @@ struct RowBlocks {
     return larger(kTile, 8192 / row) * channels;
   }
 
-  // Calls f(row, count) for the tiles of block b, with count a compile-time constant.
+  // Calls f(at, count) for the tiles of block b, which begin at the offset `at` from the unit's first value
+  // and lie in one run each. count is a compile-time constant.
   template <class F>
   CEN_INLINE void for_tiles(int64_t b, F f) const {
-    const int64_t stop = end(b);
-    int64_t row = begin(b);
-    for (; row + kTile <= stop; row += kTile) f(row, std::integral_constant<int64_t, kTile>{});
-    for (; row < stop; ++row) f(row, std::integral_constant<int64_t, 1>{});
+    const int64_t stop = end(b), step = channels;
+    for (int64_t row = begin(b); row < stop;) {
+      const int64_t run_stop = smaller(stop, (row / run + 1) * run);
+      int64_t at = offset(row);
+      for (; row + kTile <= run_stop; row += kTile, at += kTile * step)
+        f(at, std::integral_constant<int64_t, kTile>{});
+      for (; row < run_stop; ++row, at += step) f(at, std::integral_constant<int64_t, 1>{});
+    }
   }
 
   // Calls f(strip, n) for the strips of one vector of channels. n is FullVec, or the width of the last one.
@@ -253,23 +266,24 @@ void block_moments(const T* unit, const RowBlocks& blocks, int64_t b, MomentSums
   const int64_t begin = blocks.begin(b), count = blocks.values(b), step = blocks.channels;
   const int64_t sample = smaller(MomentSums<R>::kSampleRows, count),
                 prefetch_distance = blocks.prefetch_distance(sizeof(T));
+  int64_t sampled[MomentSums<R>::kSampleRows];
+  for (int64_t row = 0; row < sample; ++row) sampled[row] = blocks.offset(begin + row);
   blocks.for_strips<R>([&](int64_t strip, auto n) {
-    const T* first = unit + begin * step + strip * kVecSize<R>;
-    const Vec<R> x0 = load(first, n);
+    const T* first = unit + strip * kVecSize<R>;
+    const Vec<R> x0 = load(first + sampled[0], n);
     Vec<R> sum{};
-    for (int64_t row = 1; row < sample; ++row) sum += load(first + row * step, n) - x0;
+    for (int64_t row = 1; row < sample; ++row) sum += load(first + sampled[row], n) - x0;
     sums[strip] = {x0 + sum / static_cast<R>(sample)};
   });
-  blocks.for_tiles(b, [&](int64_t row, auto tile_rows) CEN_INLINE_LAMBDA {
+  blocks.for_tiles(b, [&](int64_t tile, auto tile_rows) CEN_INLINE_LAMBDA {
     blocks.for_strips<R>([&](int64_t strip, auto n) CEN_INLINE_LAMBDA {
-      MomentSums<R> tile{sums[strip].shift};
-      walk_rows(row * step + strip * kVecSize<R>, step, tile_rows,
-                [&](int64_t at, int64_t) CEN_INLINE_LAMBDA {
-                  __builtin_prefetch(unit + at + prefetch_distance);
-                  tile.add(load(unit + at, n) - tile.shift);
-                });
-      sums[strip].sum += tile.sum;
-      sums[strip].squares += tile.squares;
+      MomentSums<R> of_tile{sums[strip].shift};
+      walk_rows(tile + strip * kVecSize<R>, step, tile_rows, [&](int64_t at, int64_t) CEN_INLINE_LAMBDA {
+        __builtin_prefetch(unit + at + prefetch_distance);
+        of_tile.add(load(unit + at, n) - of_tile.shift);
+      });
+      sums[strip].sum += of_tile.sum;
+      sums[strip].squares += of_tile.squares;
     });
   });
   const double per_value = 1.0 / count;
@@ -286,7 +300,8 @@ void block_moments(const T* unit, const RowBlocks& blocks, int64_t b, MomentSums
   for (int64_t c = 0; !finite && c < step; ++c) {
     if (is_finite(squares[c])) continue;
     const Moments wide = wide_moments(count, [&](auto f) {
-      for (int64_t row = begin; row < begin + count; ++row) f(load(unit + row * step + c, int64_t{1})[0]);
+      for (int64_t row = begin; row < begin + count; ++row)
+        f(load(unit + blocks.offset(row) + c, int64_t{1})[0]);
     });
     mean[c] = wide.mean;
     squares[c] = wide.squares;

@@ -19,7 +19,7 @@ CEN_DEVICE void process_tile(const Problem& p, const Geometry& geo, const Backwa
   CEN_UNROLL_1
   for (int m = 0; m < memory.table.modalities; ++m) {
     const Strip<T, kLast> strip(memory.table, m, coord.line);
-    T* dx = t.dx + p.unit(m, coord.group) * p.unit_size();
+    T* dx = t.dx + p.offset(m, coord.group);
     RealVec<T> dz_sum{}, on_x_sum{};
     CEN_UNROLL
     for (int u = 0; u < kTile; ++u) {

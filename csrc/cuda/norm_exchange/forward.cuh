@@ -122,7 +122,7 @@ CEN_DEVICE void fetch_forward(const Problem& p, const Geometry& geo, const Forwa
   using Memory = ForwardMemory<T, kLast>;
   CEN_UNROLL_1
   for (int m = 0; m < memory.table.modalities; ++m) {
-    const int64_t base = p.unit(m, coord.group) * p.unit_size();
+    const int64_t base = p.offset(m, coord.group);
     const bool part = all || !memory.table.flags_of(m, coord.line).all(kDead);
     CEN_UNROLL
     for (int u = 0; u < kTile; ++u) {
@@ -147,7 +147,7 @@ CEN_DEVICE void write_y(const Problem& p, const Geometry& geo, const ForwardTens
   CEN_UNROLL_1
   for (int m = 0; m < memory.table.modalities; ++m) {
     const Strip<T, kLast> strip(memory.table, m, coord.line);
-    T* y = t.y + p.unit(m, coord.group) * p.unit_size();
+    T* y = t.y + p.offset(m, coord.group);
     CEN_UNROLL
     for (int u = 0; u < kTile; ++u) {
       const VectorSlice& slice = tile.slices[u];
@@ -179,7 +179,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kTwoPassThreads, (kForwardBlocks<T, kLast>))
   const StatisticsMemory<T, kLast> memory(shared_memory(), geo);
   if (coord.thread_rank == 0) *memory.overflow = 0;
   const int64_t unit = coord.group;
-  const T* base = x + unit * p.unit_size();
+  const T* base = x + p.offset(unit / p.groups, unit % p.groups);
   block_moments<T>(p, geo, coord, memory.workspace, memory.overflow, memory.mean, memory.var,
                    [&](int, const VectorSlice& slice) { return read(geo, base, slice); });
   const int width = Table<T, kLast>::width_of(geo);

@@ -32,7 +32,7 @@ struct Geometry {
   int vec_size;              // values per vector
   bool vectors;              // use 16-byte accesses, which need alignment; else access value by value
   int threads_x, threads_y;  // block shape
-  int64_t row_slices;        // slices per channel and sample, channels first
+  int64_t row_slices;        // slices per strip and sample
   Divider by_row;            // divides by row_slices
   int64_t slices;            // slices per strip
   int64_t strips, chunks;    // strips per group, chunks per strip
@@ -107,13 +107,18 @@ struct ThreadCoord {
   CEN_DEVICE VectorSlice slice(const Problem& p, const Geometry& geo, int step) const {
     const int64_t number = first + (step * line_threads + line_rank);
     if (number >= stop) return {0, 0, 0};
-    if constexpr (kLast) return {begin + number * p.channels, 0, elements};
+    if constexpr (kLast) {
+      int64_t at = begin + number * p.channels;
+      if (p.order == Order::sample)  // rows of the other modalities lie between the samples
+        at += geo.by_row(uint32_t(number)) * (p.sample_stride() - p.row_size());
+      return {at, 0, elements};
+    }
     const uint32_t sample = geo.by_row(uint32_t(number));
     const int column = (int(number) - int(sample * uint32_t(geo.row_slices))) * geo.vec_size;
     // Vectors are aligned in memory; the first of a line may begin before it, by less than a vector.
     const int before = phase - column;
     const int64_t left = p.spatial + before;
-    return {begin + sample * (p.channels * p.spatial) + column, before > 0 ? before : 0,
+    return {begin + sample * p.sample_stride() + column, before > 0 ? before : 0,
             left < geo.vec_size ? int(left < 0 ? 0 : left) : geo.vec_size};
   }
 };

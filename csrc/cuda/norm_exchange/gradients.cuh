@@ -115,7 +115,7 @@ CEN_DEVICE void fetch_backward(const Problem& p, const Geometry& geo, const Back
   using Memory = BackwardMemory<T, kLast>;
   CEN_UNROLL_1
   for (int m = 0; m < memory.table.modalities; ++m) {
-    const int64_t base = p.unit(m, coord.group) * p.unit_size();
+    const int64_t base = p.offset(m, coord.group);
     const bool part = !memory.table.flags_of(m, coord.line).all(kDead);
     CEN_UNROLL
     for (int u = 0; u < kTile; ++u) {
@@ -182,7 +182,7 @@ CEN_DEVICE void activate(const Problem& p, const Geometry& geo, const BackwardTe
   CEN_UNROLL_1
   for (int m = 0; m < memory.table.modalities; ++m) {
     const Strip<T, kLast> strip(memory.table, m, coord.line);
-    const int64_t base = p.unit(m, coord.group) * p.unit_size();
+    const int64_t base = p.offset(m, coord.group);
     CEN_UNROLL
     for (int u = 0; u < kTile; ++u) {
       const VectorSlice& slice = tile.slices[u];

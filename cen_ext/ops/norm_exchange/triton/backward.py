@@ -56,6 +56,7 @@ def backward_sums_kernel(
     BLOCK_L: tl.constexpr,
     BLOCK_P: tl.constexpr,
     TILES: tl.constexpr,
+    STEP: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     INT64: tl.constexpr,
 ):
@@ -72,7 +73,7 @@ def backward_sums_kernel(
         dbiases = dbiases + (tl.zeros([BLOCK_C, BLOCK_L * BLOCK_P], scales[m].dtype),)
     for i in range(TILES):
         index = chunk * TILES + i
-        tile = locate_tile(index, unit, channels, sizes, BLOCK_L, BLOCK_P, CHANNELS_LAST, INT64)
+        tile = locate_tile(index, unit, channels, sizes, BLOCK_L, BLOCK_P, STEP, CHANNELS_LAST, INT64)
         dzs, xhats = _load_gradients(
             dy,
             x,
@@ -131,6 +132,7 @@ def backward_kernel(
     BLOCK_L: tl.constexpr,
     BLOCK_P: tl.constexpr,
     TILES: tl.constexpr,
+    STEP: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     INT64: tl.constexpr,
 ):
@@ -147,7 +149,7 @@ def backward_kernel(
     dbiases = load_rows(dbias, unit, units, channels, C, M)
     for i in range(TILES):
         index = chunk * TILES + i
-        tile = locate_tile(index, unit, channels, sizes, BLOCK_L, BLOCK_P, CHANNELS_LAST, INT64)
+        tile = locate_tile(index, unit, channels, sizes, BLOCK_L, BLOCK_P, STEP, CHANNELS_LAST, INT64)
         dzs, xhats = _load_gradients(
             dy,
             x,
@@ -196,6 +198,7 @@ def backward_whole_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    STEP: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     INT64: tl.constexpr,
 ):
@@ -206,7 +209,7 @@ def backward_whole_kernel(
         weight, bias, mean, var, route, unit, units, channels, C, M, RULE, THRESHOLD, OWN_REGION, SIGNED, EPS
     )
     scales = _scales(affine, statistics, M)
-    tile = locate_tile(0, unit, channels, sizes, BLOCK_L, BLOCK_P, CHANNELS_LAST, INT64)
+    tile = locate_tile(0, unit, channels, sizes, BLOCK_L, BLOCK_P, STEP, CHANNELS_LAST, INT64)
     dzs, xhats = _load_gradients(
         dy,
         x,

@@ -42,6 +42,7 @@ def statistics_kernel(
     BLOCK_L: tl.constexpr,
     BLOCK_P: tl.constexpr,
     TILES: tl.constexpr,
+    STEP: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     INT64: tl.constexpr,
 ):
@@ -53,20 +54,23 @@ def statistics_kernel(
     sizes = (units, C, L, P)
     unit, chunk, channels = program_coords(tl.program_id(0), sizes, chunks, BLOCK_C)
     first = chunk * TILES
+    per_modality = units // STEP
+    m, own = unit // per_modality, unit % per_modality
     real: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
-    tile = locate_tile(first, unit, channels, sizes, BLOCK_L, BLOCK_P, CHANNELS_LAST, INT64)
+    tile = locate_tile(first, own, channels, sizes, BLOCK_L, BLOCK_P, STEP, CHANNELS_LAST, INT64)
     sample = (1.0 / count_values(first, sizes, BLOCK_L, BLOCK_P)).to(real)
-    shift = tl.sum(load_tile(x, 0, tile, real) * sample, axis=1)
+    shift = tl.sum(load_tile(x, m, tile, real) * sample, axis=1)
 
     total, squares = _shifted_sums(
-        x, unit, first, channels, sizes, shift, 1.0, BLOCK_L, BLOCK_P, TILES, CHANNELS_LAST, INT64
+        x, m, own, first, channels, sizes, shift, 1.0, BLOCK_L, BLOCK_P, TILES, STEP, CHANNELS_LAST, INT64
     )
     total, wide = total.to(tl.float64), squares.to(tl.float64)
     overflow = squares > _LARGEST
     if tl.max(overflow.to(tl.int32), axis=0) > 0:
         _, small = _shifted_sums(
             x,
-            unit,
+            m,
+            own,
             first,
             channels,
             sizes,
@@ -75,6 +79,7 @@ def statistics_kernel(
             BLOCK_L,
             BLOCK_P,
             TILES,
+            STEP,
             CHANNELS_LAST,
             INT64,
         )
@@ -94,6 +99,7 @@ def statistics_kernel(
 @triton.jit
 def _shifted_sums(
     x,
+    m,
     unit,
     first,
     channels,
@@ -103,6 +109,7 @@ def _shifted_sums(
     BLOCK_L: tl.constexpr,
     BLOCK_P: tl.constexpr,
     TILES: tl.constexpr,
+    STEP: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     INT64: tl.constexpr,
 ):
@@ -110,8 +117,8 @@ def _shifted_sums(
     total = tl.zeros([channels.shape[0], BLOCK_L * BLOCK_P], shift.dtype)
     squares = tl.zeros([channels.shape[0], BLOCK_L * BLOCK_P], shift.dtype)
     for i in range(TILES):
-        tile = locate_tile(first + i, unit, channels, sizes, BLOCK_L, BLOCK_P, CHANNELS_LAST, INT64)
-        d = tl.where(tile.mask, load_tile(x, 0, tile, shift.dtype) - shift[:, None], 0.0) * SCALE
+        tile = locate_tile(first + i, unit, channels, sizes, BLOCK_L, BLOCK_P, STEP, CHANNELS_LAST, INT64)
+        d = tl.where(tile.mask, load_tile(x, m, tile, shift.dtype) - shift[:, None], 0.0) * SCALE
         total += d
         squares += d * d
     return tl.sum(total, axis=1), tl.sum(squares, axis=1)
@@ -189,6 +196,7 @@ def forward_kernel(
     BLOCK_L: tl.constexpr,
     BLOCK_P: tl.constexpr,
     TILES: tl.constexpr,
+    STEP: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     INT64: tl.constexpr,
 ):
@@ -207,7 +215,7 @@ def forward_kernel(
         scales = scales + (inverse_std(variances[m], EPS) * weights[m],)
     for i in range(TILES):
         index = chunk * TILES + i
-        tile = locate_tile(index, unit, channels, sizes, BLOCK_L, BLOCK_P, CHANNELS_LAST, INT64)
+        tile = locate_tile(index, unit, channels, sizes, BLOCK_L, BLOCK_P, STEP, CHANNELS_LAST, INT64)
         zs = ()
         for m in tl.static_range(M):
             d = load_centered(x, m, tile, means[m], unread[m], CHANNELS_LAST)
@@ -260,6 +268,7 @@ def forward_whole_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    STEP: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     INT64: tl.constexpr,
 ):
@@ -269,7 +278,7 @@ def forward_whole_kernel(
     weights = load_rows(weight, 0, 1, channels, C, M)
     routes, _ = load_routes(weights, route, channels, C, M, RULE, THRESHOLD, OWN_REGION, SIGNED)
     biases = load_rows(bias, 0, 1, channels, C, M)
-    tile = locate_tile(0, unit, channels, sizes, BLOCK_L, BLOCK_P, CHANNELS_LAST, INT64)
+    tile = locate_tile(0, unit, channels, sizes, BLOCK_L, BLOCK_P, STEP, CHANNELS_LAST, INT64)
     zs = ()
     for m in tl.static_range(M):
         average, variance, d = _moments(load_tile(x, m, tile, weights[m].dtype), tile.mask, L * P)

@@ -6,10 +6,9 @@
     ) -> (dx, dweight, dbias, dresidual)
 
 These have the signatures of the compiled ops in ``native``. With batch statistics, a channel that fits in one
-program is read once, in one launch each for forward and backward. Otherwise the forward pass has three
-launches, of which the first reads x for partial sums and the last reads it again, and so has the backward
-pass. With given statistics, forward and backward are one pass each. Partial sums are combined in a fixed
-order, so results are bitwise reproducible.
+program is read once, in one launch each for forward and backward. Otherwise either has three launches, of
+which the first reads x for partial sums and the last reads it again. With given statistics either is one
+pass. Partial sums are combined in a fixed order, so results are bitwise reproducible.
 """
 
 from __future__ import annotations
@@ -60,14 +59,16 @@ class Geometry:
     lines: int
     positions: int
     channels_last: bool
+    step: int = 1  # rows from a sample to the next one of the same modality
 
     @staticmethod
-    def of(x: Tensor, num_modalities: int, units: int) -> Geometry:
+    def of(x: Tensor, num_modalities: int, units: int, order: str) -> Geometry:
         rows, channels = int(x.shape[0]), int(x.shape[1])
         samples, spatial = rows // (num_modalities * units), math.prod(int(size) for size in x.shape[2:])
         last = memory_format(x) != torch.contiguous_format
-        lines, positions = (1, samples * spatial) if last else (samples, spatial)
-        return Geometry(num_modalities, units, channels, lines, positions, last)
+        step = num_modalities if order == "sample" else 1
+        lines, positions = (1, samples * spatial) if last and step == 1 else (samples, spatial)
+        return Geometry(num_modalities, units, channels, lines, positions, last, step)
 
     @property
     def values(self) -> int:
@@ -138,6 +139,7 @@ def pass_plan(
     if g.channels_last:  # at least 128 bytes along the channels
         channels = min(channels, max(64, 128 // dtype.itemsize))
         positions = min(positions, values // channels)
+        lines = min(lines, values // (channels * positions))
     else:
         positions = min(positions, values)
         lines = min(lines, values // positions)
@@ -191,8 +193,9 @@ def tile_constants(g: Geometry, plan: Plan) -> dict[str, Any]:
         BLOCK_C=plan.channels,
         BLOCK_L=plan.lines,
         BLOCK_P=plan.positions,
+        STEP=g.step,
         CHANNELS_LAST=g.channels_last,
-        INT64=g.values >= 2**31,
+        INT64=g.step * g.values >= 2**31,
         num_warps=plan.warps,
     )
 
@@ -216,10 +219,11 @@ def launch_forward(
     eps: float,
     activation: str,
     negative_slope: float,
+    order: str = "modality",
     route: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute y, and mean and variance of x unless given."""
-    options = Options(threshold, region, criterion, norm, eps, activation, negative_slope)
+    options = Options(threshold, region, criterion, norm, eps, activation, negative_slope, order)
     y, batch_mean, batch_var = _empty_results(x, weight, bias, mean, var, residual, *options)
     if x.numel() == 0:
         return y, batch_mean.zero_(), batch_var.zero_()
@@ -230,7 +234,7 @@ def launch_forward(
     if mean is None or var is None:
         mean, var = batch_mean, batch_var
     mean, var = mean.contiguous(), var.contiguous()
-    g = Geometry.of(x, num_modalities, mean.shape[0] // num_modalities)
+    g = Geometry.of(x, num_modalities, mean.shape[0] // num_modalities, order)
     definition = call_constants(options, num_modalities, route is not None)
     with device_of(x):
         plan = None if given else whole_plan(g, x.dtype, tensors=1)
@@ -281,10 +285,11 @@ def launch_backward(
     eps: float,
     activation: str,
     negative_slope: float,
+    order: str = "modality",
     route: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute dx, dweight, dbias and dresidual."""
-    options = Options(threshold, region, criterion, norm, eps, activation, negative_slope)
+    options = Options(threshold, region, criterion, norm, eps, activation, negative_slope, order)
     layout, num_modalities = memory_format(x), weight.shape[0]
     dx = torch.empty_like(x, memory_format=layout)
     dresidual = x.new_empty((0,)) if residual is None else torch.empty_like(dx)
@@ -293,7 +298,7 @@ def launch_backward(
     dy, x, residual = (_as_layout(t, layout) for t in (dy, x, residual))
     tables = [table.contiguous() for table in (weight, bias, mean, var)]
     route = _as_layout(route, torch.contiguous_format)
-    g = Geometry.of(x, num_modalities, mean.shape[0] // num_modalities)
+    g = Geometry.of(x, num_modalities, mean.shape[0] // num_modalities, order)
     definition = call_constants(options, num_modalities, route is not None)
     stored = None if residual is None else dresidual
 

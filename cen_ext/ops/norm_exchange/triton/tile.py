@@ -2,7 +2,8 @@
 
 x consists of ``M * units`` units, each with its own statistics: one per modality for batch norm (or given
 statistics), one per row for instance norm. A channel of a unit is ``L`` lines of ``P`` positions: for
-contiguous x the rows of the unit with their spatial positions, for channels_last a single line of both.
+contiguous x the rows of the unit with their spatial positions, for channels_last a single line of both. STEP
+is 1 or, in order ``"sample"``, M: a unit has every M-th row of x then, and a line is a row in either format.
 A tile is ``BLOCK_C`` channels by ``BLOCK_L * BLOCK_P`` values, ``[BLOCK_C, values]``, at the same offsets in
 every modality, because modalities exchange values. Tables (parameters, statistics, sums) are ``[M, C]`` or
 ``[M * units, C]``, and arithmetic is in their dtype, float32 or float64. Tuples have an element per modality.
@@ -58,6 +59,7 @@ def locate_tile(
     sizes,
     BLOCK_L: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    STEP: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     INT64: tl.constexpr,
 ):
@@ -70,11 +72,12 @@ def locate_tile(
     position = (index % pieces * BLOCK_P).to(integer) + value % BLOCK_P
     mask = (channels < C)[:, None] & ((line < L) & (position < P))[None, :]
     if CHANNELS_LAST:
-        offsets = ((line * P + position) * C)[None, :] + channels.to(integer)[:, None]
+        offsets = ((line * STEP * P + position) * C)[None, :] + channels.to(integer)[:, None]
     else:
-        offsets = (line * P * C + position)[None, :] + (channels.to(integer) * P)[:, None]
+        offsets = (line * STEP * P * C + position)[None, :] + (channels.to(integer) * P)[:, None]
     unit_size = tl.full((), 1, tl.int64) * C * L * P
-    return Tile(unit * unit_size, units * unit_size, offsets, mask)
+    stride = units * unit_size if STEP == 1 else tl.full((), 1, tl.int64) * C * P
+    return Tile(unit * STEP * unit_size, stride, offsets, mask)
 
 
 @triton.jit
