@@ -384,7 +384,8 @@ def test_compilers_see_the_kernels(shape, statistics_given, kernels, monkeypatch
 def check_on_gpu(call: Call, dy: Tensor) -> None:
     """The bounds are those of the definition on the CPU."""
     dy = without_kinks(call, dy)
-    there = Call(*(t if t is None else t.cuda() for t in call[:-1]), options=call.options)
+    *tensors, route = (t if t is None else t.cuda() for t in (*call[:6], call.route))
+    there = Call(*tensors, call.options, route)
     found = Results(*(t if t is None else t.cpu() for t in run("triton", there, dy.cuda())))
     assert_within(found, run_definition(call, dy), bounds(call, dy))
 
