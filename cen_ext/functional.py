@@ -77,8 +77,8 @@ def norm_exchange(
         training: use the statistics of x (True) or the running ones (False).
         momentum: weight of the new statistics in the running ones; a number or a 0-d tensor.
         eps: added to the variance.
-        activation: ``"identity"``, ``"relu"``, ``"relu6"`` or ``"leaky_relu"`` with ``negative_slope``; all
-            names are ``cen_ext.ops.activation.NAMES``.
+        activation: ``"identity"``, ``"relu"``, ``"relu6"``, ``"leaky_relu"`` with ``negative_slope``,
+            ``"silu"``, ``"gelu"``, ``"gelu_tanh"`` or ``"hardswish"``, each as in ``torch.nn.functional``.
         process_group: compute batch statistics over x of all its processes, at the cost of one collective
             forward and one backward, which every process must join; x may be empty. None, the default, uses
             this process alone. No effect with ``training=False``.

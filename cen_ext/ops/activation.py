@@ -6,6 +6,7 @@ CUDA. The backward kernels recompute the argument u, so a derivative may be any 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,6 +22,17 @@ class Activation(NamedTuple):
 
     value: Function
     derivative: Function
+
+
+def _distribution(u: Tensor) -> Tensor:
+    """That of the standard normal distribution."""
+    return 0.5 * torch.erfc(-u / math.sqrt(2))
+
+
+def _gelu_tanh_derivative(u: Tensor) -> Tensor:
+    scale = 2 * math.sqrt(2 / math.pi)
+    share = torch.sigmoid(scale * (u + 0.044715 * u**3))
+    return share + u * share * (1 - share) * scale * (1 + 3 * 0.044715 * u * u)
 
 
 ACTIVATIONS = {
@@ -39,6 +51,22 @@ ACTIVATIONS = {
     "leaky_relu": Activation(
         lambda u, slope: F.leaky_relu(u, slope),
         lambda u, slope: torch.where(u > 0, torch.ones_like(u), slope),
+    ),
+    "silu": Activation(
+        lambda u, _: F.silu(u),
+        lambda u, _: u.sigmoid() * (1 + u * (1 - u.sigmoid())),
+    ),
+    "gelu": Activation(
+        lambda u, _: F.gelu(u),
+        lambda u, _: _distribution(u) + u * torch.exp(-0.5 * u * u) / math.sqrt(2 * math.pi),
+    ),
+    "gelu_tanh": Activation(
+        lambda u, _: F.gelu(u, approximate="tanh"),
+        lambda u, _: _gelu_tanh_derivative(u),
+    ),
+    "hardswish": Activation(
+        lambda u, _: F.hardswish(u),
+        lambda u, _: torch.where(u < 3, torch.where(u <= -3, 0.0, u / 3 + 0.5), 1.0),
     ),
 }
 NAMES = tuple(ACTIVATIONS)

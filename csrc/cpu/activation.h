@@ -11,10 +11,14 @@
 #include <cstdint>
 #include <type_traits>
 
-#define CEN_FURTHER_ACTIVATIONS(X) X(relu6)
+#include "elementary.h"
+
+#define CEN_FURTHER_ACTIVATIONS(X) X(relu6) X(silu) X(gelu) X(gelu_tanh) X(hardswish)
 #define CEN_ACTIVATIONS(X) X(identity) X(relu) X(leaky_relu) CEN_FURTHER_ACTIVATIONS(X)
 
 #define CEN_ACTIVATION_INLINE inline __attribute__((always_inline))
+// Of what takes far longer than a call: inlined into every kernel, it would double the compile time.
+#define CEN_ACTIVATION_CALL __attribute__((noinline))
 
 namespace cen {
 
@@ -38,6 +42,73 @@ struct Formula<Activation::relu6> {
   template <class V>
   static CEN_ACTIVATION_INLINE V gradient(V dy, V u) {
     return (u > 0) & (u < 6) ? dy : V{};
+  }
+};
+
+// u within [-most, most]: what multiplies a density there is 0 beyond, where the product could be 0 * inf.
+template <class V>
+CEN_ACTIVATION_INLINE V within(V u, ElementOf<V> most) {
+  return u < -most ? V{} - most : (u > most ? V{} + most : u);
+}
+
+template <>
+struct Formula<Activation::silu> {
+  template <class V>
+  static CEN_ACTIVATION_CALL V value(V u) {
+    return u * logistic(u);
+  }
+  template <class V>
+  static CEN_ACTIVATION_CALL V gradient(V dy, V u) {
+    V slope;
+    const V s = logistic(u, &slope);
+    return dy * (s + within(u, 100) * slope);
+  }
+};
+
+// u times the distribution function at u.
+template <>
+struct Formula<Activation::gelu> {
+  template <class V>
+  static CEN_ACTIVATION_CALL V value(V u) {
+    return u * normal_distribution(u);
+  }
+  template <class V>
+  static CEN_ACTIVATION_CALL V gradient(V dy, V u) {
+    const V c = within(u, 20);
+    return dy * (normal_distribution(u) + c * bell(c) * ElementOf<V>(0.39894228040143267794));
+  }
+};
+
+// With 0.5 (1 + tanh(w)) = logistic(2w), w = sqrt(2 / pi) (u + 0.044715 u^3).
+template <>
+struct Formula<Activation::gelu_tanh> {
+  template <class V>
+  static CEN_ACTIVATION_INLINE V twice_w(V u) {
+    return u * (1 + u * u * ElementOf<V>(0.044715)) * ElementOf<V>(1.59576912160573071176);
+  }
+  template <class V>
+  static CEN_ACTIVATION_CALL V value(V u) {
+    return u * logistic(twice_w(u));
+  }
+  template <class V>
+  static CEN_ACTIVATION_CALL V gradient(V dy, V u) {
+    using R = ElementOf<V>;
+    const V c = within(u, 20);
+    V slope;
+    const V s = logistic(twice_w(c), &slope);
+    return dy * (s + c * slope * (1 + c * c * R(0.134145)) * R(1.59576912160573071176));
+  }
+};
+
+template <>
+struct Formula<Activation::hardswish> {
+  template <class V>
+  static CEN_ACTIVATION_INLINE V value(V u) {
+    return u < -3 ? u * 0 : (u > 3 ? u : u * (u + 3) / 6);
+  }
+  template <class V>
+  static CEN_ACTIVATION_INLINE V gradient(V dy, V u) {
+    return u <= -3 ? V{} : (u < 3 ? dy * (u / 3 + ElementOf<V>(0.5)) : dy);
   }
 };
 
@@ -140,6 +211,7 @@ struct Activate<V, ActivationForm::formula> {
 };
 #undef CEN_CASE
 #undef CEN_ACTIVATION_INLINE
+#undef CEN_ACTIVATION_CALL
 
 }  // namespace
 }  // namespace cpu

@@ -6,6 +6,8 @@ assignment under a mask; backward by the equations, without autograd. float64, s
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -52,21 +54,56 @@ def shares(
 
 def activated(u: Tensor, activation: str, negative_slope: float) -> Tensor:
     """The activation of u."""
+    if activation in SMOOTH:
+        return u * SMOOTH[activation](u)
     if activation == "relu6":
         return u.clamp(0, 6)
+    if activation == "hardswish":
+        return u * (u + 3).clamp(0, 6) / 6
     slope = {"identity": 1.0, "relu": 0.0, "leaky_relu": negative_slope}[activation]
     return torch.where(u > 0, u, slope * u)
 
 
 def derivative(u: Tensor, activation: str, negative_slope: float) -> Tensor:
     """Its derivative at u, one of its one-sided ones at a kink."""
+    if activation in SMOOTH:
+        with torch.enable_grad():
+            leaf = u.detach().requires_grad_()
+            return torch.autograd.grad(activated(leaf, activation, negative_slope).sum(), leaf)[0]
+    if activation == "hardswish":
+        return torch.where(u <= -3, 0.0, torch.where(u < 3, (2 * u + 3) / 6, 1.0))
     above = torch.zeros_like(u) if activation == "relu6" else torch.ones_like(u)
     below = {"leaky_relu": negative_slope, "identity": 1.0}.get(activation, 0.0)
     return torch.where(u <= 0, below, torch.where(u < 6, 1.0, above))
 
 
-# Arguments at which the derivative jumps.
-KINKS = {"identity": (), "relu": (0.0,), "relu6": (0.0, 6.0), "leaky_relu": (0.0,)}
+# What u is multiplied by.
+SMOOTH = {
+    "silu": torch.sigmoid,
+    "gelu": torch.special.ndtr,
+    "gelu_tanh": lambda u: 0.5 + 0.5 * torch.tanh((2 / torch.pi) ** 0.5 * (u + 0.044715 * u**3)),
+}
+
+
+class Bend(NamedTuple):
+    """How an activation changes errors of its argument."""
+
+    kinks: tuple[float, ...] = ()  # arguments at which the derivative jumps
+    steepest: float = 1.0  # the largest |derivative|
+    curvature: float = 0.0  # the largest |second derivative|, but at kinks
+    own_error: float = 0.0  # that of its value over u, and of its derivative, in rounding units
+
+
+BENDS = {
+    "identity": Bend(),
+    "relu": Bend((0.0,)),
+    "relu6": Bend((0.0, 6.0)),
+    "leaky_relu": Bend((0.0,)),
+    "silu": Bend(steepest=1.1, curvature=0.5, own_error=8.0),
+    "gelu": Bend(steepest=1.13, curvature=0.8, own_error=8.0),
+    "gelu_tanh": Bend(steepest=1.13, curvature=0.81, own_error=8.0),
+    "hardswish": Bend((-3.0, 3.0), steepest=1.5, curvature=1 / 3, own_error=4.0),
+}
 
 
 def _normalised(x: Tensor, mean: Tensor | None, var: Tensor | None, norm: str, eps: float) -> Tensor:

@@ -20,12 +20,14 @@ unit of float64: the definition's Welford recurrence takes every deviation from 
     e(z)    = weight (e(xhat) + s) + 2 v (weight xhat + bias)
     e(u)    = mix (e(z) + M v z)                        mix: 1 for the channel itself, or 1 / (M - 1) for each
                                                         modality that takes its place
-    e(y)    = L (e(u) + 2 v u)                          L: the activation's largest slope; u with the residual
+    e(y)    = L (e(u) + 2 v u) + A v u                  L: the activation's largest slope; u has the residual;
+                                                        A: its own error, 0 where it is piecewise linear
 
-Backward. The activation's slope is exact: where the argument lies within its error of the kink, dy is put to
-0 (``without_kinks``), since there a rounding error may decide for either side.
+Backward. ``K'`` is the activation's largest curvature. Where the argument lies within its error of a kink, dy
+is put to 0 (``without_kinks``), since there a rounding error may decide for either side.
 
-    e(dz)      = (M + 2) v mix |g|
+    e(g)       = dy (K' (e(u) + 2 v u) + A v)
+    e(dz)      = mix ((M + 2) v |g| + e(g))
     e(dbias)   = sum e(dz) + G v sum dz
     e(dweight) = sum (e(dz) xhat + dz e(xhat)) + G v sum dz xhat + s (dbias + e(dbias))
     e(dx)      = weight invstd (e(dz) + (r + 4 v) dz)                               given statistics; further
@@ -118,7 +120,7 @@ def assert_within(found: Results, expected: Results, allowed: Results) -> None:
 
 def without_kinks(call: Call, dy: Tensor) -> Tensor:
     """dy with zeros where a rounding error decides which side of the activation's kink the argument is on."""
-    kinks = formulas.KINKS[call.options.activation]
+    kinks = formulas.BENDS[call.options.activation].kinks
     if not kinks:
         return dy
     forward = _Forward(call)
@@ -144,7 +146,7 @@ def bounds(call: Call, dy: Tensor) -> Results:
         dx=_stored(backward.dx_error, backward.dx, call),
         dweight=_table(backward.dweight_error.sum(1), call),
         dbias=_table(backward.dbias_error.sum(1), call),
-        dresidual=None if call.residual is None else _stored(forward.v * backward.g, backward.g, call),
+        dresidual=None if call.residual is None else _stored(backward.g_error, backward.g, call),
     )
 
 
@@ -217,9 +219,12 @@ class _Forward:
         self.u_error = self.u_error + 2 * v * self.u.abs()
         activation = call.options.activation, call.options.negative_slope
         self.slope = formulas.derivative(self.u, *activation)
+        bend = formulas.BENDS[call.options.activation]
         steepest = abs(call.options.negative_slope) if call.options.activation == "leaky_relu" else 0.0
+        own_error = bend.own_error * v
         self.y = formulas.activated(self.u, *activation)
-        self.y_error = max(1.0, steepest) * self.u_error
+        self.y_error = max(bend.steepest, steepest) * self.u_error + own_error * self.u.abs()
+        self.slope_error = bend.curvature * self.u_error + own_error
 
     def _set_statistics(self, call: Call) -> None:
         v, w, tiny = self.v, rounding_unit(torch.float64), smallest_number(call.weight.dtype)
@@ -252,7 +257,9 @@ class _Backward:
         self.g = rows_of(dy, call) * f.slope
         dz = torch.einsum("mkc,mncs->kncs", f.mix, self.g)
         size = torch.einsum("mkc,mncs->kncs", f.mix, self.g.abs())  # >= |dz|
-        dz_error = (m + 2) * v * size
+        through_slope = rows_of(dy, call).abs() * f.slope_error
+        self.g_error = v * self.g.abs() + through_slope
+        dz_error = (m + 2) * v * size + torch.einsum("mkc,mncs->kncs", f.mix, through_slope)
 
         over = (1, 3) if call.options.norm == "batch" else (3,)
         growth = _growth(f.x.shape[1] * f.x.shape[3])

@@ -37,7 +37,9 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # run.cp
 KINDS = ("automatic", "two_pass", "cluster", "grid")
 REGIONS, CRITERIA = ("own", "all"), ("abs", "signed")
 ORDERS = ("modality", "sample")
-ACTIVATIONS = ("identity", "relu", "leaky_relu", "relu6")  # as csrc/cpu/activation.h lists them
+# As csrc/cpu/activation.h lists them.
+FURTHER = ("relu6", "silu", "gelu", "gelu_tanh", "hardswish")
+ACTIVATIONS = ("identity", "relu", "leaky_relu", *FURTHER)
 THRESHOLD = 2.0**-6
 MOMENTUM = 0.3
 
@@ -300,15 +302,16 @@ def test_every_plan(checked, watched, tmp_path, dtype, channels_last):
 
 
 @every_dtype
-def test_relu6(checked, tmp_path, dtype):
-    """A further activation: every layout, norm and plan, with a residual and with given statistics, too."""
+def test_further_activations(checked, tmp_path, dtype):
+    """In turns, in every layout, norm and plan, with a residual and with given statistics, too."""
     cases = []
-    for channels_last, norm, kind, given, with_residual in itertools.product(
-        [False, True], NORMS, FORCED, [False, True], [False, True]
+    kinds = itertools.product([False, True], NORMS, FORCED, [False, True], [False, True])
+    for (channels_last, norm, kind, given, with_residual), activation in zip(
+        kinds, itertools.cycle(FURTHER), strict=False
     ):
         torch.manual_seed(0)
         i = reaching_six(make_inputs(Shape(3, 2, 20, (6, 5)), dtype))
-        options = Options(THRESHOLD, norm=norm, activation="relu6")
+        options = Options(THRESHOLD, norm=norm, activation=activation)
         statistics = (i.mean, i.var) if given else (None, None)
         call = Call(i.x, i.weight, i.bias, *statistics, i.residual if with_residual else None, options)
         cases.append(Case(call, without_kinks(call, i.dy), kind, channels_last=channels_last))

@@ -165,7 +165,7 @@ def test_float16_at_its_largest(backend, norm, dtype, channels_last):
 
 @every_kind(HALF)
 @both_layouts
-@pytest.mark.parametrize("activation", NAMES)
+@pytest.mark.parametrize("activation", [name for name in NAMES if formulas.BENDS[name].own_error == 0])
 def test_half_types_are_rounded_once(backend, norm, dtype, channels_last, activation):
     """x + residual and nothing else, so that every bit is known; beyond 65504 float16 has only inf."""
     call, dy = make_call(norm, dtype, channels_last, threshold=0.0, eps=0.0, activation=activation)
@@ -251,7 +251,8 @@ def test_a_channel_keeps_what_is_not_finite(
         before, after = (modalities(getattr(results, name)) for results in (clean, found))
         assert torch.equal(before[:, other], after[:, other]), name
     assert torch.equal(modalities(clean.y)[2], modalities(found.y)[2])
-    assert modalities(found.dx)[2].isfinite().all()
+    if formulas.BENDS[activation].curvature == 0:  # else the derivative at NaN may be NaN
+        assert modalities(found.dx)[2].isfinite().all()
     poisoned_values = modalities(found.y)[:2, 2, 1, 1, 1]
     if value == -torch.inf and activation in ("relu", "relu6") and statistics_given:
         assert not poisoned_values.any()

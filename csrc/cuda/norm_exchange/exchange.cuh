@@ -10,7 +10,7 @@ namespace cen::cuda {
 // last every element of a vector has its own coefficients.
 constexpr int kTwoPassThreads = 256;
 template <class T, bool kLast>
-constexpr int kForwardBlocks = kLast && sizeof(T) == 2 ? 2 : 3;
+constexpr int kForwardBlocks = (kLast && sizeof(T) == 2) || sizeof(T) == 8 ? 2 : 3;
 constexpr int kBackwardBlocks = 2;
 // Maximum threads per block that keeps its data in shared memory.
 constexpr int kResidentThreads = 512;

@@ -150,19 +150,57 @@ CEN_DEVICE RealVec<T> argument(const BackwardMemory<T, kLast>& memory, const Thr
   return u;
 }
 
+// The same for one element. Vectors of u and of all coefficients beside those of dz spill registers.
+template <class T, bool kLast>
+CEN_DEVICE Real<T> argument_of(const BackwardMemory<T, kLast>& memory, const ThreadCoord<kLast>& coord,
+                               int storage_step, int m, int l) {
+  using Memory = BackwardMemory<T, kLast>;
+  using R = Real<T>;
+  const Table<T, kLast>& table = memory.table;
+  const int w = kLast ? coord.line * kVecSize<T> + l : coord.line;
+  const auto read = [&](int tensor, int modality) {
+    return to_real(memory.storage.at(coord.thread_rank, storage_step, tensor, modality).element[l]);
+  };
+  const auto z = [&](int modality) {
+    return (read(Memory::kX, modality) - table.at(kShift, modality, w)) * table.at(kScale, modality, w) +
+           table.at(kOffset, modality, w);
+  };
+  const uint8_t flags = table.flags[m * table.width + w];
+  R u = R(0);
+  if (flags & kReplaced) {
+    CEN_UNROLL_1
+    for (int other = 0; other < table.modalities; ++other)
+      if (other != m && table.lent_to(m, other, coord.line).has(l)) u += z(other);
+    if (!(flags & kAlone)) u /= R(table.modalities - 1);
+  } else {
+    u = z(m);
+  }
+  return memory.storage.tensors > Memory::kResidual ? u + read(Memory::kResidual, m) : u;
+}
+
 // dy * activation'(u), which is the gradient of the residual. Requires activate() for this step before.
 template <class T, bool kLast>
 CEN_DEVICE RealVec<T> gradient(const Problem& p, const BackwardMemory<T, kLast>& memory,
                                const ThreadCoord<kLast>& coord, int storage_step, int m) {
-  RealVec<T> g = widen(memory.storage.at(coord.thread_rank, storage_step, BackwardMemory<T, kLast>::kDy, m));
+  const Vec<T>& dy = memory.storage.at(coord.thread_rank, storage_step, BackwardMemory<T, kLast>::kDy, m);
+  RealVec<T> g = widen(dy);
   if (p.activation == Activation::identity) return g;
-  with_activation<Real<T>>(p, [&](auto activation) {
-    if constexpr (decltype(activation)::kCurved) {
-      const RealVec<T> u =
-          argument(memory, coord, Strip<T, kLast>(memory.table, m, coord.line), storage_step);
+  if (is_curved(p.activation)) {
+    // One element after another, for the same reason; the assignment keeps g in registers.
+    CEN_UNROLL_1
+    for (int l = 0; l < kVecSize<T>; ++l) {
+      const Real<T> u = argument_of(memory, coord, storage_step, m, l);
+      Real<T> value = to_real(dy.element[l]);
+      with_activation<Real<T>>(p, [&](auto activation) {
+        if constexpr (decltype(activation)::kCurved) value = activation.gradient(value, u);
+      });
       CEN_UNROLL
-      for (int l = 0; l < kVecSize<T>; ++l) g.element[l] = activation.gradient(g.element[l], u.element[l]);
-    } else {
+      for (int k = 0; k < kVecSize<T>; ++k) g.element[k] = k == l ? value : g.element[k];
+    }
+    return g;
+  }
+  with_activation<Real<T>>(p, [&](auto activation) {
+    if constexpr (!decltype(activation)::kCurved) {
       const int passes = memory.passes_at(coord, storage_step, m);
       CEN_UNROLL
       for (int l = 0; l < kVecSize<T>; ++l)
