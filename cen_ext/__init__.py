@@ -1,7 +1,7 @@
 """Channel exchanging for multimodal networks: normalize, check the threshold and exchange in one operator."""
 
 import cen_ext.ops.norm_exchange.backends  # noqa: F401  (registers them)
-from cen_ext.convert import make_multimodal
+from cen_ext.convert.conversion import make_multimodal
 from cen_ext.functional import norm_exchange, replaced_channels, stack_modalities, unstack_modalities
 from cen_ext.modules import (
     ExchangeBatchNorm2d,
