@@ -98,6 +98,8 @@ def _attribute(name: str, doc: str) -> Any:
             stored = self.__dict__[name]
         if stored is None or _is_sharded(stored):  # FSDP2 looks for the very parameter that it has put here
             return stored
+        if self.shown is not None:
+            return stored.view(self.table_shape())[self.shown]
         if type(stored) is nn.Parameter and not torch.compiler.is_compiling():
             return Table.of(stored, self.table_shape())
         return stored.view(self.table_shape())
@@ -122,6 +124,7 @@ class PrivateTables(nn.Module):
     """
 
     num_modalities: int
+    shown: int | None = None  # the modality whose row alone the attributes are, while that is computed
 
     def table_shape(self) -> tuple[int, ...]:
         """The shape ``[M, C]``, or ``[M, ...]``, of the tables."""
