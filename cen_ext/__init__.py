@@ -1,7 +1,9 @@
 """Channel exchanging for multimodal networks: normalize, check the threshold and exchange in one operator."""
 
 import cen_ext.ops.norm_exchange.backends  # noqa: F401  (registers them)
-from cen_ext.convert.conversion import make_multimodal
+from cen_ext.convert.conversion import conversion_report, make_multimodal
+from cen_ext.convert.private import PrivateNorm
+from cen_ext.convert.report import ConversionReport, NormRow
 from cen_ext.functional import norm_exchange, replaced_channels, stack_modalities, unstack_modalities
 from cen_ext.modules import (
     ExchangeBatchNorm2d,
@@ -20,11 +22,15 @@ from cen_ext.version import __version__
 
 __all__ = [
     "Conv3x3",
+    "ConversionReport",
     "ExchangeBatchNorm2d",
     "ExchangeInstanceNorm2d",
+    "NormRow",
+    "PrivateNorm",
     "__version__",
     "available_backends",
     "conv3x3",
+    "conversion_report",
     "exchanging_layers",
     "make_multimodal",
     "max_pool_same",

@@ -1,5 +1,14 @@
-"""Any network with batch or instance norm, turned into a channel-exchanging one."""
+"""Any network with norms, turned into one of several modalities, which exchanges channels."""
 
-from cen_ext.convert.conversion import make_multimodal, replace_norms
+from cen_ext.convert.conversion import conversion_report, make_multimodal, replace_norms
+from cen_ext.convert.private import PrivateNorm
+from cen_ext.convert.report import ConversionReport, NormRow
 
-__all__ = ["make_multimodal", "replace_norms"]
+__all__ = [
+    "ConversionReport",
+    "NormRow",
+    "PrivateNorm",
+    "conversion_report",
+    "make_multimodal",
+    "replace_norms",
+]

@@ -1,17 +1,37 @@
-"""Any network with batch or instance norm, turned into a channel-exchanging one."""
+"""Any network with norms, turned into one of several modalities, which exchanges channels."""
 
 from __future__ import annotations
 
 import copy
 import difflib
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils.weight_norm import WeightNorm
 
+from cen_ext.convert.example import check_example
+from cen_ext.convert.inspection import (
+    Found,
+    ends_in_act,
+    find_norms,
+    is_sharded,
+    norm_kind,
+    own_class,
+)
+from cen_ext.convert.private import PrivateNorm, joined_class, make_private
+from cen_ext.convert.report import (
+    CONVERTED,
+    PRIVATE,
+    REFUSED,
+    SHARED,
+    UNKNOWN,
+    ConversionReport,
+    NormRow,
+    listed,
+)
 from cen_ext.modules import ExchangeBatchNorm2d, ExchangeInstanceNorm2d, ExchangeNorm
 from cen_ext.ops.norm_exchange import sync
 
@@ -28,14 +48,27 @@ _LAYERS: dict[type[Any], type[ExchangeNorm]] = {
     nn.InstanceNorm2d: ExchangeInstanceNorm2d,
     nn.InstanceNorm3d: ExchangeInstanceNorm2d,
 }
-# timm's layers of a norm, ``drop`` and ``act``, known by name: the library needs torch alone.
-_NORM_ACTS = ("BatchNormAct2d", "SyncBatchNormAct")
+# What the layers define, which a class that one of them is joined with must not.
+_RESERVED = {name for base in ExchangeNorm.__mro__ if "cen_ext" in base.__module__ for name in vars(base)}
 _FUSED: dict[type[nn.Module], str] = {
     nn.Identity: "identity",
     nn.ReLU: "relu",
     nn.ReLU6: "relu6",
     nn.LeakyReLU: "leaky_relu",
 }
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
 
 
 def make_multimodal(
@@ -47,31 +80,38 @@ def make_multimodal(
     region: str = "own",
     criterion: str = "abs",
     order: str = "modality",
+    shared: Collection[str] = (),
+    example: Any = None,
     backend: str | None = None,
 ) -> nn.Module:
     """A copy of a single-modality network that takes M stacked modalities and exchanges their channels.
 
-    Every BatchNorm1d/2d/3d, SyncBatchNorm and InstanceNorm1d/2d/3d at or below ``module`` becomes M private
-    ones that exchange (Wang et al., NeurIPS 2020, section 3.3 and 3.4). All else is shared between the
-    modalities and must treat the rows of a batch alike. Feed it ``stack_modalities([x_0, ...])`` and split
-    what it returns with ``unstack_modalities``. A network that splits or joins the batch axis, or is split
-    along it (microbatches, pipelining, ``torch.nn.DataParallel``), needs ``order="sample"`` in all three.
+    BatchNorm1d/2d/3d, SyncBatchNorm and InstanceNorm1d/2d/3d at or below ``module`` become M private norms
+    that exchange (Wang et al., NeurIPS 2020, section 3.3 and 3.4). LayerNorm, GroupNorm, RMSNorm and timm's
+    relatives, norms of each row by itself, become M private ones that do not (``PrivateNorm``). All else is
+    shared between the modalities and must treat the rows of a batch alike. Feed the network
+    ``stack_modalities([x_0, ...])`` and split what it returns with ``unstack_modalities``. One that splits or
+    joins the batch axis, or is split along it (microbatches, pipelining, ``torch.nn.DataParallel``), needs
+    ``order="sample"`` in all three; one that folds windows into it needs ``"modality"``.
 
     The private norms begin as the original one: affine, running statistics and whether it tracks them,
-    momentum, eps, device, dtype (float32 with half types), training mode and ``requires_grad``. A norm
-    without affine gets ones and zeros that train, as the exchange reads the scale. A norm used at several
-    places stays one layer; its hooks are not kept. A SyncBatchNorm stays synchronised where
-    torch.distributed is initialised.
+    momentum, eps, device, dtype (float32 with half types where they exchange), training mode,
+    ``requires_grad``, hooks, attributes, class where it is a class of one's own. An exchanging norm without
+    affine gets ones and zeros that train, as the exchange reads the scale; without bias alone, zeros that do
+    not train. A norm used at several places stays one layer, and a parameter that norms share stays one. A
+    SyncBatchNorm stays synchronized where torch.distributed is initialized.
 
-    timm's BatchNormAct2d and SyncBatchNormAct, norms that end in ``drop`` and ``act``, are converted too. The
+    timm's BatchNormAct2d and SyncBatchNormAct, norms that end in ``drop`` and ``act``, exchange, too. The
     operator applies ReLU, ReLU6, LeakyReLU and Identity itself; the layer's ``act`` is then an Identity. Any
     other activation, and any after a drop, follows the exchange as the module that it was.
 
-    Norms of each row by itself (LayerNorm, GroupNorm and the like) and frozen batch norms, whose affine and
-    statistics are constants, have no exchange version. They stay as they are, shared by the modalities, and a
-    UserWarning names them. Layers that take statistics of the batch in ways of their own would mix the
-    modalities and are refused. Only layers that keep running statistics can be recognised as such: a layer
-    that mixes rows and keeps none (a minibatch standard deviation, say) is the caller's to look out for.
+    Any other layer that is called a norm, keeps running statistics or calls a function of batch norm is run
+    on noise. If it mixes the rows of a batch, it is refused. If not, it stays shared: a frozen batch norm, a
+    convolution that standardizes its weights, a norm of single rows of another make. One that cannot be run
+    by itself is refused if it has running statistics or calls batch norm. UserWarnings name the norms that
+    are private without exchange, those shared that train and those of which nothing is known;
+    ``conversion_report`` lists all. What mixes rows and shows no sign of it (a minibatch standard deviation,
+    attention over the batch) is found with ``example`` alone.
 
     Args:
         module: the network, left as it is.
@@ -80,42 +120,50 @@ def make_multimodal(
         where: which layers exchange: ``where(name, norm)`` is true; or the names of the norms or of modules
             that contain them; None for all of them. The others become private norms with threshold 0.
         order: of the rows, as in ``stack_modalities``.
-        backend: of all these layers, as in ``norm_exchange``.
+        shared: names of layers, or of modules that contain them, that stay as they are, whatever they do.
+        example: an input of the original network, ``[N, ...]``, or a tuple of its arguments. Copies of the
+            new network are run on it and on noise, in training and in eval mode, to see that each modality's
+            results depend on its own rows and private norms alone where nothing is exchanged.
+        backend: of the layers that exchange, as in ``norm_exchange``.
 
     Raises:
-        TypeError: module is no module, or where is neither callable nor a collection of names.
-        ValueError: there is no norm layer; a name in ``where`` has none at or below it; norms are lazy and
-            not initialised, of a class that changes torch's forward, or keep statistics of the batch without
-            being torch's (all of them are named); the rest as ``ExchangeNorm``.
+        TypeError: module is no module, ``where`` is neither callable nor a collection of names, or ``shared``
+            is no such collection.
+        ValueError: there is no norm layer; a name in ``where`` or ``shared`` has none at or below it; norms
+            that cannot be converted (all of them are named, with the reason); ``example`` shows that
+            modalities are mixed; the rest as ``ExchangeNorm``.
     """
 
+    options: dict[str, Any] = {"region": region, "criterion": criterion, "order": order, "backend": backend}
+    ExchangeBatchNorm2d(1, num_modalities, threshold=threshold, **options)  # refuses bad arguments
+
     def make_norm(norm: Any, exchanges: bool, activation: str) -> ExchangeNorm:
-        kind = _kind(norm)
+        kind = norm_kind(norm)
         assert kind is not None
         return _LAYERS[kind](
             norm.num_features,
             num_modalities,
             threshold=threshold if exchanges else 0.0,
-            region=region,
-            criterion=criterion,
             activation=activation,
-            order=order,
-            backend=backend,
             track_running_stats=norm.running_mean is not None,
+            **options,
         )
 
-    return replace_norms(module, make_norm, where)
+    converted = _replace(module, make_norm, where, shared, (num_modalities, order))
+    if example is not None:
+        check_example(converted, num_modalities, order, example)
+    return converted
 
 
 def replace_norms(module: nn.Module, make_norm: MakeNorm, where: Where | None = None) -> nn.Module:
     """A copy of a network in which ``make_norm`` makes the norms, which begin as the original's.
 
-    This is ``make_multimodal`` with norms of one's own.
+    This is ``make_multimodal`` with norms of one's own. Norms of single rows stay shared.
 
     Args:
         module: the network, left as it is.
         make_norm: called as ``make_norm(norm, exchanges, activation)`` for each norm layer that
-            ``make_multimodal`` lists: the original, whether ``where`` picks it, and ``"identity"``,
+            ``make_multimodal`` lets exchange: the original, whether ``where`` picks it, and ``"identity"``,
             ``"relu"``, ``"relu6"`` or ``"leaky_relu"``, which the result must apply last. The result takes a
             stacked ``[M*N, C, *spatial]`` and loads a state dict of torch's norm, as ``ExchangeNorm`` does.
             Its device, dtype, training mode, ``eps``, ``momentum`` and ``negative_slope`` are set afterwards,
@@ -126,89 +174,131 @@ def replace_norms(module: nn.Module, make_norm: MakeNorm, where: Where | None = 
         TypeError, ValueError: as ``make_multimodal``; make_norm's layer has no running statistics where the
             original has, or the other way round.
     """
+    return _replace(module, make_norm, where, (), None)
+
+
+def conversion_report(module: nn.Module, *, shared: Collection[str] = ()) -> ConversionReport:
+    """What ``make_multimodal`` does with each norm of a network, without doing it.
+
+    Args:
+        module, shared: as for ``make_multimodal``.
+
+    Returns:
+        A row for every layer that is a norm, is called one or computes one; printed, a table.
+
+    Raises:
+        TypeError, ValueError: module is no module; what ``shared`` is or has is not as ``make_multimodal``
+            takes it.
+    """
+    return _report(_norms(module, shared, privately=True))
+
+
+def _norms(module: nn.Module, shared: Collection[str], privately: bool) -> list[Found]:
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
-    norms = _norm_layers(module)
-    exchanging = _picked(norms, where)
+    if isinstance(shared, str) or not _is_collection_of_names(shared):
+        raise TypeError(f"shared must be a collection of module names, got {shared!r}")
+    layers = dict(module.named_modules(remove_duplicate=False))
+    return find_norms(module, _at_or_below(layers, shared, "shared: no layer"), privately, _RESERVED)
+
+
+def _report(norms: Iterable[Found]) -> ConversionReport:
+    return ConversionReport(
+        tuple(
+            NormRow(name, type(found.layer).__name__, found.outcome, found.reason)
+            for found in norms
+            for name in found.names
+        )
+    )
+
+
+def _replace(
+    module: nn.Module,
+    make_norm: MakeNorm,
+    where: Where | None,
+    shared: Collection[str],
+    private: tuple[int, str] | None,
+) -> nn.Module:
+    """``make_multimodal`` and ``replace_norms``.
+
+    Args:
+        private: how many modalities the norms without exchange are of, and the order of their rows; None
+            lets these be shared.
+    """
+    found = _norms(module, shared, privately=private is not None)
+    _refuse_and_warn(found, private)
+    _check_can_be_copied(module)
+    converted = {norm.layer: norm for norm in found if norm.outcome == CONVERTED}
+    exchanging = _picked({name: norm.layer for norm in converted.values() for name in norm.names}, where)
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(()))
     # deepcopy asks the memo first: wherever a norm is referred to, its replacement comes instead.
     replacements: dict[int, Any] = {}
-    names: dict[nn.Module, str] = {}
-    for name, norm in norms.items():
-        names.setdefault(norm, name)
-    for norm, name in names.items():
-        replacements[id(norm)] = _replacement(name, norm, make_norm, norm in exchanging, like)
-    for norm in filter(_ends_in_act, names):
-        _append_act(norm, replacements)
-    return copy.deepcopy(module, replacements)
+    for layer, norm in converted.items():
+        replacements[id(layer)] = _replacement(norm.names[0], layer, make_norm, layer in exchanging, like)
+    _tie(converted, replacements)
+    for layer in converted:
+        _carry_over(layer, replacements)
+    result = copy.deepcopy(module, replacements)
+    if private is not None:
+        names = {norm.names[0] for norm in found if norm.outcome == PRIVATE}
+        tables: dict[nn.Parameter, nn.Parameter] = {}
+        for layer in [layer for name, layer in result.named_modules() if name in names]:
+            make_private(layer, *private, tables)
+        _disable_fast_path(result)
+    return result
 
 
-def _norm_layers(module: nn.Module) -> dict[str, nn.Module]:
-    """Every norm layer at or below ``module``, under each of its names."""
-    norms: dict[str, nn.Module] = {}
-    shared: dict[str, str] = {}
-    refused = []
-    for name, layer in module.named_modules(remove_duplicate=False):
-        if reason := _why_not(layer):
-            refused.append(f"norm {name!r} {reason}")
-        elif _kind(layer) is not None:
-            norms[name] = layer
-        elif _is_shared_norm(layer):
-            shared[name] = type(layer).__name__
-    if refused:
-        raise ValueError("; ".join(refused))
-    if not norms:
-        kinds = ", ".join(sorted(set(shared.values())))
+def _refuse_and_warn(norms: list[Found], private_rows: tuple[int, str] | None) -> None:
+    """Raise ValueError for norms that are refused, all at once, and warn of those that do not exchange."""
+    report = _report(norms)
+    if refused := report.of(REFUSED):
+        raise ValueError("; ".join(f"norm {row.name!r} {row.reason}" for row in refused))
+    converted, private, shared = (report.of(outcome) for outcome in (CONVERTED, PRIVATE, SHARED))
+    if not converted and not private:
+        kinds = ", ".join(sorted({row.kind for row in shared}))
         found = f"; those that it has cannot exchange: {kinds}" if kinds else ""
         raise ValueError(f"module has no BatchNorm, SyncBatchNorm or InstanceNorm layer{found}")
-    if shared:
-        named = ", ".join(f"{name!r} ({kind})" for name, kind in shared.items())
-        warnings.warn(
-            f"norms without an exchange version stay shared between the modalities: {named}",
-            UserWarning,
-            stacklevel=4,
+    layers = {name: norm.layer for norm in norms for name in norm.names}
+    trains = tuple(row for row in shared if any(p.requires_grad for p in layers[row.name].parameters()))
+    unasked = tuple(row for row in trains if row.reason != "is listed in shared")
+    messages = []
+    if private:
+        none = "" if converted else ", and the network has none that does"
+        folded = ""
+        if private_rows is not None and private_rows[1] == "sample":
+            folded = (
+                "; with order='sample' they must not get windows folded into the batch axis (give example)"
+            )
+        messages.append(
+            f"norms without an exchange version become private copies that do not exchange{none}: "
+            f"{listed(private)}{folded}"
         )
-    return norms
+    if unasked:
+        messages.append(
+            f"norms without an exchange version stay shared between the modalities: {listed(unasked)}"
+        )
+    if unknown := report.of(UNKNOWN):
+        messages.append(
+            "norms stay shared between the modalities, and whether they mix them is unknown (give example to "
+            f"find out): {listed(unknown)}"
+        )
+    for message in messages:
+        warnings.warn(message, UserWarning, stacklevel=4)
 
 
-def _why_not(layer: nn.Module) -> str:
-    """Why a layer that takes statistics of the batch cannot be converted, or ""."""
-    if isinstance(layer, LazyModuleMixin) and layer.cls_to_become in _LAYERS:
-        return "is lazy and has no channels yet: run the network once before"
-    kind = _kind(layer)
-    own = f"is a {type(layer).__name__}"
-    if kind is not None:
-        same = _ends_in_act(layer) or type(layer).forward is kind.forward
-        return "" if same else f"{own}, whose forward is not that of nn.{kind.__name__}"
-    keeps = any(getattr(layer, statistic, None) is not None for statistic in ("running_mean", "running_var"))
-    if keeps and not _is_frozen(layer) and not isinstance(layer, ExchangeNorm):
-        return f"{own}, whose batch statistics would mix the modalities: use torch.nn.BatchNorm2d instead"
-    return ""
-
-
-def _kind(layer: nn.Module) -> type[Any] | None:
-    """Which of torch's norms the layer is. Ours are of these classes, too, and stay as they are."""
-    if isinstance(layer, ExchangeNorm):
-        return None
-    return next((kind for kind in _LAYERS if isinstance(layer, kind)), None)
-
-
-def _ends_in_act(layer: nn.Module) -> bool:
-    """Whether the layer is timm's norm, drop and act in one, with timm's forward."""
-    defining = next(c for c in type(layer).__mro__ if "forward" in vars(c))
-    known = defining.__name__ in _NORM_ACTS and _kind(layer) is not None
-    return known and all(isinstance(getattr(layer, part, None), nn.Module) for part in ("drop", "act"))
-
-
-def _is_frozen(layer: nn.Module) -> bool:
-    """Whether a norm that is not torch's has constants for its affine."""
-    return "weight" in layer._buffers
-
-
-def _is_shared_norm(layer: nn.Module) -> bool:
-    """Whether the layer is a norm, of some other kind, with an affine that the modalities will share."""
-    named = "norm" in type(layer).__name__.lower() and not isinstance(layer, ExchangeNorm)
-    return named and isinstance(getattr(layer, "weight", None), Tensor)
+def _check_can_be_copied(module: nn.Module) -> None:
+    """Raise ValueError for what deepcopy refuses, naming it."""
+    for name, layer in module.named_modules():
+        if any(isinstance(hook, WeightNorm) for hook in layer._forward_pre_hooks.values()):
+            raise ValueError(
+                f"{name!r} cannot be copied with torch.nn.utils.weight_norm: use "
+                "torch.nn.utils.parametrizations.weight_norm, or call remove_weight_norm before"
+            )
+    for name, parameter in module.named_parameters():
+        if is_sharded(parameter):
+            raise ValueError(
+                f"{name!r} is sharded (DTensor): convert before fully_shard or distribute_module"
+            )
 
 
 def _picked(norms: dict[str, nn.Module], where: Where | None) -> set[nn.Module]:
@@ -217,15 +307,23 @@ def _picked(norms: dict[str, nn.Module], where: Where | None) -> set[nn.Module]:
         return set(norms.values())
     if callable(where):
         return {norm for name, norm in norms.items() if where(name, norm)}
-    named = isinstance(where, Collection) and all(isinstance(name, str) for name in where)
-    if isinstance(where, str) or not named:
+    if isinstance(where, str) or not _is_collection_of_names(where):
         raise TypeError(f"where must be a callable or a collection of module names, got {where!r}")
+    return _at_or_below(norms, where, "where: no norm layer")
+
+
+def _is_collection_of_names(names: object) -> bool:
+    return isinstance(names, Collection) and all(isinstance(name, str) for name in names)
+
+
+def _at_or_below(layers: dict[str, nn.Module], names: Collection[str], none: str) -> set[nn.Module]:
+    """The layers of these names and those that they contain; ``none`` begins the refusal of other names."""
     picked = set()
-    for wanted in where:
-        below = {norm for name, norm in norms.items() if name == wanted or name.startswith(f"{wanted}.")}
+    for wanted in names:
+        below = {layer for name, layer in layers.items() if name == wanted or name.startswith(f"{wanted}.")}
         if not below:
-            close = ", ".join(map(repr, difflib.get_close_matches(wanted, norms))) or "none"
-            raise ValueError(f"where: no norm layer at or below {wanted!r}; close names: {close}")
+            close = ", ".join(map(repr, difflib.get_close_matches(wanted, layers))) or "none"
+            raise ValueError(f"{none} at or below {wanted!r}; close names: {close}")
         picked |= below
     return picked
 
@@ -248,31 +346,64 @@ def _replacement(name: str, norm: Any, make_norm: MakeNorm, exchanges: bool, lik
         raise ValueError(
             f"make_norm: its {type(layer).__name__} for norm {name!r} and the original differ in {wrong}"
         )
+    parameters = dict(layer.named_parameters(recurse=False))
     for key, parameter in norm.named_parameters(recurse=False):
-        getattr(layer, key).requires_grad_(parameter.requires_grad)
+        parameters[key].requires_grad_(parameter.requires_grad)
+    if norm.bias is None and norm.weight is not None and "bias" in parameters:
+        parameters["bias"].requires_grad_(False)
+    if (cls := own_class(norm)) is not None and isinstance(layer, ExchangeNorm):
+        layer.__class__ = joined_class(type(layer), cls)
     layer.train(norm.training)
     return layer
 
 
 def _fused_activation(norm: Any) -> str | None:
     """The activation that the operator applies in the place of the layer's own, or None."""
-    if not _ends_in_act(norm):
+    if not ends_in_act(norm):
         return "identity"
     return _FUSED.get(type(norm.act)) if type(norm.drop) is nn.Identity else None
 
 
-def _append_act(norm: Any, replacements: dict[int, Any]) -> None:
-    """Give the replacement of a norm that ends in ``drop`` and ``act`` both, and call them where not fused.
+def _tie(converted: Iterable[Any], replacements: dict[int, Any]) -> None:
+    """Let the replacements of norms that share parameters or buffers share theirs."""
+    first: dict[Tensor, Tensor] = {}
+    for norm in converted:
+        layer = replacements[id(norm)]
+        for kind in ("_parameters", "_buffers"):
+            ours, theirs = getattr(layer, kind), getattr(norm, kind)
+            for key in ours.keys() & theirs.keys():
+                if theirs[key] is not None:
+                    ours[key] = first.setdefault(theirs[key], ours[key])
 
-    By a hook: whatever class make_norm has chosen, the layer stays the one that its state is named after.
+
+def _carry_over(norm: Any, replacements: dict[int, Any]) -> None:
+    """Give the replacement of a norm what else it has: drop and act, hooks, attributes, modules.
+
+    Drop and act, where they are not fused, are called by a hook: whatever class make_norm has chosen, the
+    layer stays the one that its state is named after.
     """
     layer = replacements[id(norm)]
-    if _fused_activation(norm) is not None:
-        layer.drop, layer.act = nn.Identity(), nn.Identity()
-        return
-    layer.drop, layer.act = (copy.deepcopy(part, replacements) for part in (norm.drop, norm.act))
-    layer.register_forward_hook(_drop_and_act)
+    left = vars(norm).keys() - vars(nn.BatchNorm2d(1)).keys() - vars(layer).keys()
+    for name in left - {"process_group"}:
+        layer.__dict__[name] = copy.deepcopy(vars(norm)[name], replacements)
+    for name, child in norm.named_children():
+        layer.add_module(name, copy.deepcopy(child, replacements))
+    if ends_in_act(norm):
+        if _fused_activation(norm) is not None:
+            layer.drop, layer.act = nn.Identity(), nn.Identity()
+        else:
+            layer.register_forward_hook(_drop_and_act)
+    for name in _HOOKS:
+        getattr(layer, name).update(copy.deepcopy(vars(norm)[name], replacements))
+    layer._is_full_backward_hook = norm._is_full_backward_hook
 
 
 def _drop_and_act(layer: Any, inputs: Any, y: Tensor) -> Any:
     return layer.act(layer.drop(y))
+
+
+def _disable_fast_path(module: nn.Module) -> None:
+    """Keep torch's transformer layers from handing the tables of private norms to one kernel."""
+    for layer in module.modules():
+        if isinstance(layer, nn.TransformerEncoderLayer) and isinstance(layer.norm1, PrivateNorm):
+            layer.activation_relu_or_gelu = 0  # by which it tells that it has no such kernel

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cen_ext import make_multimodal, stack_modalities, unstack_modalities
 from cen_ext.modules import ExchangeNorm
+from cen_ext.tables import PrivateTables
 from tests.helpers import formulas
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
@@ -41,8 +42,9 @@ def assert_equals_copies(net: nn.Module, parts: Sequence[Tensor]) -> None:
     """Without exchange, each modality gets the original's outputs, gradients and running statistics."""
     count = len(parts)
     ours = make_multimodal(net, count, threshold=0)
-    y, dx, dy = run(ours, stack_modalities(parts))
     theirs = [copy.deepcopy(net) for _ in parts]
+    make_different(ours, theirs)
+    y, dx, dy = run(ours, stack_modalities(parts))
     for m, single in enumerate(theirs):
         expected_y, expected_dx, _ = run(single, parts[m], unstack_modalities(dy, count)[m])
         torch.testing.assert_close(unstack_modalities(y, count)[m], expected_y)
@@ -57,9 +59,23 @@ def assert_equals_copies(net: nn.Module, parts: Sequence[Tensor]) -> None:
         each = torch.stack([state[key] for state in states])
         # Scales and shifts of all modalities are one-dimensional.
         torch.testing.assert_close(value, each.view_as(value) if private else each[0])
-        if isinstance(value, nn.Parameter):
+        if states[0][key].grad is None:
+            assert value.grad is None
+        else:
             each = torch.stack([state[key].grad for state in states])
             torch.testing.assert_close(value.grad, each.view_as(value) if private else each.sum(0))
+
+
+def make_different(ours: nn.Module, theirs: Sequence[nn.Module]) -> None:
+    """Give each modality's norms scales and shifts of their own, in its copy of the original, too."""
+    with torch.no_grad():
+        for path, layer in ours.named_modules():
+            for name in ("weight", "bias") if isinstance(layer, PrivateTables) else ():
+                tables = [getattr(single.get_submodule(path), name, None) for single in theirs]
+                if tables[0] is not None:
+                    for m, table in enumerate(tables):
+                        table += 0.1 * torch.rand_like(table)
+                        getattr(layer, name)[m] = table
 
 
 def exchange_by_hand(net: nn.Module, ours: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
