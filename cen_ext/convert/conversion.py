@@ -55,7 +55,10 @@ _FUSED: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",
     nn.ReLU6: "relu6",
     nn.LeakyReLU: "leaky_relu",
+    nn.SiLU: "silu",
+    nn.Hardswish: "hardswish",
 }
+_FUSED_GELU = {"none": "gelu", "tanh": "gelu_tanh"}  # by nn.GELU's ``approximate``
 _HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -102,8 +105,9 @@ def make_multimodal(
     SyncBatchNorm stays synchronized where torch.distributed is initialized.
 
     timm's BatchNormAct2d and SyncBatchNormAct, norms that end in ``drop`` and ``act``, exchange, too. The
-    operator applies ReLU, ReLU6, LeakyReLU and Identity itself; the layer's ``act`` is then an Identity. Any
-    other activation, and any after a drop, follows the exchange as the module that it was.
+    operator applies torch's ReLU, ReLU6, LeakyReLU, SiLU, GELU, Hardswish and Identity itself; the layer's
+    ``act`` is then an Identity. Any other activation, and any after a drop, follows the exchange as the
+    module that it was.
 
     Any other layer that is called a norm, keeps running statistics or calls a function of batch norm is run
     on noise. If it mixes the rows of a batch, it is refused. If not, it stays shared: a frozen batch norm, a
@@ -163,11 +167,11 @@ def replace_norms(module: nn.Module, make_norm: MakeNorm, where: Where | None = 
     Args:
         module: the network, left as it is.
         make_norm: called as ``make_norm(norm, exchanges, activation)`` for each norm layer that
-            ``make_multimodal`` lets exchange: the original, whether ``where`` picks it, and ``"identity"``,
-            ``"relu"``, ``"relu6"`` or ``"leaky_relu"``, which the result must apply last. The result takes a
-            stacked ``[M*N, C, *spatial]`` and loads a state dict of torch's norm, as ``ExchangeNorm`` does.
-            Its device, dtype, training mode, ``eps``, ``momentum`` and ``negative_slope`` are set afterwards,
-            and its parameters' ``requires_grad``.
+            ``make_multimodal`` lets exchange: the original, whether ``where`` picks it, and the name of an
+            activation of ``norm_exchange``, which the result must apply last. The result takes a stacked
+            ``[M*N, C, *spatial]`` and loads a state dict of torch's norm, as ``ExchangeNorm`` does. Its
+            device, dtype, training mode, ``eps``, ``momentum`` and ``negative_slope`` are set afterwards, and
+            its parameters' ``requires_grad``.
         where: as for ``make_multimodal``.
 
     Raises:
@@ -361,7 +365,11 @@ def _fused_activation(norm: Any) -> str | None:
     """The activation that the operator applies in the place of the layer's own, or None."""
     if not ends_in_act(norm):
         return "identity"
-    return _FUSED.get(type(norm.act)) if type(norm.drop) is nn.Identity else None
+    if type(norm.drop) is not nn.Identity:
+        return None
+    if type(norm.act) is nn.GELU:
+        return _FUSED_GELU.get(norm.act.approximate)
+    return _FUSED.get(type(norm.act))
 
 
 def _tie(converted: Iterable[Any], replacements: dict[int, Any]) -> None:

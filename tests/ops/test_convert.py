@@ -226,7 +226,11 @@ NORM_ACTS = {
     "leaky relu": (lambda: BatchNormAct2d(4, nn.LeakyReLU(0.3)), "leaky_relu"),
     "none": (lambda: BatchNormAct2d(4, nn.Identity()), "identity"),
     "derived": (lambda: Derived(4), "relu"),
-    "silu": (lambda: BatchNormAct2d(4, nn.SiLU(inplace=True)), None),
+    "silu": (lambda: BatchNormAct2d(4, nn.SiLU(inplace=True)), "silu"),
+    "gelu": (lambda: BatchNormAct2d(4, nn.GELU()), "gelu"),
+    "gelu, tanh": (lambda: BatchNormAct2d(4, nn.GELU("tanh")), "gelu_tanh"),
+    "hardswish": (lambda: BatchNormAct2d(4, nn.Hardswish(inplace=True)), "hardswish"),
+    "mish": (lambda: BatchNormAct2d(4, nn.Mish(inplace=True)), None),
     "prelu": (lambda: BatchNormAct2d(4, nn.PReLU(4)), None),
     "drop": (lambda: BatchNormAct2d(4, nn.ReLU(), KeepsHalf()), None),
 }
@@ -278,7 +282,7 @@ def test_an_activation_is_a_copy_and_stays_one_where_it_was_shared():
 
 
 def test_an_unfused_activation_is_compiled_exported_and_recomputed():
-    net = nn.Sequential(BatchNormAct2d(3, nn.SiLU(inplace=True)), nn.Conv2d(3, 4, 3))
+    net = nn.Sequential(BatchNormAct2d(3, nn.Mish(inplace=True)), nn.Conv2d(3, 4, 3))
     ours = make_multimodal(with_history(net), 2, threshold=0.5)
     x = torch.randn(4, 3, 5, 5, dtype=torch.float64)
     again, compiled = copy.deepcopy(ours), copy.deepcopy(ours)
