@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.fx import Proxy
 
 from cen_ext.ops import activation as activations
-from cen_ext.ops import dispatch
+from cen_ext.ops import dispatch, fx
 from cen_ext.ops.norm_exchange import paths, reference, sync
 from cen_ext.ops.norm_exchange.options import Options
 from cen_ext.ops.norm_exchange.reference import DTYPES, statistics_dtype
@@ -97,6 +98,8 @@ def norm_exchange(
         RuntimeError: the requested backend cannot run this call; or, in the backward pass, it is
             differentiated again, which only the reference can be.
     """
+    if isinstance(x, Proxy):
+        return fx.call_function(norm_exchange, x, locals())
     options = Options(threshold, region, criterion, norm, eps, activation, negative_slope, order)
     check_options(options)
     if not isinstance(momentum, Tensor):
@@ -167,6 +170,8 @@ def stack_modalities(modalities: Sequence[Tensor], *, order: str = "modality") -
     if len(modalities) == 0:
         raise ValueError("modalities must not be empty: one tensor per modality")
     first = modalities[0]
+    if isinstance(first, Proxy):
+        return fx.call_function(stack_modalities, first, {"modalities": modalities, "order": order})
     for m, other in enumerate(modalities):
         _check_is_tensor(f"modality {m}", other)
         if (other.shape, other.dtype, other.device) != (first.shape, first.dtype, first.device):
@@ -189,6 +194,9 @@ def unstack_modalities(x: Tensor, num_modalities: int, *, order: str = "modality
         ValueError: the batch axis is not divisible by num_modalities; an unknown order.
     """
     _check_order(order)
+    if isinstance(x, Proxy):
+        parts = fx.call_function(unstack_modalities, x, locals())
+        return [parts[m] for m in range(num_modalities)]
     _check_is_tensor("x", x)
     _check_stacked(x, num_modalities)
     return list(reference.split_rows(x, num_modalities, order).unbind())
@@ -239,7 +247,10 @@ def _check_tensors(
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a tensor, got {type(x).__name__}; stack_modalities makes one of a list")
     if x.dtype not in DTYPES:
-        raise TypeError(f"x must be float16, bfloat16, float32 or float64, got {x.dtype}")
+        remedy = "; x.dequantize(), or a DeQuantStub before the layer, makes one" if x.is_quantized else ""
+        raise TypeError(f"x must be float16, bfloat16, float32 or float64, got {x.dtype}{remedy}")
+    if x.layout != torch.strided:
+        raise TypeError(f"x must be a dense tensor, got one of {x.layout}; x.to_dense() makes one")
     if not 2 <= x.dim() <= 5:
         raise ValueError(f"x must be [M*N, C, *spatial] with 0 to 3 spatial dimensions, got {tuple(x.shape)}")
     _check_is_tensor("weight", weight)

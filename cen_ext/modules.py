@@ -11,10 +11,11 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _NormBase
 
 from cen_ext.functional import check_number, check_options, check_route, norm_exchange, replaced_channels
-from cen_ext.ops import dispatch
+from cen_ext.ops import dispatch, fx
 from cen_ext.ops.norm_exchange import reference
 from cen_ext.ops.norm_exchange.options import Options
 from cen_ext.ops.norm_exchange.reference import statistics_dtype
@@ -179,6 +180,8 @@ class ExchangeNorm(PrivateTables, _NormBase):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Apply ``norm_exchange`` to ``[M*N, C, *spatial]``; the residual is added before the activation."""
+        if isinstance(x, Proxy):
+            return fx.call_module(self, x, *(() if residual is None else (residual,)))
         weight, bias = self.table("weight"), self.table("bias")
         if weight is None or bias is None:  # affine=False
             self._check_has_scales()

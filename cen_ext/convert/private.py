@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from cen_ext.functional import stack_modalities, unstack_modalities
+from cen_ext.ops import fx
 from cen_ext.refusals import refuse_data_parallel
 from cen_ext.tables import PrivateTables
 
@@ -43,6 +45,8 @@ class PrivateNorm(PrivateTables):
         Raises:
             ValueError: the first axis is not divisible by M.
         """
+        if isinstance(x, Proxy):
+            return fx.call_module(self, x)
         results = []
         for modality, rows in enumerate(unstack_modalities(x, self.num_modalities, order=self.order)):
             results.append(super(PrivateNorm, self._showing(modality)).forward(rows))

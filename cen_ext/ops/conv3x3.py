@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional as F
 
-from cen_ext.ops import dispatch
+from cen_ext.ops import dispatch, fx
 from cen_ext.ops.dispatch import Backend
 
 _MULTIPLE = 32  # the kernels need multiples of this many channels
@@ -55,6 +56,8 @@ def conv3x3(
         ValueError: weight or bias is of another shape, or dilation not positive; no backend has that name.
         RuntimeError: the requested backend cannot run this call.
     """
+    if isinstance(x, Proxy):
+        return fx.call_function(conv3x3, x, locals())
     _check(x, weight, bias, dilation)
     if backend is None and (dispatch.named_backend() == "reference" or not _pays(x, dilation)):
         backend = "reference"

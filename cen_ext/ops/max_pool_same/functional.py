@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 from torch.nn import functional as F
 
-from cen_ext.ops import dispatch
+from cen_ext.ops import dispatch, fx
 from cen_ext.ops.dispatch import Backend, why_not_cpu, why_not_reference, why_not_triton
 from cen_ext.ops.max_pool_same.autograd import gradient, refuse_second_gradient, setup_context
 from cen_ext.ops.norm_exchange.reference import DTYPES, memory_format
@@ -48,6 +49,8 @@ def max_pool_same(x: Tensor, size: int, *, backend: str | None = None) -> Tensor
             backend has that name.
         RuntimeError: the requested backend cannot run this call.
     """
+    if isinstance(x, Proxy):
+        return fx.call_function(max_pool_same, x, locals())
     _check(x, size)
     run: Any = dispatch.choose("max_pool_same", backend, x).run
     y: Tensor = run(x, size)

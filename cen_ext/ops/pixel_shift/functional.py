@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 from torch.nn import functional as F
 
-from cen_ext.ops import dispatch
+from cen_ext.ops import dispatch, fx
 from cen_ext.ops.dispatch import Backend, why_not_cpu, why_not_cuda, why_not_reference, why_not_triton
 from cen_ext.ops.norm_exchange.reference import DTYPES, memory_format, split_rows
 from cen_ext.ops.pixel_shift.autograd import gradient, setup_context
@@ -58,6 +59,8 @@ def pixel_shift(
             groups below 4; no backend has that name.
         RuntimeError: the requested backend cannot run this call.
     """
+    if isinstance(x, Proxy):
+        return fx.call_function(pixel_shift, x, locals())
     _check(x, num_modalities, base, groups)
     run: Any = dispatch.choose("pixel_shift", backend, x).run
     y: Tensor = run(x, base, num_modalities, x.shape[1] // groups, False)
