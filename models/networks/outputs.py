@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from models.networks.branches import split_branches, weighted_ensemble
 
@@ -41,6 +42,11 @@ class AuxiliaryOutput(NamedTuple):
     ensemble: Tensor
     alpha: Tensor | None
     auxiliary: Tensor
+
+
+# Saved programs (``torch.export.save``, AOTInductor's packages) name the class of what they return.
+for output in (SegmentationOutput, AuxiliaryOutput):
+    pytree._register_namedtuple(output, serialized_type_name=f"models.{output.__name__}")
 
 
 def with_ensemble(

@@ -1,8 +1,10 @@
-"""Whole networks traced, exported to ONNX and differentiated twice; only the last needs ``use_backend``."""
+"""Whole networks traced, exported, packaged and differentiated twice; only the last needs ``use_backend``."""
 
 from __future__ import annotations
 
+import copy
 import io
+import shutil
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,47 @@ def test_traced_networks_are_saved_and_loaded(name):
     traced = torch.jit.load(file)
     x = make_input(4)
     torch.testing.assert_close(traced(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "training"), [("refinenet", False), ("pspnet", True), ("deeplabv3plus", False), ("unet", True)]
+)
+def test_exported_networks_are_saved_and_loaded(name, training):
+    net, file, x = NETWORKS[name]().train(training), io.BytesIO(), make_input(4)
+    randomise_norms(net)
+    torch.export.save(torch.export.export(copy.deepcopy(net), (x,)), file)
+    file.seek(0)
+    loaded = torch.export.load(file).module()
+    states = []
+    for module in (loaded, net):
+        torch.manual_seed(1)  # of dropout
+        output = module(x)
+        states.append((output, type(output).__name__, {**module.state_dict()}))
+    assert states[0][1] == states[1][1]
+    torch.testing.assert_close(states[0][::2], states[1][::2])
+
+
+class Small(nn.Module):
+    """The ends of a translation network, with little to compile between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = cen_ext.ExchangeBatchNorm2d(3, 2, threshold=0.5, activation="relu")
+        nn.init.uniform_(self.norm.weight)
+
+    def forward(self, x: Tensor) -> models.TranslationOutput:
+        branches = self.norm(x).unflatten(0, (2, -1))
+        return models.TranslationOutput(branches, branches.sum(0), branches[:, 0, 0, 0, 0])
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_packages_of_networks_return_their_outputs(tmp_path: Path):
+    net, x, file = Small().eval(), make_input(), str(tmp_path / "net.pt2")
+    with torch.no_grad():
+        torch._inductor.aoti_compile_and_package(torch.export.export(net, (x,)), package_path=file)
+        output, expected = torch._inductor.aoti_load_package(file)(x), net(x)
+    assert type(output) is models.TranslationOutput
+    torch.testing.assert_close(output, expected)
 
 
 class Shifted(nn.Module):

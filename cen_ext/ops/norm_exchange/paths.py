@@ -75,20 +75,21 @@ def update_running(
     momentum: float | Tensor,
 ) -> None:
     """``running = (1 - momentum) * running + momentum * batch``, with the unbiased variance."""
+    # Detached rather than under no_grad, of which torch.export.save cannot save the in-place updates.
+    mean, var = mean.detach(), var.detach()
     running_mean, running_var = running
     num_modalities, channels = running_mean.shape
-    with torch.no_grad():
-        weight = momentum.to(var) if isinstance(momentum, Tensor) else float(momentum)
-        if isinstance(values, Tensor):  # the total of a process group, on the device: it may be 0 or 1
-            unbiased = (var * (values / (values - 1).clamp(min=1))).to(var.dtype)
-            weight = (values > 0).to(var.dtype) * weight
-        else:
-            unbiased = var * (values / (values - 1))
-        if mean.shape != running_mean.shape:
-            samples = mean.shape[0] // num_modalities
-            mean, unbiased = (t.view(num_modalities, samples, channels).mean(1) for t in (mean, unbiased))
-        running_mean.lerp_(mean, weight)
-        running_var.lerp_(unbiased, weight)
+    weight = momentum.detach().to(var) if isinstance(momentum, Tensor) else float(momentum)
+    if isinstance(values, Tensor):  # the total of a process group, on the device: it may be 0 or 1
+        unbiased = (var * (values / (values - 1).clamp(min=1))).to(var.dtype)
+        weight = (values > 0).to(var.dtype) * weight
+    else:
+        unbiased = var * (values / (values - 1))
+    if mean.shape != running_mean.shape:
+        samples = mean.shape[0] // num_modalities
+        mean, unbiased = (t.view(num_modalities, samples, channels).mean(1) for t in (mean, unbiased))
+    running_mean.lerp_(mean, weight)
+    running_var.lerp_(unbiased, weight)
 
 
 def offer_recomputation(call: Call, y: Tensor, mean: Tensor, var: Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 
 class TranslationOutput(NamedTuple):
@@ -20,3 +21,7 @@ class TranslationOutput(NamedTuple):
     branches: Tensor
     ensemble: Tensor
     alpha: Tensor
+
+
+# Saved programs (``torch.export.save``, AOTInductor's packages) name the class of what they return.
+pytree._register_namedtuple(TranslationOutput, serialized_type_name="models.TranslationOutput")
