@@ -7,12 +7,16 @@ initialization, Adafactor. The scales of a norm are none.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+# Their functions register the parameter elsewhere or under another name, and need it, not its table.
+_TAKING_OVER = ("torch.nn.utils.parametrize", "torch.nn.utils.prune")
 
 Hook = Callable[[Tensor], Tensor | None]
 
@@ -100,8 +104,11 @@ def _attribute(name: str, doc: str) -> Any:
             return stored
         if self.shown is not None:
             return stored.view(self.table_shape())[self.shown]
-        if type(stored) is nn.Parameter and not torch.compiler.is_compiling():
-            return Table.of(stored, self.table_shape())
+        if not torch.compiler.is_compiling():
+            if sys._getframe(1).f_globals.get("__name__") in _TAKING_OVER:
+                return stored
+            if type(stored) is nn.Parameter:
+                return Table.of(stored, self.table_shape())
         return stored.view(self.table_shape())
 
     # Plain tensors, with which FSDP and the like replace parameters.
