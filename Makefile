@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.* tests/host_cuda/*.*)
 
-.PHONY: demo test build lint bench gpu clean
+.PHONY: demo test peers build lint bench gpu clean
 
 demo: build
 	$(BIN)/python examples/demo.py
@@ -22,6 +22,10 @@ demo: build
 # Side by side, a file on one core at a time: those of a file share trained networks.
 test: build
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+# Public networks that are converted, from libraries that nothing else needs.
+peers: build $(VENV)/installed-peers
+	$(BIN)/python -m pytest -n auto -m peers
 
 build: $(VENV)/installed
 	$(BIN)/python setup.py --quiet build_ext --inplace
@@ -58,4 +62,8 @@ $(VENV)/installed: pyproject.toml
 
 $(VENV)/installed-lint: $(VENV)/installed
 	CEN_EXT_NO_BUILD=1 $(PIP) --no-build-isolation --editable ".[lint]"
+	touch $@
+
+$(VENV)/installed-peers: $(VENV)/installed
+	CEN_EXT_NO_BUILD=1 $(PIP) --no-build-isolation --editable ".[peers]" "$(TORCH)"
 	touch $@

@@ -44,6 +44,7 @@ class Features(nn.Module):
         return torch.cat([feature.flatten(1) for feature in self.net(x)], 1)
 
 
+@pytest.mark.peers  # tests/peers has a handful of whole networks in the main suite
 @pytest.mark.filterwarnings("ignore:norms without an exchange version")
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", FAMILIES)
