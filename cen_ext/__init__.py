@@ -5,9 +5,8 @@ from cen_ext.convert.conversion import conversion_report, make_multimodal
 from cen_ext.convert.private import PrivateNorm
 from cen_ext.convert.report import ConversionReport, NormRow
 from cen_ext.functional import norm_exchange, replaced_channels, stack_modalities, unstack_modalities
-from cen_ext.modules import (
-    ExchangeBatchNorm2d,
-    ExchangeInstanceNorm2d,
+from cen_ext.modules import ExchangeBatchNorm2d, ExchangeInstanceNorm2d
+from cen_ext.network import (
     exchanging_layers,
     sparsity_penalty,
     synchronise_statistics,

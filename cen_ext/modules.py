@@ -1,4 +1,4 @@
-"""Layers of channel-exchanging networks, and functions on all such layers of a network."""
+"""Layers of channel-exchanging networks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import sys
 from collections.abc import Callable
 from numbers import Integral
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +16,11 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from cen_ext.functional import check_number, check_options, check_route, norm_exchange, replaced_channels
 from cen_ext.ops import dispatch, fx
-from cen_ext.ops.norm_exchange import reference
 from cen_ext.ops.norm_exchange.options import Options
 from cen_ext.ops.norm_exchange.reference import statistics_dtype
-from cen_ext.ops.norm_exchange.sync import check_process_group, default_group
-from cen_ext.refusals import refuse_data_parallel, refuse_rebuilding
+from cen_ext.ops.norm_exchange.sync import check_process_group
+from cen_ext.ops.refusals import refuse_data_parallel, refuse_rebuilding
 from cen_ext.tables import PrivateTables, stacked
-
-Module = TypeVar("Module", bound=nn.Module)
 
 
 class ExchangeNorm(PrivateTables, _NormBase):
@@ -341,65 +338,3 @@ class ExchangeInstanceNorm2d(ExchangeNorm, nn.InstanceNorm2d):
 
     norm = "instance"
     tracks_by_default = False
-
-
-def exchanging_layers(module: nn.Module) -> dict[str, ExchangeNorm]:
-    """Layers of ``module`` that exchange channels, by name."""
-    return {
-        name: layer
-        for name, layer in module.named_modules()
-        if isinstance(layer, ExchangeNorm) and layer.exchanges
-    }
-
-
-def sparsity_penalty(module: nn.Module) -> Tensor:
-    """Sum of |γ| over the own-region channels of every exchanging layer below ``module`` (Eq. 4, without λ).
-
-    Layers that exchange by a mask of the caller's, not by their scales, are left out.
-
-    Returns:
-        A 0-d differentiable tensor; 0 if no layer exchanges.
-    """
-    penalties = [
-        _own_scales(layer) for layer in exchanging_layers(module).values() if layer.replaced_mask is None
-    ]
-    return torch.stack(penalties).sum() if penalties else torch.zeros(())
-
-
-def _own_scales(layer: ExchangeNorm) -> Tensor:
-    """Sum of |γ| over the own-region channels."""
-    weight = layer.whole_table("weight")
-    assert weight is not None  # a layer with a threshold has scales
-    # Masked rather than indexed, because data-dependent shapes would synchronize host and device.
-    return (weight.abs() * reference.own_region(weight)).sum()
-
-
-def synchronize_statistics(module: Module, process_group: dist.ProcessGroup | None = None) -> Module:
-    """Make every ``ExchangeBatchNorm2d`` of ``module`` compute its batch statistics over all processes.
-
-    Training under ``DistributedDataParallel`` then equals training in one process with the whole batch. Call
-    it before wrapping the network, with the same network in every process. It costs one collective per layer
-    forward and one backward, and nothing in eval mode or for instance norm. These layers refuse
-    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm``; torch's own layers in ``module`` still need it.
-
-    Args:
-        process_group: the processes that train together; None for the default group.
-
-    Returns:
-        ``module``, changed in place.
-
-    Raises:
-        RuntimeError: torch.distributed is not initialized.
-        TypeError: process_group is no process group.
-    """
-    process_group = process_group or default_group()
-    if process_group is None:
-        raise RuntimeError("synchronize_statistics: call torch.distributed.init_process_group first")
-    check_process_group(process_group, ExchangeBatchNorm2d.norm)
-    for layer in module.modules():
-        if isinstance(layer, ExchangeBatchNorm2d):
-            layer.process_group = process_group
-    return module
-
-
-synchronise_statistics = synchronize_statistics  # the old spelling

@@ -10,7 +10,7 @@ from torch.fx import Proxy
 
 from cen_ext.functional import stack_modalities, unstack_modalities
 from cen_ext.ops import fx
-from cen_ext.refusals import refuse_data_parallel
+from cen_ext.ops.refusals import refuse_data_parallel
 from cen_ext.tables import PrivateTables
 
 
