@@ -289,7 +289,7 @@ def test_saves_nothing_of_the_size_of_x_but_x(training, activation):
         (dict(norm="layer"), "unknown norm 'layer'"),
         (dict(region="mine"), "unknown region 'mine'"),
         (dict(criterion="l2"), "unknown criterion 'l2'"),
-        (dict(activation="gelu"), "unknown activation 'gelu'"),
+        (dict(activation="mish"), "unknown activation 'mish'"),
     ],
 )
 def test_the_op_refuses_unknown_options(change, message):

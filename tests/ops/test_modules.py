@@ -164,7 +164,7 @@ BAD = [
     ({"threshold": "0.1"}, TypeError, "threshold must be a number, got str"),
     ({"region": "mine"}, ValueError, "region must be one of 'own', 'all', got 'mine'"),
     ({"criterion": "l2"}, ValueError, "criterion must be one of"),
-    ({"activation": "gelu"}, ValueError, "activation must be one of"),
+    ({"activation": "mish"}, ValueError, "activation must be one of"),
     ({"negative_slope": None}, TypeError, "negative_slope must be a number"),
     ({"eps": float("nan")}, ValueError, "eps must not be negative"),
     ({"momentum": "0.1"}, TypeError, "momentum must be a number, got str"),

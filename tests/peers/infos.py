@@ -33,10 +33,13 @@ VARIANTS = {
 def common_modules() -> ModuleType:
     """torch's tables of modules to test, or the test is skipped."""
     pytest.importorskip("expecttest", reason="torch's own tests need expecttest")
-    # Importing them forbids, for good, to set torch.backends.cudnn.deterministic and the like.
-    allowed = torch.backends.__allow_nonbracketed_mutation_flag
+    # Importing them forbids, for good, to set torch.backends.cudnn.deterministic and the like. The flag is no
+    # attribute of torch.backends, which is no plain module.
+    flags, name = torch.backends.flags_frozen.__globals__, "__allow_nonbracketed_mutation_flag"
+    allowed = flags[name]
     module = importlib.import_module("torch.testing._internal.common_modules")
-    torch.backends.__allow_nonbracketed_mutation_flag = allowed
+    flags[name] = allowed
+    assert not torch.backends.flags_frozen()
     return module
 
 
