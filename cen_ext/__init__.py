@@ -1,6 +1,7 @@
 """Channel exchanging for multimodal networks: normalize, check the threshold and exchange in one operator."""
 
 import cen_ext.ops.norm_exchange.backends  # noqa: F401  (registers them)
+from cen_ext import masks
 from cen_ext.convert.conversion import conversion_report, make_multimodal
 from cen_ext.convert.private import PrivateNorm
 from cen_ext.convert.report import ConversionReport, NormRow
@@ -32,6 +33,7 @@ __all__ = [
     "conversion_report",
     "exchanging_layers",
     "make_multimodal",
+    "masks",
     "max_pool_same",
     "norm_exchange",
     "pixel_shift",

@@ -22,6 +22,8 @@ from cen_ext.ops.norm_exchange.sync import check_process_group
 from cen_ext.ops.refusals import refuse_data_parallel, refuse_rebuilding
 from cen_ext.tables import PrivateTables, stacked
 
+Mask = Callable[[Tensor], Tensor]  # scales [M, C] to the channels that are replaced, bool [M, C]
+
 
 class ExchangeNorm(PrivateTables, _NormBase):
     """Base of ``ExchangeBatchNorm2d`` and ``ExchangeInstanceNorm2d``: all but the kind of norm.
@@ -51,6 +53,8 @@ class ExchangeNorm(PrivateTables, _NormBase):
         region, criterion, activation, negative_slope, eps, order: as in ``norm_exchange``.
         replaced, lender: as in ``norm_exchange``, with values, so not on the meta device. The layer keeps
             copies, which move with it and are no part of its state.
+        mask: in place of replaced, a function of the scales ``[M, C]`` that returns it, called in every
+            forward pass; ``cen_ext.masks`` has some. One that copies to the host makes a GPU wait.
         momentum: weight of a batch in the running statistics; None for their cumulative average.
         affine: False for private norms without scale and shift, which exchange by a mask alone.
         track_running_stats: False uses the statistics of x in training and in eval. The default is that of
@@ -63,8 +67,8 @@ class ExchangeNorm(PrivateTables, _NormBase):
         dtype: dtype of the network; with a half type the parameters and statistics are float32.
 
     Raises:
-        TypeError, ValueError: num_features or num_modalities below 1; a threshold without affine; the rest as
-            ``norm_exchange``.
+        TypeError, ValueError: num_features or num_modalities below 1; a threshold or mask without affine; a
+            mask beside what else says which channels are replaced; the rest as ``norm_exchange``.
     """
 
     norm: ClassVar[str]
@@ -72,6 +76,7 @@ class ExchangeNorm(PrivateTables, _NormBase):
     # Of layers that were pickled before they had one.
     backend: str | None = None
     order: str = "modality"
+    mask: Mask | None = None
     replaced_mask: Tensor | None
     lender: Tensor | None
     running_mean: Tensor | None
@@ -87,6 +92,7 @@ class ExchangeNorm(PrivateTables, _NormBase):
         region: str = "own",
         criterion: str = "abs",
         replaced: Tensor | None = None,
+        mask: Mask | None = None,
         lender: Tensor | None = None,
         activation: str = "identity",
         negative_slope: float = 0.01,
@@ -128,6 +134,8 @@ class ExchangeNorm(PrivateTables, _NormBase):
         self.track_running_stats = track_running_stats
         shape = (num_modalities, num_features)
         check_route(shape, options, replaced, lender)
+        _check_mask(mask, options, replaced, affine)
+        self.mask = mask
         ones = torch.ones(shape, device=device, dtype=statistics_dtype(dtype or torch.get_default_dtype()))
         # The values stay on the CPU: a layer that is built on the meta device gets its own from there.
         self._route = {"replaced_mask": _copied("replaced", replaced), "lender": _copied("lender", lender)}
@@ -159,7 +167,8 @@ class ExchangeNorm(PrivateTables, _NormBase):
     @property
     def exchanges(self) -> bool:
         """Whether this layer can replace channels: M > 1, and a positive threshold or a mask."""
-        return self.num_modalities > 1 and (self.threshold > 0 or self.replaced_mask is not None)
+        masked = self.mask is not None or self.replaced_mask is not None
+        return self.num_modalities > 1 and (self.threshold > 0 or masked)
 
     def table_shape(self) -> tuple[int, int]:
         """``(M, C)``."""
@@ -173,6 +182,8 @@ class ExchangeNorm(PrivateTables, _NormBase):
         if weight is None:
             self._check_has_scales()
             return torch.zeros(self.num_modalities, self.num_features, dtype=torch.bool)
+        if self.mask is not None:
+            return self.mask(weight.detach()) & (self.num_modalities > 1)
         return replaced_channels(weight, self.threshold, self.region, self.criterion)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -202,6 +213,9 @@ class ExchangeNorm(PrivateTables, _NormBase):
         of_x = training or running_mean is None or not (tracks or self.norm == "batch")
         if of_x and not tracks:
             running_mean = running_var = None
+        replaced = self.replaced_mask
+        if self.mask is not None and (scales := self.table("weight")) is not None:
+            replaced = self.mask(scales.detach())
         y = norm_exchange(
             x,
             weight,
@@ -212,7 +226,7 @@ class ExchangeNorm(PrivateTables, _NormBase):
             threshold=self.threshold,
             region=self.region,
             criterion=self.criterion,
-            replaced=self.replaced_mask,
+            replaced=replaced,
             lender=self.lender,
             norm=self.norm,
             order=self.order,
@@ -297,6 +311,8 @@ class ExchangeNorm(PrivateTables, _NormBase):
         rule = f"threshold={self.threshold}, region={self.region!r}, criterion={self.criterion!r}"
         if self.replaced_mask is not None:
             rule = "replaced=mask"
+        if self.mask is not None:
+            rule = f"mask={_name_of(self.mask)}"
         rule += "" if self.lender is None else ", lender=table"
         rule += "" if self.affine else ", affine=False"
         rule += "" if self.order == "modality" else f", order={self.order!r}"
@@ -305,6 +321,28 @@ class ExchangeNorm(PrivateTables, _NormBase):
             f"activation={self.activation!r}, momentum={self.momentum}, eps={self.eps}, "
             f"track_running_stats={self.track_running_stats}"
         )
+
+
+def _check_mask(mask: object, options: Options, replaced: Tensor | None, affine: bool) -> None:
+    """Raise TypeError or ValueError for a function of the scales that does not fit the layer."""
+    if mask is None:
+        return
+    if not callable(mask):
+        raise TypeError(
+            f"mask must be a function of the scales, got {type(mask).__name__}; replaced takes a tensor"
+        )
+    if not affine:
+        raise ValueError("mask is a function of the scales, of which affine=False has none: give replaced")
+    given = {name: getattr(options, name) for name in ("threshold", "region", "criterion")}
+    also = [name for name, value in given.items() if value != Options._field_defaults[name]]
+    also += [] if replaced is None else ["replaced"]
+    if also:
+        raise ValueError(f"mask and {also[0]} both say which channels are replaced; give one of them")
+
+
+def _name_of(mask: Any) -> str:
+    function = getattr(mask, "func", mask)  # that of a functools.partial
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def _copied(name: str, table: Tensor | None) -> Tensor | None:

@@ -24,26 +24,47 @@ def exchanging_layers(module: nn.Module) -> dict[str, ExchangeNorm]:
     }
 
 
-def sparsity_penalty(module: nn.Module) -> Tensor:
-    """Sum of |γ| over the own-region channels of every exchanging layer below ``module`` (Eq. 4, without λ).
+def sparsity_penalty(
+    module: nn.Module, kind: str = "l1", region: str | None = None, *, t: float = 1.0
+) -> Tensor:
+    """Penalty on the scales γ of every exchanging layer below ``module``, without λ.
 
-    Layers that exchange by a mask of the caller's, not by their scales, are left out.
+    Layers that exchange by a tensor ``replaced`` of the caller's, not by their scales, are left out.
+
+    Args:
+        kind: ``"l1"``: Σ|γ| (Eq. 4). ``"polarization"``: ``t Σ|γ| - Σ|γ - mean γ|``, with the mean of each
+            modality in each layer, which drives scales apart (Zhuang et al., NeurIPS 2020, Eq. 2).
+        region: the channels that it sums over: ``"own"``, each modality's share of them, or ``"all"``; None
+            for ``"own"``, as in Eq. 4.
+        t: of the polarization.
 
     Returns:
         A 0-d differentiable tensor; 0 if no layer exchanges.
+
+    Raises:
+        ValueError: an unknown kind or region.
     """
-    penalties = [
-        _own_scales(layer) for layer in exchanging_layers(module).values() if layer.replaced_mask is None
-    ]
+    for name, value, known in (
+        ("kind", kind, ("l1", "polarization")),
+        ("region", region, (None, "own", "all")),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+    layers = (layer for layer in exchanging_layers(module).values() if layer.replaced_mask is None)
+    penalties = [_penalty(layer, kind, region != "all", t) for layer in layers]
     return torch.stack(penalties).sum() if penalties else torch.zeros(())
 
 
-def _own_scales(layer: ExchangeNorm) -> Tensor:
-    """Sum of |γ| over the own-region channels."""
+def _penalty(layer: ExchangeNorm, kind: str, own: bool, t: float) -> Tensor:
     weight = layer.whole_table("weight")
-    assert weight is not None  # a layer with a threshold has scales
+    assert weight is not None  # a layer that exchanges by its scales has some
     # Masked rather than indexed, because data-dependent shapes would synchronize host and device.
-    return (weight.abs() * reference.own_region(weight)).sum()
+    region = reference.own_region(weight) if own else torch.ones_like(weight)
+    size = (weight.abs() * region).sum()
+    if kind == "l1":
+        return size
+    mean = (weight * region).sum(1, keepdim=True) / region.sum(1, keepdim=True).clamp(min=1)
+    return t * size - ((weight - mean).abs() * region).sum()
 
 
 def synchronize_statistics(module: Module, process_group: dist.ProcessGroup | None = None) -> Module:
