@@ -54,7 +54,8 @@ class ExchangeNorm(PrivateTables, _NormBase):
         replaced, lender: as in ``norm_exchange``, with values, so not on the meta device. The layer keeps
             copies, which move with it and are no part of its state.
         mask: in place of replaced, a function of the scales ``[M, C]`` that returns it, called in every
-            forward pass; ``cen_ext.masks`` has some. One that copies to the host makes a GPU wait.
+            forward pass; ``cen_ext.masks`` has some. A module is one, too, and becomes a part of the layer.
+            What copies to the host makes a GPU wait.
         momentum: weight of a batch in the running statistics; None for their cumulative average.
         affine: False for private norms without scale and shift, which exchange by a mask alone.
         track_running_stats: False uses the statistics of x in training and in eval. The default is that of
@@ -76,7 +77,7 @@ class ExchangeNorm(PrivateTables, _NormBase):
     # Of layers that were pickled before they had one.
     backend: str | None = None
     order: str = "modality"
-    mask: Mask | None = None
+    mask: Mask | None  # no default: it would hide one that is a module
     replaced_mask: Tensor | None
     lender: Tensor | None
     running_mean: Tensor | None
@@ -293,6 +294,8 @@ class ExchangeNorm(PrivateTables, _NormBase):
         self.__dict__.setdefault("_route", {})  # layers pickled by versions without routes
         for name in ("replaced_mask", "lender"):
             self._buffers.setdefault(name, None)
+        if "mask" not in self._modules:
+            self.__dict__.setdefault("mask", None)
         for parameter in self._parameters.values():
             if parameter is not None:
                 parameter.data = parameter.data.flatten()  # [M, C] in layers that were pickled with such

@@ -225,6 +225,36 @@ def test_a_layers_mask_follows_its_scales(name, layer_class):
     assert not alone.replaced().any()
 
 
+class Drawn(nn.Module):
+    """A mask that is drawn once and kept with the weights."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("chosen", torch.rand(2, channels) < 0.5)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return self.chosen
+
+
+def test_a_mask_may_be_a_module_with_state():
+    layer = ExchangeBatchNorm2d(20, 2, mask=Drawn(20))
+    assert layer.exchanges
+    assert "mask=Drawn" in repr(layer)
+    assert torch.equal(layer.replaced(), layer.state_dict()["mask.chosen"])
+    other = ExchangeBatchNorm2d(20, 2, mask=Drawn(20))
+    other.load_state_dict(layer.state_dict())
+    x = torch.randn(4, 20, 3, 3)
+    fixed = ExchangeBatchNorm2d(20, 2, replaced=layer.mask.chosen)
+    for each in (layer, other, pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer)):
+        assert torch.equal(each(x), fixed(x))
+
+
+def test_layers_that_were_pickled_without_a_mask():
+    layer = ExchangeBatchNorm2d(4, 2, threshold=0.1)
+    del layer.__dict__["mask"]
+    assert pickle.loads(pickle.dumps(layer)).mask is None
+
+
 def test_penalties():
     net = nn.Sequential(
         ExchangeBatchNorm2d(5, 2, threshold=0.1),
