@@ -90,6 +90,11 @@ class SegmentationNetwork(nn.Module):
 
 
 def rename_old_keys(state_dict: dict[str, Tensor], prefix: str = "") -> None:
-    """Rename in place the entries that networks before fusions had names of: ``concat`` is now ``head``."""
+    """Rename in place the entries that older networks had other names of.
+
+    ``concat`` is now ``head``, and the ``mix`` of a fixed portion is the norm's ``mask``.
+    """
     for key in [key for key in state_dict if key.startswith(f"{prefix}concat.")]:
         state_dict[f"{prefix}head.{key.removeprefix(f'{prefix}concat.')}"] = state_dict.pop(key)
+    for key in [key for key in state_dict if key.startswith(prefix) and key.endswith(".mix.scores")]:
+        state_dict[f"{key.removesuffix('.mix.scores')}.mask.scores"] = state_dict.pop(key)

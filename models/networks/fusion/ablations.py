@@ -1,9 +1,10 @@
 """The paper's ablations: other ways to mix the modalities' channels after a norm.
 
 Wang et al., "Deep Multimodal Fusion by Channel Exchanging", NeurIPS 2020, section 4.1, "Additional ablation
-studies". A mix takes ``z [M, N, C, H, W]``, the normalized activations of Eq. 5, and the scales
-``weight [M, C]``, and returns what goes on to residual and activation, in plain PyTorch with its autograd.
-Each fusion here puts one mix after the norms at which the paper exchanges.
+studies". Exchanges of other channels than Eq. 6's are the operator's, with a mask. All else is a mix: it
+takes ``z [M, N, C, H, W]``, the normalized activations of Eq. 5, and the scales ``weight [M, C]``, and
+returns what goes on to residual and activation, in plain PyTorch with its autograd. Each fusion here puts
+one or the other at the norms at which the paper exchanges.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from cen_ext import ExchangeBatchNorm2d, ExchangeInstanceNorm2d, replaced_channels
+from cen_ext import ExchangeBatchNorm2d, ExchangeInstanceNorm2d, masks, replaced_channels
 from cen_ext.modules import ExchangeNorm
 from cen_ext.ops.activation import ACTIVATIONS
 from models.networks.fusion.base import (
@@ -51,7 +52,7 @@ class Mix(nn.Module):
         raise NotImplementedError
 
 
-class FixedPortionMix(Mix):
+class FixedPortionMask(nn.Module):
     """Ablation 1 and 5: a fixed share of the channels is replaced by the others' mean, Eq. 6's second case.
 
     "Naively exchanging channels with a fixed portion (without using l1 and threshold)": the paper exchanges
@@ -66,16 +67,12 @@ class FixedPortionMix(Mix):
         region: ``"own"``, from its own share of the channels, or ``"all"``.
     """
 
-    allowed: Tensor
     scores: Tensor | None
-    replaces = True
 
     def __init__(self, choice: str, num_modalities: int, channels: int, portion: float, region: str) -> None:
         super().__init__()
         self.count = round(portion * channels)
-        # Zero lies below every threshold: so the operator itself says what the region is.
-        allowed = replaced_channels(torch.zeros(num_modalities, channels), 1.0, region)
-        self.register_buffer("allowed", allowed, persistent=False)
+        self.region = region
         if choice == "random":
             self.register_buffer("scores", torch.rand(num_modalities, channels))
         elif choice == "first":
@@ -84,13 +81,9 @@ class FixedPortionMix(Mix):
         else:
             self.scores = None
 
-    def replaced(self, weight: Tensor) -> Tensor:
-        scores = weight.detach().abs() if self.scores is None else self.scores
-        lowest = scores.masked_fill(~self.allowed, torch.inf).topk(self.count, largest=False).indices
-        return torch.zeros_like(self.allowed).scatter(1, lowest, True) & self.allowed
-
-    def forward(self, z: Tensor, weight: Tensor) -> Tensor:
-        return torch.where(_spread(self.replaced(weight)), _others(z), z)
+    def forward(self, weight: Tensor) -> Tensor:
+        """Scales ``[M, C]`` to the channels that are replaced, bool ``[M, C]``."""
+        return masks.smallest(weight if self.scores is None else self.scores, self.count, self.region)
 
 
 class DiscardMix(Mix):
@@ -219,7 +212,13 @@ class _Ablation(Fusion):
     ) -> ExchangeNorm:
         if not exchange_point or (self.at == "downsampling" and not downsampling):
             return layer(channels, streams, **options)
-        return mark(_MIXED[layer](channels, streams, mix=self.mix(channels, streams), **options))
+        return mark(self.point(channels, streams, layer, options))
+
+    def point(
+        self, channels: int, streams: int, layer: type[ExchangeNorm], options: dict[str, Any]
+    ) -> ExchangeNorm:
+        """Make one exchange point."""
+        return _MIXED[layer](channels, streams, mix=self.mix(channels, streams), **options)
 
     def private_convolutions(self, stage: int) -> bool:
         return self.convolutions == "private"
@@ -258,8 +257,11 @@ class FixedPortion(_Ablation):
                 f"region=own, got {self.portion}"
             )
 
-    def mix(self, channels: int, num_modalities: int) -> Mix:
-        return FixedPortionMix(self.choice, num_modalities, channels, self.portion, self.region)
+    def point(
+        self, channels: int, streams: int, layer: type[ExchangeNorm], options: dict[str, Any]
+    ) -> ExchangeNorm:
+        mask = FixedPortionMask(self.choice, streams, channels, self.portion, self.region)
+        return layer(channels, streams, mask=mask, **options)
 
 
 @register_fusion
@@ -314,8 +316,3 @@ class GatedSum(_Ablation):
 def _spread(table: Tensor) -> Tensor:
     """``[M, C]`` to ``[M, 1, C, 1, 1]``."""
     return table[:, None, :, None, None]
-
-
-def _others(z: Tensor) -> Tensor:
-    """The mean of the other modalities, for every modality."""
-    return torch.stack([torch.cat([z[:m], z[m + 1 :]]).mean(0) for m in range(len(z))])
