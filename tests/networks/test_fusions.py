@@ -578,7 +578,7 @@ def test_a_fusion_trains_resumes_and_is_evaluated(tmp_path: Path) -> None:
     state = checkpoint.load(trained.path)[1]["task"]["net"]
     assert fusion == FixedPortion(choice="random", convolutions="private")
     assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
-    scores = [key for key in state if key.endswith("mix.scores")]
+    scores = [key for key in state if key.endswith("mask.scores")]
     assert len(scores) == 16
     assert all(torch.equal(state[key], drawn[key]) for key in scores)
     assert not torch.equal(state["auxiliary.classifier.weight"], drawn["auxiliary.classifier.weight"])
