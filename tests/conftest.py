@@ -15,6 +15,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 import torch
 
+from tests.helpers import vision
+
+vision.declare_operators()  # torchmetrics, too, imports torchvision where it is installed
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

@@ -18,7 +18,7 @@ _libraries: list[torch.library.Library] = []  # definitions last as long as thei
 
 def torchvision() -> ModuleType:
     """torchvision, or the test is skipped."""
-    _declare_operators()
+    declare_operators()
     return pytest.importorskip("torchvision", reason="torchvision is not installed")
 
 
@@ -28,7 +28,7 @@ def timm() -> ModuleType:
     return pytest.importorskip("timm", reason="timm is not installed")
 
 
-def _declare_operators() -> None:
+def declare_operators() -> None:
     """Declare the operators that torchvision registers fake kernels for, where its own library cannot load.
 
     A wheel for CUDA beside a CPU build of torch has none, and importing it fails on the first such kernel.
