@@ -15,9 +15,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 import torch
 
-from tests.helpers import vision
-
-vision.declare_operators()  # torchmetrics, too, imports torchvision where it is installed
+import tests.helpers.vision  # noqa: F401 - before torchmetrics
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

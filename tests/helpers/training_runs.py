@@ -49,7 +49,13 @@ TINY = [
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["models.segmentation.task", "models.training.train", "torch._dynamo", "examples.own_encoder"]
+    [
+        "tests.helpers.vision",
+        "models.segmentation.task",
+        "models.training.train",
+        "torch._dynamo",
+        "examples.own_encoder",
+    ]
 )
 
 

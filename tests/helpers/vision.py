@@ -1,4 +1,7 @@
-"""timm and torchvision for tests: imported where they are installed, whatever torch they were built for."""
+"""timm and torchvision for tests: imported where they are installed, whatever torch they were built for.
+
+Import this before what imports torchvision where it is installed, as torchmetrics does.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,6 @@ _libraries: list[torch.library.Library] = []  # definitions last as long as thei
 
 def torchvision() -> ModuleType:
     """torchvision, or the test is skipped."""
-    declare_operators()
     return pytest.importorskip("torchvision", reason="torchvision is not installed")
 
 
@@ -28,7 +30,7 @@ def timm() -> ModuleType:
     return pytest.importorskip("timm", reason="timm is not installed")
 
 
-def declare_operators() -> None:
+def _declare_operators() -> None:
     """Declare the operators that torchvision registers fake kernels for, where its own library cannot load.
 
     A wheel for CUDA beside a CPU build of torch has none, and importing it fails on the first such kernel.
@@ -43,3 +45,6 @@ def declare_operators() -> None:
         _libraries.append(torch.library.Library("torchvision", "DEF"))
         for schema in _SCHEMAS:
             _libraries[0].define(schema)
+
+
+_declare_operators()
