@@ -31,7 +31,7 @@ def threshold(
         criterion: ``"abs"``: ``|weight| < θ``; ``"signed"``: ``weight <= θ``.
 
     Raises:
-        TypeError, ValueError: theta of another shape or device, or no number; an unknown region or criterion.
+        TypeError, ValueError: theta of another shape, or no number; an unknown region or criterion.
     """
     allowed = _allowed(weight, region)
     check_options(Options(criterion=criterion))

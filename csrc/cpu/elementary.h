@@ -1,7 +1,8 @@
 // Elementary functions of CPU vectors: the exponential, the logistic function and the normal distribution.
 //
-// For floats by polynomials, within five rounding units of the result; below 1e-37 the exponential is 0. For
-// doubles by the C library, element by element. NaN stays NaN.
+// For floats by polynomials; below 1e-37 the exponential is 0. Measured on v from -86 to 0: the logistic
+// function within 4 rounding units of itself, the normal distribution within 8 down to v = -3 and 13 down to
+// v = -5, since its exponent is rounded. For doubles by the C library, element by element. NaN stays NaN.
 //
 // Like activation.h this header names no vector type.
 #pragma once

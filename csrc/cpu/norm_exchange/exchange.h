@@ -104,9 +104,8 @@ class Tables {
 //   none     no modality replaces any of its channels
 //   pair     M = 2, with the coefficients of both modalities in registers
 //   general  any M, where the mean of the others replaces a channel
-//   routed   any M, where one of the others may do so, too: looking for it in a vector of channels takes M =
-//   3
-//            in channels last 15 to 19 percent longer
+//   routed   any M, where one of the others may do so alone; that each channel of a vector may have another
+//            one costs M = 3 in channels last 15 to 19 percent
 enum class Exchange { none, pair, general, routed };
 
 // The tensors that the kernels read, which share a layout, and the strides between the units of a group.
