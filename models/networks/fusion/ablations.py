@@ -193,8 +193,10 @@ class _Ablation(Fusion):
     at: At = option("every", AT_HELP, carried=True)
     convolutions: Convolutions = option("shared", CONVOLUTIONS_HELP)
 
-    def mix(self, channels: int, num_modalities: int) -> Mix:
-        """Make the mix of one exchange point."""
+    def point(
+        self, channels: int, streams: int, layer: type[ExchangeNorm], options: dict[str, Any]
+    ) -> ExchangeNorm:
+        """Make one exchange point, of the layer's kind and with its options."""
         raise NotImplementedError
 
     def check(self, num_modalities: int) -> None:
@@ -214,17 +216,25 @@ class _Ablation(Fusion):
             return layer(channels, streams, **options)
         return mark(self.point(channels, streams, layer, options))
 
-    def point(
-        self, channels: int, streams: int, layer: type[ExchangeNorm], options: dict[str, Any]
-    ) -> ExchangeNorm:
-        """Make one exchange point."""
-        return _MIXED[layer](channels, streams, mix=self.mix(channels, streams), **options)
-
     def private_convolutions(self, stage: int) -> bool:
         return self.convolutions == "private"
 
     def penalty_on_scales(self, net: nn.Module) -> Tensor:
         return scale_penalty(net, self.penalty)
+
+
+@dataclass(frozen=True)
+class _Mixing(_Ablation):
+    """Base: those whose exchange points are norms with a mix."""
+
+    def mix(self, channels: int, num_modalities: int) -> Mix:
+        """Make the mix of one exchange point."""
+        raise NotImplementedError
+
+    def point(
+        self, channels: int, streams: int, layer: type[ExchangeNorm], options: dict[str, Any]
+    ) -> ExchangeNorm:
+        return _MIXED[layer](channels, streams, mix=self.mix(channels, streams), **options)
 
 
 @register_fusion
@@ -266,7 +276,7 @@ class FixedPortion(_Ablation):
 
 @register_fusion
 @dataclass(frozen=True)
-class Discard(_Ablation):
+class Discard(_Mixing):
     """Sets channels of small scale to zero instead of exchanging them (ablation 5).
 
     Raises:
@@ -293,7 +303,7 @@ class Discard(_Ablation):
 
 @register_fusion
 @dataclass(frozen=True)
-class Sum(_Ablation):
+class Sum(_Mixing):
     """Sums the modalities' activations (ablation 3)."""
 
     name: ClassVar[str] = "sum"
@@ -304,7 +314,7 @@ class Sum(_Ablation):
 
 @register_fusion
 @dataclass(frozen=True)
-class GatedSum(_Ablation):
+class GatedSum(_Mixing):
     """Sums the modalities' activations with a learned soft gate (ablation 3)."""
 
     name: ClassVar[str] = "gated_sum"
