@@ -100,7 +100,7 @@ def _attribute(name: str, doc: str) -> Any:
             if name not in self.__dict__:
                 raise AttributeError(name)  # nn.Module makes the message
             stored = self.__dict__[name]
-        if stored is None or _is_sharded(stored):  # FSDP2 looks for the very parameter that it has put here
+        if stored is None or is_sharded(stored):  # FSDP2 looks for the very parameter that it has put here
             return stored
         if self.shown is not None:
             return stored.view(self.table_shape())[self.shown]
@@ -147,7 +147,7 @@ class PrivateTables(nn.Module):
         parameter = self._stored(name)
         if parameter is None:
             return None
-        whole = parameter.full_tensor() if _is_sharded(parameter) else parameter
+        whole = parameter.full_tensor() if is_sharded(parameter) else parameter
         return whole.view(self.table_shape())  # type: ignore[no-any-return]
 
     def _stored(self, name: str) -> Any:
@@ -180,7 +180,7 @@ class PrivateTables(nn.Module):
         shape = self.table_shape()
         for name in ("weight", "bias"):
             value = state_dict.get(prefix + name)
-            if value is not None and not _is_sharded(value):
+            if value is not None and not is_sharded(value):
                 table = stacked(value, shape)
                 state_dict[prefix + name] = table.reshape(-1) if table.shape == shape else table
 
@@ -207,6 +207,6 @@ def table_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _is_sharded(tensor: Any) -> bool:
-    """Whether a tensor is a DTensor, without importing that on its own."""
+def is_sharded(tensor: Any) -> bool:
+    """Whether a tensor is a DTensor, told without importing that: FSDP2 or tensor parallelism has cut it."""
     return hasattr(tensor, "full_tensor")

@@ -17,7 +17,6 @@ from cen_ext.convert.inspection import (
     Found,
     ends_in_act,
     find_norms,
-    is_sharded,
     norm_kind,
     own_class,
 )
@@ -34,6 +33,7 @@ from cen_ext.convert.report import (
 )
 from cen_ext.modules import ExchangeBatchNorm2d, ExchangeInstanceNorm2d, ExchangeNorm
 from cen_ext.ops.norm_exchange import sync
+from cen_ext.tables import is_sharded
 
 Where = Callable[[str, nn.Module], bool] | Collection[str]
 # (the original norm, whether it exchanges, the activation to fuse) -> the norm of M modalities

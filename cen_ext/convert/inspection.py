@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +16,7 @@ from torch.nn.utils import parametrize
 from cen_ext.convert.code import calls_batch_norm
 from cen_ext.convert.probing import mixes_rows
 from cen_ext.convert.report import CONVERTED, KEPT, PRIVATE, REFUSED, SHARED, UNKNOWN
-from cen_ext.tables import PrivateTables
+from cen_ext.tables import PrivateTables, is_sharded
 
 _KINDS = (
     nn.BatchNorm1d,
@@ -88,12 +87,6 @@ def own_class(layer: nn.Module) -> type[nn.Module] | None:
     """The class of a norm, if it is neither torch's nor timm's but derives from one of these."""
     plain = _forward_class(layer) if ends_in_act(layer) else norm_kind(layer)
     return None if type(layer) is plain else type(layer)
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether the tensor is a DTensor."""
-    library = sys.modules.get("torch.distributed.tensor")
-    return library is not None and isinstance(tensor, library.DTensor)
 
 
 @dataclass(frozen=True)
