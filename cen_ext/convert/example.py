@@ -95,7 +95,7 @@ def _results_of(
 
 def _stop_exchange(layer: Any) -> None:
     if hasattr(layer, "threshold"):
-        layer.threshold, layer.replaced_mask, layer.lender = 0.0, None, None
+        layer.threshold, layer.mask, layer.replaced_mask, layer.lender = 0.0, None, None, None
 
 
 def _change_tables(layer: Any, modalities: list[int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from cen_ext import ConversionReport, ExchangeBatchNorm2d, PrivateNorm, conversion_report, make_multimodal
+from cen_ext import (
+    ConversionReport,
+    ExchangeBatchNorm2d,
+    PrivateNorm,
+    conversion_report,
+    make_multimodal,
+    masks,
+)
 from tests.helpers import vision
 from tests.helpers.converted import assert_equals_copies, with_history
 
@@ -483,6 +491,20 @@ def test_an_example_shows_what_mixes_the_modalities(last: type[nn.Module]) -> No
     make_multimodal(net, 2)
     with pytest.raises(ValueError, match=r"example: in training mode, .* first seen in what 'last"):
         make_multimodal(net, 2, example=x)
+
+
+class First(nn.Module):
+    """A mask that is a module: the first channel."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return (torch.arange(weight.shape[1]) == 0).expand(weight.shape)
+
+
+@pytest.mark.parametrize("mask", [functools.partial(masks.smallest, k=1), First()])
+def test_an_example_finds_no_fault_with_layers_that_have_a_mask(mask: Callable[[Tensor], Tensor]) -> None:
+    net = Wrapped(ExchangeBatchNorm2d(4, 2, mask=mask))
+    ours = make_multimodal(net, 2, example=torch.randn(3, 3, 4, 5))
+    assert ours.last.replaced().any()
 
 
 @pytest.mark.filterwarnings("ignore:norms without an exchange version")
