@@ -48,8 +48,9 @@ _LAYERS: dict[type[Any], type[ExchangeNorm]] = {
     nn.InstanceNorm2d: ExchangeInstanceNorm2d,
     nn.InstanceNorm3d: ExchangeInstanceNorm2d,
 }
-# What the layers define, which a class that one of them is joined with must not.
+# What the layers define, which a norm that becomes one of them, and its class, must not.
 _RESERVED = {name for base in ExchangeNorm.__mro__ if "cen_ext" in base.__module__ for name in vars(base)}
+_RESERVED |= vars(ExchangeBatchNorm2d(1, 1)).keys() - vars(nn.SyncBatchNorm(1)).keys()
 _FUSED: dict[type[nn.Module], str] = {
     nn.Identity: "identity",
     nn.ReLU: "relu",

@@ -56,7 +56,7 @@ def find_norms(
     Args:
         shared: layers that stay as they are, whatever they do.
         privately: whether norms of single rows become private copies rather than stay.
-        reserved: names that the classes of norms must not define, as those of the private norms do.
+        reserved: names that norms and their classes must not define, as the private norms do.
     """
     names: dict[nn.Module, list[str]] = {}
     for name, layer in module.named_modules(remove_duplicate=False):
@@ -161,6 +161,9 @@ def _verdict_on_kind(layer: nn.Module, kind: type[Any], reserved: Collection[str
         if mixes_rows(layer) is False:
             return SHARED, "has a forward of its own, which treats each row by itself"
         return REFUSED, f"{own}, whose forward is not that of nn.{kind.__name__}"
+    own_attributes = vars(layer).keys() - vars(kind(1)).keys()
+    if clashing := sorted(own_attributes.intersection(reserved)):
+        return REFUSED, f"{own} with {', '.join(clashing)}, which the private norms have, too: rename these"
     if cls := own_class(layer):
         added = {name for base in _bases_before(cls, kind) for name in vars(base)} - _HARMLESS
         if changed := sorted(added.intersection(reserved)):

@@ -155,6 +155,12 @@ def monkeypatched(norm: nn.Module, over: int) -> nn.Module:
     return norm
 
 
+def named_as_ours() -> nn.Module:
+    norm = nn.BatchNorm2d(4)
+    norm.threshold, norm.mask, norm.note = 3.0, "none", "kept"
+    return norm
+
+
 # layer -> outcome, and what the reason says
 OUTCOMES: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "batch norm": (lambda: nn.BatchNorm2d(4), "converted", "is a BatchNorm2d"),
@@ -186,6 +192,7 @@ OUTCOMES: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     ),
     "monkeypatched, single rows": (lambda: monkeypatched(nn.LayerNorm(5), 1), "shared", "each row by itself"),
     "redefined": (lambda: Resetting(4), "refused", "_load_from_state_dict would be lost"),
+    "named as ours": (named_as_ours, "refused", "with mask, threshold, which the private norms have, too"),
 }
 TIMM = {
     "EvoNorm2dB0": "refused",
