@@ -1,4 +1,4 @@
-"""Public functions: argument checks, dispatch to backends, running statistics."""
+"""Public functions: the operator, its mask, and modalities stacked and taken apart."""
 
 from __future__ import annotations
 
@@ -9,25 +9,28 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.fx import Proxy
 
-from cen_ext.ops import activation as activations
 from cen_ext.ops import dispatch, fx
 from cen_ext.ops.norm_exchange import paths, reference, sync
+from cen_ext.ops.norm_exchange.checks import (
+    check_channel_dim,
+    check_enough_values,
+    check_is_tensor,
+    check_num_groups,
+    check_number,
+    check_options,
+    check_order,
+    check_route,
+    check_stacked,
+    check_tensors,
+)
 from cen_ext.ops.norm_exchange.options import Options
-from cen_ext.ops.norm_exchange.reference import DTYPES, statistics_dtype
-
-CHOICES = {
-    "region": ("own", "all"),
-    "criterion": ("abs", "signed"),
-    "norm": ("batch", "instance"),
-    "activation": activations.NAMES,
-    "order": ("modality", "sample"),
-}
+from cen_ext.ops.norm_exchange.reference import statistics_dtype
 
 
 def norm_exchange(
     x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
     running_mean: Tensor | None = None,
     running_var: Tensor | None = None,
     *,
@@ -38,6 +41,8 @@ def norm_exchange(
     replaced: Tensor | None = None,
     lender: Tensor | None = None,
     norm: str = "batch",
+    num_groups: int | None = None,
+    channel_dim: int = 1,
     order: str = "modality",
     training: bool = False,
     momentum: float | Tensor = 0.1,
@@ -56,10 +61,12 @@ def norm_exchange(
     Args:
         x: ``[M*N, C, *spatial]``, M modalities stacked on the batch axis (``stack_modalities``); spatial has
             0 to 3 dimensions. float16, bfloat16, float32 or float64, contiguous or channels_last; other
-            strides are accepted.
-        weight, bias: ``[M, C]``, the private affine; float32, or float64 for float64 x.
-        running_mean, running_var: ``[M, C]``, with the dtype of weight. Updated in place with
-            ``training=True``, required and used as the statistics with ``training=False``.
+            strides are accepted. With ``channel_dim=-1`` it is ``[M*N, ..., C]``.
+        weight, bias: ``[M, C]``, the private affine; float32, or float64 for float64 x. For norm ``"none"``
+            either or both may be None, for ones and zeros.
+        running_mean, running_var: ``[M, C]``, with the dtype of weight, for batch and instance norm alone.
+            Updated in place with ``training=True``, used as the statistics with ``training=False``, where
+            batch norm requires them and instance norm without them uses the statistics of x.
         residual: added before the activation; shape and device of x. One of another floating type is cast
             to that of x.
         threshold: exchange threshold θ >= 0 on the scale; 0 disables the exchange.
@@ -72,10 +79,15 @@ def norm_exchange(
         lender: ``[M, C]`` int32 or int64, read only where a channel is replaced: -1 for the mean of the other
             modalities, as without lender, or the modality that alone replaces it. On a GPU, and by
             compilers, its values are not checked: those that name no other modality give the mean.
-        norm: ``"batch"`` (statistics over N and spatial) or ``"instance"`` (over spatial).
+        norm: ``"batch"`` (statistics over N and spatial), ``"instance"`` (over spatial), ``"layer"`` (over
+            the C channels of each position), ``"group"`` (over spatial and the ``C // num_groups`` channels
+            of each group) or ``"none"``, without statistics: weight and bias only scale and shift.
+        num_groups: of norm ``"group"``, a divisor of C.
+        channel_dim: 1, or -1 where x, residual and result are ``[M*N, ..., C]``.
         order: of the rows of x, residual and result: ``"modality"``, where sample n of modality m is row
             ``m*N + n``, or ``"sample"``, where it is row ``n*M + m``.
-        training: use the statistics of x (True) or the running ones (False).
+        training: use the statistics of x (True) or the running ones (False); of no effect on norms that
+            have no running ones.
         momentum: weight of the new statistics in the running ones; a number or a 0-d tensor.
         eps: added to the variance.
         activation: ``"identity"``, ``"relu"``, ``"relu6"``, ``"leaky_relu"`` with ``negative_slope``,
@@ -92,41 +104,63 @@ def norm_exchange(
 
     Raises:
         TypeError: an argument is not a tensor or has the wrong dtype; process_group is no process group.
-        ValueError: wrong shape, device or value; statistics missing; one value per channel in training;
-            process_group with instance norm; replaced beside threshold, region or criterion; a lender that is
-            the borrower itself or no modality.
+        ValueError: wrong shape, device or value; statistics missing, or given to a norm without any; one
+            value per channel in training; process_group with another norm than batch norm; replaced beside
+            threshold, region or criterion; a lender that is the borrower itself or no modality; num_groups
+            that is no divisor of C, or given to another norm than group norm.
         RuntimeError: the requested backend cannot run this call; or, in the backward pass, it is
             differentiated again, which only the reference can be.
     """
     if isinstance(x, Proxy):
         return fx.call_function(norm_exchange, x, locals())
-    options = Options(threshold, region, criterion, norm, eps, activation, negative_slope, order)
+    groups = 1 if num_groups is None else num_groups
+    options = Options(threshold, region, criterion, norm, eps, activation, negative_slope, order, groups)
     check_options(options)
+    check_num_groups(num_groups, norm)
     if not isinstance(momentum, Tensor):
         check_number("momentum", momentum)
     elif momentum.dim() != 0:
         raise ValueError(f"momentum must be a number or a 0-d tensor, got shape {tuple(momentum.shape)}")
     sync.check_process_group(process_group, norm)
-    _check_tensors(x, weight, bias, running_mean, running_var, residual)
+    check_channel_dim(channel_dim)
+    last = x
+    if channel_dim == -1:
+        x, residual = _channels_second(x, residual)
+    if norm == "none":
+        weight, bias = _ones_and_zeros(x, weight, bias, replaced, lender, threshold)
+    check_tensors(x, weight, bias, running_mean, running_var, residual)
+    assert weight is not None  # for the type checker
+    assert bias is not None
+    if norm == "group" and x.shape[1] % options.num_groups:
+        raise ValueError(f"num_groups must divide the {x.shape[1]} channels of x, got {options.num_groups}")
     route = None
     if replaced is not None or lender is not None:
         check_route(tuple(weight.shape), options, replaced, lender, weight)
         route = reference.route_of(weight, options, replaced, lender)
     running = None if running_mean is None or running_var is None else (running_mean, running_var)
-    if not training and running is None:
-        raise ValueError("running_mean and running_var are required with training=False")
+    if norm not in ("batch", "instance"):
+        if running is not None:
+            raise ValueError(f"running_mean and running_var are of no use to norm {norm!r}, which has none")
+    elif running is None and not training:
+        if norm == "batch":
+            raise ValueError("running_mean and running_var are required with training=False")
+        training = True
     alone = process_group is None or process_group.size() == 1
-    if training and alone and x.numel() > 0:
-        _check_enough_values(x, weight.shape[0], norm)
+    if training and alone and x.numel() > 0 and norm in ("batch", "instance"):
+        check_enough_values(x, weight.shape[0], norm)
     if residual is not None and residual.dtype != x.dtype:
         residual = residual.to(x.dtype)
     chosen = dispatch.choose("norm_exchange", backend, x, options)
     call = paths.Call(chosen, x, weight, bias, residual, options, route)
-    if running is not None and not training:
-        return paths.evaluate(call, *running)
-    if process_group is not None:
-        return sync.train(call, running, momentum, process_group)
-    return paths.train(call, running, momentum)
+    if norm == "none":
+        y = paths.evaluate(paths.without_norm(call), torch.zeros_like(weight), torch.ones_like(weight))
+    elif running is not None and not training:
+        y = paths.evaluate(call, *running)
+    elif process_group is not None and training:
+        y = sync.train(call, running, momentum, process_group)
+    else:
+        y = paths.train(call, running, momentum)
+    return y if channel_dim == 1 else y.movedim(1, -1).reshape(last.shape)
 
 
 def replaced_channels(
@@ -146,7 +180,7 @@ def replaced_channels(
     """
     options = Options(threshold, region, criterion)
     check_options(options)
-    _check_is_tensor("weight", weight)
+    check_is_tensor("weight", weight)
     if weight.dim() != 2:
         raise ValueError(f"weight must be [M, C], got shape {tuple(weight.shape)}")
     return reference.replaced_channels(weight.detach(), options)
@@ -164,7 +198,7 @@ def stack_modalities(modalities: Sequence[Tensor], *, order: str = "modality") -
         TypeError: not a sequence of tensors.
         ValueError: no tensors, or tensors of different shape, dtype or device; an unknown order.
     """
-    _check_order(order)
+    check_order(order)
     if not isinstance(modalities, Sequence):
         raise TypeError(f"modalities must be a sequence of tensors, got {type(modalities).__name__}")
     if len(modalities) == 0:
@@ -173,7 +207,7 @@ def stack_modalities(modalities: Sequence[Tensor], *, order: str = "modality") -
     if isinstance(first, Proxy):
         return fx.call_function(stack_modalities, first, {"modalities": modalities, "order": order})
     for m, other in enumerate(modalities):
-        _check_is_tensor(f"modality {m}", other)
+        check_is_tensor(f"modality {m}", other)
         if (other.shape, other.dtype, other.device) != (first.shape, first.dtype, first.device):
             raise ValueError(
                 f"modality {m} is {_describe(other)}, but modality 0 is {_describe(first)}; "
@@ -193,168 +227,53 @@ def unstack_modalities(x: Tensor, num_modalities: int, *, order: str = "modality
         TypeError: x is not a tensor.
         ValueError: the batch axis is not divisible by num_modalities; an unknown order.
     """
-    _check_order(order)
+    check_order(order)
     if isinstance(x, Proxy):
         parts = fx.call_function(unstack_modalities, x, locals())
         return [parts[m] for m in range(num_modalities)]
-    _check_is_tensor("x", x)
-    _check_stacked(x, num_modalities)
+    check_is_tensor("x", x)
+    check_stacked(x, num_modalities)
     return list(reference.split_rows(x, num_modalities, order).unbind())
 
 
-def check_options(options: Options) -> None:
-    """Raise ValueError or TypeError for an option that is no known choice or no number in its range."""
-    for name, choices in CHOICES.items():
-        value = getattr(options, name)
-        if value not in choices:
-            raise _unknown(name, value)
-    check_number("negative_slope", options.negative_slope)
-    for name in ("threshold", "eps"):
-        value = getattr(options, name)
-        check_number(name, value)
-        if not value >= 0:  # NaN fails too
-            raise ValueError(f"{name} must not be negative, got {value!r}")
-
-
-def check_number(name: str, value: object) -> None:
-    """Raise TypeError unless the value is a number."""
-    if not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-
-
-def _check_order(order: str) -> None:
-    if order not in CHOICES["order"]:
-        raise _unknown("order", order)
-
-
-def _unknown(name: str, value: object) -> ValueError:
-    return ValueError(f"{name} must be one of {', '.join(map(repr, CHOICES[name]))}, got {value!r}")
-
-
-def _check_is_tensor(name: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-
-
-def _check_tensors(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    residual: Tensor | None,
-) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor, got {type(x).__name__}; stack_modalities makes one of a list")
-    if x.dtype not in DTYPES:
-        remedy = "; x.dequantize(), or a DeQuantStub before the layer, makes one" if x.is_quantized else ""
-        raise TypeError(f"x must be float16, bfloat16, float32 or float64, got {x.dtype}{remedy}")
-    if x.layout != torch.strided:
-        raise TypeError(f"x must be a dense tensor, got one of {x.layout}; x.to_dense() makes one")
-    if not 2 <= x.dim() <= 5:
-        raise ValueError(f"x must be [M*N, C, *spatial] with 0 to 3 spatial dimensions, got {tuple(x.shape)}")
-    _check_is_tensor("weight", weight)
-    if weight.dim() != 2 or weight.shape[0] == 0:
-        raise ValueError(f"weight must be [M, C] with M >= 1, got shape {tuple(weight.shape)}")
-    _check_stacked(x, weight.shape[0])
-    if weight.shape[1] != x.shape[1]:
-        raise ValueError(f"weight has {weight.shape[1]} channels, but x has {x.shape[1]}")
-    shape, dtype, device = weight.shape, statistics_dtype(x.dtype), x.device
-    for name, table in (
-        ("weight", weight),
-        ("bias", bias),
-        ("running_mean", running_mean),
-        ("running_var", running_var),
-    ):
-        if table is None and name != "bias":
+def _channels_second(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Views of ``[M*N, ..., C]`` as ``[M*N, C, 1, positions]``, channels_last where x is contiguous."""
+    for name, tensor in (("x", x), ("residual", residual)):
+        if tensor is None and name == "residual":
             continue
-        # Every call comes by four times, and messages take longer to prepare than to compare.
-        if not (
-            isinstance(table, Tensor)
-            and table.shape == shape
-            and table.dtype == dtype
-            and table.device == device
-        ):
-            _check_same(name, table, tuple(shape), dtype, device)
-    if (running_mean is None) != (running_var is None):
-        raise ValueError("running_mean and running_var must be given together")
-    if residual is not None:
-        floating = isinstance(residual, Tensor) and residual.is_floating_point()  # any such type is cast
-        _check_same("residual", residual, tuple(x.shape), residual.dtype if floating else x.dtype, x.device)
+        check_is_tensor(name, tensor)
+        assert tensor is not None  # for the type checker
+        if tensor.dim() < 2 or tensor.shape != x.shape:
+            expected = "[M*N, ..., C]" if name == "x" else f"of shape {tuple(x.shape)}"
+            raise ValueError(f"{name} must be {expected}, got {tuple(tensor.shape)}")
+
+    def view(tensor: Tensor) -> Tensor:
+        if tensor.dim() == 2:
+            return tensor
+        return tensor.flatten(1, -2).unsqueeze(1).movedim(-1, 1)
+
+    return view(x), None if residual is None else view(residual)
 
 
-def check_route(
-    shape: tuple[int, ...],  # M, C
-    options: Options,
+def _ones_and_zeros(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
     replaced: Tensor | None,
     lender: Tensor | None,
-    weight: Tensor | None = None,
-) -> None:
-    """Raise TypeError or ValueError for a mask or lenders that do not fit a layer or, with weight, a call."""
-    if replaced is not None:
-        _check_is_tensor("replaced", replaced)
-        _check_same("replaced", replaced, shape, torch.bool, (replaced if weight is None else weight).device)
-        for name in ("threshold", "region", "criterion"):
-            if getattr(options, name) != Options._field_defaults[name]:
-                raise ValueError(
-                    f"{name} and replaced both say which channels are replaced; give one of them"
-                )
-    if lender is None:
-        return
-    _check_is_tensor("lender", lender)
-    if lender.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"lender must be torch.int32 or torch.int64, got {lender.dtype}")
-    _check_same("lender", lender, shape, lender.dtype, (lender if weight is None else weight).device)
-    # Looking at values would make the host wait for a GPU, and compilers, tracers and transforms cannot.
-    if lender.device.type != "cpu" or type(lender) is not Tensor or torch.compiler.is_compiling():
-        return
-    if dispatch.why_only_reference() is not None:
-        return
-    if replaced is None and weight is not None:
-        replaced = reference.replaced_channels(weight.detach(), options)
-    if replaced is not None and shape[0] > 1:
-        _check_lenders(lender, replaced)
-
-
-def _check_lenders(lender: Tensor, replaced: Tensor) -> None:
-    num_modalities = lender.shape[0]
-    m = torch.arange(num_modalities, device=lender.device)[:, None]
-    wrong = replaced & ((lender < -1) | (lender >= num_modalities) | (lender == m))
-    if wrong.any():
-        borrower, channel = wrong.nonzero()[0].tolist()
-        raise ValueError(
-            f"lender of channel {channel} of modality {borrower} must be another modality below "
-            f"{num_modalities}, or -1 for the mean of the others, got {int(lender[borrower, channel])}"
-        )
-
-
-def _check_same(
-    name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> None:
-    _check_is_tensor(name, tensor)
-    assert tensor is not None  # for the type checker
-    if tuple(tensor.shape) != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
-    if tensor.dtype != dtype:
-        raise TypeError(f"{name} must be {dtype}, got {tensor.dtype}")
-    if tensor.device != device:
-        raise ValueError(f"{name} must be on {device} as x is, got {tensor.device}")
-
-
-def _check_stacked(x: Tensor, num_modalities: int) -> None:
-    if num_modalities < 1:
-        raise ValueError(f"num_modalities must be at least 1, got {num_modalities}")
-    if x.dim() == 0 or x.shape[0] % num_modalities != 0:
-        rows = x.shape[0] if x.dim() else "no"
-        raise ValueError(f"the batch axis of x has {rows} rows, not divisible by {num_modalities} modalities")
-
-
-def _check_enough_values(x: Tensor, num_modalities: int, norm: str) -> None:
-    groups = num_modalities if norm == "batch" else x.shape[0]
-    if x.numel() // (groups * x.shape[1]) == 1:
-        raise ValueError(
-            f"more than one value per channel is needed in training, got x of shape {tuple(x.shape)}"
-        )
+    threshold: float,
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias, with ones and zeros in place of those that are None."""
+    if weight is not None and bias is not None:
+        return weight, bias
+    if weight is None and threshold > 0:
+        raise ValueError(f"threshold={threshold} compares weight, which is None: give replaced")
+    table = next((t for t in (weight, bias, replaced, lender) if isinstance(t, Tensor)), None)
+    if table is None or not isinstance(x, Tensor):
+        raise ValueError("weight, bias, replaced or lender must tell M: all of them are None")
+    shape, dtype = tuple(table.shape), statistics_dtype(x.dtype)
+    ones = x.new_ones(shape, dtype=dtype) if weight is None else weight
+    return ones, x.new_zeros(shape, dtype=dtype) if bias is None else bias
 
 
 def _describe(x: Tensor) -> str:

@@ -13,8 +13,8 @@ import math
 import torch
 from torch import Tensor
 
-from cen_ext.functional import check_number, check_options
 from cen_ext.ops.norm_exchange import reference
+from cen_ext.ops.norm_exchange.checks import check_number, check_options
 from cen_ext.ops.norm_exchange.options import Options
 
 Region = str | Tensor

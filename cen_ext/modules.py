@@ -14,8 +14,9 @@ from torch import distributed as dist
 from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _NormBase
 
-from cen_ext.functional import check_number, check_options, check_route, norm_exchange, replaced_channels
+from cen_ext.functional import norm_exchange, replaced_channels
 from cen_ext.ops import dispatch, fx
+from cen_ext.ops.norm_exchange.checks import check_number, check_options, check_route
 from cen_ext.ops.norm_exchange.options import Options
 from cen_ext.ops.norm_exchange.reference import statistics_dtype
 from cen_ext.ops.norm_exchange.sync import check_process_group

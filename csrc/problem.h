@@ -21,6 +21,9 @@ struct BFloat16 {
 template <class T>
 using Real = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
+// What shares statistics: the values of a channel in all samples of a modality, in one sample; those of a
+// group of channels in one sample; those of all channels at one position.
+enum class Norm { batch, instance, group, layer };
 enum class Region { own, all };
 enum class Criterion { magnitude, signed_value };  // "abs", "signed"
 // The order of the rows of x: sample n of modality m is row m * N + n, or row n * M + m.
@@ -29,9 +32,11 @@ enum class Order { modality, sample };
 // x consists of M * groups units, each with its own statistics. Unit (m, g) has index m * groups + g in
 // tables of statistics, whatever the order of the rows. Units of one group exchange channels.
 struct Problem {
+  Norm norm;
   int64_t modalities;  // M
-  int64_t groups;      // 1 with batch norm, N with instance norm
-  int64_t samples;     // per unit: N with batch norm, 1 with instance norm
+  int64_t groups;      // 1 with batch norm, else N
+  int64_t samples;     // per unit: N with batch norm, else 1
+  int64_t joined;      // channels that share statistics: C / num_groups with group norm, else 1
   int64_t channels;    // C
   int64_t spatial;     // product of the spatial sizes
   Order order;

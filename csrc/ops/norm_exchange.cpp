@@ -39,15 +39,18 @@ struct Options {
   double eps;
   StringHandle activation;
   double negative_slope;
-  StringHandle order, plan;
+  StringHandle order;
+  int64_t num_groups;
+  StringHandle plan;
 };
 
-// The scalar arguments of a call. groups is 0 for instance norm until set_sizes() counts the samples.
+// The scalar arguments of a call.
 struct Call {
   Problem p{};
+  int64_t num_groups;
   std::string plan;  // name of a cuda::Kind (csrc/cuda/kernels.h); the CPU ignores it
 
-  explicit Call(const Options& options) : plan(take_string(options.plan)) {
+  explicit Call(const Options& options) : num_groups(options.num_groups), plan(take_string(options.plan)) {
     const std::string region = take_string(options.region), criterion = take_string(options.criterion),
                       norm = take_string(options.norm), activation = take_string(options.activation),
                       order = take_string(options.order);
@@ -55,7 +58,11 @@ struct Call {
     p.region = parse<Region>("region", region, {{"own", Region::own}, {"all", Region::all}});
     p.criterion = parse<Criterion>("criterion", criterion,
                                    {{"abs", Criterion::magnitude}, {"signed", Criterion::signed_value}});
-    p.groups = parse<int64_t>("norm", norm, {{"batch", 1}, {"instance", 0}});
+    p.norm = parse<Norm>("norm", norm,
+                         {{"batch", Norm::batch},
+                          {"instance", Norm::instance},
+                          {"group", Norm::group},
+                          {"layer", Norm::layer}});
     p.eps = options.eps;
 #define CEN_CHOICE(name) {#name, Activation::name},
     p.activation = parse<Activation>("activation", activation, {CEN_ACTIVATIONS(CEN_CHOICE)});
@@ -65,9 +72,10 @@ struct Call {
   }
 };
 
-// Sets the sizes of the problem. Given statistics decide the number of groups: mean is [M, C] for batch norm,
-// else it has a row per sample.
-void set_sizes(Problem& p, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& mean) {
+// Sets the sizes of the problem. Given statistics decide what the units are: mean is [M, C] for batch norm,
+// or else it has a row per sample.
+void set_sizes(Call& call, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& mean) {
+  Problem& p = call.p;
   STD_TORCH_CHECK(x.dim() >= 2 && weight.dim() == 2 && weight.size(0) >= 1,
                   "cen_ext: x must be [M*N, C, ...], weight [M, C]");
   p.modalities = weight.size(0);
@@ -75,11 +83,24 @@ void set_sizes(Problem& p, const Tensor& x, const Tensor& weight, const std::opt
   STD_TORCH_CHECK(weight.size(1) == p.channels && x.size(0) % p.modalities == 0,
                   "cen_ext: x does not fit weight [M, C]");
   const int64_t samples = x.size(0) / p.modalities;
-  if (mean) p.groups = mean->dim() == 2 && mean->size(0) == p.modalities ? 1 : samples;
-  if (p.groups == 0) p.groups = samples;
-  p.samples = p.groups == 1 ? samples : 1;
+  const bool across = p.norm == Norm::group || p.norm == Norm::layer;
+  bool per_sample = p.norm != Norm::batch;
+  if (mean && !across) per_sample = mean->dim() != 2 || mean->size(0) != p.modalities;
+  p.groups = per_sample ? samples : 1;
+  p.samples = per_sample ? 1 : samples;
+  p.joined = 1;
+  if (p.norm == Norm::group) {
+    STD_TORCH_CHECK(call.num_groups > 0 && p.channels % call.num_groups == 0,
+                    "cen_ext: num_groups must divide the channels of x");
+    p.joined = p.channels / call.num_groups;
+  }
   p.spatial = 1;
   for (int64_t d = 2; d < x.dim(); ++d) p.spatial *= x.size(d);
+}
+
+// The sizes of mean and var.
+Sizes statistics_sizes(const Problem& p) {
+  return {p.units(), p.norm == Norm::layer ? p.spatial : p.channels / p.joined};
 }
 
 // Sets the fields of the problem that depend on the memory layout of x.
@@ -95,7 +116,7 @@ void check_inputs(const Problem& p, const Tensor& x, const Tensor& weight, const
                    real = type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   STD_TORCH_CHECK(is_floating(type), "cen_ext: x must be float16, bfloat16, float32 or float64");
   STD_TORCH_CHECK(mean.has_value() == var.has_value(), "cen_ext: mean and var go together");
-  const Sizes table{p.modalities, p.channels}, statistics{p.units(), p.channels};
+  const Sizes table{p.modalities, p.channels}, statistics = statistics_sizes(p);
   check_as("weight", weight, real, table, x);
   check_as("bias", bias, real, table, x);
   if (mean) check_as("mean", *mean, real, statistics, x);
@@ -154,10 +175,10 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Tensor weight, Tensor bias,
                                            const std::optional<Running>& running, std::optional<Tensor> route,
                                            Call call) {
   Problem& p = call.p;
-  set_sizes(p, x, weight, mean);
+  set_sizes(call, x, weight, mean);
   check_inputs(p, x, weight, bias, mean, var, residual, route);
   p.batch_statistics = !mean;
-  const Sizes table = p.batch_statistics ? Sizes{p.units(), p.channels} : Sizes{0};
+  const Sizes table = p.batch_statistics ? statistics_sizes(p) : Sizes{0};
   if (x.numel() == 0)
     return {torch::stable::empty_like(x), torch::stable::new_zeros(weight, table),
             torch::stable::new_zeros(weight, table)};
@@ -186,23 +207,22 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Tensor weight, Tensor bias,
   return {layout.from_kernel(y), batch_mean, batch_var};
 }
 
-std::tuple<Tensor, Tensor, Tensor> norm_exchange(Tensor x, Tensor weight, Tensor bias,
-                                                 std::optional<Tensor> mean, std::optional<Tensor> var,
-                                                 std::optional<Tensor> residual, double threshold,
-                                                 StringHandle region, StringHandle criterion,
-                                                 StringHandle norm, double eps, StringHandle activation,
-                                                 double negative_slope, StringHandle order,
-                                                 std::optional<Tensor> route, StringHandle plan) {
-  return forward(x, weight, bias, mean, var, residual, std::nullopt, route,
-                 Call({threshold, region, criterion, norm, eps, activation, negative_slope, order, plan}));
+std::tuple<Tensor, Tensor, Tensor> norm_exchange(
+    Tensor x, Tensor weight, Tensor bias, std::optional<Tensor> mean, std::optional<Tensor> var,
+    std::optional<Tensor> residual, double threshold, StringHandle region, StringHandle criterion,
+    StringHandle norm, double eps, StringHandle activation, double negative_slope, StringHandle order,
+    int64_t num_groups, std::optional<Tensor> route, StringHandle plan) {
+  return forward(
+      x, weight, bias, mean, var, residual, std::nullopt, route,
+      Call({threshold, region, criterion, norm, eps, activation, negative_slope, order, num_groups, plan}));
 }
 
 std::tuple<Tensor, Tensor, Tensor> norm_exchange_updating(
     Tensor x, Tensor weight, Tensor bias, Tensor running_mean, Tensor running_var,
     std::optional<Tensor> residual, double momentum, double threshold, StringHandle region,
     StringHandle criterion, StringHandle norm, double eps, StringHandle activation, double negative_slope,
-    StringHandle order, std::optional<Tensor> route, StringHandle plan) {
-  Call call({threshold, region, criterion, norm, eps, activation, negative_slope, order, plan});
+    StringHandle order, int64_t num_groups, std::optional<Tensor> route, StringHandle plan) {
+  Call call({threshold, region, criterion, norm, eps, activation, negative_slope, order, num_groups, plan});
   call.p.momentum = momentum;
   check_as("running_mean", running_mean, weight.scalar_type(), sizes_of(weight), x);
   check_as("running_var", running_var, weight.scalar_type(), sizes_of(weight), x);
@@ -215,11 +235,11 @@ std::tuple<Tensor, Tensor, Tensor> norm_exchange_updating(
 std::tuple<Tensor, Tensor, Tensor, Tensor> norm_exchange_backward(
     Tensor dy, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor var, std::optional<Tensor> residual,
     bool batch_statistics, double threshold, StringHandle region, StringHandle criterion, StringHandle norm,
-    double eps, StringHandle activation, double negative_slope, StringHandle order,
+    double eps, StringHandle activation, double negative_slope, StringHandle order, int64_t num_groups,
     std::optional<Tensor> route, StringHandle plan) {
-  Call call({threshold, region, criterion, norm, eps, activation, negative_slope, order, plan});
+  Call call({threshold, region, criterion, norm, eps, activation, negative_slope, order, num_groups, plan});
   Problem& p = call.p;
-  set_sizes(p, x, weight, mean);
+  set_sizes(call, x, weight, mean);
   check_inputs(p, x, weight, bias, mean, var, residual, route);
   check_as("dy", dy, x.scalar_type(), sizes_of(x), x);
   p.batch_statistics = batch_statistics;
@@ -259,7 +279,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_exchange_backward(
 
 #define CEN_OPTIONS                                                                                         \
   "float threshold, str region, str criterion, str norm, float eps, str activation, float negative_slope, " \
-  "str order='modality', Tensor? route=None, str plan='auto'"
+  "str order='modality', int num_groups=1, Tensor? route=None, str plan='auto'"
 
 STABLE_TORCH_LIBRARY(cen_ext, m) {
   m.def(

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 import cen_ext
-from cen_ext.functional import DTYPES
 from cen_ext.ops import dispatch
-from cen_ext.ops.norm_exchange.reference import Options
+from cen_ext.ops.norm_exchange.reference import DTYPES, Options
 
 BACKENDS = [name for name, state in cen_ext.available_backends().items() if state == "ok"]
 NORMS = ("batch", "instance")

@@ -1,7 +1,7 @@
 """The operator a second time, from the formulas: lists of modalities, masks, a hand-written backward.
 
-Independent of ``cen_ext.reference``, which it checks: forward by torch's own batch and instance norm and by
-assignment under a mask; backward by the equations, without autograd. float64, slow, obvious.
+Independent of ``cen_ext.reference``, which it checks: forward by torch's own norms and by assignment under a
+mask; backward by the equations, without autograd. float64, slow, obvious.
 """
 
 from __future__ import annotations
@@ -106,11 +106,28 @@ BENDS = {
 }
 
 
-def _normalised(x: Tensor, mean: Tensor | None, var: Tensor | None, norm: str, eps: float) -> Tensor:
+def _normalised(
+    x: Tensor, mean: Tensor | None, var: Tensor | None, norm: str, eps: float, num_groups: int = 1
+) -> Tensor:
     """xhat of one modality ``[N, C, *spatial]``."""
+    if norm == "none":
+        return x
+    if norm == "layer":
+        return F.layer_norm(x.movedim(1, -1), x.shape[1:2], eps=eps).movedim(-1, 1)
+    if norm == "group":
+        return F.group_norm(x, num_groups, eps=eps)
     if norm == "instance" and mean is None:
         return F.instance_norm(x, eps=eps)
     return F.batch_norm(x, mean, var, training=mean is None, eps=eps)
+
+
+def _average(t: Tensor, norm: str, num_groups: int) -> Tensor:
+    """The average of ``[N, C, *spatial]`` over the values that share statistics, in each of their places."""
+    if norm == "group":
+        grouped = t.reshape(t.shape[0], num_groups, -1)
+        return grouped.mean(2, keepdim=True).expand_as(grouped).reshape(t.shape)
+    over = {"batch": [0, *range(2, t.dim())], "instance": list(range(2, t.dim())), "layer": [1]}[norm]
+    return t.mean(over, keepdim=True)
 
 
 def forward(
@@ -128,6 +145,7 @@ def forward(
     eps: float = 1e-5,
     activation: str = "identity",
     negative_slope: float = 0.01,
+    num_groups: int = 1,
     replaced: Tensor | None = None,
     lender: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -135,7 +153,7 @@ def forward(
     num_modalities, channels = weight.shape
     column = (1, channels) + (1,) * (x.dim() - 2)
     z = [
-        _normalised(part, *((None, None) if mean is None else (mean[m], var[m])), norm, eps)
+        _normalised(part, *((None, None) if mean is None else (mean[m], var[m])), norm, eps, num_groups)
         * weight[m].view(column)
         + bias[m].view(column)
         for m, part in enumerate(x.chunk(num_modalities))
@@ -158,7 +176,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dx, dweight, dbias, dresidual by the equations of the backward pass."""
     num_modalities, channels = weight.shape
-    norm, eps = options.get("norm", "batch"), options.get("eps", 1e-5)
+    norm, eps, groups = options.get("norm", "batch"), options.get("eps", 1e-5), options.get("num_groups", 1)
     _, argument = forward(x, weight, bias, mean, var, residual, **options)
     g = dy * derivative(argument, options.get("activation", "identity"), options.get("negative_slope", 0.01))
     share = shares(
@@ -175,16 +193,19 @@ def backward(
     for m, part in enumerate(parts):
         dz = sum(share[k, m].view(column) * gs[k] for k in range(num_modalities))
         given = (None, None) if mean is None else (mean[m], var[m])
-        xhat = _normalised(part, *given, norm, eps)
+        xhat = _normalised(part, *given, norm, eps, groups)
         every = [0, *range(2, x.dim())]
         dbias.append(dz.sum(every))
         dweight.append((dz * xhat).sum(every))
-        if mean is not None:
-            invstd = (var[m] + eps).rsqrt().view(column)
-            dx.append(weight[m].view(column) * invstd * dz)
+        of_xhat = weight[m].view(column) * dz
+        if norm == "none":
+            dx.append(of_xhat)
             continue
-        over = every if norm == "batch" else list(range(2, x.dim()))
-        invstd = (part.var(over, correction=0, keepdim=True) + eps).rsqrt()
-        centred = dz - dz.mean(over, keepdim=True) - xhat * (dz * xhat).mean(over, keepdim=True)
-        dx.append(weight[m].view(column) * invstd * centred)
+        if mean is not None:
+            dx.append((var[m] + eps).rsqrt().view(column) * of_xhat)
+            continue
+        centred = part - _average(part, norm, groups)
+        invstd = (_average(centred.square(), norm, groups) + eps).rsqrt()
+        constant, slope = (_average(t, norm, groups) for t in (of_xhat, of_xhat * xhat))
+        dx.append(invstd * (of_xhat - constant - slope * xhat))
     return torch.cat(dx), torch.stack(dweight), torch.stack(dbias), g

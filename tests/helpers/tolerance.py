@@ -31,9 +31,11 @@ is put to 0 (``without_kinks``), since there a rounding error may decide for eit
     e(dbias)   = sum e(dz) + G v sum dz
     e(dweight) = sum (e(dz) xhat + dz e(xhat)) + G v sum dz xhat + s (dbias + e(dbias))
     e(dx)      = weight invstd (e(dz) + (r + 4 v) dz)                               given statistics; further
-                 + weight invstd / K (e(dbias) + xhat e(dweight) + (e(xhat) + s) dweight
-                                      + (r + 4 v) (dbias + xhat dweight))           with those of x
+                 + invstd / K (e(B) + xhat e(W) + (e(xhat) + s) W + (r + 4 v) (B + xhat W))  with those of x
                  + t |x - mean|                                    the factor of x - mean may be denormal
+
+B and W are the sums of weight dz and weight dz xhat over the K values that share statistics; their errors are
+those of dbias and dweight with weight in every term. In dweight, s moves together what shares statistics.
 
 All of that is doubled, for what is of second order; and again in float64, where the definition errs as much.
 To it comes what storing the result costs: u times the result, and one subnormal number of its type.
@@ -42,6 +44,7 @@ To it comes what storing the result costs: u times the result, and one subnormal
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -49,7 +52,7 @@ from torch import Tensor
 
 from cen_ext.ops import dispatch
 from cen_ext.ops.norm_exchange import reference
-from cen_ext.ops.norm_exchange.options import MEAN, OWN
+from cen_ext.ops.norm_exchange.options import ACROSS_CHANNELS, MEAN, OWN
 from cen_ext.ops.norm_exchange.reference import Options
 from tests.helpers import formulas
 
@@ -138,14 +141,14 @@ def bounds(call: Call, dy: Tensor) -> Results:
     backward = _Backward(forward, call, dy)
     mean = var = None
     if call.mean is None:
-        mean, var = (_table(error, call) for error in (forward.mean_error, forward.var_error))
+        mean, var = (_statistics_table(error, call) for error in (forward.mean_error, forward.var_error))
     return Results(
         y=_stored(forward.y_error, forward.y, call),
         mean=mean,
         var=var,
         dx=_stored(backward.dx_error, backward.dx, call),
-        dweight=_table(backward.dweight_error.sum(1), call),
-        dbias=_table(backward.dbias_error.sum(1), call),
+        dweight=_table(backward.dweight_error.sum((1, 3)), call),
+        dbias=_table(backward.dbias_error.sum((1, 3)), call),
         dresidual=None if call.residual is None else _stored(backward.g_error, backward.g, call),
     )
 
@@ -190,8 +193,41 @@ def _stored(error: Tensor, value: Tensor, call: Call) -> Tensor:
 
 
 def _table(error: Tensor, call: Call) -> Tensor:
-    """The same for a table ``[M or M*N, C]``; e() of these counts their rounding already."""
-    return _slack(call) * error.reshape(-1, call.weight.shape[1]) + smallest_number(call.weight.dtype)
+    """The same for a table; e() of these counts their rounding already."""
+    return _slack(call) * error + smallest_number(call.weight.dtype)
+
+
+def _statistics_table(error: Tensor, call: Call) -> Tensor:
+    """The same for mean or var, of which each value stands in the first place that shares it."""
+    if call.options.norm == "group":
+        error = error[:, :, :: call.weight.shape[1] // call.options.num_groups]
+    shape = reference.statistics_shape(call.x, len(call.weight), call.options)
+    return _table(error.reshape(shape), call)
+
+
+def _per_share(average: Callable[..., Tensor], t: Tensor, call: Call) -> Tensor:
+    """An average over the values that share statistics, of ``[M, N, C, spatial]`` and for its places."""
+    if call.options.norm == "group":
+        groups = call.options.num_groups
+        averages = average(t.unflatten(2, (groups, -1)), (3, 4)).squeeze(4)
+        return averages.repeat_interleave(t.shape[2] // groups, 2)
+    return average(t, {"batch": (1, 3), "instance": (3,), "layer": (2,)}[call.options.norm])
+
+
+def _average(t: Tensor, call: Call) -> Tensor:
+    return _per_share(lambda t, over: t.mean(over, keepdim=True), t, call)
+
+
+def _sharing(x: Tensor, call: Call) -> int:
+    """How many values of ``[M, N, C, spatial]`` share statistics."""
+    _, samples, channels, spatial = x.shape
+    sizes = {
+        "batch": samples * spatial,
+        "instance": spatial,
+        "layer": channels,
+        "group": channels // call.options.num_groups * spatial,
+    }
+    return sizes[call.options.norm]
 
 
 def _slack(call: Call) -> int:
@@ -232,13 +268,12 @@ class _Forward:
             mean, var = (t.double().view(self.weight.shape) for t in (call.mean, call.var))
             self.mean_error = self.var_error = torch.zeros_like(mean)
         else:
-            over = (1, 3) if call.options.norm == "batch" else (3,)
-            n = math.prod(self.x.shape[d] for d in over)
+            n = _sharing(self.x, call)
             growth = _growth(n)
-            mean = exact_mean(self.x, over)
+            mean = _per_share(exact_mean, self.x, call)
             deviation = (self.x - mean).abs()
-            var = deviation.square().mean(over, keepdim=True)
-            self.mean_error = v * (mean.abs() + growth * deviation.mean(over, keepdim=True)) + 4 * tiny
+            var = _average(deviation.square(), call)
+            self.mean_error = v * (mean.abs() + growth * _average(deviation, call)) + 4 * tiny
             welford = w * mean.abs() * (var / n).sqrt()
             self.var_error = 2 * v * growth * var + self.mean_error**2 + welford + 4 * tiny
         self.centred = self.x - mean
@@ -261,37 +296,39 @@ class _Backward:
         self.g_error = v * self.g.abs() + through_slope
         dz_error = (m + 2) * v * size + torch.einsum("mkc,mncs->kncs", f.mix, through_slope)
 
-        over = (1, 3) if call.options.norm == "batch" else (3,)
-        growth = _growth(f.x.shape[1] * f.x.shape[3])
+        growth, xhat = _growth(f.x.shape[1] * f.x.shape[3]), f.xhat.abs()
 
-        def total(t: Tensor) -> Tensor:
-            return t.sum(over, keepdim=True)
+        def total(t: Tensor) -> Tensor:  # over the values of a channel that share statistics
+            over = {"batch": (1, 3), "layer": None}.get(call.options.norm, (3,))
+            return t if over is None else t.sum(over, keepdim=True)
 
-        xhat = f.xhat.abs()
-        dbias, dweight = total(dz), total(dz * f.xhat)
         self.dbias_error = total(dz_error) + growth * v * total(size)
         self.dweight_error = (
             total(dz_error * xhat + size * f.xhat_error)
             + growth * v * total(size * xhat)
-            + f.shift * (dbias.abs() + self.dbias_error)
+            + f.shift * (total(dz).abs() + self.dbias_error)
         )
-        inner, inner_error = dz, dz_error + (f.invstd_error + 4 * v) * size
+        inner, inner_error = f.weight * dz, f.weight.abs() * (dz_error + (f.invstd_error + 4 * v) * size)
         if call.mean is None:
-            k = f.x.shape[3] * (f.x.shape[1] if call.options.norm == "batch" else 1)
-            inner = dz - (dbias + f.xhat * dweight) / k
+            if call.options.norm in ACROSS_CHANNELS:
+                growth = _growth(_sharing(f.x, call))
+            constant, slope = (_average(f.weight * t, call) for t in (dz, dz * f.xhat))
+            constant_error = _average(f.weight.abs() * (dz_error + growth * v * size), call)
+            of_slope = dz_error * xhat + size * f.xhat_error + growth * v * size * xhat
+            slope_error = _average(f.weight.abs() * of_slope, call) + f.shift * (
+                constant.abs() + constant_error
+            )
+            inner = inner - constant - f.xhat * slope
             inner_error = (
                 inner_error
-                + (
-                    self.dbias_error
-                    + xhat * self.dweight_error
-                    + (f.xhat_error + f.shift) * dweight.abs()
-                    + (f.invstd_error + 4 * v) * (dbias.abs() + xhat * dweight.abs())
-                )
-                / k
+                + constant_error
+                + xhat * slope_error
+                + (f.xhat_error + f.shift) * slope.abs()
+                + (f.invstd_error + 4 * v) * (constant.abs() + xhat * slope.abs())
             )
-        self.dx = f.weight * f.invstd * inner
+        self.dx = f.invstd * inner
         underflow = smallest_number(call.weight.dtype) * f.centred.abs()
-        self.dx_error = (f.weight * f.invstd).abs() * inner_error + underflow
+        self.dx_error = f.invstd * inner_error + underflow
 
 
 def _growth(terms: int) -> float:

@@ -15,9 +15,8 @@ from torch._subclasses import FakeTensorMode
 
 import cen_ext
 from bench.harness.machine import cache_sizes
-from cen_ext.functional import DTYPES
 from cen_ext.ops.activation import NAMES as ACTIVATIONS
-from cen_ext.ops.norm_exchange.reference import Options
+from cen_ext.ops.norm_exchange.reference import DTYPES, Options
 from cen_ext.ops.pixel_shift.functional import pixel_shift
 from tests.helpers.alone import other_instruction_sets
 from tests.helpers.cases import Shape, make_inputs, make_route
@@ -286,7 +285,7 @@ def test_saves_nothing_of_the_size_of_x_but_x(training, activation):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(norm="layer"), "unknown norm 'layer'"),
+        (dict(norm="weight"), "unknown norm 'weight'"),
         (dict(region="mine"), "unknown region 'mine'"),
         (dict(criterion="l2"), "unknown criterion 'l2'"),
         (dict(activation="mish"), "unknown activation 'mish'"),

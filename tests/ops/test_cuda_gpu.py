@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 import cen_ext
-from cen_ext.functional import DTYPES
 from cen_ext.ops.activation import NAMES
-from cen_ext.ops.norm_exchange.reference import Options
+from cen_ext.ops.norm_exchange.reference import DTYPES, Options
 from tests.helpers.cases import SMALL, Shape, make_inputs, make_route
 from tests.helpers.covered import NORMS
 from tests.helpers.tolerance import Call, Results, assert_within, bounds, run_definition, without_kinks

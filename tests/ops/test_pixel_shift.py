@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import cen_ext
-from cen_ext.functional import DTYPES
 from cen_ext.ops import dispatch
-from cen_ext.ops.norm_exchange.reference import memory_format
+from cen_ext.ops.norm_exchange.reference import DTYPES, memory_format
 from cen_ext.ops.pixel_shift.functional import pixel_shift, run_reference
 from tests.ops.test_contract import layouts
 

@@ -14,9 +14,8 @@ from torch.nn import functional as F
 import cen_ext
 from bench.harness.memory import tensor_bytes
 from cen_ext import max_pool_same
-from cen_ext.functional import DTYPES
 from cen_ext.ops import dispatch
-from cen_ext.ops.norm_exchange.reference import memory_format
+from cen_ext.ops.norm_exchange.reference import DTYPES, memory_format
 from tests.helpers.alone import check_instruction_set, other_instruction_sets, run_alone
 from tests.ops.test_contract import layouts
 

@@ -19,10 +19,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import cen_ext
-from cen_ext.functional import DTYPES
 from cen_ext.ops import dispatch
 from cen_ext.ops.activation import NAMES
-from cen_ext.ops.norm_exchange.reference import Options, memory_format, statistics_dtype
+from cen_ext.ops.norm_exchange.reference import DTYPES, Options, memory_format, statistics_dtype
 from tests.helpers.alone import run_alone
 from tests.helpers.cases import SMALL, Shape, make_inputs
 from tests.helpers.covered import NORMS, every_kind

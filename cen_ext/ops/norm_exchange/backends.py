@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cen_ext.ops import dispatch
 from cen_ext.ops.dispatch import Backend, why_not_cpu, why_not_cuda, why_not_reference, why_not_triton
-from cen_ext.ops.norm_exchange.options import Options
+from cen_ext.ops.norm_exchange.options import ACROSS_CHANNELS, Options
 from cen_ext.ops.norm_exchange.reference import norm_exchange_reference
 
 if dispatch.IS_COMPILED:
@@ -69,10 +69,22 @@ def _run_triton(
     return outputs
 
 
+def _unless_across_channels(why_not: Any) -> Any:
+    """The predicate of a backend whose kernels for layer and group norm are still to come."""
+
+    def why(x: Tensor | None = None, options: Options | None = None) -> str | None:
+        reason: str | None = why_not(x)
+        if reason is None and options is not None and options.norm in ACROSS_CHANNELS:
+            return f"norm {options.norm!r} has no kernels there"
+        return reason
+
+    return why
+
+
 dispatch.register(
     "norm_exchange",
-    cuda=Backend(why_not_cuda, _run_native, _update_native),
-    triton=Backend(why_not_triton, _run_triton),
-    cpu=Backend(why_not_cpu, _run_native, _update_native),
+    cuda=Backend(_unless_across_channels(why_not_cuda), _run_native, _update_native),
+    triton=Backend(_unless_across_channels(why_not_triton), _run_triton),
+    cpu=Backend(_unless_across_channels(why_not_cpu), _run_native, _update_native),
     reference=Backend(why_not_reference, norm_exchange_reference),
 )

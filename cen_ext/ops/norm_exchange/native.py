@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from cen_ext.ops.norm_exchange import autograd
-from cen_ext.ops.norm_exchange.reference import statistics_dtype
+from cen_ext.ops.norm_exchange.reference import statistics_dtype, statistics_shape
 
 norm_exchange_op = torch.ops.cen_ext.norm_exchange.default
 norm_exchange_updating_op = torch.ops.cen_ext.norm_exchange_updating.default
@@ -42,8 +42,9 @@ def _norm_exchange_fake(
     residual: Tensor | None,
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rows = weight.shape[0] if autograd.split(rest)[0].norm == "batch" else x.shape[0]
-    shape = (rows, x.shape[1]) if mean is None else (0,)
+    shape: tuple[int, ...] = (0,)
+    if mean is None:
+        shape = statistics_shape(x, weight.shape[0], autograd.split(rest)[0])
     dtype = statistics_dtype(x.dtype)
     return torch.empty_like(x), x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
 

@@ -19,3 +19,10 @@ class Options(NamedTuple):
     activation: str = "identity"
     negative_slope: float = 0.01
     order: str = "modality"
+    num_groups: int = 1  # of norm="group"
+
+
+# Norms whose statistics join several channels, so that every result depends on all of them. They have no
+# running statistics.
+ACROSS_CHANNELS = ("layer", "group")
+NORMS = ("batch", "instance", *ACROSS_CHANNELS, "none")

@@ -34,6 +34,11 @@ class Call(NamedTuple):
         return y, mean, var
 
 
+def without_norm(call: Call) -> Call:
+    """The call of norm ``"none"`` as one of given statistics, which must be zeros and ones."""
+    return call._replace(options=call.options._replace(norm="batch", eps=0.0))
+
+
 def evaluate(call: Call, mean: Tensor, var: Tensor) -> Tensor:
     """Run with given statistics."""
     y = call.run(mean, var)[0]

@@ -4,18 +4,25 @@ Channel exchanging after normalization, Wang et al., "Deep Multimodal Fusion by 
 NeurIPS 2020, Eq. 5 (normalize), Eq. 6 (exchange), section 3.3 (each modality's own share of the channels).
 
 Shapes: ``x [M*N, C, *spatial]`` holds M modalities stacked on the batch axis, where sample n of modality m
-is row ``m*N + n`` or, in order ``"sample"``, ``n*M + m``; ``weight, bias [M, C]``; ``mean, var [M, C]`` for
-batch norm, ``[M*N, C]`` for instance norm, there with row ``m*N + n`` in either order. A route ``[M, C]``
-tells what each channel becomes: ``OWN``, ``MEAN`` or the modality that lends its channel.
+is row ``m*N + n`` or, in order ``"sample"``, ``n*M + m``; ``weight, bias [M, C]``. A route ``[M, C]`` tells
+what each channel becomes: ``OWN``, ``MEAN`` or the modality that lends its channel. mean and var have row
+``m*N + n``, or m, in either order:
+
+    batch     ``[M, C]``         over N and spatial
+    instance  ``[M*N, C]``       over spatial
+    layer     ``[M*N, P]``       over the channels of each of P positions (the product of spatial)
+    group     ``[M*N, groups]``  over the channels of a group and spatial
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
 from cen_ext.ops.activation import ACTIVATIONS
-from cen_ext.ops.norm_exchange.options import MEAN, OWN, Options
+from cen_ext.ops.norm_exchange.options import ACROSS_CHANNELS, MEAN, OWN, Options
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # supported dtypes of x
 
@@ -57,16 +64,31 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def statistics(rows: Tensor, norm: str) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of ``[M, N, C, *spatial]``: ``[M, C]`` over (N, spatial), or ``[M*N, C]``."""
-    if norm == "instance":
-        rows = rows.flatten(0, 1).unsqueeze(1)
+def statistics_shape(x: Tensor, num_modalities: int, options: Options) -> tuple[int, int]:
+    """The shape of mean and var of x."""
+    if options.norm == "layer":
+        return x.shape[0], math.prod(x.shape[2:])
+    if options.norm == "group":
+        return x.shape[0], options.num_groups
+    return num_modalities if options.norm == "batch" else x.shape[0], x.shape[1]
+
+
+def statistics(rows: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of ``[M, N, C, *spatial]``."""
+    num_modalities, channels = rows.shape[0], rows.shape[2]
     rows = rows.to(statistics_dtype(rows.dtype))
     if rows.numel() == 0:  # zeros avoid NaN and torch's warning; nothing is normalized
-        zeros = rows.new_zeros((rows.shape[0], rows.shape[2]))
+        zeros = rows.new_zeros(statistics_shape(rows.flatten(0, 1), num_modalities, options))
         return zeros, zeros
-    var, mean = torch.var_mean(rows, dim=[1, *range(3, rows.dim())], correction=0)
-    return mean, var
+    rows = rows if rows.dim() > 3 else rows.unsqueeze(3)
+    if options.norm == "group":
+        rows = rows.unflatten(2, (options.num_groups, channels // options.num_groups))
+    spatial = range(4 if options.norm == "group" else 3, rows.dim())
+    over = {"batch": (1, *spatial), "instance": (*spatial,), "layer": (2,), "group": (3, *spatial)}
+    var, mean = torch.var_mean(rows, dim=over[options.norm], correction=0)
+    if options.norm == "batch":
+        return mean, var
+    return mean.flatten(2).flatten(0, 1), var.flatten(2).flatten(0, 1)
 
 
 def split_rows(x: Tensor, num_modalities: int, order: str = "modality") -> Tensor:
@@ -123,6 +145,13 @@ def norm_exchange_reference(
     def per_row(table: Tensor) -> Tensor:  # [M or M*N, C] -> [M, 1 or N, C, 1, ...]
         return table.view(num_modalities, table.shape[0] // num_modalities, channels, *spatial)
 
+    def per_value(table: Tensor) -> Tensor:  # of statistics
+        if options.norm == "layer":
+            return table.view(num_modalities, x.shape[0] // num_modalities, 1, *x.shape[2:])
+        if options.norm == "group":
+            table = table.repeat_interleave(channels // options.num_groups, 1)
+        return per_row(table)
+
     # Converted once, so that the gradients of both uses of x are summed before rounding to its dtype.
     rows = split_rows(x.to(statistics_dtype(x.dtype)), num_modalities, options.order)  # [M, N, C, *spatial]
     if route is None:
@@ -132,12 +161,13 @@ def norm_exchange_reference(
         lenders = range(num_modalities)
     replaced = route != OWN
     unread = replaced & ~_lends(route).any(0)  # no modality borrows it, so it has no gradient, even for NaN
-    rows = torch.where(per_row(unread), rows.detach(), rows)
+    if options.norm not in ACROSS_CHANNELS:
+        rows = torch.where(per_row(unread), rows.detach(), rows)
     weight, bias = (torch.where(unread, table.detach(), table) for table in (weight, bias))
     if mean is None or var is None:
-        mean, var = statistics(rows, options.norm)
+        mean, var = statistics(rows, options)
     # The derivative of a product with 1 / sqrt(var + eps) would contain its cube, which overflows.
-    xhat = (rows - per_row(mean)) / torch.sqrt(per_row(var) + options.eps)
+    xhat = (rows - per_value(mean)) / torch.sqrt(per_value(var) + options.eps)
     z = per_row(weight) * xhat + per_row(bias)
     u = z
     if num_modalities > 1:

@@ -15,6 +15,7 @@ from torch import distributed as dist
 from torch.autograd.function import once_differentiable
 
 from cen_ext.ops.norm_exchange import reference
+from cen_ext.ops.norm_exchange.options import Options
 from cen_ext.ops.norm_exchange.paths import Call, Running, offer_recomputation, update_running
 
 
@@ -66,7 +67,7 @@ def joint_statistics(
     The parts are combined as in Chan, Golub and LeVeque (1983): the variance is the mean of the parts'
     variances plus that of the squared deviations of their means from the joint mean.
     """
-    mean, var = reference.statistics(reference.split_rows(x, num_modalities, order), "batch")
+    mean, var = reference.statistics(reference.split_rows(x, num_modalities, order), Options())
     values = x.numel() // max(mean.numel(), 1)
     local = torch.cat([mean.new_full((1,), values), mean.flatten(), var.flatten()])
     parts = local.new_empty((process_group.size(), local.numel()))

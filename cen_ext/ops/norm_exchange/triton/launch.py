@@ -25,7 +25,7 @@ from torch.nn import Parameter
 
 from cen_ext.ops.norm_exchange import autograd
 from cen_ext.ops.norm_exchange.options import Options
-from cen_ext.ops.norm_exchange.reference import memory_format, statistics_dtype
+from cen_ext.ops.norm_exchange.reference import memory_format, statistics_dtype, statistics_shape
 from cen_ext.ops.norm_exchange.triton import activation as activations
 from cen_ext.ops.norm_exchange.triton.backward import (
     backward_kernel,
@@ -220,10 +220,11 @@ def launch_forward(
     activation: str,
     negative_slope: float,
     order: str = "modality",
+    num_groups: int = 1,
     route: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute y, and mean and variance of x unless given."""
-    options = Options(threshold, region, criterion, norm, eps, activation, negative_slope, order)
+    options = Options(threshold, region, criterion, norm, eps, activation, negative_slope, order, num_groups)
     y, batch_mean, batch_var = _empty_results(x, weight, bias, mean, var, residual, *options)
     if x.numel() == 0:
         return y, batch_mean.zero_(), batch_var.zero_()
@@ -286,10 +287,11 @@ def launch_backward(
     activation: str,
     negative_slope: float,
     order: str = "modality",
+    num_groups: int = 1,
     route: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute dx, dweight, dbias and dresidual."""
-    options = Options(threshold, region, criterion, norm, eps, activation, negative_slope, order)
+    options = Options(threshold, region, criterion, norm, eps, activation, negative_slope, order, num_groups)
     layout, num_modalities = memory_format(x), weight.shape[0]
     dx = torch.empty_like(x, memory_format=layout)
     dresidual = x.new_empty((0,)) if residual is None else torch.empty_like(dx)
@@ -359,8 +361,9 @@ def _empty_results(
     residual: Tensor | None,
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    units = weight.shape[0] if autograd.split(rest)[0].norm == "batch" else x.shape[0]
-    shape = (units, x.shape[1]) if mean is None else (0,)
+    shape: tuple[int, ...] = (0,)
+    if mean is None:
+        shape = statistics_shape(x, weight.shape[0], autograd.split(rest)[0])
     dtype = statistics_dtype(x.dtype)
     y = torch.empty_like(x, memory_format=memory_format(x))
     return y, x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
