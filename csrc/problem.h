@@ -54,6 +54,16 @@ struct Problem {
   constexpr int64_t units() const { return modalities * groups; }
   constexpr int64_t unit(int64_t m, int64_t g) const { return m * groups + g; }
   constexpr int64_t values() const { return samples * spatial; }  // per channel of a unit
+  // The index of a channel's mean and variance in [units, C / joined], and of a position's with layer norm,
+  // in [units, spatial].
+  constexpr int64_t statistic(int64_t unit, int64_t c) const {
+    return unit * (channels / joined) + c / joined;
+  }
+  constexpr int64_t position_statistic(int64_t unit, int64_t position) const {
+    return unit * spatial + position;
+  }
+  // Whether a result depends on all channels that share its statistics, even on replaced ones.
+  constexpr bool across_channels() const { return norm == Norm::group || norm == Norm::layer; }
   // The factor from biased to unbiased variance.
   constexpr double unbiased() const { return double(values()) / double(values() - 1); }
   constexpr int64_t row_size() const { return channels * spatial; }
@@ -80,7 +90,7 @@ struct Problem {
 };
 
 // Tensors with the shape of x have its memory layout. weight, bias and their gradients are [M, C]; statistics
-// are [units, C].
+// are as in Problem::statistic().
 template <class T>
 struct ForwardTensors {
   const T* x;

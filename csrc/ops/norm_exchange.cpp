@@ -83,9 +83,8 @@ void set_sizes(Call& call, const Tensor& x, const Tensor& weight, const std::opt
   STD_TORCH_CHECK(weight.size(1) == p.channels && x.size(0) % p.modalities == 0,
                   "cen_ext: x does not fit weight [M, C]");
   const int64_t samples = x.size(0) / p.modalities;
-  const bool across = p.norm == Norm::group || p.norm == Norm::layer;
   bool per_sample = p.norm != Norm::batch;
-  if (mean && !across) per_sample = mean->dim() != 2 || mean->size(0) != p.modalities;
+  if (mean && !p.across_channels()) per_sample = mean->dim() != 2 || mean->size(0) != p.modalities;
   p.groups = per_sample ? samples : 1;
   p.samples = per_sample ? 1 : samples;
   p.joined = 1;
