@@ -41,7 +41,7 @@ def norm_exchange(
     replaced: Tensor | None = None,
     lender: Tensor | None = None,
     norm: str = "batch",
-    num_groups: int | None = None,
+    num_groups: int = 1,
     channel_dim: int = 1,
     order: str = "modality",
     training: bool = False,
@@ -113,8 +113,7 @@ def norm_exchange(
     """
     if isinstance(x, Proxy):
         return fx.call_function(norm_exchange, x, locals())
-    groups = 1 if num_groups is None else num_groups
-    options = Options(threshold, region, criterion, norm, eps, activation, negative_slope, order, groups)
+    options = Options(threshold, region, criterion, norm, eps, activation, negative_slope, order, num_groups)
     check_options(options)
     check_num_groups(num_groups, norm)
     if not isinstance(momentum, Tensor):
@@ -131,8 +130,8 @@ def norm_exchange(
     check_tensors(x, weight, bias, running_mean, running_var, residual)
     assert weight is not None  # for the type checker
     assert bias is not None
-    if norm == "group" and x.shape[1] % options.num_groups:
-        raise ValueError(f"num_groups must divide the {x.shape[1]} channels of x, got {options.num_groups}")
+    if x.shape[1] % num_groups:
+        raise ValueError(f"num_groups must divide the {x.shape[1]} channels of x, got {num_groups}")
     route = None
     if replaced is not None or lender is not None:
         check_route(tuple(weight.shape), options, replaced, lender, weight)

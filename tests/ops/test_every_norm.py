@@ -165,8 +165,7 @@ X, TABLE = torch.zeros(4, 6, 3), torch.ones(2, 6)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(norm="group"), "num_groups is for norm 'group', which needs it"),
-        (dict(norm="layer", num_groups=2), "num_groups is for norm 'group'"),
+        (dict(norm="layer", num_groups=2), "num_groups=2 is for norm 'group'"),
         (dict(norm="group", num_groups=4), "num_groups must divide the 6 channels"),
         (dict(norm="group", num_groups=0), "num_groups must be at least 1"),
         (dict(norm="layer", channel_dim=2), "channel_dim must be 1 or -1"),

@@ -34,16 +34,14 @@ def check_options(options: Options) -> None:
             raise ValueError(f"{name} must not be negative, got {value!r}")
 
 
-def check_num_groups(num_groups: int | None, norm: str) -> None:
-    """Raise TypeError or ValueError unless group norm alone has a positive number of groups."""
-    if (num_groups is None) == (norm == "group"):
-        raise ValueError(f"num_groups is for norm 'group', which needs it; got {num_groups} with {norm!r}")
-    if num_groups is None:
-        return
+def check_num_groups(num_groups: int, norm: str) -> None:
+    """Raise TypeError or ValueError for no number of groups, or for several without group norm."""
     if not isinstance(num_groups, int):
         raise TypeError(f"num_groups must be an integer, got {type(num_groups).__name__}")
     if num_groups < 1:
         raise ValueError(f"num_groups must be at least 1, got {num_groups}")
+    if num_groups > 1 and norm != "group":
+        raise ValueError(f"num_groups={num_groups} is for norm 'group', but norm is {norm!r}")
 
 
 def check_channel_dim(channel_dim: int) -> None:
