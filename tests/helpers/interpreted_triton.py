@@ -16,8 +16,8 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 from cen_ext.ops.max_pool_same import triton as pooling_kernels
-from cen_ext.ops.norm_exchange.triton import launch
-from cen_ext.ops.norm_exchange.triton.launch import Geometry, Plan
+from cen_ext.ops.norm_exchange.triton import launch, plan
+from cen_ext.ops.norm_exchange.triton.plan import Geometry, Plan
 
 
 def _cut_in_pieces(g: Geometry, dtype: torch.dtype, *_: int) -> Plan:
@@ -27,10 +27,10 @@ def _cut_in_pieces(g: Geometry, dtype: torch.dtype, *_: int) -> Plan:
 
 
 if "PASSES" in os.environ:
-    launch.WHOLE_VALUES = 0
+    plan.WHOLE_VALUES = 0
     launch.pass_plan = _cut_in_pieces
 else:
-    launch.WHOLE_VALUES = launch.FORWARD_VALUES = 2**20
+    plan.WHOLE_VALUES = plan.FORWARD_VALUES = launch.FORWARD_VALUES = 2**20
 
 pooling_kernels.VALUES = 2**14
 

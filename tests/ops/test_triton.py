@@ -42,7 +42,15 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from cen_ext.ops.norm_exchange.triton import backward, forward, launch  # noqa: E402
-from cen_ext.ops.norm_exchange.triton.launch import Geometry, Plan, pass_plan, whole_plan  # noqa: E402
+from cen_ext.ops.norm_exchange.triton.plan import (  # noqa: E402
+    PROGRAMS_PER_MULTIPROCESSOR,
+    WHOLE_VALUES,
+    Geometry,
+    Plan,
+    pass_constants,
+    pass_plan,
+    whole_plan,
+)
 from cen_ext.ops.norm_exchange.triton.tile import INTERPRETED  # noqa: E402
 
 THRESHOLD = 2.0**-6
@@ -203,7 +211,7 @@ def test_passes_cover_x_and_keep_the_device_busy(g, dtype, values, multiprocesso
     tile = plan.channels * plan.lines * plan.positions
     assert tile * g.modalities <= max(values, 256 * g.modalities)
     if plan.tiles > 1:
-        assert plan.programs(g) >= launch.PROGRAMS_PER_MULTIPROCESSOR * multiprocessors
+        assert plan.programs(g) >= PROGRAMS_PER_MULTIPROCESSOR * multiprocessors
     assert pass_plan(g, dtype, values, multiprocessors, 4).tiles <= 4
 
 
@@ -213,12 +221,12 @@ def test_whole_channels_fit_a_program(g, dtype, tensors):
     plan = whole_plan(g, dtype, tensors)
     if plan is None:
         one = triton.next_power_of_2(g.lines) * triton.next_power_of_2(g.positions) * g.modalities * tensors
-        assert one * (32 // dtype.itemsize if g.channels_last else 1) > launch.WHOLE_VALUES // 2
+        assert one * (32 // dtype.itemsize if g.channels_last else 1) > WHOLE_VALUES // 2
         return
     assert_powers_of_two(plan)
     assert plan.pieces(g) == plan.chunks(g) == 1
     tile = plan.channels * plan.lines * plan.positions * g.modalities * tensors
-    assert tile <= launch.WHOLE_VALUES
+    assert tile <= WHOLE_VALUES
     assert tile <= 64 * 32 * plan.warps * (2 if plan.warps < 16 else 1)
 
 
@@ -259,7 +267,7 @@ def compile_ahead(
     if name.endswith("whole"):
         plan = whole_plan(g, dtype, tensors=1)
     assert plan is not None
-    cut = launch.pass_constants(g, plan) | dict(CHUNKS=4)
+    cut = pass_constants(g, plan) | dict(CHUNKS=4)
     constants = launch.call_constants(options, shape.num_modalities, routed) | cut
     constants |= {} if routed else dict(route=None)
     sizes = dict(zip(("units", "C", "L", "P", "chunks"), (*g.sizes, plan.chunks(g)), strict=True))
