@@ -51,7 +51,7 @@ from cen_ext.ops.norm_exchange.triton.plan import (  # noqa: E402
     pass_plan,
     whole_plan,
 )
-from cen_ext.ops.norm_exchange.triton.tile import INTERPRETED  # noqa: E402
+from cen_ext.ops.triton import INTERPRETED  # noqa: E402
 
 THRESHOLD = 2.0**-6
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in processes of test_through_the_interpreter")

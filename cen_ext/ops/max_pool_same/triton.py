@@ -23,7 +23,7 @@ from torch import Tensor
 
 from cen_ext.ops.max_pool_same.autograd import gradient, refuse_second_gradient, setup_context
 from cen_ext.ops.norm_exchange.reference import memory_format
-from cen_ext.ops.norm_exchange.triton.launch import define_op, device_of, wrap_kernel
+from cen_ext.ops.triton import define_op, device_of, wrap_kernel
 
 # Not yet measured on a GPU: four values per thread, and a third of the rows are loaded twice.
 ROWS = 8

@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from cen_ext.ops.norm_exchange.reference import memory_format
-from cen_ext.ops.norm_exchange.triton.launch import define_op, device_of, wrap_kernel
 from cen_ext.ops.pixel_shift.autograd import gradient, setup_context
+from cen_ext.ops.triton import define_op, device_of, wrap_kernel
 
 VALUES = 1024  # not yet measured on a GPU: eight values per thread
 WARPS = 4

@@ -13,13 +13,11 @@ pass. Partial sums are combined in a fixed order, so results are bitwise reprodu
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from cen_ext.ops.norm_exchange import autograd
 from cen_ext.ops.norm_exchange.options import Options
@@ -50,13 +48,7 @@ from cen_ext.ops.norm_exchange.triton.plan import (
     tile_constants,
     whole_plan,
 )
-from cen_ext.ops.norm_exchange.triton.tile import INTERPRETED
-
-
-def wrap_kernel(kernel: Any) -> Any:
-    """Make a kernel traceable by compilers, unless it is interpreted, which torch 2.11 refuses."""
-    return kernel if INTERPRETED else torch.library.wrap_triton(kernel)
-
+from cen_ext.ops.triton import define_op, device_of, wrap_kernel
 
 # --- launches ---
 
@@ -210,15 +202,6 @@ def _as_layout(t: Tensor | None, layout: torch.memory_format) -> Any:
     return None if t is None else t.contiguous(memory_format=layout)
 
 
-def device_of(x: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Context that makes the device of x current, where Triton launches; none while tracing."""
-    return (
-        torch.cuda.device(x.device)
-        if x.is_cuda and type(x) in (Tensor, Parameter)
-        else contextlib.nullcontext()
-    )
-
-
 # --- registration ---
 
 
@@ -255,8 +238,6 @@ def _empty_gradients(
     return dx, weight.new_empty(weight.shape), weight.new_empty(weight.shape), dresidual
 
 
-# Compilers trace into a triton_op, but not if its kernels are interpreted.
-define_op: Any = torch.library.custom_op if INTERPRETED else torch.library.triton_op
 triton_norm_exchange = define_op("cen_ext::triton_norm_exchange", launch_forward, mutates_args=())
 triton_norm_exchange_backward = define_op(
     "cen_ext::triton_norm_exchange_backward", launch_backward, mutates_args=()

@@ -29,9 +29,6 @@ from cen_ext.ops.norm_exchange import options
 
 OWN, MEAN = tl.constexpr(options.OWN), tl.constexpr(options.MEAN)
 
-# Whether TRITON_INTERPRET was set at import, so that kernels run on the CPU for tests.
-INTERPRETED = triton.knobs.runtime.interpret
-
 
 class Tile(NamedTuple):
     """Addresses of a tile: ``base + m * stride + offsets`` in modality m, valid where the mask is set."""
