@@ -1,7 +1,7 @@
 """pytest plugin for processes with TRITON_INTERPRET=1: tiles for an interpreter, and its rounding put right.
 
 A program costs the interpreter milliseconds, whatever its tiles hold; so they are made large. With PASSES set
-in the environment no channel is taken whole: it is cut into tiles, of which a program walks two.
+in the environment no channel or group is taken whole: it is cut into tiles, of which a program walks two.
 """
 
 from __future__ import annotations
@@ -26,9 +26,19 @@ def _cut_in_pieces(g: Geometry, dtype: torch.dtype, *_: int) -> Plan:
     return Plan(min(channels, 64), max(lines // 2, 1), max(positions // 2, 1), tiles=2, warps=4)
 
 
+def _cut_layers_in_pieces(g: Geometry, dtype: torch.dtype, *_: int) -> Plan:
+    """Up to four tiles: of an odd number of channels for one program; else each has half of the channels."""
+    channels, lines, positions = (triton.next_power_of_2(size) for size in g.sizes[1:])
+    if g.channels % 2 == 0:
+        channels //= 2
+    return Plan(channels, max(lines // 2, 1), max(positions // 2, 1), tiles=1, warps=plan.RESIDENT_WARPS)
+
+
 if "PASSES" in os.environ:
     plan.WHOLE_VALUES = 0
+    launch.JOINED_VALUES = 8
     launch.pass_plan = _cut_in_pieces
+    launch.layer_plan = _cut_layers_in_pieces
 else:
     plan.WHOLE_VALUES = plan.FORWARD_VALUES = launch.FORWARD_VALUES = 2**20
 

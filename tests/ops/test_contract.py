@@ -12,6 +12,7 @@ from torch import Tensor
 
 import cen_ext
 from cen_ext.ops.activation import NAMES as ACTIVATIONS
+from cen_ext.ops.norm_exchange.options import ACROSS_CHANNELS
 from cen_ext.ops.norm_exchange.reference import Options, memory_format
 from tests.helpers.cases import Shape, make_inputs, make_route
 from tests.helpers.covered import BACKENDS, NORMS, every_kind
@@ -57,6 +58,10 @@ def layouts(draw, tensor: Tensor) -> Tensor:
     return tensor
 
 
+def divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
 @st.composite
 def calls(draw, norm: str, dtype: torch.dtype) -> tuple[Call, Tensor]:
     """A call and the gradient of its result."""
@@ -74,9 +79,10 @@ def calls(draw, norm: str, dtype: torch.dtype) -> tuple[Call, Tensor]:
         activation=draw(st.sampled_from(ACTIVATIONS)),
         negative_slope=draw(st.sampled_from([0.2, -0.5, 1.5])),
         order=draw(st.sampled_from(ORDERS)),
+        num_groups=draw(st.sampled_from(divisors(shape.channels))) if norm == "group" else 1,
     )
     values = math.prod(shape.spatial) * (shape.batch if norm == "batch" else 1)
-    given_statistics = values == 1 or draw(st.booleans())
+    given_statistics = norm not in ACROSS_CHANNELS and (values == 1 or draw(st.booleans()))
     call = Call(
         x=draw(layouts(i.x)),
         weight=draw(layouts(weight)),

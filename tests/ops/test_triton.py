@@ -21,6 +21,7 @@ from torch import Tensor
 import cen_ext
 from cen_ext.ops import dispatch
 from cen_ext.ops.activation import NAMES
+from cen_ext.ops.norm_exchange.options import ACROSS_CHANNELS
 from cen_ext.ops.norm_exchange.reference import DTYPES, Options, memory_format, statistics_dtype
 from tests.helpers.alone import run_alone
 from tests.helpers.cases import SMALL, Shape, make_inputs
@@ -35,18 +36,21 @@ from tests.helpers.tolerance import (
     run_definition,
     without_kinks,
 )
-from tests.ops.test_contract import EMPTY, LARGE, calls
+from tests.ops.test_contract import EMPTY, LARGE, calls, divisors
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from cen_ext.ops.norm_exchange.triton import backward, forward, launch  # noqa: E402
+from cen_ext.ops.norm_exchange.triton import backward, forward, launch, layer  # noqa: E402
 from cen_ext.ops.norm_exchange.triton.plan import (  # noqa: E402
     PROGRAMS_PER_MULTIPROCESSOR,
     WHOLE_VALUES,
     Geometry,
     Plan,
+    layer_pass_plan,
+    layer_plan,
+    layer_programs,
     pass_constants,
     pass_plan,
     whole_plan,
@@ -63,8 +67,8 @@ def on_a_gpu(test: Callable[..., None]) -> Callable[..., None]:
     return pytest.mark.gpu(pytest.mark.skipif(STATE != "ok", reason=STATE)(test))
 
 
+EVERY_NORM = (*NORMS, *ACROSS_CHANNELS)
 both_layouts = pytest.mark.parametrize("channels_last", [False, True])
-every_norm = pytest.mark.parametrize("norm", NORMS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
@@ -74,7 +78,8 @@ SELECTED = {
     # Channels in one piece: every kind of call.
     "whole": "triton and ("
     "interpreted or empty or twice or autocast or any_batch or test_pixel_shift and (values or adjoint)"
-    " or test_numerics and not long and (True-triton-batch-float32 or instance-bfloat16))",
+    " or test_numerics and not long and (True-triton-batch-float32 or instance-bfloat16)"
+    " or test_every_norm and (rounding and float32 or far))",
     # Channels in pieces: what sums over pieces have to do with.
     "PASSES": "triton and (interpreted_values"
     " or test_numerics and not long and not a_channel and False-triton-batch-float32)",
@@ -82,7 +87,9 @@ SELECTED = {
 
 
 def run_selected(mode: str) -> subprocess.CompletedProcess[str]:
-    files = [f"test_{name}" for name in ("triton", "contract", "numerics", "compile", "pixel_shift")]
+    files = [
+        f"test_{name}" for name in ("triton", "contract", "numerics", "compile", "pixel_shift", "every_norm")
+    ]
     environment = {"TRITON_INTERPRET": "1", mode: "1"}
     return run_alone(files, SELECTED[mode], "-p", "tests.helpers.interpreted_triton", **environment)
 
@@ -108,7 +115,7 @@ EXAMPLES, OF_OTHER_TYPES = (10, 5) if "PASSES" in os.environ else (25, 10)
 
 
 @interpreted
-@every_kind(names=["triton"] if INTERPRETED else [])
+@every_kind(norms=EVERY_NORM, names=["triton"] if INTERPRETED else [])
 def test_interpreted_values_and_gradients(backend, norm, dtype):
     examples = EXAMPLES if dtype == torch.float32 else OF_OTHER_TYPES
 
@@ -138,25 +145,39 @@ def test_interpreted_more_modalities_than_eight(channels_last, statistics_given)
 @interpreted
 @both_layouts
 @pytest.mark.parametrize(
-    ("norm", "order"), [("batch", "modality"), ("batch", "sample"), ("instance", "sample")]
+    ("norm", "order"),
+    [
+        ("batch", "modality"),
+        ("batch", "sample"),
+        ("instance", "sample"),
+        ("group", "sample"),
+        ("layer", "modality"),
+        ("layer", "sample"),
+    ],
 )
 def test_interpreted_with_offsets_of_64_bits(norm, order, channels_last, monkeypatch):
     i = make_inputs(Shape(2, 3, 6, (5, 7)), torch.float32, channels_last)
-    options = Options(THRESHOLD, norm=norm, order=order)
+    options = Options(THRESHOLD, norm=norm, order=order, num_groups=groups_of(norm))
     call = Call(i.x, i.weight, i.bias, residual=i.residual, options=options)
     narrow = run("triton", call, i.dy)
     monkeypatch.setattr(Geometry, "values", 2**31)
     assert_same_bits(run("triton", call, i.dy), narrow)
 
 
+def groups_of(norm: str) -> int:
+    return 2 if norm == "group" else 1
+
+
 @interpreted
-@every_norm
-@pytest.mark.parametrize("statistics_given", [False, True])
+@pytest.mark.parametrize(
+    ("norm", "statistics_given"),
+    [*itertools.product(NORMS, [False, True]), ("layer", False), ("group", False)],
+)
 def test_interpreted_opcheck(norm, statistics_given):
     i = make_inputs(Shape(2, 2, 6, (4, 5)), torch.float32, channels_last=statistics_given)
     mean, var = (i.mean, i.var) if statistics_given else (None, None)
     order = "sample" if statistics_given else "modality"
-    options = Options(THRESHOLD, norm=norm, activation="relu", order=order)
+    options = Options(THRESHOLD, norm=norm, activation="relu", order=order, num_groups=groups_of(norm))
     leaves = [t.clone().requires_grad_() for t in (i.x, i.weight, i.bias)]
     residual = i.residual.requires_grad_()
     torch.library.opcheck(launch.triton_norm_exchange, (*leaves, mean, var, residual, *options))
@@ -190,6 +211,12 @@ def test_refuses_what_it_cannot_run():
 
 # --- how calls are cut ---
 
+
+def alone(g: Geometry) -> bool:
+    """Whether x has a single line."""
+    return g.channels_last and g.step == 1
+
+
 geometries = st.builds(
     Geometry,
     modalities=st.integers(1, 12),
@@ -199,7 +226,8 @@ geometries = st.builds(
     positions=st.integers(1, 300_000),
     channels_last=st.booleans(),
     step=st.sampled_from([1, 3]),
-).map(lambda g: replace(g, lines=1) if g.channels_last and g.step == 1 else g)
+    group=st.sampled_from([1, 1, 3, 8]),
+).map(lambda g: replace(g, channels=g.channels * g.group, lines=1 if alone(g) else g.lines))
 
 
 @given(geometries, st.sampled_from(DTYPES), st.sampled_from([2048, 4096]), st.sampled_from([20, 132]))
@@ -221,13 +249,34 @@ def test_whole_channels_fit_a_program(g, dtype, tensors):
     plan = whole_plan(g, dtype, tensors)
     if plan is None:
         one = triton.next_power_of_2(g.lines) * triton.next_power_of_2(g.positions) * g.modalities * tensors
-        assert one * (32 // dtype.itemsize if g.channels_last else 1) > WHOLE_VALUES // 2
+        least = max(triton.next_power_of_2(g.group), 32 // dtype.itemsize if g.channels_last else 1)
+        assert one * least > WHOLE_VALUES // 2
         return
     assert_powers_of_two(plan)
     assert plan.pieces(g) == plan.chunks(g) == 1
+    places = triton.next_power_of_2(g.group)
+    assert plan.channels % places == 0
+    groups_of_all = plan.programs(g) // g.units * (plan.channels // places)
+    assert 0 <= groups_of_all - g.channels // g.group < plan.channels // places
     tile = plan.channels * plan.lines * plan.positions * g.modalities * tensors
     assert tile <= WHOLE_VALUES
     assert tile <= 64 * 32 * plan.warps * (2 if plan.warps < 16 else 1)
+
+
+@given(geometries, st.sampled_from(DTYPES), st.sampled_from([1, 2]), st.sampled_from([20, 132]))
+@settings(derandomize=True)
+def test_positions_of_layer_norm_fit_a_program_and_are_all_there(g, dtype, tensors, multiprocessors):
+    plan = layer_plan(g, dtype, tensors, multiprocessors)
+    assert_powers_of_two(plan)
+    tile = plan.channels * plan.lines * plan.positions * g.modalities * tensors
+    programs = layer_programs(g, plan, multiprocessors)
+    if plan.channels >= g.channels:
+        assert tile <= WHOLE_VALUES
+        assert tile <= 32 * 32 * plan.warps * (2 if plan.warps == 16 else 1)
+        assert programs == plan.pieces(g) or programs * plan.warps >= 16 * multiprocessors
+    else:
+        assert tile <= max(4096, 256 * tensors * g.modalities)
+        assert programs == plan.pieces(g)
 
 
 def assert_powers_of_two(plan: Plan) -> None:
@@ -245,9 +294,28 @@ KERNELS = {
     "backward_sums": backward.backward_sums_kernel,
     "backward": backward.backward_kernel,
     "backward_whole": backward.backward_whole_kernel,
+    "layer": layer.layer_kernel,
+    "layer_whole": layer.layer_whole_kernel,
+    "layer_backward": layer.layer_backward_kernel,
+    "layer_backward_whole": layer.layer_backward_whole_kernel,
 }
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
 TENSORS = ("x", "y", "dy", "dx", "residual", "dresidual")
+
+
+def geometry_of(shape: Shape, channels_last: bool, order: str, group: int = 1) -> Geometry:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.empty(shape.full, device="meta", memory_format=layout)
+    return Geometry.of(x, shape.num_modalities, 1 if group == 1 else shape.batch, order, group)
+
+
+def planned(name: str, g: Geometry, dtype: torch.dtype) -> Plan:
+    if not name.endswith("whole"):
+        return (layer_pass_plan if name.startswith("layer") else pass_plan)(g, dtype, 2048, 132)
+    tensors = 2 if "backward" in name else 1
+    plan = layer_plan(g, dtype, tensors, 132) if name.startswith("layer") else whole_plan(g, dtype, tensors)
+    assert plan is not None
+    return plan
 
 
 def compile_ahead(
@@ -258,16 +326,12 @@ def compile_ahead(
     channels_last: bool,
     options: Options,
     routed: bool = False,
+    group: int = 1,
 ) -> str:
     """The PTX of a kernel as it would be launched for a call with a residual, and with a route if routed."""
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    x = torch.empty(shape.full, dtype=dtype, device="meta", memory_format=layout)
-    g = Geometry.of(x, shape.num_modalities, units=1, order=options.order)
-    plan = pass_plan(g, dtype, 2048, multiprocessors=132)
-    if name.endswith("whole"):
-        plan = whole_plan(g, dtype, tensors=1)
-    assert plan is not None
-    cut = pass_constants(g, plan) | dict(CHUNKS=4)
+    g = geometry_of(shape, channels_last, options.order, group)
+    plan = planned(name, g, dtype)
+    cut = pass_constants(g, plan) | dict(GROUP=group, BLOCK_G=4, MEMBERS=4)
     constants = launch.call_constants(options, shape.num_modalities, routed) | cut
     constants |= {} if routed else dict(route=None)
     sizes = dict(zip(("units", "C", "L", "P", "chunks"), (*g.sizes, plan.chunks(g)), strict=True))
@@ -311,7 +375,9 @@ def test_compiles_ahead_of_time(name, capability, dtype, modalities, channels_la
     order = "sample" if dtype == torch.bfloat16 else "modality"
     options = Options(THRESHOLD, activation="leaky_relu", order=order)
     shape = Shape(modalities, 3, 20, (5, 7))
-    ptx = compile_ahead(name, capability, dtype, shape, channels_last, options, routed=modalities == 3)
+    group = 5 if dtype == torch.bfloat16 else 1
+    routed = modalities == 3
+    ptx = compile_ahead(name, capability, dtype, shape, channels_last, options, routed, group)
     assert f".target sm_{capability}" in ptx
 
 
@@ -323,6 +389,19 @@ def test_sizes_of_one_compile(name, shape):
     assert compile_ahead(name, 90, torch.float32, shape, False, Options(THRESHOLD, activation="relu"))
 
 
+# Tensors of the size of x that a tile is read of.
+READ = {
+    "forward": 2,
+    "backward": 3,
+    "backward_sums": 3,
+    "statistics": 1,
+    "layer": 3,
+    "layer_whole": 2,
+    "layer_backward": 6,
+    "layer_backward_whole": 3,
+}
+
+
 @not_interpreted
 @both_layouts
 @pytest.mark.parametrize(
@@ -330,19 +409,21 @@ def test_sizes_of_one_compile(name, shape):
     [(torch.float32, "modality"), (torch.bfloat16, "modality"), (torch.float32, "sample")],
     ids=str,
 )
-@pytest.mark.parametrize("name", ["forward", "backward", "backward_sums", "statistics"])
+@pytest.mark.parametrize("name", READ)
 def test_tensors_of_even_sizes_are_read_and_written_by_16_bytes(name, dtype, order, channels_last):
     shape = Shape(2, 6, 64, (64, 64))
     options = Options(THRESHOLD, activation="relu", order=order)
     ptx = compile_ahead(name, 90, dtype, shape, channels_last, options)
     loads, stores = (re.findall(rf"{way}\.global\S*", ptx) for way in ("ld", "st"))
-    # A thread's vectors of a tile: 2048 values are shared by 128 threads.
-    vectors = 2048 // 128 * dtype.itemsize // 16
-    tensors = {"forward": 2, "backward": 3, "backward_sums": 3, "statistics": 1}[name]
+    # A thread's vectors of a tile.
+    plan = planned(name, geometry_of(shape, channels_last, order), dtype)
+    values = shape.num_modalities * plan.channels * plan.lines * plan.positions
+    vectors = values // (32 * plan.warps) * dtype.itemsize // 16
+    tensors = READ[name]
     assert sum("v4.b32" in load for load in loads) >= vectors * tensors
     if name != "statistics":  # whose results are tables
         assert sum("v4.b32" in store for store in stores) >= vectors
-    if name in ("forward", "backward"):
+    if name in ("forward", "backward"):  # the others store tables, too
         assert all("v4.b32" in store for store in stores)
 
 
@@ -351,20 +432,24 @@ def test_tensors_of_even_sizes_are_read_and_written_by_16_bytes(name, dtype, ord
 
 @not_interpreted
 @pytest.mark.parametrize(
-    ("shape", "statistics_given", "kernels"),
+    ("shape", "norm", "statistics_given", "kernels"),
     [
         # Statistics, their join and y; sums of gradients, and dx.
-        (Shape(2, 2, 6, (160, 160)), False, 5),
-        (Shape(2, 2, 6, (16, 16)), False, 2),
-        (Shape(2, 2, 6, (160, 160)), True, 2),
+        (Shape(2, 2, 6, (160, 160)), "batch", False, 5),
+        (Shape(2, 2, 6, (16, 16)), "batch", False, 2),
+        (Shape(2, 2, 6, (160, 160)), "batch", True, 2),
+        (Shape(2, 2, 6, (160, 160)), "group", False, 5),
+        (Shape(2, 2, 6, (16, 16)), "group", False, 2),
+        (Shape(2, 2, 6, (16, 16)), "layer", False, 2),
+        (Shape(2, 2, 20_000, (2, 2)), "layer", False, 2),
     ],
     ids=str,
 )
-def test_compilers_see_the_kernels(shape, statistics_given, kernels, monkeypatch):
+def test_compilers_see_the_kernels(shape, norm, statistics_given, kernels, monkeypatch):
     from torch._functorch.aot_autograd import aot_export_joint_simple
     from torch._subclasses import FakeTensorMode
 
-    options = Options(THRESHOLD, activation="relu")
+    options = Options(THRESHOLD, norm=norm, activation="relu", num_groups=groups_of(norm))
 
     def call(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> tuple[Tensor]:
         statistics = (bias.detach(), weight.detach()) if statistics_given else (None, None)
@@ -404,7 +489,8 @@ def draw_kinds() -> Iterator[tuple[Shape, bool, bool, torch.dtype, str, str]]:
         [*SMALL, *LARGE], [False, True], [False, True]
     ):
         activation = draw(NAMES)
-        yield shape, channels_last, statistics_given, draw(DTYPES), draw(NORMS), activation
+        norm = draw(NORMS if statistics_given else EVERY_NORM)
+        yield shape, channels_last, statistics_given, draw(DTYPES), norm, activation
 
 
 @on_a_gpu
@@ -416,13 +502,14 @@ def test_values_on_a_gpu(shape, channels_last, statistics_given, dtype, norm, ac
         pytest.skip("instance norm needs more than one value per row")
     i = make_inputs(shape, dtype, channels_last)
     statistics = (i.mean, i.var) if statistics_given else (None, None)
-    options = Options(THRESHOLD, norm=norm, activation=activation)
+    groups = divisors(shape.channels)[-2:][0] if norm == "group" else 1
+    options = Options(THRESHOLD, norm=norm, activation=activation, num_groups=groups)
     for residual in (None, i.residual):
         check_on_gpu(Call(i.x, i.weight, i.bias, *statistics, residual, options), i.dy)
 
 
 @on_a_gpu
-@every_norm
+@pytest.mark.parametrize("norm", EVERY_NORM)
 @every_dtype
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(data=st.data())
@@ -443,7 +530,7 @@ def test_empty_on_a_gpu(shape):
         assert torch.equal(gradient, torch.zeros_like(leaf))
 
 
-def gpu_step(shape: Shape, dtype: torch.dtype, channels_last: bool):
+def gpu_step(shape: Shape, dtype: torch.dtype, channels_last: bool, norm: str = "batch"):
     """Leaves on the GPU, and a function of them that gives y and all gradients."""
     i = make_inputs(shape, dtype, channels_last)
     leaves = [t.cuda().requires_grad_() for t in (i.x, i.weight, i.bias, i.residual)]
@@ -459,6 +546,8 @@ def gpu_step(shape: Shape, dtype: torch.dtype, channels_last: bool):
             training=True,
             activation="relu",
             backend="triton",
+            norm=norm,
+            num_groups=2 if norm == "group" else None,
         )
         return [y, *torch.autograd.grad(y, (x, weight, bias, residual), dy)]
 
@@ -513,9 +602,10 @@ def test_captured_in_a_cuda_graph(shape, channels_last):
 @on_a_gpu
 @STEPS
 @both_layouts
+@pytest.mark.parametrize("norm", ["batch", "layer", "group"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_same_bits_on_a_gpu(dtype, shape, channels_last):
-    leaves, step = gpu_step(shape, dtype, channels_last)
+def test_same_bits_on_a_gpu(dtype, norm, shape, channels_last):
+    leaves, step = gpu_step(shape, dtype, channels_last, norm)
     first = step(*leaves)
     for _ in range(3):
         assert all(torch.equal(a, b) for a, b in zip(step(*leaves), first, strict=True))

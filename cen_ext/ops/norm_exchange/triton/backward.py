@@ -14,6 +14,7 @@ from cen_ext.ops.norm_exchange.triton.tile import (
     exchange,
     exchange_back,
     inverse_std,
+    join_groups,
     load_centered,
     load_routes,
     load_rows,
@@ -31,7 +32,7 @@ def backward_sums_kernel(
     x,
     weight,  # [M, C]
     bias,
-    mean,  # [M * units, C], given or of x
+    mean,  # [M * units, C // GROUP], given or of x
     var,
     residual,  # as x, or None
     route,  # [M, C], or None
@@ -49,6 +50,7 @@ def backward_sums_kernel(
     THRESHOLD: tl.constexpr,
     OWN_REGION: tl.constexpr,
     SIGNED: tl.constexpr,
+    GROUP: tl.constexpr,
     EPS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     SLOPE: tl.constexpr,
@@ -64,7 +66,22 @@ def backward_sums_kernel(
     sizes = (units, C, L, P)
     unit, chunk, channels = program_coords(tl.program_id(0), sizes, chunks, BLOCK_C)
     affine, statistics, masks = _load_tables(
-        weight, bias, mean, var, route, unit, units, channels, C, M, RULE, THRESHOLD, OWN_REGION, SIGNED, EPS
+        weight,
+        bias,
+        mean,
+        var,
+        route,
+        unit,
+        units,
+        channels,
+        C,
+        M,
+        RULE,
+        THRESHOLD,
+        OWN_REGION,
+        SIGNED,
+        GROUP,
+        EPS,
     )
     scales = _scales(affine, statistics, M)
     dweights, dbiases = (), ()
@@ -74,7 +91,7 @@ def backward_sums_kernel(
     for i in range(TILES):
         index = chunk * TILES + i
         tile = locate_tile(index, unit, channels, sizes, BLOCK_L, BLOCK_P, STEP, CHANNELS_LAST, INT64)
-        dzs, xhats = _load_gradients(
+        dzs, xhats = load_gradients(
             dy,
             x,
             residual,
@@ -88,6 +105,7 @@ def backward_sums_kernel(
             ACTIVATION,
             SLOPE,
             CHANNELS_LAST,
+            1,
         )
         dweight_sums, dbias_sums = (), ()
         for m in tl.static_range(M):
@@ -113,7 +131,7 @@ def backward_kernel(
     residual,
     route,
     dx,
-    dweight,  # [M * units, C], the sums
+    dweight,  # the sums, [M * units, C]; of weight times both over a group, [M * units, C // GROUP]
     dbias,
     units,
     C,
@@ -125,6 +143,7 @@ def backward_kernel(
     THRESHOLD: tl.constexpr,
     OWN_REGION: tl.constexpr,
     SIGNED: tl.constexpr,
+    GROUP: tl.constexpr,
     EPS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     SLOPE: tl.constexpr,
@@ -142,15 +161,29 @@ def backward_kernel(
     pid = tl.num_programs(0) - 1 - tl.program_id(0)
     unit, chunk, channels = program_coords(pid, sizes, chunks, BLOCK_C)
     affine, statistics, masks = _load_tables(
-        weight, bias, mean, var, route, unit, units, channels, C, M, RULE, THRESHOLD, OWN_REGION, SIGNED, EPS
+        weight,
+        bias,
+        mean,
+        var,
+        route,
+        unit,
+        units,
+        channels,
+        C,
+        M,
+        RULE,
+        THRESHOLD,
+        OWN_REGION,
+        SIGNED,
+        GROUP,
+        EPS,
     )
-    scales = _scales(affine, statistics, M)
-    dweights = load_rows(dweight, unit, units, channels, C, M)
-    dbiases = load_rows(dbias, unit, units, channels, C, M)
+    dweights = load_rows(dweight, unit, units, channels // GROUP, C // GROUP, M)
+    dbiases = load_rows(dbias, unit, units, channels // GROUP, C // GROUP, M)
     for i in range(TILES):
         index = chunk * TILES + i
         tile = locate_tile(index, unit, channels, sizes, BLOCK_L, BLOCK_P, STEP, CHANNELS_LAST, INT64)
-        dzs, xhats = _load_gradients(
+        dzs, xhats = load_gradients(
             dy,
             x,
             residual,
@@ -164,9 +197,12 @@ def backward_kernel(
             ACTIVATION,
             SLOPE,
             CHANNELS_LAST,
+            1,
         )
         for m in tl.static_range(M):
-            _store_dx(dx, m, tile, dzs[m], xhats[m], scales[m], dweights[m], dbiases[m], sizes)
+            dz, scale = _factored(dzs[m], affine[0][m], statistics[1][m], GROUP)
+            count = tl.full((), GROUP, scale.dtype) * L * P
+            store_dx(dx, m, tile, dz, xhats[m], scale, dweights[m] / count, dbiases[m] / count, 1)
 
 
 @triton.jit
@@ -192,6 +228,7 @@ def backward_whole_kernel(
     THRESHOLD: tl.constexpr,
     OWN_REGION: tl.constexpr,
     SIGNED: tl.constexpr,
+    GROUP: tl.constexpr,
     EPS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     SLOPE: tl.constexpr,
@@ -202,15 +239,29 @@ def backward_whole_kernel(
     CHANNELS_LAST: tl.constexpr,
     INT64: tl.constexpr,
 ):
-    """Compute all gradients with one read of x and dy, for tiles that hold whole channels."""
+    """Compute all gradients with one read of x and dy, for tiles that hold whole channels or groups."""
     sizes = (units, C, L, P)
-    unit, _, channels = program_coords(tl.program_id(0), sizes, 1, BLOCK_C)
+    unit, _, channels = program_coords(tl.program_id(0), sizes, 1, BLOCK_C, GROUP)
     affine, statistics, masks = _load_tables(
-        weight, bias, mean, var, route, unit, units, channels, C, M, RULE, THRESHOLD, OWN_REGION, SIGNED, EPS
+        weight,
+        bias,
+        mean,
+        var,
+        route,
+        unit,
+        units,
+        channels,
+        C,
+        M,
+        RULE,
+        THRESHOLD,
+        OWN_REGION,
+        SIGNED,
+        GROUP,
+        EPS,
     )
-    scales = _scales(affine, statistics, M)
     tile = locate_tile(0, unit, channels, sizes, BLOCK_L, BLOCK_P, STEP, CHANNELS_LAST, INT64)
-    dzs, xhats = _load_gradients(
+    dzs, xhats = load_gradients(
         dy,
         x,
         residual,
@@ -224,13 +275,19 @@ def backward_whole_kernel(
         ACTIVATION,
         SLOPE,
         CHANNELS_LAST,
+        1,
     )
     for m in tl.static_range(M):
         dweight_sum, dbias_sum = tl.sum(dzs[m] * xhats[m], axis=1), tl.sum(dzs[m], axis=1)
         row = (m * units + unit) * C + channels
         tl.store(dweight + row, dweight_sum, mask=channels < C)
         tl.store(dbias + row, dbias_sum, mask=channels < C)
-        _store_dx(dx, m, tile, dzs[m], xhats[m], scales[m], dweight_sum, dbias_sum, sizes)
+        if GROUP > 1:
+            dweight_sum = join_groups(affine[0][m] * dweight_sum, GROUP)
+            dbias_sum = join_groups(affine[0][m] * dbias_sum, GROUP)
+        dz, scale = _factored(dzs[m], affine[0][m], statistics[1][m], GROUP)
+        count = tl.full((), GROUP, scale.dtype) * L * P
+        store_dx(dx, m, tile, dz, xhats[m], scale, dweight_sum / count, dbias_sum / count, 1)
 
 
 @triton.jit
@@ -249,16 +306,19 @@ def _load_tables(
     THRESHOLD: tl.constexpr,
     OWN_REGION: tl.constexpr,
     SIGNED: tl.constexpr,
+    GROUP: tl.constexpr,
     EPS: tl.constexpr,
 ):
     """Load (weight, bias), (mean, 1 / std), (routes, unread), all tuples of ``[BLOCK_C]``."""
     weights = load_rows(weight, 0, 1, channels, C, M)
-    routes, unread = load_routes(weights, route, channels, C, M, RULE, THRESHOLD, OWN_REGION, SIGNED)
-    variances = load_rows(var, unit, units, channels, C, M)
+    routes, unread = load_routes(
+        weights, route, channels, C, M, RULE, THRESHOLD, OWN_REGION, SIGNED, GROUP > 1
+    )
+    variances = load_rows(var, unit, units, channels // GROUP, C // GROUP, M)
     invstds = ()
     for m in tl.static_range(M):
         invstds = invstds + (inverse_std(variances[m], EPS),)
-    means = zero_where(unread, load_rows(mean, unit, units, channels, C, M), M)
+    means = zero_where(unread, load_rows(mean, unit, units, channels // GROUP, C // GROUP, M), M)
     affine = (zero_where(unread, weights, M), load_rows(bias, 0, 1, channels, C, M))
     return affine, (means, zero_where(unread, invstds, M)), (routes, unread)
 
@@ -273,7 +333,7 @@ def _scales(affine, statistics, M: tl.constexpr):
 
 
 @triton.jit
-def _load_gradients(
+def load_gradients(
     dy,
     x,
     residual,
@@ -287,12 +347,13 @@ def _load_gradients(
     ACTIVATION: tl.constexpr,
     SLOPE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    AXIS: tl.constexpr,  # of a tile, over which the statistics are
 ):
     """Compute dz and xhat of all modalities, with the activation's argument recomputed from x."""
     xhats, zs, gs = (), (), ()
     for m in tl.static_range(M):
-        d = load_centered(x, m, tile, statistics[0][m], masks[1][m], CHANNELS_LAST)
-        xhat = tl.where(tile.mask, d * statistics[1][m][:, None], 0.0)
+        d = load_centered(x, m, tile, statistics[0][m], masks[1][m], CHANNELS_LAST, AXIS)
+        xhat = tl.where(tile.mask, d * tl.expand_dims(statistics[1][m], AXIS), 0.0)
         xhats = xhats + (xhat,)
         zs = zs + (xhat * affine[0][m][:, None] + affine[1][m][:, None],)
     us = exchange(zs, masks[0], M, RULE)
@@ -310,9 +371,15 @@ def _load_gradients(
 
 
 @triton.jit
-def _store_dx(dx, m, tile, dz, xhat, scale, dweight, dbias, sizes):
-    """Store ``dx = scale * (dz - mean(dz) - xhat * mean(dz * xhat))``."""
-    _, _, L, P = sizes
-    count = tl.full((), 1.0, scale.dtype) * L * P
-    inner = dz - (dbias / count)[:, None] - xhat * (dweight / count)[:, None]
-    store_tile(dx, m, tile, scale[:, None] * inner)
+def _factored(dz, weight, invstd, GROUP: tl.constexpr):
+    """dz and its factor in dx; only a single channel's weight is a factor of the means, too."""
+    if GROUP > 1:
+        return weight[:, None] * dz, invstd
+    return dz, weight * invstd
+
+
+@triton.jit
+def store_dx(dx, m, tile, dz, xhat, scale, slope, constant, AXIS: tl.constexpr):
+    """Store ``dx = scale * (dz - constant - xhat * slope)``; slope and constant are means over AXIS."""
+    inner = dz - tl.expand_dims(constant, AXIS) - xhat * tl.expand_dims(slope, AXIS)
+    store_tile(dx, m, tile, tl.expand_dims(scale, AXIS) * inner)

@@ -13,6 +13,7 @@ from cen_ext.ops.norm_exchange.triton.activation import activate
 from cen_ext.ops.norm_exchange.triton.tile import (
     exchange,
     inverse_std,
+    join_groups,
     load_centered,
     load_routes,
     load_rows,
@@ -141,32 +142,56 @@ def count_values(tile, sizes, BLOCK_L: tl.constexpr, BLOCK_P: tl.constexpr):
 @triton.jit
 def join_kernel(
     partials,  # of statistics_kernel
-    mean,  # [M * units, C]
+    mean,  # [M * units, C // GROUP]
     var,
     units,  # M * units
     C,
     chunks,
-    BLOCK_C: tl.constexpr,
-    CHUNKS: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    MEMBERS: tl.constexpr,
 ):
-    """Combine the moments of all chunks to mean and biased variance (Chan, Golub and LeVeque 1983)."""
-    unit, _, channels = program_coords(tl.program_id(0), (units, C, 1, 1), 1, BLOCK_C)
-    chunk = tl.arange(0, CHUNKS)
-    mask = (channels < C)[:, None] & (chunk < chunks)[None, :]
-    at = partials + (chunk * units + unit)[None, :] * C + channels[:, None]
+    """Combine the moments of all chunks, and of a group's channels, to mean and biased variance.
+
+    As Chan, Golub and LeVeque 1983, MEMBERS moments at a time.
+    """
+    sizes = (units, C // GROUP, 1, 1)
+    unit, _, groups = program_coords(tl.program_id(0), sizes, 1, BLOCK_G)
+    inside = groups < C // GROUP
+    origin = tl.load(partials + unit * C + groups * GROUP, mask=inside, other=0.0)
+    count = tl.zeros([BLOCK_G, MEMBERS], tl.float64)
+    total = tl.zeros([BLOCK_G, MEMBERS], tl.float64)
+    for first in range(0, chunks * GROUP, MEMBERS):
+        moment = _load_moments(partials, unit, groups, first, units, C, chunks, GROUP, MEMBERS)
+        means, counts = moment[0], moment[2]
+        count += counts
+        total += counts * (means - origin[:, None])
+    count = tl.sum(count, axis=1)
+    joint = origin + tl.sum(total, axis=1) / count
+    squares = tl.zeros([BLOCK_G, MEMBERS], tl.float64)
+    for first in range(0, chunks * GROUP, MEMBERS):
+        means, own, counts = _load_moments(partials, unit, groups, first, units, C, chunks, GROUP, MEMBERS)
+        apart = means - joint[:, None]
+        squares += own + counts * apart * apart
+    row = unit * (C // GROUP) + groups
+    tl.store(mean + row, joint.to(mean.dtype.element_ty), mask=inside)
+    tl.store(var + row, (tl.sum(squares, axis=1) / count).to(var.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _load_moments(
+    partials, unit, groups, first, units, C, chunks, GROUP: tl.constexpr, MEMBERS: tl.constexpr
+):
+    """Load means, squares and counts ``[BLOCK_G, MEMBERS]`` of chunks and channels."""
+    member = first + tl.arange(0, MEMBERS)
+    channels = groups[:, None] * GROUP + (member % GROUP)[None, :]
+    mask = (channels < C) & (member < chunks * GROUP)[None, :]
+    at = partials + (member // GROUP * units + unit)[None, :] * C + channels
     plane = tl.full((), 1, tl.int64) * chunks * units * C
     means = tl.load(at, mask=mask, other=0.0)
     squares = tl.load(at + plane, mask=mask, other=0.0)
     counts = tl.load(at + 2 * plane, mask=mask, other=0.0)
-
-    count = tl.sum(counts, axis=1)
-    origin = tl.sum(tl.where((chunk == 0)[None, :], means, 0.0), axis=1)
-    joint = origin + tl.sum(counts * (means - origin[:, None]), axis=1) / count
-    apart = means - joint[:, None]
-    variance = tl.sum(squares + counts * apart * apart, axis=1) / count
-    row = unit * C + channels
-    tl.store(mean + row, joint.to(mean.dtype.element_ty), mask=channels < C)
-    tl.store(var + row, variance.to(var.dtype.element_ty), mask=channels < C)
+    return means, squares, counts
 
 
 @triton.jit
@@ -174,7 +199,7 @@ def forward_kernel(
     x,
     weight,  # [M, C]
     bias,
-    mean,  # [M * units, C], given or of x
+    mean,  # [M * units, C // GROUP], given or of x
     var,
     residual,  # as x, or None
     route,  # [M, C], or None
@@ -189,6 +214,7 @@ def forward_kernel(
     THRESHOLD: tl.constexpr,
     OWN_REGION: tl.constexpr,
     SIGNED: tl.constexpr,
+    GROUP: tl.constexpr,
     EPS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     SLOPE: tl.constexpr,
@@ -206,10 +232,12 @@ def forward_kernel(
     pid = tl.num_programs(0) - 1 - tl.program_id(0)
     unit, chunk, channels = program_coords(pid, sizes, chunks, BLOCK_C)
     weights = load_rows(weight, 0, 1, channels, C, M)
-    routes, unread = load_routes(weights, route, channels, C, M, RULE, THRESHOLD, OWN_REGION, SIGNED)
+    routes, unread = load_routes(
+        weights, route, channels, C, M, RULE, THRESHOLD, OWN_REGION, SIGNED, GROUP > 1
+    )
     biases = load_rows(bias, 0, 1, channels, C, M)
-    means = zero_where(unread, load_rows(mean, unit, units, channels, C, M), M)
-    variances = load_rows(var, unit, units, channels, C, M)
+    means = zero_where(unread, load_rows(mean, unit, units, channels // GROUP, C // GROUP, M), M)
+    variances = load_rows(var, unit, units, channels // GROUP, C // GROUP, M)
     scales = ()
     for m in tl.static_range(M):
         scales = scales + (inverse_std(variances[m], EPS) * weights[m],)
@@ -218,13 +246,13 @@ def forward_kernel(
         tile = locate_tile(index, unit, channels, sizes, BLOCK_L, BLOCK_P, STEP, CHANNELS_LAST, INT64)
         zs = ()
         for m in tl.static_range(M):
-            d = load_centered(x, m, tile, means[m], unread[m], CHANNELS_LAST)
+            d = load_centered(x, m, tile, means[m], unread[m], CHANNELS_LAST, 1)
             zs = zs + (d * scales[m][:, None] + biases[m][:, None],)
-        _store_y(y, zs, routes, residual, tile, M, RULE, ACTIVATION, SLOPE)
+        store_y(y, zs, routes, residual, tile, M, RULE, ACTIVATION, SLOPE)
 
 
 @triton.jit
-def _store_y(
+def store_y(
     y,
     zs,
     routes,
@@ -235,6 +263,7 @@ def _store_y(
     ACTIVATION: tl.constexpr,
     SLOPE: tl.constexpr,
 ):
+    """Exchange, add the residual, activate and store."""
     us = exchange(zs, routes, M, RULE)
     for m in tl.static_range(M):
         u = us[m]
@@ -251,7 +280,7 @@ def forward_whole_kernel(
     residual,
     route,
     y,
-    mean,  # [M * units, C], results
+    mean,  # [M * units, C // GROUP], results
     var,
     units,
     C,
@@ -262,6 +291,7 @@ def forward_whole_kernel(
     THRESHOLD: tl.constexpr,
     OWN_REGION: tl.constexpr,
     SIGNED: tl.constexpr,
+    GROUP: tl.constexpr,
     EPS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     SLOPE: tl.constexpr,
@@ -272,38 +302,44 @@ def forward_whole_kernel(
     CHANNELS_LAST: tl.constexpr,
     INT64: tl.constexpr,
 ):
-    """Compute statistics and y with one read of x, for tiles that hold whole channels."""
+    """Compute statistics and y with one read of x, for tiles that hold whole channels or groups."""
     sizes = (units, C, L, P)
-    unit, _, channels = program_coords(tl.program_id(0), sizes, 1, BLOCK_C)
+    unit, _, channels = program_coords(tl.program_id(0), sizes, 1, BLOCK_C, GROUP)
+    first = (channels < C) & (channels % GROUP == 0)
     weights = load_rows(weight, 0, 1, channels, C, M)
-    routes, _ = load_routes(weights, route, channels, C, M, RULE, THRESHOLD, OWN_REGION, SIGNED)
+    routes, _ = load_routes(weights, route, channels, C, M, RULE, THRESHOLD, OWN_REGION, SIGNED, GROUP > 1)
     biases = load_rows(bias, 0, 1, channels, C, M)
     tile = locate_tile(0, unit, channels, sizes, BLOCK_L, BLOCK_P, STEP, CHANNELS_LAST, INT64)
     zs = ()
     for m in tl.static_range(M):
-        average, variance, d = _moments(load_tile(x, m, tile, weights[m].dtype), tile.mask, L * P)
-        row = (m * units + unit) * C + channels
-        tl.store(mean + row, average, mask=channels < C)
-        tl.store(var + row, variance, mask=channels < C)
+        values = load_tile(x, m, tile, weights[m].dtype)
+        average, variance, d = moments(values, tile.mask, GROUP * L * P, tl.float64, 1, GROUP)
+        variance = variance.to(weights[m].dtype)
+        row = (m * units + unit) * (C // GROUP) + channels // GROUP
+        tl.store(mean + row, average.to(weights[m].dtype), mask=first)
+        tl.store(var + row, variance, mask=first)
         scale = inverse_std(variance, EPS) * weights[m]
         zs = zs + (d * scale[:, None] + biases[m][:, None],)
-    _store_y(y, zs, routes, residual, tile, M, RULE, ACTIVATION, SLOPE)
+    store_y(y, zs, routes, residual, tile, M, RULE, ACTIVATION, SLOPE)
 
 
 @triton.jit
-def _moments(x, mask, count):
-    """Mean and biased variance ``[BLOCK_C]`` of whole channels, and x - mean.
+def moments(x, mask, count, wide: tl.constexpr, AXIS: tl.constexpr, GROUP: tl.constexpr):
+    """Mean and biased variance of type ``wide`` over AXIS and groups of channels, and x - mean.
 
     A second step corrects the rounding of the mean, so that the mean of equal values is exactly that value.
     """
-    rough = tl.sum(x * (tl.full((1, 1), 1.0, x.dtype) / count), axis=1)
-    rest = tl.sum(tl.where(mask, x - rough[:, None], 0.0), axis=1)
-    mean = (rough.to(tl.float64) + rest.to(tl.float64) / count).to(x.dtype)
-    d = tl.where(mask, x - mean[:, None], 0.0)
-    squares = tl.sum(d * d, axis=1)
-    wide = squares.to(tl.float64)
+    sample = tl.full((1, 1), 1.0, x.dtype) / count
+    rough = join_groups(tl.sum(x * sample, axis=AXIS), GROUP)
+    apart = tl.where(mask, x - tl.expand_dims(rough, AXIS), 0.0)
+    rest = join_groups(tl.sum(apart, axis=AXIS), GROUP)
+    mean = rough.to(wide) + rest.to(wide) / count
+    d = tl.where(mask, x - tl.expand_dims(mean.to(x.dtype), AXIS), 0.0)
+    squares = join_groups(tl.sum(d * d, axis=AXIS), GROUP)
+    variance = squares.to(wide) / count
     overflow = squares > _LARGEST
     if tl.max(overflow.to(tl.int32), axis=0) > 0:
         small = d * _SHRINK
-        wide = tl.where(overflow, _unshrunk(tl.sum(small * small, axis=1)), wide)
-    return mean, (wide / count).to(x.dtype), d
+        shrunk = join_groups(tl.sum(small * small, axis=AXIS), GROUP)
+        variance = tl.where(overflow, (_unshrunk(shrunk) / count).to(wide), variance)
+    return mean, variance, d

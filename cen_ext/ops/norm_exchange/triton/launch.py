@@ -5,10 +5,11 @@
         dy, x, weight, bias, mean, var, residual?, batch_statistics, *options, route?
     ) -> (dx, dweight, dbias, dresidual)
 
-These have the signatures of the compiled ops in ``native``. With batch statistics, a channel that fits in one
-program is read once, in one launch each for forward and backward. Otherwise either has three launches, of
-which the first reads x for partial sums and the last reads it again. With given statistics either is one
-pass. Partial sums are combined in a fixed order, so results are bitwise reproducible.
+These have the signatures of the compiled ops in ``native``. With statistics of x, a channel (or, for group
+norm, a group of them) that fits in one program is read once, in one launch each for forward and backward.
+Otherwise either has three launches, of which the first reads x for partial sums and the last reads it again.
+Layer norm has one launch each. With given statistics either is one pass. Partial sums are combined in a fixed
+order, so results are bitwise reproducible.
 """
 
 from __future__ import annotations
@@ -34,13 +35,22 @@ from cen_ext.ops.norm_exchange.triton.forward import (
     join_kernel,
     statistics_kernel,
 )
+from cen_ext.ops.norm_exchange.triton.layer import (
+    layer_backward_kernel,
+    layer_backward_whole_kernel,
+    layer_kernel,
+    layer_whole_kernel,
+)
 from cen_ext.ops.norm_exchange.triton.plan import (
     BACKWARD_VALUES,
     FORWARD_VALUES,
+    JOINED_VALUES,
     MOST_TILES,
     STATISTICS_VALUES,
     Geometry,
     divide_up,
+    layer_plan,
+    layer_programs,
     multiprocessors_of,
     pass_constants,
     pass_plan,
@@ -97,9 +107,19 @@ def launch_forward(
     if mean is None or var is None:
         mean, var = batch_mean, batch_var
     mean, var = mean.contiguous(), var.contiguous()
-    g = Geometry.of(x, num_modalities, mean.shape[0] // num_modalities, order)
+    g = _geometry(x, num_modalities, mean, options)
     definition = call_constants(options, num_modalities, route is not None)
     with device_of(x):
+        if norm == "layer":
+            multiprocessors = multiprocessors_of(x.device)
+            tiles = layer_plan(g, x.dtype, 1, multiprocessors)
+            kernel = layer_whole_kernel if tiles.channels >= g.channels else layer_kernel
+            wrap_kernel(kernel)[(layer_programs(g, tiles, multiprocessors),)](
+                x, weight, bias, residual, route, y, mean, var,
+                *g.sizes, **definition, **tile_constants(g, tiles),
+            )  # fmt: skip
+            return y, batch_mean, batch_var
+        definition |= dict(GROUP=g.group)
         plan = None if given else whole_plan(g, x.dtype, tensors=1)
         if plan is not None:
             wrap_kernel(forward_whole_kernel)[(plan.programs(g),)](
@@ -116,19 +136,27 @@ def launch_forward(
     return y, batch_mean, batch_var
 
 
+def _geometry(x: Tensor, num_modalities: int, mean: Tensor, options: Options) -> Geometry:
+    """The sizes of x, whose units and groups are those that mean has values of."""
+    if options.norm == "layer":
+        return Geometry.of(x, num_modalities, 1, options.order)
+    units, group = mean.shape[0] // num_modalities, x.shape[1] // mean.shape[1]
+    return Geometry.of(x, num_modalities, units, options.order, group)
+
+
 def _statistics(x: Tensor, g: Geometry, mean: Tensor, var: Tensor) -> None:
-    """Write mean and biased variance per unit and channel to tables ``[M * units, C]``."""
+    """Write mean and biased variance per unit and group to tables ``[M * units, C // group]``."""
     apart = replace(g, modalities=1, units=g.modalities * g.units)
     plan = pass_plan(apart, x.dtype, STATISTICS_VALUES, multiprocessors_of(x.device))
     chunks = plan.chunks(g)
-    partials = mean.new_empty((3, chunks, *mean.shape), dtype=torch.float64)
+    partials = mean.new_empty((3, chunks, mean.shape[0], g.channels), dtype=torch.float64)
     wrap_kernel(statistics_kernel)[(plan.programs(apart),)](
         x, partials, *apart.sizes, **pass_constants(apart, plan)
     )
-    parts = power_above(chunks)
-    channels = max(1, min(32, 4096 // parts))
-    wrap_kernel(join_kernel)[(apart.units * divide_up(g.channels, channels),)](
-        partials, mean, var, apart.units, g.channels, chunks, BLOCK_C=channels, CHUNKS=parts
+    members = min(power_above(chunks * g.group), JOINED_VALUES)
+    groups = min(32, JOINED_VALUES // members)
+    wrap_kernel(join_kernel)[(apart.units * divide_up(mean.shape[1], groups),)](
+        partials, mean, var, apart.units, g.channels, chunks, GROUP=g.group, BLOCK_G=groups, MEMBERS=members
     )
 
 
@@ -162,24 +190,43 @@ def launch_backward(
     dy, x, residual = (_as_layout(t, layout) for t in (dy, x, residual))
     tables = [table.contiguous() for table in (weight, bias, mean, var)]
     route = _as_layout(route, torch.contiguous_format)
-    g = Geometry.of(x, num_modalities, mean.shape[0] // num_modalities, order)
+    g = _geometry(x, num_modalities, mean, options)
     definition = call_constants(options, num_modalities, route is not None)
     stored = None if residual is None else dresidual
 
     def total(sums: Tensor) -> Tensor:  # [M * units, C] -> [M, C]
         return sums if g.units == 1 else sums.view(num_modalities, g.units, g.channels).sum(1)
 
+    def grouped(sums: Tensor) -> Tensor:  # [M * units, C] -> [M * units, C // group], times weight
+        if g.group == 1:
+            return sums
+        weighted = sums.view(num_modalities, g.units, g.channels) * weight[:, None]
+        return weighted.view(*mean.shape, g.group).sum(2)
+
     with device_of(x):
+        if norm == "layer":
+            multiprocessors = multiprocessors_of(x.device)
+            tiles = layer_plan(g, x.dtype, 2, multiprocessors)
+            kernel = layer_backward_whole_kernel if tiles.channels >= g.channels else layer_backward_kernel
+            programs = layer_programs(g, tiles, multiprocessors)
+            dweights, dbiases = (weight.new_empty((programs, *weight.shape)) for _ in range(2))
+            wrap_kernel(kernel)[(programs,)](
+                dy, x, *tables, residual, route, dx, stored, dweights, dbiases,
+                *g.sizes, **definition, **tile_constants(g, tiles),
+            )  # fmt: skip
+            return dx, dweights.sum(0), dbiases.sum(0), dresidual
+        definition |= dict(GROUP=g.group)
         plan = whole_plan(g, x.dtype, tensors=2) if batch_statistics else None
         if plan is not None:
-            dweight, dbias = (weight.new_empty(mean.shape) for _ in range(2))
+            dweight, dbias = (weight.new_empty((mean.shape[0], g.channels)) for _ in range(2))
             wrap_kernel(backward_whole_kernel)[(plan.programs(g),)](
                 dy, x, *tables, residual, route, dx, stored, dweight, dbias,
                 *g.sizes, **definition, **tile_constants(g, plan),
             )  # fmt: skip
             return dx, total(dweight), total(dbias), dresidual
         plan = pass_plan(g, x.dtype, BACKWARD_VALUES, multiprocessors_of(x.device))
-        dweights, dbiases = (weight.new_empty((plan.chunks(g), *mean.shape)) for _ in range(2))
+        sums = (plan.chunks(g), mean.shape[0], g.channels)
+        dweights, dbiases = (weight.new_empty(sums) for _ in range(2))
         wrap_kernel(backward_sums_kernel)[(plan.programs(g),)](
             dy, x, *tables, residual, route, None if batch_statistics else dx, stored, dweights, dbiases,
             *g.sizes, **definition, **pass_constants(g, plan),
@@ -192,7 +239,7 @@ def launch_backward(
                 definition |= activations.constants_of("identity", 0.0)
             plan = pass_plan(g, x.dtype, BACKWARD_VALUES, multiprocessors_of(x.device), MOST_TILES)
             wrap_kernel(backward_kernel)[(plan.programs(g),)](
-                dy, x, *tables, residual, route, dx, dweight, dbias,
+                dy, x, *tables, residual, route, dx, grouped(dweight), grouped(dbias),
                 *g.sizes, **definition, **pass_constants(g, plan),
             )  # fmt: skip
     return dx, total(dweight), total(dbias), dresidual

@@ -1,12 +1,14 @@
 """Code that the Triton kernels share: addresses of tiles, and ``reference.py`` on a tile of all modalities.
 
 x consists of ``M * units`` units, each with its own statistics: one per modality for batch norm (or given
-statistics), one per row for instance norm. A channel of a unit is ``L`` lines of ``P`` positions: for
-contiguous x the rows of the unit with their spatial positions, for channels_last a single line of both. STEP
-is 1 or, in order ``"sample"``, M: a unit has every M-th row of x then, and a line is a row in either format.
-A tile is ``BLOCK_C`` channels by ``BLOCK_L * BLOCK_P`` values, ``[BLOCK_C, values]``, at the same offsets in
-every modality, because modalities exchange values. Tables (parameters, statistics, sums) are ``[M, C]`` or
-``[M * units, C]``, and arithmetic is in their dtype, float32 or float64. Tuples have an element per modality.
+statistics), one per row for instance and group norm. Group norm has GROUP channels share statistics. Layer
+norm has one unit per modality, and statistics of each of its values, over channels. A channel of a unit is
+``L`` lines of ``P`` positions: for contiguous x the rows of the unit with their spatial positions, for
+channels_last a single line of both. STEP is 1 or, in order ``"sample"``, M: a unit has every M-th row of x
+then, and a line is a row in either format. A tile is ``BLOCK_C`` channels by ``BLOCK_L * BLOCK_P`` values,
+``[BLOCK_C, values]``, at the same offsets in every modality, because modalities exchange values. Tables
+(parameters, statistics, sums) are ``[M, C]``, ``[M * units, C]`` or ``[M * units, C // GROUP]``, with
+arithmetic in their dtype, float32 or float64. Tuples have an element per modality.
 
 The numbers that define the operator are compile-time constants, because a float argument would be rounded to
 float32. RULE names what decides on the exchange: ``"none"``, ``"threshold"`` (Eq. 6, by THRESHOLD, OWN_REGION
@@ -40,12 +42,32 @@ class Tile(NamedTuple):
 
 
 @triton.jit
-def program_coords(pid, sizes, chunks, BLOCK_C: tl.constexpr):
-    """Unit, chunk and channels ``[BLOCK_C]`` of a program."""
+def program_coords(pid, sizes, chunks, BLOCK_C: tl.constexpr, GROUP: tl.constexpr = 1):
+    """Unit, chunk and channels ``[BLOCK_C]`` of a program.
+
+    Each GROUP of channels has a power of two of places, so that a program has whole groups. Channel C, which
+    there is not, fills them up.
+    """
     _, C, _, _ = sizes
-    blocks = tl.cdiv(C, BLOCK_C)
+    PLACES: tl.constexpr = triton.next_power_of_2(GROUP)
+    blocks = tl.cdiv(C // GROUP * PLACES, BLOCK_C)
     channels = pid % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    if PLACES != GROUP:
+        place = channels % PLACES
+        channels = tl.where(place < GROUP, channels // PLACES * GROUP + place, C)
     return (pid // (blocks * chunks)).to(tl.int64), pid // blocks % chunks, channels
+
+
+@triton.jit
+def locate_values(index, sizes, BLOCK_L: tl.constexpr, BLOCK_P: tl.constexpr, INT64: tl.constexpr):
+    """Line and position of the values of tile number ``index``, and whether there are any."""
+    _, _, L, P = sizes
+    integer: tl.constexpr = tl.int64 if INT64 else tl.int32
+    pieces = tl.cdiv(P, BLOCK_P)
+    value = tl.arange(0, BLOCK_L * BLOCK_P)
+    line = (index // pieces * BLOCK_L).to(integer) + value // BLOCK_P
+    position = (index % pieces * BLOCK_P).to(integer) + value % BLOCK_P
+    return line, position, (line < L) & (position < P)
 
 
 @triton.jit
@@ -63,11 +85,8 @@ def locate_tile(
     """Locate tile number ``index`` of a unit; offsets have 64 bits if INT64."""
     units, C, L, P = sizes
     integer: tl.constexpr = tl.int64 if INT64 else tl.int32
-    pieces = tl.cdiv(P, BLOCK_P)
-    value = tl.arange(0, BLOCK_L * BLOCK_P)
-    line = (index // pieces * BLOCK_L).to(integer) + value // BLOCK_P
-    position = (index % pieces * BLOCK_P).to(integer) + value % BLOCK_P
-    mask = (channels < C)[:, None] & ((line < L) & (position < P))[None, :]
+    line, position, inside = locate_values(index, sizes, BLOCK_L, BLOCK_P, INT64)
+    mask = (channels < C)[:, None] & inside[None, :]
     if CHANNELS_LAST:
         offsets = ((line * STEP * P + position) * C)[None, :] + channels.to(integer)[:, None]
     else:
@@ -112,6 +131,7 @@ def load_routes(
     THRESHOLD: tl.constexpr,
     OWN_REGION: tl.constexpr,
     SIGNED: tl.constexpr,
+    SHARED: tl.constexpr,  # whether statistics are of several channels
 ):
     """What each channel becomes, as in a route, and masks of those that no result depends on."""
     if RULE == "route":
@@ -131,7 +151,7 @@ def load_routes(
         for k in tl.static_range(M):
             if k != m:
                 lent = lent | lends(routes[k], k, m, M, RULE)
-        unread = unread + (is_replaced(routes[m]) & (lent == 0),)
+        unread = unread + (is_replaced(routes[m]) & (lent == 0) & (SHARED == 0),)
     return routes, unread
 
 
@@ -177,12 +197,24 @@ def inverse_std(var, EPS: tl.constexpr):
 
 
 @triton.jit
-def load_centered(x, m, tile, mean, unread, CHANNELS_LAST: tl.constexpr):
-    """Load x - mean of modality m, with 0 in unread channels."""
+def load_centered(x, m, tile, mean, unread, CHANNELS_LAST: tl.constexpr, AXIS: tl.constexpr):
+    """Load x - mean of modality m, with 0 in unread channels; the mean is over AXIS of a tile."""
+    means = tl.expand_dims(mean, AXIS)
     if CHANNELS_LAST:  # Masking single channels would save no memory traffic and split vector loads.
-        return tl.where(unread[:, None], 0.0, load_tile(x, m, tile, mean.dtype) - mean[:, None])
+        return tl.where(unread[:, None], 0.0, load_tile(x, m, tile, mean.dtype) - means)
     read = Tile(tile.base, tile.stride, tile.offsets, tile.mask & (unread == 0)[:, None])
-    return load_tile(x, m, read, mean.dtype) - mean[:, None]
+    return load_tile(x, m, read, mean.dtype) - means
+
+
+@triton.jit
+def join_groups(sums, GROUP: tl.constexpr):
+    """Sums over the channels of each group, in all places of ``program_coords``."""
+    if GROUP == 1:
+        return sums
+    PLACES: tl.constexpr = triton.next_power_of_2(GROUP)
+    grouped = tl.reshape(sums, (sums.shape[0] // PLACES, PLACES))
+    joint = tl.expand_dims(tl.sum(grouped, axis=1), 1)
+    return tl.reshape(tl.broadcast_to(joint, grouped.shape), sums.shape)
 
 
 @triton.jit
