@@ -6,7 +6,12 @@ from cen_ext.convert.conversion import conversion_report, make_multimodal
 from cen_ext.convert.private import PrivateNorm
 from cen_ext.convert.report import ConversionReport, NormRow
 from cen_ext.functional import norm_exchange, replaced_channels, stack_modalities, unstack_modalities
-from cen_ext.modules import ExchangeBatchNorm2d, ExchangeInstanceNorm2d
+from cen_ext.modules import (
+    ExchangeBatchNorm2d,
+    ExchangeGroupNorm,
+    ExchangeInstanceNorm2d,
+    ExchangeLayerNorm,
+)
 from cen_ext.network import (
     exchanging_layers,
     sparsity_penalty,
@@ -24,7 +29,9 @@ __all__ = [
     "Conv3x3",
     "ConversionReport",
     "ExchangeBatchNorm2d",
+    "ExchangeGroupNorm",
     "ExchangeInstanceNorm2d",
+    "ExchangeLayerNorm",
     "NormRow",
     "PrivateNorm",
     "__version__",

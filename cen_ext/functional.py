@@ -83,7 +83,7 @@ def norm_exchange(
             the C channels of each position), ``"group"`` (over spatial and the ``C // num_groups`` channels
             of each group) or ``"none"``, without statistics: weight and bias only scale and shift.
         num_groups: of norm ``"group"``, a divisor of C.
-        channel_dim: 1, or -1 where x, residual and result are ``[M*N, ..., C]``.
+        channel_dim: 1, or -1 where x, residual and result are ``[M*N, ..., C]``, the result contiguous.
         order: of the rows of x, residual and result: ``"modality"``, where sample n of modality m is row
             ``m*N + n``, or ``"sample"``, where it is row ``n*M + m``.
         training: use the statistics of x (True) or the running ones (False); of no effect on norms that
@@ -236,7 +236,7 @@ def unstack_modalities(x: Tensor, num_modalities: int, *, order: str = "modality
 
 
 def _channels_second(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Views of ``[M*N, ..., C]`` as ``[M*N, C, 1, positions]``, channels_last where x is contiguous."""
+    """``[M*N, ..., C]`` as ``[M*N, C, 1, positions]``, channels_last; views of what is contiguous."""
     for name, tensor in (("x", x), ("residual", residual)):
         if tensor is None and name == "residual":
             continue
@@ -249,7 +249,7 @@ def _channels_second(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor
     def view(tensor: Tensor) -> Tensor:
         if tensor.dim() == 2:
             return tensor
-        return tensor.flatten(1, -2).unsqueeze(1).movedim(-1, 1)
+        return tensor.contiguous().flatten(1, -2).unsqueeze(1).movedim(-1, 1)
 
     return view(x), None if residual is None else view(residual)
 

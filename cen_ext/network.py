@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from cen_ext.modules import ExchangeBatchNorm2d, ExchangeNorm
+from cen_ext.modules.base import ExchangeNorm
+from cen_ext.modules.running import ExchangeBatchNorm2d
 from cen_ext.ops.norm_exchange import reference
 from cen_ext.ops.norm_exchange.sync import check_process_group, default_group
 

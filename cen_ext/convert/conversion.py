@@ -31,7 +31,8 @@ from cen_ext.convert.report import (
     NormRow,
     listed,
 )
-from cen_ext.modules import ExchangeBatchNorm2d, ExchangeInstanceNorm2d, ExchangeNorm
+from cen_ext.modules.base import ExchangeNorm
+from cen_ext.modules.running import ExchangeBatchNorm2d, ExchangeInstanceNorm2d
 from cen_ext.ops.norm_exchange import sync
 from cen_ext.tables import is_sharded
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from types import FrameType
 from typing import Protocol
 
-# Modules whose functions turn a batch norm into another layer, which takes tables [C] and does not exchange.
+# Modules whose functions turn a norm into another layer, which takes tables [C] and does not exchange.
 _REBUILDING = (
     "apex.parallel",
     "detectron2.layers.batch_norm",
+    "liger_kernel.transformers.monkey_patch",
     "timm.layers.norm_act",
     "timm.layers.split_batchnorm",
+    "torch.ao.nn.quantized.modules.normalization",
     "torch.nn.modules.batchnorm",
     "torch.nn.utils.fusion",
     "torch.utils.mkldnn",
@@ -28,10 +30,12 @@ def refuse_rebuilding(norm: Norm, reader: FrameType) -> None:
     """Raise TypeError where eps is read, as all that rebuilds a norm must, by a function that would."""
     module = reader.f_globals.get("__name__", "")
     if module.startswith(_REBUILDING):
+        remedy = ""
+        if hasattr(norm, "running_mean"):
+            remedy = ": cen_ext.synchronize_statistics synchronizes its statistics, eval() freezes them"
         raise TypeError(
             f"{module}.{reader.f_code.co_name} cannot turn {type(norm).__name__}, the private norms of "
-            "several modalities, into a layer of one: cen_ext.synchronize_statistics synchronizes its "
-            "statistics, eval() freezes them"
+            f"several modalities, into a layer of one{remedy}"
         )
 
 

@@ -13,13 +13,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cen_ext import ExchangeBatchNorm2d, ExchangeInstanceNorm2d, stack_modalities, unstack_modalities
+from cen_ext import (
+    ExchangeBatchNorm2d,
+    ExchangeGroupNorm,
+    ExchangeInstanceNorm2d,
+    ExchangeLayerNorm,
+    stack_modalities,
+    unstack_modalities,
+)
 from cen_ext.modules import ExchangeNorm
 
 KINDS: dict[type[nn.Module], type[ExchangeNorm]] = {
     nn.BatchNorm2d: ExchangeBatchNorm2d,
     nn.InstanceNorm2d: ExchangeInstanceNorm2d,
+    nn.LayerNorm: ExchangeLayerNorm,
+    nn.GroupNorm: ExchangeGroupNorm,
 }
+# torch's arguments that say how many channels there are, which come first here, too.
+_SIZES = ("num_features", "normalized_shape", "num_groups", "num_channels")
 # M, the threshold and the order of rows. The scales are below 2: there all channels of a share are replaced.
 VARIANTS = {
     "one": (1, 0.0, "modality"),
@@ -103,18 +114,20 @@ def _ours(torch_class: type[nn.Module], variant: str, single: Any) -> Any:
     bound = inspect.signature(torch_class).bind(*made.args, **made.kwargs)
     bound.apply_defaults()
     options = dict(bound.arguments)
-    affine, bias = options["affine"], options.pop("bias", True)
+    affine = options.get("affine", options.get("elementwise_affine"))
     (x,) = single.forward_input.args
-    # No layer here lacks the shift alone, a batch axis, or the scales that a threshold is compared with.
-    if not bias or x.dim() != 4 or (threshold > 0 and not affine):
+    # No layer here lacks a batch axis, channels, or the scales that a threshold is compared with.
+    shape = options.get("normalized_shape", 1)
+    several = not isinstance(shape, int) and len(shape) > 1
+    batched = x.dim() == 4 if "num_features" in options else x.dim() > 1
+    if several or not batched or (threshold > 0 and not affine):
         return None
     function_input = common_modules().FunctionInput
     for name in ("device", "dtype"):
         options.pop(name)
+    sizes = [options.pop(name) for name in _SIZES if name in options]
     return common_modules().ModuleInput(
-        function_input(
-            options.pop("num_features"), num_modalities, threshold=threshold, order=order, **options
-        ),
+        function_input(*sizes, num_modalities=num_modalities, threshold=threshold, order=order, **options),
         function_input(
             stack_modalities([x.detach()] * num_modalities, order=order).requires_grad_(x.requires_grad)
         ),
@@ -160,7 +173,7 @@ def _case(info: Any, single: Any, training: bool) -> Case:
         made.kwargs,
         single.forward_input.args[0].detach(),
         training,
-        made.args[1] if issubclass(info.module_cls, ExchangeNorm) else 1,
+        made.kwargs.get("num_modalities", 1),
         single.reference_fn,
         f"{single.desc or 'default'}, {'training' if training else 'eval'}",
     )
