@@ -1,6 +1,6 @@
 """Any network with norms, turned into one of several modalities, which exchanges channels."""
 
-from cen_ext.convert.conversion import conversion_report, make_multimodal, replace_norms
+from cen_ext.convert.conversion import conversion_report, layer_for, make_multimodal, replace_norms
 from cen_ext.convert.private import PrivateNorm
 from cen_ext.convert.report import ConversionReport, NormRow
 
@@ -9,6 +9,7 @@ __all__ = [
     "NormRow",
     "PrivateNorm",
     "conversion_report",
+    "layer_for",
     "make_multimodal",
     "replace_norms",
 ]

@@ -6,21 +6,17 @@ import copy
 import difflib
 import warnings
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.weight_norm import WeightNorm
 
 from cen_ext.convert.example import check_example
-from cen_ext.convert.inspection import (
-    Found,
-    ends_in_act,
-    find_norms,
-    norm_kind,
-    own_class,
-)
-from cen_ext.convert.private import PrivateNorm, joined_class, make_private
+from cen_ext.convert.inspection import Found, channel_dim, find_norms, is_of_single_rows, norm_kind
+from cen_ext.convert.private import make_private
+from cen_ext.convert.replacing import MakeNorm, carry_over, disable_fast_path, replacement, tie
 from cen_ext.convert.report import (
     CONVERTED,
     PRIVATE,
@@ -31,14 +27,12 @@ from cen_ext.convert.report import (
     NormRow,
     listed,
 )
-from cen_ext.modules.base import ExchangeNorm
+from cen_ext.modules.base import ExchangeNorm, Mask
+from cen_ext.modules.rows import ExchangeGroupNorm, ExchangeLayerNorm
 from cen_ext.modules.running import ExchangeBatchNorm2d, ExchangeInstanceNorm2d
-from cen_ext.ops.norm_exchange import sync
 from cen_ext.tables import is_sharded
 
 Where = Callable[[str, nn.Module], bool] | Collection[str]
-# (the original norm, whether it exchanges, the activation to fuse) -> the norm of M modalities
-MakeNorm = Callable[[Any, bool, str], nn.Module]
 
 _LAYERS: dict[type[Any], type[ExchangeNorm]] = {
     nn.BatchNorm1d: ExchangeBatchNorm2d,
@@ -48,42 +42,31 @@ _LAYERS: dict[type[Any], type[ExchangeNorm]] = {
     nn.InstanceNorm1d: ExchangeInstanceNorm2d,
     nn.InstanceNorm2d: ExchangeInstanceNorm2d,
     nn.InstanceNorm3d: ExchangeInstanceNorm2d,
+    nn.LayerNorm: ExchangeLayerNorm,
+    nn.GroupNorm: ExchangeGroupNorm,
 }
-# What the layers define, which a norm that becomes one of them, and its class, must not.
-_RESERVED = {name for base in ExchangeNorm.__mro__ if "cen_ext" in base.__module__ for name in vars(base)}
-_RESERVED |= vars(ExchangeBatchNorm2d(1, 1)).keys() - vars(nn.SyncBatchNorm(1)).keys()
-_FUSED: dict[type[nn.Module], str] = {
-    nn.Identity: "identity",
-    nn.ReLU: "relu",
-    nn.ReLU6: "relu6",
-    nn.LeakyReLU: "leaky_relu",
-    nn.SiLU: "silu",
-    nn.Hardswish: "hardswish",
-}
-_FUSED_GELU = {"none": "gelu", "tanh": "gelu_tanh"}  # by nn.GELU's ``approximate``
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-)
+
+
+def _reserved(ours: nn.Module, theirs: nn.Module) -> set[str]:
+    """What a layer and its classes define, which a norm that becomes one, and its class, must not."""
+    bases = (base for base in type(ours).__mro__ if "cen_ext" in base.__module__)
+    return {name for base in bases for name in vars(base)} | (vars(ours).keys() - vars(theirs).keys())
+
+
+_RESERVED = {kind: _reserved(ExchangeBatchNorm2d(1, 1), nn.SyncBatchNorm(1)) for kind in _LAYERS}
+_RESERVED[nn.LayerNorm] = _reserved(ExchangeLayerNorm(1, 1), nn.LayerNorm(1))
+_RESERVED[nn.GroupNorm] = _reserved(ExchangeGroupNorm(1, 1, 1), nn.GroupNorm(1, 1))
 
 
 def make_multimodal(
     module: nn.Module,
     num_modalities: int,
-    threshold: float = 0.02,
+    threshold: float | None = None,
     where: Where | None = None,
     *,
     region: str = "own",
     criterion: str = "abs",
+    mask: Mask | None = None,
     order: str = "modality",
     shared: Collection[str] = (),
     example: Any = None,
@@ -91,10 +74,12 @@ def make_multimodal(
 ) -> nn.Module:
     """A copy of a single-modality network that takes M stacked modalities and exchanges their channels.
 
-    BatchNorm1d/2d/3d, SyncBatchNorm and InstanceNorm1d/2d/3d at or below ``module`` become M private norms
-    that exchange (Wang et al., NeurIPS 2020, section 3.3 and 3.4). LayerNorm, GroupNorm, RMSNorm and timm's
-    relatives, norms of each row by itself, become M private ones that do not (``PrivateNorm``). All else is
-    shared between the modalities and must treat the rows of a batch alike. Feed the network
+    BatchNorm1d/2d/3d, SyncBatchNorm, InstanceNorm1d/2d/3d, LayerNorm of the channels and GroupNorm at or
+    below ``module`` become M private norms that exchange (Wang et al., NeurIPS 2020, section 3.3 and 3.4),
+    wherever they are: the paper has batch and instance norms alone, and ``where`` can keep to those of a
+    network that has others, too. LayerNorm of several dimensions, RMSNorm and timm's relatives, norms of
+    each row by itself, become M private ones that do not exchange (``PrivateNorm``). All else is shared
+    between the modalities and must treat the rows of a batch alike. Feed the network
     ``stack_modalities([x_0, ...])`` and split what it returns with ``unstack_modalities``. One that splits or
     joins the batch axis, or is split along it (microbatches, pipelining, ``torch.nn.DataParallel``), needs
     ``order="sample"`` in all three; one that folds windows into it needs ``"modality"``.
@@ -106,10 +91,11 @@ def make_multimodal(
     not train. A norm used at several places stays one layer, and a parameter that norms share stays one. A
     SyncBatchNorm stays synchronized where torch.distributed is initialized.
 
-    timm's BatchNormAct2d and SyncBatchNormAct, norms that end in ``drop`` and ``act``, exchange, too. The
-    operator applies torch's ReLU, ReLU6, LeakyReLU, SiLU, GELU, Hardswish and Identity itself; the layer's
-    ``act`` is then an Identity. Any other activation, and any after a drop, follows the exchange as the
-    module that it was.
+    timm's BatchNormAct2d, GroupNormAct and the like, norms that end in ``drop`` and ``act``, exchange, too.
+    The operator applies torch's ReLU, ReLU6, LeakyReLU, SiLU, GELU, Hardswish and Identity itself; the
+    layer's ``act`` is then an Identity. Any other activation, and any after a drop, follows the exchange as
+    the module that it was. A LayerNorm or GroupNorm with a forward of its own (timm's, LayerNorm2d) is run on
+    noise and exchanges if it computes what torch's does, over the last dimension or over the second one.
 
     Any other layer that is called a norm, keeps running statistics or calls a function of batch norm is run
     on noise. If it mixes the rows of a batch, it is refused. If not, it stays shared: a frozen batch norm, a
@@ -122,7 +108,10 @@ def make_multimodal(
     Args:
         module: the network, left as it is.
         num_modalities: M >= 1.
-        threshold, region, criterion: of the layers that exchange, as in ``norm_exchange``.
+        threshold: of the layers that exchange, as in ``norm_exchange``; None for 0.02, or for none with mask.
+        region, criterion: of the same.
+        mask: in place of these three, a function of the scales, as in ``ExchangeNorm``, for the layers that
+            exchange; each gets a copy of its own. A ``replaced`` or ``lender`` is given to the layers.
         where: which layers exchange: ``where(name, norm)`` is true; or the names of the norms or of modules
             that contain them; None for all of them. The others become private norms with threshold 0.
         order: of the rows, as in ``stack_modalities``.
@@ -140,20 +129,17 @@ def make_multimodal(
             modalities are mixed; the rest as ``ExchangeNorm``.
     """
 
+    if threshold is None:
+        threshold = 0.02 if mask is None else 0.0
     options: dict[str, Any] = {"region": region, "criterion": criterion, "order": order, "backend": backend}
-    ExchangeBatchNorm2d(1, num_modalities, threshold=threshold, **options)  # refuses bad arguments
+    ExchangeBatchNorm2d(1, num_modalities, threshold=threshold, mask=mask, **options)  # refuses bad arguments
 
     def make_norm(norm: Any, exchanges: bool, activation: str) -> ExchangeNorm:
-        kind = norm_kind(norm)
-        assert kind is not None
-        return _LAYERS[kind](
-            norm.num_features,
-            num_modalities,
-            threshold=threshold if exchanges else 0.0,
-            activation=activation,
-            track_running_stats=norm.running_mean is not None,
-            **options,
-        )
+        layer, channels = layer_for(norm)
+        own = dict(options, threshold=threshold, mask=copy.deepcopy(mask)) if exchanges else options
+        if hasattr(norm, "running_mean"):
+            own = dict(own, track_running_stats=norm.running_mean is not None)
+        return layer(channels, num_modalities, activation=activation, **own)
 
     converted = _replace(module, make_norm, where, shared, (num_modalities, order))
     if example is not None:
@@ -164,14 +150,14 @@ def make_multimodal(
 def replace_norms(module: nn.Module, make_norm: MakeNorm, where: Where | None = None) -> nn.Module:
     """A copy of a network in which ``make_norm`` makes the norms, which begin as the original's.
 
-    This is ``make_multimodal`` with norms of one's own. Norms of single rows stay shared.
+    This is ``make_multimodal`` with norms of one's own. Norms that do not exchange there stay shared.
 
     Args:
         module: the network, left as it is.
         make_norm: called as ``make_norm(norm, exchanges, activation)`` for each norm layer that
             ``make_multimodal`` lets exchange: the original, whether ``where`` picks it, and the name of an
-            activation of ``norm_exchange``, which the result must apply last. The result takes a stacked
-            ``[M*N, C, *spatial]`` and loads a state dict of torch's norm, as ``ExchangeNorm`` does. Its
+            activation of ``norm_exchange``, which the result must apply last. The result takes what the norm
+            does, stacked, and loads a state dict of torch's norm, as what ``layer_for`` returns does. Its
             device, dtype, training mode, ``eps``, ``momentum`` and ``negative_slope`` are set afterwards, and
             its parameters' ``requires_grad``.
         where: as for ``make_multimodal``.
@@ -181,6 +167,26 @@ def replace_norms(module: nn.Module, make_norm: MakeNorm, where: Where | None = 
             original has, or the other way round.
     """
     return _replace(module, make_norm, where, (), None)
+
+
+def layer_for(norm: Any) -> tuple[Callable[..., ExchangeNorm], int]:
+    """What makes the exchanging layer for a norm of torch's, and the norm's channels.
+
+    Returns:
+        A class or function, called as ``layer(channels, num_modalities, **options)`` with further arguments
+        of ``ExchangeNorm``; and C.
+
+    Raises:
+        KeyError: it is no norm that ``make_multimodal`` lets exchange.
+    """
+    kind = norm_kind(norm)
+    layer = _LAYERS[kind]  # type: ignore[index]  # None is no key either
+    if kind is nn.LayerNorm:
+        last = channel_dim(norm)
+        return partial(layer, bias=norm.bias is not None, channel_dim=last), norm.normalized_shape[0]
+    if kind is nn.GroupNorm:
+        return partial(layer, norm.num_groups, bias=norm.bias is not None), norm.num_channels
+    return layer, norm.num_features
 
 
 def conversion_report(module: nn.Module, *, shared: Collection[str] = ()) -> ConversionReport:
@@ -240,17 +246,17 @@ def _replace(
     # deepcopy asks the memo first: wherever a norm is referred to, its replacement comes instead.
     replacements: dict[int, Any] = {}
     for layer, norm in converted.items():
-        replacements[id(layer)] = _replacement(norm.names[0], layer, make_norm, layer in exchanging, like)
-    _tie(converted, replacements)
+        replacements[id(layer)] = replacement(norm.names[0], layer, make_norm, layer in exchanging, like)
+    tie(converted, replacements)
     for layer in converted:
-        _carry_over(layer, replacements)
+        carry_over(layer, replacements)
     result = copy.deepcopy(module, replacements)
     if private is not None:
         names = {norm.names[0] for norm in found if norm.outcome == PRIVATE}
         tables: dict[nn.Parameter, nn.Parameter] = {}
         for layer in [layer for name, layer in result.named_modules() if name in names]:
             make_private(layer, *private, tables)
-        _disable_fast_path(result)
+        disable_fast_path(result)
     return result
 
 
@@ -263,21 +269,22 @@ def _refuse_and_warn(norms: list[Found], private_rows: tuple[int, str] | None) -
     if not converted and not private:
         kinds = ", ".join(sorted({row.kind for row in shared}))
         found = f"; those that it has cannot exchange: {kinds}" if kinds else ""
-        raise ValueError(f"module has no BatchNorm, SyncBatchNorm or InstanceNorm layer{found}")
+        raise ValueError(f"module has no BatchNorm, InstanceNorm, LayerNorm or GroupNorm layer{found}")
     layers = {name: norm.layer for norm in norms for name in norm.names}
     trains = tuple(row for row in shared if any(p.requires_grad for p in layers[row.name].parameters()))
     unasked = tuple(row for row in trains if row.reason != "is listed in shared")
     messages = []
     if private:
         none = "" if converted else ", and the network has none that does"
-        folded = ""
-        if private_rows is not None and private_rows[1] == "sample":
-            folded = (
-                "; with order='sample' they must not get windows folded into the batch axis (give example)"
-            )
         messages.append(
             f"norms without an exchange version become private copies that do not exchange{none}: "
-            f"{listed(private)}{folded}"
+            f"{listed(private)}"
+        )
+    by_row = tuple(row for row in (*private, *converted) if is_of_single_rows(layers[row.name]))
+    if by_row and private_rows is not None and private_rows[1] == "sample":
+        messages.append(
+            "norms of each row by itself must not get windows folded into the batch axis with order='sample' "
+            f"(give example to find out): {listed(by_row)}"
         )
     if unasked:
         messages.append(
@@ -332,88 +339,3 @@ def _at_or_below(layers: dict[str, nn.Module], names: Collection[str], none: str
             raise ValueError(f"{none} at or below {wanted!r}; close names: {close}")
         picked |= below
     return picked
-
-
-def _replacement(name: str, norm: Any, make_norm: MakeNorm, exchanges: bool, like: Tensor) -> Any:
-    """Call make_norm, and copy the norm's values; without any, take dtype and device from ``like``."""
-    like = next((t for t in (norm.weight, norm.running_mean) if t is not None), like)
-    with torch.device(like.device):
-        layer: Any = make_norm(norm, exchanges, _fused_activation(norm) or "identity").to(like.dtype)
-    layer.eps, layer.momentum = norm.eps, norm.momentum
-    layer.track_running_stats = norm.track_running_stats
-    if _fused_activation(norm) == "leaky_relu":
-        layer.negative_slope = norm.act.negative_slope
-    if isinstance(norm, nn.SyncBatchNorm):
-        layer.process_group = norm.process_group or sync.default_group()
-    own = (*norm.named_parameters(recurse=False), *norm.named_buffers(recurse=False))
-    missing, unexpected = layer.load_state_dict(dict(own), strict=False)  # [C] into every modality
-    wrong = [*unexpected, *(key for key in missing if key.startswith("running_"))]
-    if wrong:
-        raise ValueError(
-            f"make_norm: its {type(layer).__name__} for norm {name!r} and the original differ in {wrong}"
-        )
-    parameters = dict(layer.named_parameters(recurse=False))
-    for key, parameter in norm.named_parameters(recurse=False):
-        parameters[key].requires_grad_(parameter.requires_grad)
-    if norm.bias is None and norm.weight is not None and "bias" in parameters:
-        parameters["bias"].requires_grad_(False)
-    if (cls := own_class(norm)) is not None and isinstance(layer, ExchangeNorm):
-        layer.__class__ = joined_class(type(layer), cls)
-    layer.train(norm.training)
-    return layer
-
-
-def _fused_activation(norm: Any) -> str | None:
-    """The activation that the operator applies in the place of the layer's own, or None."""
-    if not ends_in_act(norm):
-        return "identity"
-    if type(norm.drop) is not nn.Identity:
-        return None
-    if type(norm.act) is nn.GELU:
-        return _FUSED_GELU.get(norm.act.approximate)
-    return _FUSED.get(type(norm.act))
-
-
-def _tie(converted: Iterable[Any], replacements: dict[int, Any]) -> None:
-    """Let the replacements of norms that share parameters or buffers share theirs."""
-    first: dict[Tensor, Tensor] = {}
-    for norm in converted:
-        layer = replacements[id(norm)]
-        for kind in ("_parameters", "_buffers"):
-            ours, theirs = getattr(layer, kind), getattr(norm, kind)
-            for key in ours.keys() & theirs.keys():
-                if theirs[key] is not None:
-                    ours[key] = first.setdefault(theirs[key], ours[key])
-
-
-def _carry_over(norm: Any, replacements: dict[int, Any]) -> None:
-    """Give the replacement of a norm what else it has: drop and act, hooks, attributes, modules.
-
-    Drop and act, where they are not fused, are called by a hook: whatever class make_norm has chosen, the
-    layer stays the one that its state is named after.
-    """
-    layer = replacements[id(norm)]
-    left = vars(norm).keys() - vars(nn.BatchNorm2d(1)).keys() - vars(layer).keys()
-    for name in left - {"process_group"}:
-        layer.__dict__[name] = copy.deepcopy(vars(norm)[name], replacements)
-    for name, child in norm.named_children():
-        layer.add_module(name, copy.deepcopy(child, replacements))
-    if ends_in_act(norm):
-        if _fused_activation(norm) is not None:
-            layer.drop, layer.act = nn.Identity(), nn.Identity()
-        else:
-            layer.register_forward_hook(_drop_and_act)
-    for name in _HOOKS:
-        getattr(layer, name).update(copy.deepcopy(vars(norm)[name], replacements))
-    layer._is_full_backward_hook = norm._is_full_backward_hook
-
-
-def _drop_and_act(layer: Any, inputs: Any, y: Tensor) -> Any:
-    return layer.act(layer.drop(y))
-
-
-def _disable_fast_path(module: nn.Module) -> None:
-    """Keep torch's transformer layers from handing the tables of private norms to one kernel."""
-    for layer in module.modules():
-        if isinstance(layer, nn.TransformerEncoderLayer) and isinstance(layer.norm1, PrivateNorm):
-            layer.activation_relu_or_gelu = 0  # by which it tells that it has no such kernel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from cen_ext.convert.code import calls_batch_norm
-from cen_ext.convert.probing import mixes_rows
+from cen_ext.convert.probing import mixes_rows, normalized_dim
 from cen_ext.convert.report import CONVERTED, KEPT, PRIVATE, REFUSED, SHARED, UNKNOWN
 from cen_ext.tables import PrivateTables, is_sharded
 
@@ -27,15 +28,20 @@ _KINDS = (
     nn.InstanceNorm2d,
     nn.InstanceNorm3d,
 )
+_ROW_KINDS = (nn.LayerNorm, nn.GroupNorm)
+_TORCHS: dict[type[Any], Collection[str]] = {kind: vars(kind(1)).keys() for kind in (*_KINDS, nn.LayerNorm)}
+_TORCHS[nn.GroupNorm] = vars(nn.GroupNorm(1, 1)).keys()
 # timm's layers are known by name: the library needs torch alone. Those of a norm, ``drop`` and ``act``:
 _NORM_ACTS = ("BatchNormAct2d", "SyncBatchNormAct")
-_OF_SINGLE_ROWS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_OF_SINGLE_ROWS = (*_ROW_KINDS, nn.RMSNorm)
 _OF_SINGLE_ROWS_BY_NAME = re.compile("(Rms|Simple)Norm(Act)?(2d)?(Fp32)?")
 _TABLES = frozenset({"weight", "bias"})
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 # What every class defines, or may define without changing what its layers do.
 _HARMLESS = {"__annotations__", "__doc__", "__init__", "__module__", "extra_repr"}
 _HARMLESS |= {"__firstlineno__", "__static_attributes__"}  # of Python 3.13
+
+Reserved = Mapping[type[Any], Collection[str]]  # by kind of norm
 
 
 @dataclass(frozen=True)
@@ -49,14 +55,14 @@ class Found:
 
 
 def find_norms(
-    module: nn.Module, shared: Collection[nn.Module], privately: bool, reserved: Collection[str]
+    module: nn.Module, shared: Collection[nn.Module], privately: bool, reserved: Reserved
 ) -> list[Found]:
     """Every layer at or below ``module`` that is a norm, looks like one, or computes one.
 
     Args:
         shared: layers that stay as they are, whatever they do.
-        privately: whether norms of single rows become private copies rather than stay.
-        reserved: names that norms and their classes must not define, as the private norms do.
+        privately: whether norms of single rows that do not exchange become private copies, not shared.
+        reserved: names that norms of a kind, and their classes, must not define, as the exchanging norms do.
     """
     names: dict[nn.Module, list[str]] = {}
     for name, layer in module.named_modules(remove_duplicate=False):
@@ -71,21 +77,45 @@ def find_norms(
 
 
 def norm_kind(layer: nn.Module) -> type[Any] | None:
-    """Which of torch's batch and instance norms the layer is. Ours are of these classes, too: None."""
+    """Which of torch's norms that can exchange the layer is. Ours are of these classes, too: None."""
     if isinstance(layer, PrivateTables):
         return None
-    return next((kind for kind in _KINDS if isinstance(layer, kind)), None)
+    return next((kind for kind in (*_KINDS, *_ROW_KINDS) if isinstance(layer, kind)), None)
+
+
+def is_of_single_rows(layer: nn.Module) -> bool:
+    """Whether the layer is a LayerNorm, GroupNorm, RMSNorm or one of timm's relatives."""
+    named = _OF_SINGLE_ROWS_BY_NAME.fullmatch(_forward_class(layer).__name__)
+    return isinstance(layer, _OF_SINGLE_ROWS) or named is not None
+
+
+def channel_dim(norm: Any) -> int | None:
+    """The dimension of the channels, 1 or -1, of a LayerNorm or GroupNorm that computes what torch's does.
+
+    None if it computes anything else, or has statistics over several dimensions of its input.
+    """
+    if isinstance(norm, nn.LayerNorm) and len(norm.normalized_shape) != 1:
+        return None
+    if _has_torchs_forward(norm):
+        return -1 if isinstance(norm, nn.LayerNorm) else 1
+    if len(inspect.signature(type(norm).forward).parameters) != 2 or _is_container(norm):  # self and x
+        return None
+    return normalized_dim(norm, ("drop", "act") if ends_in_act(norm) else ())
 
 
 def ends_in_act(layer: nn.Module) -> bool:
-    """Whether the layer is timm's norm, drop and act in one, with timm's forward."""
-    known = _forward_class(layer).__name__ in _NORM_ACTS and norm_kind(layer) is not None
+    """Whether the layer is a norm, drop and act in one, as timm has them."""
+    kind = norm_kind(layer)
+    known = kind in _ROW_KINDS and not _has_torchs_forward(layer)
+    if kind in _KINDS:
+        known = _forward_class(layer).__name__ in _NORM_ACTS
     return known and all(isinstance(getattr(layer, part, None), nn.Module) for part in ("drop", "act"))
 
 
 def own_class(layer: nn.Module) -> type[nn.Module] | None:
-    """The class of a norm, if it is neither torch's nor timm's but derives from one of these."""
-    plain = _forward_class(layer) if ends_in_act(layer) else norm_kind(layer)
+    """The class of a norm, if it is not torch's, nor timm's of batch norms with drop and act."""
+    kind = norm_kind(layer)
+    plain = _forward_class(layer) if kind in _KINDS and ends_in_act(layer) else kind
     return None if type(layer) is plain else type(layer)
 
 
@@ -95,7 +125,7 @@ class _Network:
 
     rows_first: bool  # for all one knows, dimension 0 of what its layers take is the batch axis
     privately: bool
-    reserved: Collection[str]
+    reserved: Reserved
     calls: dict[type[Any], bool]  # of classes seen so far
     mixes: dict[type[Any], bool | None]
 
@@ -105,8 +135,8 @@ class _Network:
             return KEPT, "is a layer of cen_ext"
         if isinstance(layer, LazyModuleMixin) and getattr(layer, "cls_to_become", None) in _KINDS:
             return REFUSED, "is lazy and has no channels yet: run the network once before"
-        kind = norm_kind(layer)
-        of_single_rows = _is_of_single_rows(layer)
+        of_single_rows = is_of_single_rows(layer)
+        kind = None if of_single_rows else norm_kind(layer)
         functional = kind is None and not of_single_rows and self._calls_batch_norm(layer)
         if kind is None and not of_single_rows and not functional and not _looks_like_a_norm(layer):
             return None
@@ -115,7 +145,7 @@ class _Network:
         if any(map(is_sharded, layer.parameters(recurse=False))):
             return REFUSED, "is sharded (DTensor): convert before fully_shard or distribute_module"
         if kind is not None:
-            return _verdict_on_kind(layer, kind, self.reserved)
+            return _verdict_on_kind(layer, kind, self.reserved[kind])
         if of_single_rows and "forward" not in vars(layer):
             return self._verdict_on_single_rows(layer)
         return _verdict_on_unknown(layer, functional)
@@ -145,9 +175,18 @@ class _Network:
             return SHARED, "has no parameters, and treats each row by itself"
         if not self.rows_first:
             return SHARED, "the network has layers with batch_first=False; it treats each row by itself"
-        if not self.privately:
-            return SHARED, "treats each row by itself"
-        return PRIVATE, "treats each row by itself and has no exchange version"
+        kind = norm_kind(layer)
+        if kind is None:
+            reason = "has no exchange version"
+        elif channel_dim(layer) is None:
+            reason = (
+                f"computes another norm than nn.{kind.__name__} of the channels, without exchange version"
+            )
+        elif clash := _clash(layer, kind, self.reserved[kind]):
+            reason = f"{clash[0]}: no exchange version keeps that"
+        else:
+            return CONVERTED, f"is a {kind.__name__}"
+        return PRIVATE if self.privately else SHARED, f"treats each row by itself and {reason}"
 
 
 def _verdict_on_kind(layer: nn.Module, kind: type[Any], reserved: Collection[str]) -> tuple[str, str]:
@@ -161,14 +200,24 @@ def _verdict_on_kind(layer: nn.Module, kind: type[Any], reserved: Collection[str
         if mixes_rows(layer) is False:
             return SHARED, "has a forward of its own, which treats each row by itself"
         return REFUSED, f"{own}, whose forward is not that of nn.{kind.__name__}"
-    own_attributes = vars(layer).keys() - vars(kind(1)).keys()
+    if clash := _clash(layer, kind, reserved):
+        return REFUSED, "".join(clash)
+    return CONVERTED, f"is a {kind.__name__}"
+
+
+def _clash(layer: nn.Module, kind: type[Any], reserved: Collection[str]) -> tuple[str, str] | None:
+    """What an exchanging layer of this kind would take from the norm, and the remedy; None for nothing."""
+    own = f"is a {type(layer).__name__}"
+    own_attributes = vars(layer).keys() - _TORCHS[kind]
     if clashing := sorted(own_attributes.intersection(reserved)):
-        return REFUSED, f"{own} with {', '.join(clashing)}, which the private norms have, too: rename these"
+        return f"{own} with {', '.join(clashing)}, which the private norms have, too", ": rename these"
     if cls := own_class(layer):
         added = {name for base in _bases_before(cls, kind) for name in vars(base)} - _HARMLESS
+        if kind in _ROW_KINDS:
+            added -= {"forward"}  # which computes the same
         if changed := sorted(added.intersection(reserved)):
-            return REFUSED, f"{own}, whose {', '.join(changed)} would be lost: use nn.{kind.__name__}"
-    return CONVERTED, f"is a {kind.__name__}"
+            return f"{own}, whose {', '.join(changed)} would be lost", f": use nn.{kind.__name__}"
+    return None
 
 
 def _verdict_on_unknown(layer: nn.Module, functional: bool) -> tuple[str, str]:
@@ -205,11 +254,6 @@ def _bases_before(cls: type[Any], kind: type[Any]) -> list[type[Any]]:
 
 def _has_torchs_forward(layer: nn.Module) -> bool:
     return any(isinstance(layer, kind) and type(layer).forward is kind.forward for kind in _OF_SINGLE_ROWS)
-
-
-def _is_of_single_rows(layer: nn.Module) -> bool:
-    named = _OF_SINGLE_ROWS_BY_NAME.fullmatch(_forward_class(layer).__name__)
-    return isinstance(layer, _OF_SINGLE_ROWS) or named is not None
 
 
 def _looks_like_a_norm(layer: nn.Module) -> bool:

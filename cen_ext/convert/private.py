@@ -8,16 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
+from cen_ext.convert.joining import joined_class, new_joined
 from cen_ext.functional import stack_modalities, unstack_modalities
 from cen_ext.ops import fx
 from cen_ext.ops.refusals import refuse_data_parallel
 from cen_ext.tables import PrivateTables
 
+_new_joined = new_joined  # layers that were pickled before name this
+
 
 class PrivateNorm(PrivateTables):
     """M copies of a norm that treats each row by itself, one per modality, without exchange.
 
-    ``make_multimodal`` makes them of LayerNorm, GroupNorm, RMSNorm and their relatives. Each is of its
+    ``make_multimodal`` makes them of RMSNorm, LayerNorm of several dimensions and others. Each is of its
     original's class, too, and runs that class's forward on the rows of every modality with that modality's
     scales and shifts. Takes the stacked ``[M*N, ...]``, with rows on the first axis. In order "modality",
     windows or patches that a network folds into it behind the rows are rows, too.
@@ -94,29 +97,3 @@ def make_private(
             stacked = parameter.detach().flatten().repeat(num_modalities)
             tables[parameter] = nn.Parameter(stacked, parameter.requires_grad)
         norm._parameters[name] = tables[parameter]
-
-
-_joined: dict[tuple[type, type], type] = {}
-
-
-def joined_class(ours: type, theirs: type) -> Any:
-    """A class with what both have, ours first, whose instances can be pickled.
-
-    Raises:
-        TypeError: there can be no such class.
-    """
-    if (ours, theirs) not in _joined:
-        own = {"__module__": ours.__module__, "__reduce_ex__": _reduce_joined}
-        _joined[ours, theirs] = type(f"{ours.__name__}[{theirs.__name__}]", (ours, theirs), own)
-    return _joined[ours, theirs]
-
-
-def _reduce_joined(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
-    ours, theirs = type(self).__bases__
-    reduced: Any = super(type(self), self).__reduce_ex__(protocol)
-    return _new_joined, (ours, theirs), *reduced[2:]
-
-
-def _new_joined(ours: type, theirs: type) -> Any:
-    cls = joined_class(ours, theirs)
-    return cls.__new__(cls)

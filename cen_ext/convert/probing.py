@@ -1,14 +1,16 @@
-"""Whether a layer keeps the rows of a batch apart, found by running it on noise."""
+"""Whether a layer keeps the rows of a batch apart, and which norm it is, found by running it on noise."""
 
 from __future__ import annotations
 
 import copy
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
@@ -81,12 +83,69 @@ def _run(layer: nn.Module, x: Tensor, training: bool) -> tuple[list[Tensor], lis
     layer = _on_cpu(copy.deepcopy(layer)).train(training)
     own = (*layer.parameters(), *layer.buffers())
     like = next((tensor for tensor in own if tensor.is_floating_point()), x)
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
-        torch.manual_seed(0)
-        warnings.simplefilter("ignore")
+    with _quietly():
         y = layer.forward(x.to(like.dtype))
     leaves = [leaf for leaf in tree_leaves(y) if isinstance(leaf, Tensor) and leaf.dim() == x.dim()]
     return [leaf for leaf in leaves if leaf.shape[0] == _ROWS], list(layer.buffers())
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without gradients and warnings, and with the same random numbers every time."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
+        torch.manual_seed(0)
+        warnings.simplefilter("ignore")
+        yield
+
+
+def normalized_dim(norm: Any, parts: tuple[str, ...]) -> int | None:
+    """The dimension of the channels, 1 or -1, if a layer or group norm with a forward of its own is torch's.
+
+    A copy is run on noise, with scales and shifts that are noise, too, and compared with torch's function,
+    and with what follows it in the layer. None if it computes anything else, or takes no such input.
+
+    Args:
+        norm: a LayerNorm of one dimension, or a GroupNorm.
+        parts: names of the modules that are called after the norm.
+    """
+    channels = _channels(norm)
+    extents = [size for size in (5, 7, 4) if size != channels][:2]
+    dims = (1,) if isinstance(norm, nn.GroupNorm) else (1, -1)
+    found: set[int] = set()
+    with torch.device("cpu"):
+        layer: Any = _on_cpu(copy.deepcopy(norm)).float()
+        noise = torch.Generator().manual_seed(0)
+        for table in (layer.weight, layer.bias):
+            if table is not None:
+                table.detach().uniform_(0.5, 1.5, generator=noise)
+        for dim in dims:
+            for count in (1, 2):
+                x = torch.randn(_ROWS, *extents[:count], channels, generator=noise).movedim(-1, dim)
+                # Where x is small, eps counts.
+                x = x * torch.logspace(0, -5, _ROWS).view(-1, *(1,) * (count + 1))
+                equal = [_is_torchs(layer.train(training), x, dim, parts) for training in (True, False)]
+                if False in equal:
+                    return None
+                found.update({dim} if True in equal else ())
+    return found.pop() if len(found) == 1 else None
+
+
+def _is_torchs(norm: Any, x: Tensor, dim: int, parts: tuple[str, ...]) -> bool | None:
+    """Whether torch's norm over a dimension gives the same; None if the layer does not take x."""
+    try:
+        with _quietly():
+            y = norm.forward(x.clone())
+    except Exception:  # whatever code that is not ours may raise on an input that it does not take
+        return None
+    with _quietly():
+        if isinstance(norm, nn.GroupNorm):
+            expected = F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+        else:
+            last = F.layer_norm(x.movedim(dim, -1), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+            expected = last.movedim(-1, dim)
+        for part in parts:
+            expected = getattr(norm, part)(expected)
+    return isinstance(y, Tensor) and same(y, expected)
 
 
 def _on_cpu(layer: nn.Module) -> nn.Module:

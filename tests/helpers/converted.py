@@ -13,7 +13,12 @@ from cen_ext.modules import ExchangeNorm
 from cen_ext.tables import PrivateTables
 from tests.helpers import formulas
 
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+NORMS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.LayerNorm,
+    nn.GroupNorm,
+)
 
 
 def with_history(net: nn.Module) -> nn.Module:
@@ -22,8 +27,9 @@ def with_history(net: nn.Module) -> nn.Module:
         if isinstance(layer, NORMS):
             if layer.weight is not None:
                 nn.init.uniform_(layer.weight, 0.01, 1.0)
+            if layer.bias is not None:
                 nn.init.normal_(layer.bias, std=0.1)
-            if layer.running_mean is not None:
+            if getattr(layer, "running_mean", None) is not None:
                 nn.init.normal_(layer.running_mean, std=0.1)
                 nn.init.uniform_(layer.running_var, 0.5, 1.5)
     return net
@@ -86,25 +92,28 @@ def exchange_by_hand(net: nn.Module, ours: nn.Module) -> tuple[nn.Module, dict[s
 
     def hook_for(layer: ExchangeNorm, weight: Tensor):
         def hook(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            frozen = not layer.training and layer.running_mean is not None
+            mean, var = getattr(layer, "running_mean", None), getattr(layer, "running_var", None)
+            frozen = not layer.training and mean is not None
+            last = getattr(layer, "channel_dim", 1)
             y = formulas.forward(
-                inputs[0],
+                inputs[0].movedim(last, 1),
                 weight,
-                layer.bias.detach(),
-                layer.running_mean if frozen else None,
-                layer.running_var if frozen else None,
+                torch.zeros_like(weight) if layer.bias is None else layer.bias.detach(),
+                mean if frozen else None,
+                var if frozen else None,
                 None,
                 threshold=layer.threshold,
                 region=layer.region,
                 norm=layer.norm,
+                num_groups=getattr(norm, "num_groups", 1),
                 eps=norm.eps,
-            )[0]
+            )[0].movedim(1, last)
             return norm.act(norm.drop(y)) if hasattr(norm, "act") else y  # timm's ends in both
 
         return hook
 
     for name, norm in net.named_modules():
-        if isinstance(norm, NORMS):
+        if isinstance(norm, NORMS) and isinstance(private[name], ExchangeNorm):
             scales[name] = private[name].weight.detach().clone().requires_grad_()
             norm.register_forward_hook(hook_for(private[name], scales[name]))
     return net, scales

@@ -1,4 +1,4 @@
-"""make_multimodal on norms of single rows: private copies without exchange."""
+"""make_multimodal on norms of single rows that do not exchange: private copies."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cen_ext import PrivateNorm, conversion_report, make_multimodal, stack_modalities, unstack_modalities
+from cen_ext import PrivateNorm, make_multimodal, stack_modalities, unstack_modalities
 from tests.helpers import vision
 from tests.helpers.converted import assert_equals_copies, make_different, run
 
 M = 2
 
 
-class LayerNorm2d(nn.LayerNorm):
-    """A forward of one's own: over the channels of each position."""
+class DoubledNorm(nn.GroupNorm):
+    """Computes something else."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+        return 2 * super().forward(x)
 
 
 class LayerNormAct(nn.LayerNorm):
@@ -36,7 +36,7 @@ class LayerNormAct(nn.LayerNorm):
 
 
 def without_bias() -> nn.Module:
-    norm = nn.GroupNorm(2, 4)
+    norm = DoubledNorm(2, 4)
     norm.bias = None
     return norm
 
@@ -46,7 +46,7 @@ class Windows(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(4)
+        self.norm = nn.RMSNorm(4)
 
     def forward(self, x: Tensor) -> Tensor:
         rows, channels, height, width = x.shape
@@ -56,27 +56,16 @@ class Windows(nn.Module):
 
 
 NORMS = {
-    "layer": lambda: nn.LayerNorm(6),
     "layer of two dimensions": lambda: nn.LayerNorm((4, 6)),
-    "layer without bias": lambda: nn.LayerNorm(6, bias=False),
-    "layer 2d": lambda: LayerNorm2d(4),
+    "layer of two dimensions without bias": lambda: nn.LayerNorm((4, 6), bias=False),
     "layer and act": lambda: LayerNormAct(6),
-    "group": lambda: nn.GroupNorm(2, 4, eps=0.1),
-    "group without bias": without_bias,
+    "doubled": lambda: DoubledNorm(2, 4, eps=0.1),
+    "doubled without bias": without_bias,
     "rms": lambda: nn.RMSNorm(6),
     "windows": Windows,
 }
 # timm's layers, with what they normalize of [N, 4, 4, 6]
 TIMM = {
-    "GroupNorm": 4,
-    "GroupNorm1": 4,
-    "GroupNorm1Act": 4,
-    "GroupNormAct": 4,
-    "LayerNorm": 6,
-    "LayerNorm2d": 4,
-    "LayerNorm2dFp32": 4,
-    "LayerNormAct": 6,
-    "LayerNormAct2d": 4,
     "RmsNorm": 6,
     "RmsNorm2d": 4,
     "RmsNormAct": 6,
@@ -120,14 +109,13 @@ def test_each_modality_has_a_norm_of_its_own(case: str) -> None:
 @pytest.mark.parametrize("name", TIMM)
 def test_timms_norms_of_single_rows_become_private(name: str) -> None:
     layers = vision.timm().layers
-    options = {"num_groups": 2} if name in ("GroupNorm", "GroupNormAct") else {}
-    assert_becomes_private(getattr(layers, name)(TIMM[name], **options))
+    assert_becomes_private(getattr(layers, name)(TIMM[name]))
 
 
 @pytest.fixture
 def private() -> nn.Module:
     """A network of two modalities with a private norm of each kind, and history."""
-    net = network(nn.Sequential(nn.LayerNorm(6), nn.GroupNorm(2, 4), nn.RMSNorm(6)))
+    net = network(nn.Sequential(nn.LayerNorm((4, 6)), DoubledNorm(2, 4), nn.RMSNorm(6)))
     with pytest.warns(UserWarning, match="private"):
         ours = make_multimodal(net, M)
     with torch.no_grad():
@@ -138,13 +126,13 @@ def private() -> nn.Module:
 
 def test_private_norms_are_of_their_originals_classes(private: nn.Module) -> None:
     norms = list(private[1])
-    for norm, kind in zip(norms, (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm), strict=True):
+    for norm, kind in zip(norms, (nn.LayerNorm, DoubledNorm, nn.RMSNorm), strict=True):
         assert isinstance(norm, kind)
         assert isinstance(norm, PrivateNorm)
         assert "num_modalities=2" in repr(norm)
-    assert (norms[0].normalized_shape, norms[1].num_groups) == ((6,), 2)
-    norms[0].weight.data[1, :3] = 7
-    assert torch.equal(norms[0].weight[1, :3], torch.full((3,), 7.0, dtype=torch.float64))
+    assert (norms[0].normalized_shape, norms[1].num_groups) == ((4, 6), 2)
+    norms[2].weight.data[1, :3] = 7
+    assert torch.equal(norms[2].weight[1, :3], torch.full((3,), 7.0, dtype=torch.float64))
 
 
 def test_private_norms_are_copied_pickled_compiled_and_exported(private: nn.Module) -> None:
@@ -160,19 +148,19 @@ def test_private_norms_are_copied_pickled_compiled_and_exported(private: nn.Modu
 
 
 def test_state_of_one_network_or_of_all_modalities_loads(private: nn.Module) -> None:
-    norm = private[1][0]
-    tables = torch.rand(M, 6, dtype=torch.float64)
+    norm = private[1][1]
+    tables = torch.rand(M, 4, dtype=torch.float64)
     for weight in (tables[0], tables, tables.flatten()):
         norm.load_state_dict({"weight": weight, "bias": weight})
         for table in (norm.weight, norm.bias):
-            torch.testing.assert_close(table, weight.view(-1, 6).expand(M, 6), check_dtype=False)
+            torch.testing.assert_close(table, weight.view(-1, 4).expand(M, 4), check_dtype=False)
     assert list(norm.state_dict()) == ["weight", "bias"]
     with pytest.raises(RuntimeError, match="size mismatch for weight"):
         norm.load_state_dict({"weight": torch.rand(5), "bias": tables})
 
 
 def test_rows_that_do_not_fit_are_refused(private: nn.Module) -> None:
-    norm = private[1][0]
+    norm = private[1][2]
     with pytest.raises(ValueError, match="has 3 rows, not divisible by 2 modalities"):
         norm(torch.rand(3, 6, dtype=torch.float64))
     with pytest.raises(RuntimeError, match="normalized_shape"):
@@ -183,13 +171,13 @@ def test_rows_that_do_not_fit_are_refused(private: nn.Module) -> None:
 def test_another_thread_may_run_a_private_norm() -> None:
     """While one modality's rows are normalized, the layer has the tables of all."""
 
-    class Spy(nn.LayerNorm):
+    class Spy(nn.RMSNorm):
         def forward(self, x: Tensor) -> Tensor:
             seen.append(ours.weight.shape)
             return super().forward(x)
 
     seen: list[torch.Size] = []
-    ours: Any = nn.LayerNorm(6)
+    ours: Any = nn.RMSNorm(6)
     with pytest.warns(UserWarning, match="private"):
         ours = make_multimodal(Spy(6), M)
     seen.clear()
@@ -198,7 +186,7 @@ def test_another_thread_may_run_a_private_norm() -> None:
 
 
 def test_tied_private_norms_stay_tied() -> None:
-    net = network(nn.Sequential(nn.LayerNorm(6), nn.LayerNorm(6)))
+    net = network(nn.Sequential(nn.RMSNorm(6), nn.RMSNorm(6)))
     net[1][1].weight = net[1][0].weight
     with pytest.warns(UserWarning, match="private"):
         assert_equals_copies(net, images())
@@ -209,34 +197,32 @@ def test_tied_private_norms_stay_tied() -> None:
 
 
 def test_a_network_without_exchange_says_so() -> None:
-    with pytest.warns(
-        UserWarning, match="do not exchange, and the network has none that does: '' .LayerNorm"
-    ):
-        ours = make_multimodal(nn.LayerNorm(6), M)
+    with pytest.warns(UserWarning, match="do not exchange, and the network has none that does: '' .RMSNorm"):
+        ours = make_multimodal(nn.RMSNorm(6), M)
     assert isinstance(ours, PrivateNorm)
 
 
-@pytest.mark.filterwarnings("ignore:norms without an exchange version")
+@pytest.mark.filterwarnings("ignore:norms")
 def test_rows_may_come_in_sample_order() -> None:
     parts = images()
-    net = network(nn.Sequential(nn.LayerNorm(6), nn.GroupNorm(2, 4), nn.RMSNorm(6)))
+    net = network(nn.Sequential(nn.LayerNorm((4, 6)), DoubledNorm(2, 4), nn.RMSNorm(6)))
     ours = make_multimodal(net, M, 0, order="sample", example=parts[0])
     copies = [copy.deepcopy(net) for _ in range(M)]
     make_different(ours, copies)
     y = unstack_modalities(ours(stack_modalities(parts, order="sample")), M, order="sample")
     for single, rows, result in zip(copies, parts, y, strict=True):
         torch.testing.assert_close(single(rows), result)
-    with pytest.warns(UserWarning, match="order='sample' they must not get windows"):
+    with pytest.warns(UserWarning, match=r"not get windows folded .* order='sample' .*'1\.norm' \(RMSNorm\)"):
         make_multimodal(network(Windows()), M, order="sample")
     with pytest.raises(
-        ValueError, match=r"example: .* first seen in what '1\.norm' \(PrivateNorm\[LayerNorm\]\)"
+        ValueError, match=r"example: .* first seen in what '1\.norm' \(PrivateNorm\[RMSNorm\]\)"
     ):
         make_multimodal(network(Windows()), M, order="sample", example=parts[0])
 
 
 def test_data_parallel_needs_sample_order() -> None:
     with pytest.warns(UserWarning, match="private"):
-        ours = make_multimodal(nn.LayerNorm(6), M)
+        ours = make_multimodal(nn.RMSNorm(6), M)
     with pytest.raises(RuntimeError, match="order='sample'"):
         ours._replicate_for_data_parallel()
     ours.order = "sample"
@@ -246,23 +232,4 @@ def test_data_parallel_needs_sample_order() -> None:
 @pytest.mark.parametrize("bad", [dict(num_modalities=0), dict(threshold=-1), dict(order="row")])
 def test_bad_arguments_are_refused_without_layers_that_exchange(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(bad))} must"):
-        make_multimodal(nn.LayerNorm(6), **{"num_modalities": 2, **bad})
-
-
-def test_norms_in_networks_with_the_sequence_first_stay_shared() -> None:
-    layers = [nn.TransformerEncoderLayer(4, 2, 8, dropout=0, batch_first=first) for first in (True, False)]
-    outcomes = [{row.outcome for row in conversion_report(layer).rows} for layer in layers]
-    assert outcomes == [{"private"}, {"shared"}]
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_torchs_transformer_runs_its_private_norms(training: bool) -> None:
-    """In eval mode without gradients, torch would hand their tables to a kernel of its own."""
-    layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0, batch_first=True).double()
-    net = nn.TransformerEncoder(layer, 2).train(training)
-    parts = list(torch.randn(M, 3, 5, 4, dtype=torch.float64))
-    with pytest.warns(UserWarning, match="private"):
-        ours = make_multimodal(net, M)
-    with torch.no_grad():
-        for rows, y in zip(parts, ours(torch.cat(parts)).chunk(M), strict=True):
-            torch.testing.assert_close(net(rows), y)
+        make_multimodal(nn.RMSNorm(6), **{"num_modalities": 2, **bad})

@@ -22,6 +22,7 @@ from cen_ext import (
     make_multimodal,
     masks,
 )
+from cen_ext.modules import ExchangeNorm
 from tests.helpers import vision
 from tests.helpers.converted import assert_equals_copies, with_history
 
@@ -122,6 +123,14 @@ class LayerNorm2d(nn.LayerNorm):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
+class AdaptiveNorm(nn.LayerNorm):
+    """Is torch's until it is called with a scale."""
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        y = super().forward(x)
+        return y if scale is None else y * scale
+
+
 class FrozenForward(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)
@@ -132,6 +141,10 @@ class Resetting(nn.BatchNorm2d):
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
+
+
+class ResettingRows(nn.LayerNorm):
+    _load_from_state_dict = Resetting._load_from_state_dict
 
 
 def parametrized() -> nn.Module:
@@ -155,8 +168,7 @@ def monkeypatched(norm: nn.Module, over: int) -> nn.Module:
     return norm
 
 
-def named_as_ours() -> nn.Module:
-    norm = nn.BatchNorm2d(4)
+def named_as_ours(norm: nn.Module) -> nn.Module:
     norm.threshold, norm.mask, norm.note = 3.0, "none", "kept"
     return norm
 
@@ -164,7 +176,14 @@ def named_as_ours() -> nn.Module:
 # layer -> outcome, and what the reason says
 OUTCOMES: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "batch norm": (lambda: nn.BatchNorm2d(4), "converted", "is a BatchNorm2d"),
-    "layer norm": (lambda: nn.LayerNorm(5), "private", "no exchange version"),
+    "layer norm": (lambda: nn.LayerNorm(5), "converted", "is a LayerNorm"),
+    "layer norm of two dimensions": (lambda: nn.LayerNorm((4, 5)), "private", "computes another norm"),
+    "layer norm 2d": (lambda: LayerNorm2d(4), "converted", "is a LayerNorm"),
+    "group norm": (lambda: nn.GroupNorm(2, 4), "converted", "is a GroupNorm"),
+    "adaptive layer norm": (lambda: AdaptiveNorm(5), "private", "computes another norm"),
+    "layer norm named as ours": (lambda: named_as_ours(nn.LayerNorm(5)), "private", "with mask, threshold"),
+    "redefined layer norm": (lambda: ResettingRows(5), "private", "_load_from_state_dict would be lost"),
+    "rms norm": (lambda: nn.RMSNorm(5), "private", "no exchange version"),
     "layer norm without affine": (
         lambda: nn.LayerNorm(5, elementwise_affine=False),
         "shared",
@@ -192,7 +211,11 @@ OUTCOMES: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     ),
     "monkeypatched, single rows": (lambda: monkeypatched(nn.LayerNorm(5), 1), "shared", "each row by itself"),
     "redefined": (lambda: Resetting(4), "refused", "_load_from_state_dict would be lost"),
-    "named as ours": (named_as_ours, "refused", "with mask, threshold, which the private norms have, too"),
+    "named as ours": (
+        lambda: named_as_ours(nn.BatchNorm2d(4)),
+        "refused",
+        "with mask, threshold, which the private norms have, too",
+    ),
 }
 TIMM = {
     "EvoNorm2dB0": "refused",
@@ -230,7 +253,7 @@ def assert_outcome(layer: nn.Module, outcome: str, reason: str) -> None:
         ours = make_multimodal(net, 2)
     named = [str(warning.message) for warning in caught if f"'1' ({row.kind})" in str(warning.message)]
     assert len(named) == (outcome in ("private", "unknown") or (outcome == "shared" and trains))
-    kinds = {"converted": ExchangeBatchNorm2d, "private": PrivateNorm}
+    kinds = {"converted": ExchangeNorm, "private": PrivateNorm}
     assert isinstance(ours[1], kinds.get(outcome, type(layer)))
 
 
@@ -304,7 +327,7 @@ def test_norms_on_the_meta_device_are_told_apart() -> None:
     with torch.device("meta"):
         net = nn.Sequential(Frozen(), LayerNorm2d(4), GhostNorm(), nn.BatchNorm2d(4))
         outcomes = [row.outcome for row in conversion_report(net).rows]
-    assert outcomes == ["shared", "private", "refused", "converted"]
+    assert outcomes == ["shared", "converted", "refused", "converted"]
 
 
 SHARED = ["frozen buffers", "frozen parameters", "frozen forward", "weights", "single rows"]
@@ -420,7 +443,7 @@ def test_a_subclass_keeps_its_methods_and_attributes() -> None:
 
 
 def test_hooks_are_kept() -> None:
-    net = network(nn.LayerNorm(5, dtype=torch.float64))
+    net = network(nn.RMSNorm(5, dtype=torch.float64))
     calls: list[tuple[str, str]] = []
     for norm in net[1:3]:
         norm.register_forward_pre_hook(lambda layer, inputs: calls.append(("before", type(layer).__name__)))
@@ -431,7 +454,7 @@ def test_hooks_are_kept() -> None:
     with pytest.warns(UserWarning, match="private"):
         ours = make_multimodal(net, 2)
     ours(torch.randn(2, 3, 4, 5, dtype=torch.float64)).sum().backward()
-    private, exchanging = "PrivateNorm[LayerNorm]", "ExchangeBatchNorm2d"
+    private, exchanging = "PrivateNorm[RMSNorm]", "ExchangeBatchNorm2d"
     assert calls == [
         ("before", private),
         ("after", private),
@@ -540,5 +563,5 @@ def test_a_report_is_a_table() -> None:
 
 
 def test_many_names_are_cut_short() -> None:
-    with pytest.warns(UserWarning, match=r"'7' \(LayerNorm\) and 12 more, which cen_ext\.conversion_report"):
-        make_multimodal(nn.Sequential(*(nn.LayerNorm(2) for _ in range(20))), 2)
+    with pytest.warns(UserWarning, match=r"'7' \(RMSNorm\) and 12 more, which cen_ext\.conversion_report"):
+        make_multimodal(nn.Sequential(*(nn.RMSNorm(2) for _ in range(20))), 2)

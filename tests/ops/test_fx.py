@@ -117,7 +117,7 @@ def test_functions_are_recorded_as_calls():
 
 @pytest.mark.filterwarnings("ignore:norms without an exchange version")
 def test_private_norms_are_recorded():
-    net = make_multimodal(nn.Sequential(nn.BatchNorm2d(3), nn.GroupNorm(3, 3), nn.LayerNorm(7)), M)
+    net = make_multimodal(nn.Sequential(nn.BatchNorm2d(3), nn.GroupNorm(3, 3), nn.RMSNorm(7)), M)
     traced = fx.symbolic_trace(copy.deepcopy(net))
     assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["0", "1", "2"]
     x = images()

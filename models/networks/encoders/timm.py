@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cen_ext.convert import replace_norms
+from cen_ext.convert import layer_for, replace_norms
 from cen_ext.modules import ExchangeNorm
 from models.networks.branches import stacked_input
 from models.networks.encoders.base import (
@@ -92,10 +92,11 @@ class TimmEncoder(Encoder):
         pyramid = _pyramid(name, in_channels, self.strides)
         names = {norm: key for key, norm in pyramid.named_modules()}
 
-        def make_norm(norm: nn.BatchNorm2d, exchange_point: bool, activation: str) -> nn.Module:
+        def make_norm(norm: nn.Module, exchange_point: bool, activation: str) -> nn.Module:
             key = names[norm]
             make = self.norm_layer(self._stage(key), downsampling=key in plan.downsampling)
-            return make(norm.num_features, exchange_point=exchange_point, activation=activation)
+            layer, channels = layer_for(norm)
+            return make(channels, layer=layer, exchange_point=exchange_point, activation=activation)
 
         try:
             self.network = replace_norms(pyramid, make_norm, plan.exchange_points)
