@@ -286,9 +286,10 @@ def test_frozen_statistics_stay_while_scales_train(frozen: bool) -> None:
         ("levit_128s", r"levit_128s has no features of strides \(4, 8, 16, 32\): "),
         ("vit_tiny_patch16_224", r"vit_tiny_patch16_224 ends in features of strides \(16, 16, "),
         (
-            "convnext_atto",
-            "convnext_atto cannot be converted: .*those that it has cannot exchange: LayerNorm2d$",
+            "convnext_atto_rms",
+            "convnext_atto_rms cannot be converted: .*those that it has cannot exchange: RmsNorm2d$",
         ),
+        ("coat_tiny", r"coat_tiny takes images of one size alone: Input height \(256\) doesn't match"),
     ],
 )
 def test_what_is_no_encoder_is_refused(name: str, problem: str) -> None:
@@ -336,11 +337,6 @@ def test_a_network_without_a_dilated_form_is_refused() -> None:
         ValueError, match=r"densenet121 has no dilated features, which PSPNet takes, of strides"
     ):
         models.pspnet("timm:densenet121")
-
-
-def test_norms_that_stay_shared_are_named() -> None:
-    with pytest.warns(UserWarning, match=r"stay shared between the modalities: .* \(LayerNorm\)"):
-        encoder("mobilevit_xxs")
 
 
 @pytest.mark.parametrize("scale", [1.0, 255.0])

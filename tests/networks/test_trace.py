@@ -86,3 +86,53 @@ def test_a_chain_is_cut_where_features_leave_it() -> None:
 def test_downsampling_norms_are_those_of_the_blocks_that_halve() -> None:
     seen = trace(Pyramid(), torch.randn(1, 3, 8, 8))
     assert seen.downsampling() == {"first.1.1", "first.1.3", "down.1"}
+
+
+class Attention(nn.Module):
+    """A block of a transformer: norms before what they are for, one of them within attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(4), nn.LayerNorm(4)
+        self.attn = nn.Sequential(nn.Conv1d(4, 4, 1), nn.LayerNorm(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm2(self.norm1(x))
+
+
+class ConvNeXt(nn.Module):
+    """A block with a norm after a spatial convolution, and another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.norm, self.last = nn.LayerNorm(4), nn.LayerNorm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        return x + self.last(y)
+
+
+class Transformer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 4, 2, 2), nn.LayerNorm(4)
+        self.blocks = nn.ModuleList([Attention(), ConvNeXt(), nn.Sequential(Attention(), nn.LayerNorm(4))])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x).permute(0, 2, 3, 1))
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_layer_norms_of_blocks_are_exchange_points() -> None:
+    seen = trace(Transformer(), torch.randn(1, 3, 8, 8))
+    assert seen.exchange_points() == (
+        "blocks.0.norm1",
+        "blocks.0.norm2",
+        "blocks.1.norm",
+        "blocks.2.0.norm1",
+        "blocks.2.0.norm2",
+    )
+    assert trace(Tangled(), torch.randn(2, 3, 5, 5)).exchange_points() == ("after_cat", "after_wide")

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from cen_ext import (
     ExchangeBatchNorm2d,
+    ExchangeGroupNorm,
     ExchangeInstanceNorm2d,
+    ExchangeLayerNorm,
     exchanging_layers,
     make_multimodal,
     recompute_outputs,
 )
-from cen_ext.convert import replace_norms
+from cen_ext.convert import layer_for, replace_norms
 from cen_ext.modules import ExchangeNorm
 from tests.helpers import vision
 from tests.helpers.converted import (
@@ -330,6 +332,20 @@ def test_norms_of_ones_own_begin_as_the_original():
     torch.testing.assert_close(ours(x), net(x))
     with pytest.raises(ValueError, match="ExchangeInstanceNorm2d for norm '0' and the original differ in"):
         replace_norms(net, lambda norm, *_: ExchangeInstanceNorm2d(3, 2))
+
+
+def test_norms_that_do_not_exchange_stay_shared_beside_norms_of_ones_own():
+    net = nn.Sequential(nn.RMSNorm(5), nn.LayerNorm(5), nn.GroupNorm(2, 4))
+    with pytest.warns(UserWarning, match=r"stay shared between the modalities: '0' \(RMSNorm\)$"):
+        ours = replace_norms(net, make_by_kind)
+    assert [type(layer) for layer in ours] == [nn.RMSNorm, ExchangeLayerNorm, ExchangeGroupNorm]
+    x = torch.randn(4, 4, 5)
+    torch.testing.assert_close(ours(x), net(x))
+
+
+def make_by_kind(norm: nn.Module, exchanges: bool, activation: str) -> nn.Module:
+    layer, channels = layer_for(norm)
+    return layer(channels, 2, activation=activation)
 
 
 class Scaled(nn.BatchNorm2d):

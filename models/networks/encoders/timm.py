@@ -1,14 +1,16 @@
-"""Any network of timm that has batch norms, as an encoder for M modalities: ``encoder="timm:NAME"``.
+"""Any network of timm with norms that exchange, as an encoder for M modalities: ``encoder="timm:NAME"``.
 
-timm's pyramid (``features_only``) goes through ``cen_ext.convert.replace_norms``: convolutions are shared,
-norms come from the fusion. Wang et al., "Deep Multimodal Fusion by Channel Exchanging", NeurIPS 2020,
-exchange channels after the norms of spatial convolutions; which those are, one traced forward pass tells.
+timm's pyramid (``features_only``) goes through ``cen_ext.convert.replace_norms``: all else is shared, norms
+come from the fusion. Wang et al., "Deep Multimodal Fusion by Channel Exchanging", NeurIPS 2020, exchange
+channels after the norms of spatial convolutions; which those are, one traced forward pass tells. Where layer
+norms exchange, in transformers, is our choice: ``Trace.exchange_points``.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -37,7 +39,7 @@ class TimmEncoder(Encoder):
 
     Most of timm's networks are a chain of modules, which this class runs in four stages; the stem belongs to
     the first. Others (HRNet, Xception) run as timm wrote them, and take no fusion that treats stages
-    differently.
+    differently. Features are ``[.., C, h, w]``, also of those that compute channels last (Swin).
 
     Args:
         name: from ``timm.list_models()``, with a pretrained tag or without. Nothing is downloaded.
@@ -72,7 +74,7 @@ class TimmEncoder(Encoder):
     ) -> None:
         check_counts(num_modalities=num_modalities, in_channels=in_channels)
         record = _record(name)
-        plan = _plan(name, in_channels, record.input_size[1:])
+        plan = _plan(name, in_channels, record.input_size[1:], record.fixed_input_size)
         super().__init__(
             num_modalities,
             fusion,
@@ -89,6 +91,7 @@ class TimmEncoder(Encoder):
         self._stage_of = {unit: number for number, units in enumerate(plan.stages, 1) for unit in units}
         self._check_fusion(plan)
 
+        self._channels_last = plan.channels_last
         pyramid = _pyramid(name, in_channels, self.strides)
         names = {norm: key for key, norm in pyramid.named_modules()}
 
@@ -99,7 +102,7 @@ class TimmEncoder(Encoder):
             return make(channels, layer=layer, exchange_point=exchange_point, activation=activation)
 
         try:
-            self.network = replace_norms(pyramid, make_norm, plan.exchange_points)
+            self.network = replace_norms(pyramid, make_norm, lambda key, _: key in plan.exchange_points)
         except ValueError as error:
             raise ValueError(f"encoder: timm's {name} cannot be converted: {error}") from error
         self.make_convolutions_private()
@@ -125,7 +128,15 @@ class TimmEncoder(Encoder):
     def forward(self, x: Tensor | Sequence[Tensor]) -> list[Tensor]:
         if self._chain:
             return super().forward(x)
-        return list(self.network(stacked_input(x, self.num_modalities, self.in_channels)))
+        features = self.network(stacked_input(x, self.num_modalities, self.in_channels))
+        return [self._channels_second(feature) for feature in features]
+
+    def fuse(self, stage: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        following, feature = super().fuse(stage, self._channels_second(x))
+        return following.movedim(1, -1) if self._channels_last else following, feature
+
+    def _channels_second(self, x: Tensor) -> Tensor:
+        return x.movedim(-1, 1) if self._channels_last else x
 
     def from_pretrained(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Translate timm's state dict of the whole network to this encoder's names, without classifier.
@@ -225,22 +236,41 @@ class _Plan(NamedTuple):
     stages: tuple[tuple[str, ...], ...]  # modules of each, to be run one after the other; none: no chain
     stem_weights: tuple[str, ...]
     left_out: frozenset[str]  # names in timm's whole network that the pyramid does without
+    channels_last: bool  # its features
 
 
-def _plan(name: str, in_channels: int, size: Iterable[int]) -> _Plan:
+def _plan(name: str, in_channels: int, size: Sequence[int], fixed_size: bool) -> _Plan:
     with torch.device("meta"):  # to look at: names, shapes and the order of computation take no memory
         whole = _timm().create_model(name, pretrained=False, in_chans=in_channels).state_dict()
         pyramid = _pyramid(name, in_channels)
         seen = trace(pyramid, torch.empty(1, in_channels, *size))
+        if fixed_size:
+            _check_other_sizes(name, pyramid, torch.empty(1, in_channels, *(side + 32 for side in size)))
+    points = seen.exchange_points()
+    if seen.norms and not points:
+        raise ValueError(
+            f"encoder: timm's {name} has norms, but none after a spatial convolution or in a block"
+        )
     own = pyramid.state_dict()
     return _Plan(
         tuple(pyramid.feature_info.channels()),
-        seen.spatial,
+        points,
         seen.downsampling(),
         _stages(pyramid, seen),
         tuple(key for key in seen.stem if own[key].shape[1] == in_channels),
         frozenset(key for key in whole if _own_name(key, own) not in own),
+        getattr(pyramid, "output_fmt", "NCHW") == "NHWC",
     )
+
+
+def _check_other_sizes(name: str, pyramid: nn.Module, image: Tensor) -> None:
+    """Raise ValueError for a network that is built for images of one size, and cannot be told otherwise."""
+    try:
+        pyramid(image)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"encoder: timm's {name} takes images of one size alone: {first_line(error)}"
+        ) from None
 
 
 def _stages(pyramid: nn.Module, seen: Trace) -> tuple[tuple[str, ...], ...]:
@@ -283,15 +313,14 @@ def _record(name: str) -> Any:
 
 def _pyramid(name: str, in_channels: int, expected: tuple[int, ...] = STRIDES) -> Any:
     """The network without what follows its last feature, returning the last four."""
-    last, options, form = tuple(range(-len(STRIDES), 0)), {}, "features"
+    options: dict[str, Any] = {"features_only": True, "out_indices": tuple(range(-len(STRIDES), 0))}
+    form = "features"
     if expected != STRIDES:
-        options = {"output_stride": expected[-1]}
+        options["output_stride"] = expected[-1]
         taker = "PSPNet" if expected[-1] == 8 else "DeepLabv3+"
         form = f"dilated features, which {taker} takes,"
     try:
-        pyramid = _timm().create_model(
-            name, pretrained=False, features_only=True, out_indices=last, in_chans=in_channels, **options
-        )
+        pyramid = _of_any_size(name, options | {"in_chans": in_channels})
     except (AssertionError, AttributeError, RuntimeError, TypeError, NotImplementedError) as error:
         raise ValueError(
             f"encoder: timm's {name} has no {form} of strides {expected}: {first_line(error)}"
@@ -302,6 +331,17 @@ def _pyramid(name: str, in_channels: int, expected: tuple[int, ...] = STRIDES) -
             f"encoder: timm's {name} ends in features of strides {strides}, and decoders take {expected}"
         )
     return pyramid
+
+
+def _of_any_size(name: str, options: dict[str, Any]) -> Any:
+    """timm's network, which takes images of other sizes than its record's, too, if it can be told to."""
+    create = partial(_timm().create_model, name, pretrained=False, **options)
+    if not _record(name).fixed_input_size:
+        return create()
+    try:
+        return create(strict_img_size=False)
+    except TypeError:  # it has no such argument
+        return create()
 
 
 def _own_name(key: str, own: Mapping[str, Tensor]) -> str:

@@ -17,7 +17,12 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+_NORMS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+)
 # What may come between the image and its convolution, or between a convolution and its norm.
 _REARRANGING = (torch.cat, F.pad, Tensor.contiguous, Tensor.permute, Tensor.reshape, Tensor.view)
 
@@ -42,6 +47,7 @@ class Trace:
 
     Attributes:
         norms: names of all norms.
+        layer_norms: those of layer norms among them.
         spatial: names of the norms that normalize what a spatial convolution returns, in the order of
             computation.
         stem: names of the weights that read the image.
@@ -51,6 +57,7 @@ class Trace:
     """
 
     norms: tuple[str, ...]
+    layer_norms: frozenset[str]
     spatial: tuple[str, ...]
     stem: tuple[str, ...]
     calls: tuple[Call, ...]
@@ -87,6 +94,25 @@ class Trace:
             tuple(names[begin:end]) for begin, end in zip((0, *ends), ends, strict=False) if end > begin
         )
 
+    def exchange_points(self) -> tuple[str, ...]:
+        """Names of the norms at which channels may be exchanged.
+
+        Batch, instance and group norms after spatial convolutions, as in the paper. Of layer norms those of
+        blocks, the innermost modules that a container numbers: in a block that has some after spatial
+        convolutions (ConvNeXt) these, else all that are the block's own, norm1 and norm2 in most
+        transformers. Those of stems, patch embeddings and downsampling, and those within attention, are none.
+        """
+        blocks: dict[str, list[str]] = {}
+        for norm in self.norms:
+            block = norm.rpartition(".")[0]
+            if norm in self.layer_norms and block.rpartition(".")[2].isdecimal():
+                blocks.setdefault(block, []).append(norm)
+        points = set(self.spatial) - self.layer_norms
+        for block, own in blocks.items():
+            if not any(other.startswith(f"{block}.") for other in blocks):
+                points.update([norm for norm in own if norm in self.spatial] or own)
+        return tuple(norm for norm in self.norms if norm in points)
+
     def downsampling(self) -> frozenset[str]:
         """Names of the norms in blocks that halve the resolution.
 
@@ -109,8 +135,8 @@ def trace(module: nn.Module, image: Tensor) -> Trace:
     A spatial convolution has a kernel larger than 1x1, grouped and depthwise ones included. Those that read
     the image do not count: the paper's ResNets exchange nothing after their stem either. A norm follows a
     convolution that returned the very tensor it takes; where several are concatenated (DenseNet, mixed
-    kernels), one part from a spatial convolution is enough. Norms are torch's batch and instance norms and
-    their subclasses.
+    kernels), one part from a spatial convolution is enough. Norms are torch's batch, instance, layer and
+    group norms and their subclasses.
 
     Args:
         module: a network, whose state and training modes are left as they are.
@@ -138,8 +164,10 @@ def trace(module: nn.Module, image: Tensor) -> Trace:
             handle.remove()
         for layer, mode in training.items():
             layer.training = mode
+    norms = {name: layer for name, layer in module.named_modules() if isinstance(layer, _NORMS)}
     return Trace(
-        tuple(name for name, layer in module.named_modules() if isinstance(layer, _NORMS)),
+        tuple(norms),
+        frozenset(name for name, layer in norms.items() if isinstance(layer, nn.LayerNorm)),
         tuple(spatial),
         tuple(key for key, weight in module.named_parameters() if origins.reads_image(weight)),
         tuple(calls),

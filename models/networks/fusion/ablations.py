@@ -20,6 +20,7 @@ from cen_ext.modules import ExchangeNorm
 from cen_ext.ops.activation import ACTIVATIONS
 from models.networks.fusion.base import (
     Fusion,
+    MakeLayer,
     check_rule,
     check_several,
     mark,
@@ -179,7 +180,7 @@ class MixedInstanceNorm2d(MixedNorm, ExchangeInstanceNorm2d):
     """Instance norm with a mix, a ``MixedNorm``."""
 
 
-_MIXED: dict[type[ExchangeNorm], type[MixedNorm]] = {
+_MIXED: dict[MakeLayer, type[MixedNorm]] = {
     ExchangeBatchNorm2d: MixedBatchNorm2d,
     ExchangeInstanceNorm2d: MixedInstanceNorm2d,
 }
@@ -193,9 +194,7 @@ class _Ablation(Fusion):
     at: At = option("every", AT_HELP, carried=True)
     convolutions: Convolutions = option("shared", CONVOLUTIONS_HELP)
 
-    def point(
-        self, channels: int, streams: int, layer: type[ExchangeNorm], options: dict[str, Any]
-    ) -> ExchangeNorm:
+    def point(self, channels: int, streams: int, layer: MakeLayer, options: dict[str, Any]) -> ExchangeNorm:
         """Make one exchange point, of the layer's kind and with its options."""
         raise NotImplementedError
 
@@ -209,7 +208,7 @@ class _Ablation(Fusion):
         *,
         exchange_point: bool = False,
         downsampling: bool = False,
-        layer: type[ExchangeNorm] = ExchangeBatchNorm2d,
+        layer: MakeLayer = ExchangeBatchNorm2d,
         **options: Any,
     ) -> ExchangeNorm:
         if not exchange_point or (self.at == "downsampling" and not downsampling):
@@ -231,9 +230,9 @@ class _Mixing(_Ablation):
         """Make the mix of one exchange point."""
         raise NotImplementedError
 
-    def point(
-        self, channels: int, streams: int, layer: type[ExchangeNorm], options: dict[str, Any]
-    ) -> ExchangeNorm:
+    def point(self, channels: int, streams: int, layer: MakeLayer, options: dict[str, Any]) -> ExchangeNorm:
+        if layer not in _MIXED:
+            raise ValueError(f"fusion={self.name} needs a network of batch or instance norms")
         return _MIXED[layer](channels, streams, mix=self.mix(channels, streams), **options)
 
 
@@ -267,9 +266,7 @@ class FixedPortion(_Ablation):
                 f"region=own, got {self.portion}"
             )
 
-    def point(
-        self, channels: int, streams: int, layer: type[ExchangeNorm], options: dict[str, Any]
-    ) -> ExchangeNorm:
+    def point(self, channels: int, streams: int, layer: MakeLayer, options: dict[str, Any]) -> ExchangeNorm:
         mask = FixedPortionMask(self.choice, streams, channels, self.portion, self.region)
         return layer(channels, streams, mask=mask, **options)
 

@@ -12,7 +12,7 @@ Stages are numbered as in the papers: 0 is the stem, 1 to 4 are a ResNet's stage
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple, cast, get_args, get_origin, get_type_hints
@@ -25,6 +25,7 @@ from cen_ext.modules import ExchangeNorm
 from models.networks.messages import suggest
 from models.networks.registry import Registry
 
+MakeLayer = Callable[..., ExchangeNorm]  # (channels, num_modalities, **options) -> a kind of norm
 STAGES = 4  # of a segmentation encoder; a U-Net's are its levels, and it has more
 DECODER = STAGES + 1
 
@@ -133,7 +134,7 @@ class Fusion:
         *,
         exchange_point: bool = False,
         downsampling: bool = False,
-        layer: type[ExchangeNorm] = ExchangeBatchNorm2d,
+        layer: MakeLayer = ExchangeBatchNorm2d,
         **options: Any,
     ) -> ExchangeNorm:
         """Make the norm after a convolution.
@@ -142,7 +143,7 @@ class Fusion:
             channels, streams: of what it normalizes, ``[streams*N, channels, h, w]``.
             exchange_point: it follows a spatial convolution of the encoder, where the paper exchanges.
             downsampling: it belongs to a block that halves the resolution.
-            layer: the kind of norm.
+            layer: the kind of norm: a class, or what ``cen_ext.convert.layer_for`` returns.
             options: further arguments of ``layer``, such as ``activation``.
         """
         return layer(channels, streams, **options)

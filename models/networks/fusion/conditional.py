@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cen_ext import ExchangeBatchNorm2d
 from cen_ext.modules import ExchangeNorm
 from cen_ext.ops.activation import ACTIVATIONS
-from models.networks.fusion.base import Fusion, check_several, mark, option, register_fusion
+from models.networks.fusion.base import Fusion, MakeLayer, check_several, mark, option, register_fusion
 from models.networks.fusion.exchange import CONVOLUTIONS_HELP, Convolutions
 
 
@@ -113,7 +113,7 @@ class ConditionalNorm(Fusion):
         *,
         exchange_point: bool = False,
         downsampling: bool = False,
-        layer: type[ExchangeNorm] = ExchangeBatchNorm2d,
+        layer: MakeLayer = ExchangeBatchNorm2d,
         **options: Any,
     ) -> ExchangeNorm:
         if self.modulated == "exchange_points" and not exchange_point:

@@ -15,6 +15,7 @@ from cen_ext import ExchangeBatchNorm2d
 from cen_ext.modules import ExchangeNorm
 from models.networks.fusion.base import (
     Fusion,
+    MakeLayer,
     check_rule,
     check_several,
     mark,
@@ -63,7 +64,7 @@ class Exchange(Fusion):
         *,
         exchange_point: bool = False,
         downsampling: bool = False,
-        layer: type[ExchangeNorm] = ExchangeBatchNorm2d,
+        layer: MakeLayer = ExchangeBatchNorm2d,
         **options: Any,
     ) -> ExchangeNorm:
         if not exchange_point or (self.at == "downsampling" and not downsampling):
@@ -123,7 +124,7 @@ class NoFusion(Fusion):
         *,
         exchange_point: bool = False,
         downsampling: bool = False,
-        layer: type[ExchangeNorm] = ExchangeBatchNorm2d,
+        layer: MakeLayer = ExchangeBatchNorm2d,
         **options: Any,
     ) -> ExchangeNorm:
         # A norm that all modalities share is a single modality's, whose batch is the whole stack.
