@@ -109,7 +109,7 @@ def normalized_dim(norm: Any, parts: tuple[str, ...]) -> int | None:
         parts: names of the modules that are called after the norm.
     """
     channels = _channels(norm)
-    extents = [size for size in (5, 7, 4) if size != channels][:2]
+    extents = [size for size in (2, 3, 4) if size != channels][:2]
     dims = (1,) if isinstance(norm, nn.GroupNorm) else (1, -1)
     found: set[int] = set()
     with torch.device("cpu"):

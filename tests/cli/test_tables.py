@@ -12,7 +12,16 @@ import pytest
 from models import tables
 from models.__main__ import main
 from models.tables import Figure, Row, listing
-from tests.helpers.parameter_counts import ALL, NORMS, REFINENET, refinenet101, unet_blocks
+from tests.helpers import vision
+from tests.helpers.parameter_counts import (
+    ALL,
+    NORMS,
+    PVT_NORMS,
+    PVT_REFINENET,
+    REFINENET,
+    refinenet101,
+    unet_blocks,
+)
 
 NAMES = {"concat": "concat", "average": "average", "align": "align", "self-att.": "self_attention"}
 STAGES = {"early": (2,), "middle": (3,), "late": (4,), "all-stage": ALL}
@@ -53,6 +62,8 @@ def expected_parameters(name: str, row: Row) -> int:
         return REFINENET[depth] + (NORMS[depth] if row.method == "AsymFusion" else 0)
     if name == "asymfusion-cityscapes":
         return 41_240_099 if row.method == "AsymFusion" else 41_054_899
+    if name == "tokenfusion-nyudv2":
+        return PVT_REFINENET + PVT_NORMS
     inputs = row.setting.partition(" to ")[0].count("+") + 1
     plain = UNET + (inputs - 2) * UNET_NORMS
     if row.method in ("CEN", "one modality", "AsymFusion"):
@@ -67,6 +78,8 @@ def expected_parameters(name: str, row: Row) -> int:
 @pytest.mark.parametrize("name", tables.TABLES)
 def test_every_row(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its command is one that the command line takes; the network of those settings has the parameters."""
+    if name == "tokenfusion-nyudv2":
+        vision.timm()
     calls: list[tuple[str, Sequence[str]]] = []
     monkeypatch.setattr("models.training.train.train", lambda *call: calls.append(call[:2]) or 0)
     found = entries(name)
@@ -87,6 +100,7 @@ def test_tables_have_all_rows() -> None:
     assert counts == {
         **{"1": 6, "2": 2 + 12 * 2 + 1, "4": 2 * (1 + 4 * 4), "5": 7, "appendix": 3 * 4},
         **{"asymfusion-nyudv2": 8, "asymfusion-cityscapes": 3, "asymfusion-translation": 4 * 5},
+        "tokenfusion-nyudv2": 2,
     }
 
 

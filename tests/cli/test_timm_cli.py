@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import cen_ext
 import models
 from models.__main__ import main
 from models.segmentation.build import build_network, open_split, with_normalization
@@ -19,6 +20,7 @@ from tests.helpers import vision
 from tests.helpers.training_runs import TINY, command, prepare_rooms
 
 # Its colors are normalized by 0.5 and 0.5.
+RECIPE = "nyudv2_cen_layer_norm_pvtv2_b2"
 LITE = "model.encoder=timm:tf_efficientnet_lite0"
 
 
@@ -38,6 +40,20 @@ def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 def recipe_of(*overrides: str) -> Any:
     return with_normalization(config.override(registry.find("synthetic_demo"), [*TINY, *overrides]))
+
+
+def test_exchange_on_layer_norms_trains(rooms: Path, tmp_path: Path) -> None:
+    """TokenFusion's appendix, with the smallest of the encoder's family."""
+    vision.timm()
+    run = tmp_path / "run"
+    small = ["model.encoder=timm:pvt_v2_b0", "model.width=8", "data.crop=32", "data.shorter_side=48"]
+    small += ["data.num_classes=11", "data.batch_size=2", "model.initial_scale=0.015", "run.workers=0"]
+    assert main(["train", RECIPE, f"data.root={rooms}", f"run.output={run}", "run.steps=3", *small]) == 0
+    points = cen_ext.exchanging_layers(models.load(run, [f"data.root={rooms}"]).net)
+    assert len(points) == 2 * sum((2, 2, 2, 2))
+    assert all(isinstance(point, cen_ext.ExchangeLayerNorm) for point in points.values())
+    shares = {int(point.replaced().sum()) / point.replaced().numel() for point in points.values()}
+    assert shares == {0.5}  # each modality's own half, whose scales begin below the threshold
 
 
 def test_a_network_of_timm_trains_is_evaluated_resumed_and_exported(
