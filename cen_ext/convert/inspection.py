@@ -29,6 +29,7 @@ _KINDS = (
     nn.InstanceNorm3d,
 )
 _ROW_KINDS = (nn.LayerNorm, nn.GroupNorm)
+# The attributes that torch gives them.
 _TORCHS: dict[type[Any], Collection[str]] = {kind: vars(kind(1)).keys() for kind in (*_KINDS, nn.LayerNorm)}
 _TORCHS[nn.GroupNorm] = vars(nn.GroupNorm(1, 1)).keys()
 # timm's layers are known by name: the library needs torch alone. Those of a norm, ``drop`` and ``act``:
