@@ -29,9 +29,15 @@ ROUNDING, LABELS = 1e-4, 0.02
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+# Ablations that exchanged outside the operator then, and do inside it today, where sums round otherwise.
+ROUNDED_OTHERWISE = ("portion", "random", "smallest")
+
+
 def restore(name: str, folder: Path) -> tuple[dict[str, Any], Path, Path]:
     """A file's contents, the run folder or network's file that they make, and the scenes."""
     contents = skeleton.read(FILES[name])
+    if any(part in name for part in ROUNDED_OTHERWISE):
+        contents["machine"] = None
     for file, stripped in contents["files"].items():
         skeleton.restore(folder / file, stripped)
     shutil.unpack_archive(observe.HERE / "scenes.zip", folder)
