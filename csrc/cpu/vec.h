@@ -86,14 +86,15 @@ CEN_INLINE void store_packed(T* to, Packed<T> packed, int64_t n) {
     _mm512_mask_storeu_epi64(to, mask, (__m512i)packed);
 }
 #else
+// Calls, because ends of rows are rare: inlined into every kernel, these loops took most of the compile time.
 template <class T>
-CEN_INLINE Packed<T> load_packed(const T* from, int64_t n) {
+__attribute__((noinline)) Packed<T> load_packed(const T* from, int64_t n) {
   T elements[kVecSize<Real<T>>] = {};
   for (int64_t element = 0; element < n; ++element) elements[element] = from[element];
   return load_packed(elements, FullVec<Real<T>>{});
 }
 template <class T>
-CEN_INLINE void store_packed(T* to, Packed<T> packed, int64_t n) {
+__attribute__((noinline)) void store_packed(T* to, Packed<T> packed, int64_t n) {
   T elements[kVecSize<Real<T>>];
   store_packed(elements, packed, FullVec<Real<T>>{});
   for (int64_t element = 0; element < n; ++element) to[element] = elements[element];
