@@ -4,16 +4,18 @@
 
 #include "conv3x3/conv3x3.h"
 #include "max_pool_same.h"
-#include "norm_exchange/backward.h"
+#include "norm_exchange/layer.h"
 #include "pixel_shift.h"
 
 namespace cen::cpu {
 
 const Kernels CEN_KERNELS = {
-    {forward<float>, backward<float>, max_pool<float>, max_pool_backward<float>, pixel_shift<float>},
-    {forward<double>, backward<double>, max_pool<double>, max_pool_backward<double>, pixel_shift<double>},
-    {forward<Half>, backward<Half>, max_pool<Half>, max_pool_backward<Half>, pixel_shift<Half>},
-    {forward<BFloat16>, backward<BFloat16>, max_pool<BFloat16>, max_pool_backward<BFloat16>,
+    {normalize<float>, normalize_backward<float>, max_pool<float>, max_pool_backward<float>,
+     pixel_shift<float>},
+    {normalize<double>, normalize_backward<double>, max_pool<double>, max_pool_backward<double>,
+     pixel_shift<double>},
+    {normalize<Half>, normalize_backward<Half>, max_pool<Half>, max_pool_backward<Half>, pixel_shift<Half>},
+    {normalize<BFloat16>, normalize_backward<BFloat16>, max_pool<BFloat16>, max_pool_backward<BFloat16>,
      pixel_shift<BFloat16>},
     convolve,
     convolve_backward,

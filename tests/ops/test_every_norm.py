@@ -15,7 +15,7 @@ from cen_ext.ops.norm_exchange.options import Options
 from tests.helpers import cases, formulas
 from tests.helpers.cases import Inputs, Shape, in_order, make_inputs, make_route, modality_major
 from tests.helpers.covered import BACKENDS, skip_if_refused
-from tests.helpers.tolerance import Call, check
+from tests.helpers.tolerance import Call, check, run
 
 CLOSE = {"rtol": 1e-11, "atol": 1e-11}  # float64; sums of at most a few hundred values of size one
 NORMS = ("layer", "group", "none")
@@ -194,3 +194,46 @@ def test_empty_batches():
         y.sum().backward()
         assert y.shape == x.shape
         assert x.grad is not None
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("norm", ["layer", "group"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bits_depend_on_neither_threads_nor_run(backend, norm, channels_last):
+    shape = Shape(2, 3, 48, (23, 29))
+    given = make_inputs(shape, torch.float32, channels_last)
+    options = Options(0.02, "all", activation="silu", **options_of(norm, shape.channels))
+    skip_if_refused(backend, given.x, **options._asdict())
+    call = Call(given.x, given.weight, given.bias, residual=given.residual, options=options)
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2, 2):
+            torch.set_num_threads(count)
+            found.append(run(backend, call, given.dy))
+    finally:
+        torch.set_num_threads(threads)
+    for first, *others in zip(*found, strict=True):
+        assert all(torch.equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize("norm", ["layer", "group"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compiles_without_a_break(backend, norm):
+    given = make_inputs(Shape(2, 3, 8, (4, 5)), torch.float32)
+    kind = options_of(norm, 8)
+    skip_if_refused(backend, given.x, **kind)
+
+    def call(x, weight, bias, residual):
+        return cen_ext.norm_exchange(
+            x, weight, bias, residual=residual, threshold=0.02, region="all", activation="gelu", **kind
+        )
+
+    leaves = [t.requires_grad_() for t in (given.x, given.weight, given.bias, given.residual)]
+    with cen_ext.use_backend(backend):
+        compiled = torch.compile(call, fullgraph=True)
+        found, expected = compiled(*leaves), call(*leaves)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        pairs = zip(*(torch.autograd.grad(y, leaves, given.dy) for y in (found, expected)), strict=True)
+        for ours, theirs in pairs:
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -20,26 +20,41 @@ struct AffineGradient {
   double weight, bias;
 };
 
-// Sets the coefficients of dx from the sums of channel c of unit (m, g), and returns its contribution to the
-// gradients of weight and bias. x - shift has a nonzero mean because shift is rounded; subtracting that mean
-// here cancels the rounding.
-template <class T>
-AffineGradient finish_channel(const Problem& p, const BackwardTensors<T>& t, const Tables<Real<T>>& tables,
-                              int64_t m, int64_t g, int64_t c, Sums sums) {
+// Sets the coefficients of dx from the sums of the channels of unit (m, g) from c on, which share statistics,
+// and stores each one's contribution to the gradients of weight and bias. sums(c) are those of a channel.
+// x - shift has a nonzero mean because shift is rounded; subtracting that mean here cancels the rounding.
+template <class T, class SumsOf>
+void finish_channels(const Problem& p, const BackwardTensors<T>& t, const Tables<Real<T>>& tables,
+                     const Buffer<AffineGradient>& affine, int64_t m, int64_t g, int64_t c, SumsOf sums) {
   using R = Real<T>;
-  const int64_t unit = p.unit(m, g), i = unit * p.channels + c, element = c % kVecSize<R>;
-  Coefficients<R>& k = tables.at(unit, c);
-  if (k.dead[element]) return {};
-  const double invstd = 1 / std::sqrt(t.var[i] + p.eps), per_value = 1 / static_cast<double>(p.values());
-  const double center = p.batch_statistics ? sums.x * per_value : 0;
-  const double dweight = invstd * (sums.dz_x - sums.dz * center);
-  if (p.batch_statistics) {
-    const double scale = invstd * t.weight[m * p.channels + c];
-    const double on_x = -scale * invstd * dweight * per_value;
-    k.on_x[element] = static_cast<R>(on_x);
-    k.constant[element] = static_cast<R>(-scale * sums.dz * per_value - on_x * center);
+  const int64_t unit = p.unit(m, g), end = c + p.joined;
+  const R* weight = t.weight + m * p.channels;
+  AffineGradient* results = affine.get() + unit * p.channels;
+  if (tables.at(unit, c).dead[c % kVecSize<R>]) {  // and by itself
+    results[c] = {};
+    return;
   }
-  return {dweight, sums.dz};
+  const int64_t i = p.statistic(unit, c);
+  const double invstd = 1 / std::sqrt(t.var[i] + p.eps),
+               per_value = 1 / static_cast<double>(p.joined * p.values());
+  double x = 0, of_weight = 0, of_bias = 0;  // of the latter two with the scale of each channel
+  if (p.batch_statistics)
+    for (int64_t k = c; k < end; ++k) x += sums(k).x;
+  const double center = x * per_value;
+  for (int64_t k = c; k < end; ++k) {
+    const Sums own = sums(k);
+    results[k] = {invstd * (own.dz_x - own.dz * center), own.dz};
+    const double scale = invstd * weight[k];
+    of_weight += scale * invstd * results[k].weight;
+    of_bias += scale * own.dz;
+  }
+  if (!p.batch_statistics) return;
+  const double on_x = -of_weight * per_value, constant = -of_bias * per_value - on_x * center;
+  for (int64_t k = c; k < end; ++k) {
+    Coefficients<R>& coefficients = tables.at(unit, k);
+    coefficients.on_x[k % kVecSize<R>] = static_cast<R>(on_x);
+    coefficients.constant[k % kVecSize<R>] = static_cast<R>(constant);
+  }
 }
 
 template <class T>
@@ -165,9 +180,11 @@ void backward_channels_first(const Problem& p, const BackwardTensors<T>& t, cons
     return sums.get() + (p.unit(m, g) * p.channels + c) * blocks.count;
   };
   const auto finish = [&](int64_t m, int64_t g, int64_t c) {
-    Sums total{};
-    for (int64_t b = 0; b < blocks.count; ++b) total = total + of_channel(m, g, c)[b];
-    affine[p.unit(m, g) * p.channels + c] = finish_channel(p, t, tables, m, g, c, total);
+    finish_channels(p, t, tables, affine, m, g, c, [&](int64_t k) {
+      Sums total{};
+      for (int64_t b = 0; b < blocks.count; ++b) total = total + of_channel(m, g, k)[b];
+      return total;
+    });
   };
   if (in_order) {
     for_blocks_in_order(p, blocks, parallel, [&](int64_t g, int64_t c, int64_t b) {
@@ -190,7 +207,7 @@ void backward_channels_first(const Problem& p, const BackwardTensors<T>& t, cons
                                                                      channels.g, c, b, prefetch_distance);
         });
         for (int64_t m = channels.first_m; m < channels.last_m; ++m)
-          for (int64_t c = channels.first_c; c < channels.last_c; ++c) finish(m, channels.g, c);
+          for (int64_t c = channels.first_c; c < channels.last_c; c += p.joined) finish(m, channels.g, c);
         if (p.batch_statistics)
           for_blocks(channels, blocks, inner, [&](int64_t m, int64_t c, int64_t b) {
             backward_block<false, true, kForm>(p, t, tables, group, blocks, m, channels.g, c, b,
@@ -234,6 +251,12 @@ void backward_channels_last(const Problem& p, const BackwardTensors<T>& t, const
               sums[strip].dz, sums[strip].dz_x, sums[strip].x);
       }
   });
+  const auto finish = [&](int64_t unit, int64_t first_c, int64_t last_c) {
+    const double *sum_dz = dz.row(0, unit), *sum_dz_x = dz_x.row(0, unit), *sum_x = x.row(0, unit);
+    for (int64_t c = first_c; c < last_c; c += p.joined)
+      finish_channels(p, t, tables, affine, unit / p.groups, unit % p.groups, c,
+                      [&](int64_t k) { return Sums{sum_dz[k], sum_dz_x[k], sum_x[k]}; });
+  };
   for_pieces(p, parallel, [&](int64_t unit, int64_t first_c, int64_t last_c) {
     const auto total = [&](const BlockRows& rows) {
       double* sum = rows.row(0, unit);
@@ -241,13 +264,14 @@ void backward_channels_last(const Problem& p, const BackwardTensors<T>& t, const
         const double* block = rows.row(b, unit);
         for (int64_t c = first_c; c < last_c; ++c) sum[c] += block[c];
       }
-      return sum;
     };
-    const double *sum_dz = total(dz), *sum_dz_x = total(dz_x), *sum_x = total(x);
-    for (int64_t c = first_c; c < last_c; ++c)
-      affine[unit * p.channels + c] = finish_channel(p, t, tables, unit / p.groups, unit % p.groups, c,
-                                                     {sum_dz[c], sum_dz_x[c], sum_x[c]});
+    total(dz);
+    total(dz_x);
+    total(x);
+    if (p.joined == 1) finish(unit, first_c, last_c);
   });
+  if (p.joined > 1)  // the channels that share statistics may be in several pieces
+    parallel_tasks(parallel, p.units(), [&](int64_t unit) { finish(unit, 0, p.channels); });
   if (!p.batch_statistics) return;
   const auto write = [&](const BackwardTensors<T>& second, auto form) {
     const GroupInputs<T> read(p, tables, second.x, second.residual, second.dy);

@@ -60,6 +60,7 @@ class Tables {
       const int32_t source = route_of(p, weight, route, m, c);
       if (source != kOwn) replace(p, m, c, source);
     });
+    if (p.across_channels()) return;  // statistics depend on x even where y does not
     each([&](int64_t m, int64_t c) {
       if (at(p.unit(m, 0), c).replaced[c % kVecSize<R>] && !is_lent(p, m, c)) kill(p, m, c);
     });

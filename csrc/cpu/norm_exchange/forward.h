@@ -7,14 +7,17 @@
 namespace cen::cpu {
 namespace {
 
-// Stores the batch statistics of channel c of unit (m, g) in the coefficient tables and in the results.
+// Stores the statistics of the channels of unit (m, g) from c on, which share them, in the coefficient tables
+// and in the results.
 template <class T>
 CEN_INLINE void set_batch_statistics(const Problem& p, const ForwardTensors<T>& t,
                                      const Tables<Real<T>>& tables, int64_t m, int64_t g, int64_t c,
                                      Moments moments) {
-  const int64_t unit = p.unit(m, g), i = unit * p.channels + c, own = m * p.channels + c;
-  const double var = moments.squares / p.values();
-  tables.at(unit, c).set_affine(c % kVecSize<Real<T>>, moments.mean, var, p.eps, t.weight[own], t.bias[own]);
+  const int64_t unit = p.unit(m, g), i = p.statistic(unit, c), own = m * p.channels;
+  const double var = moments.squares / (p.joined * p.values());
+  for (int64_t k = c; k < c + p.joined; ++k)
+    tables.at(unit, k).set_affine(k % kVecSize<Real<T>>, moments.mean, var, p.eps, t.weight[own + k],
+                                  t.bias[own + k]);
   t.batch_mean[i] = static_cast<Real<T>>(moments.mean);
   t.batch_var[i] = static_cast<Real<T>>(var);
 }
@@ -35,10 +38,12 @@ template <class R, class Tensors>
 void set_given_statistics(const Problem& p, const Tensors& t, const Tables<R>& tables,
                           const Parallel& parallel) {
   for_pieces(p, parallel, [&](int64_t unit, int64_t first_c, int64_t last_c) {
-    const int64_t own = unit / p.groups * p.channels, row = unit * p.channels;
-    for (int64_t c = first_c; c < last_c; ++c)
-      tables.at(unit, c).set_affine(c % kVecSize<R>, t.mean[row + c], t.var[row + c], p.eps,
-                                    t.weight[own + c], t.bias[own + c]);
+    const int64_t own = unit / p.groups * p.channels;
+    for (int64_t c = first_c; c < last_c; ++c) {
+      const int64_t i = p.statistic(unit, c);
+      tables.at(unit, c).set_affine(c % kVecSize<R>, t.mean[i], t.var[i], p.eps, t.weight[own + c],
+                                    t.bias[own + c]);
+    }
   });
 }
 
@@ -71,18 +76,20 @@ struct ChannelBlock {
 
 // Calls f(block, inner) for blocks of channels that fit in the L2 cache: in parallel over blocks, or, with
 // too few blocks for the threads, one by one with `inner` for parallelism within a block. A channel that
-// exceeds the cache on its own is split by modality unless it is exchanged.
+// exceeds the cache on its own is split by modality unless it is exchanged. Channels that share statistics
+// are in one block.
 template <class R, class F>
 void for_channel_blocks(const Problem& p, const Tables<R>& tables, int64_t bytes_per_value,
                         const Parallel& parallel, F f) {
   constexpr int64_t kBytes = 1 << 17, kChannels = 16;
   const int64_t each = 4 * parallel.threads, channels = p.groups * p.channels;
   const int64_t fit = kBytes / (p.modalities * p.values() * bytes_per_value);
-  const int64_t size = larger(1, smaller(smaller(fit, kChannels), channels / each));
+  const int64_t fitting = larger(1, smaller(smaller(fit, kChannels), channels / each)),
+                size = divide_up(fitting, p.joined) * p.joined;
   const int64_t per_group = divide_up(p.channels, size), tasks = p.groups * per_group;
   const auto task = [&](int64_t i, const Parallel& inner) {
     const int64_t g = i / per_group, c = i % per_group * size;
-    if (fit >= 1 || tables.at(g, c).exchanged[c % kVecSize<R>])
+    if (fit >= 1 || p.joined > 1 || tables.at(g, c).exchanged[c % kVecSize<R>])
       return f(ChannelBlock{g, c, smaller(c + size, p.channels), 0, p.modalities}, inner);
     for (int64_t m = 0; m < p.modalities; ++m) f(ChannelBlock{g, c, c + 1, m, m + 1}, inner);
   };
@@ -155,12 +162,13 @@ void forward_channels_first(const Problem& p, const ForwardTensors<T>& t, const 
           of_channel(m, c)[b] = block_moments(t.x, channel_offset(m, channels.g, c), blocks, b);
         });
         for (int64_t m = channels.first_m; m < channels.last_m; ++m)
-          for (int64_t c = channels.first_c; c < channels.last_c; ++c) {
-            const Moments* parts = of_channel(m, c);
-            set_batch_statistics(p, t, tables, m, channels.g, c,
-                                 join(
-                                     blocks.count, p.values(), [&](int64_t b) { return parts[b]; },
-                                     [&](int64_t b) { return blocks.block(b).values(); }));
+          for (int64_t c = channels.first_c; c < channels.last_c; c += p.joined) {
+            const Moments* parts = of_channel(m, c);  // those of the next channels follow
+            set_batch_statistics(
+                p, t, tables, m, channels.g, c,
+                join(
+                    p.joined * blocks.count, p.joined * p.values(), [&](int64_t b) { return parts[b]; },
+                    [&](int64_t b) { return blocks.block(b % blocks.count).values(); }));
           }
         for_blocks(channels, blocks, inner,
                    [&](int64_t m, int64_t c, int64_t b) { write(m, channels.g, c, b, channels.to_next(p)); });
@@ -202,9 +210,22 @@ void row_statistics(const Problem& p, const ForwardTensors<T>& t, const Tables<R
             (b ? sum_squares[first_c + i] + block_squares[i] : block_squares[i]) + values * d * d;
       }
     }
-    for (int64_t i = 0; i < count; ++i)
+    for (int64_t i = 0; i < count; ++i) {
+      mean[first_c + i] = first[i] + shift[i];
+      if (p.joined > 1) continue;  // the channels that share statistics may be in several pieces
       set_batch_statistics(p, t, tables, unit / p.groups, unit % p.groups, first_c + i,
-                           {first[i] + shift[i], sum_squares[first_c + i]});
+                           {mean[first_c + i], sum_squares[first_c + i]});
+    }
+  });
+  if (p.joined == 1) return;
+  parallel_tasks(parallel, p.units(), [&](int64_t unit) {
+    const double *mean = means.row(0, unit), *sum_squares = squares.row(0, unit);
+    for (int64_t c = 0; c < p.channels; c += p.joined)
+      set_batch_statistics(p, t, tables, unit / p.groups, unit % p.groups, c,
+                           join(
+                               p.joined, p.joined * p.values(),
+                               [&](int64_t i) { return Moments{mean[c + i], sum_squares[c + i]}; },
+                               [&](int64_t) { return p.values(); }));
   });
 }
 
