@@ -57,7 +57,7 @@ struct Problem {
   // The index of a channel's mean and variance in [units, C / joined], and of a position's with layer norm,
   // in [units, spatial].
   constexpr int64_t statistic(int64_t unit, int64_t c) const {
-    return unit * (channels / joined) + c / joined;
+    return joined == 1 ? unit * channels + c : unit * (channels / joined) + c / joined;
   }
   constexpr int64_t position_statistic(int64_t unit, int64_t position) const {
     return unit * spatial + position;

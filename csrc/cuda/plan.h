@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <numeric>
 
 #include "kernels.h"
 #include "norm_exchange/backward.cuh"
@@ -46,10 +47,12 @@ bool has_vectors(const Problem& p, std::initializer_list<const void*> tensors) {
 }
 
 // A geometry with a single chunk, blocks of at most `threads` threads and, for channels last, strips of at
-// most `strip_vectors` vectors.
+// most `strip_vectors` vectors. A strip has a multiple of `lines` vectors (channels last) or channels, which
+// is at most `threads`.
 template <class T>
-Geometry whole_strips(const Problem& p, bool vectors, int threads, int strip_vectors) {
+Geometry whole_strips(const Problem& p, bool vectors, int threads, int strip_vectors, int lines = 1) {
   constexpr int64_t n = kVecSize<T>;
+  const auto in_whole = [&](int64_t wanted) { return int(std::max<int64_t>(1, wanted / lines) * lines); };
   Geometry geo{};
   geo.vec_size = n;
   geo.vectors = vectors;
@@ -57,7 +60,7 @@ Geometry whole_strips(const Problem& p, bool vectors, int threads, int strip_vec
     geo.row_slices = p.spatial;
     geo.slices = p.values();
     const int64_t row = divide_up(p.channels, n);
-    geo.threads_x = int(std::min<int64_t>({power_of_two_from(row), strip_vectors, threads}));
+    geo.threads_x = in_whole(std::min<int64_t>({power_of_two_from(row), strip_vectors, threads}));
     geo.threads_y =
         int(std::min<int64_t>(threads / geo.threads_x, power_of_two_from(divide_up(geo.slices, kTile))));
     geo.strips = divide_up(row, geo.threads_x);
@@ -67,13 +70,26 @@ Geometry whole_strips(const Problem& p, bool vectors, int threads, int strip_vec
     geo.row_slices = divide_up(p.spatial + before, n);
     geo.slices = p.samples * geo.row_slices;
     geo.threads_x = int(std::min<int64_t>(threads, power_of_two_from(divide_up(geo.slices, kTile))));
-    geo.threads_y = int(std::min<int64_t>(threads / geo.threads_x, power_of_two_from(p.channels)));
+    geo.threads_y = in_whole(std::min<int64_t>(threads / geo.threads_x, power_of_two_from(p.channels)));
+    while (geo.threads_x * geo.threads_y > threads) geo.threads_x /= 2;
     geo.strips = divide_up(p.channels, geo.threads_y);
   }
   geo.by_row = Divider(uint32_t(geo.row_slices));
   geo.chunks = 1;
   geo.chunk = geo.slices;
   return geo;
+}
+
+// The same for a resident plan: channels that share statistics lie in one strip, whose blocks join them.
+// Returns false where a block has too few threads for them. (Blocks of several strips would have to wait for
+// one another twice; in two passes it is a kernel between the two that joins.)
+template <class T>
+bool resident_strips(const Problem& p, bool vectors, const Device& device, Geometry& geo) {
+  const int threads = std::min(kResidentThreads, 2 * device.threads);
+  const int64_t lines = p.channels_last ? p.joined / std::gcd(p.joined, kVecSize<T>) : p.joined;
+  if (lines > threads) return false;
+  geo = whole_strips<T>(p, vectors, threads, kResidentVectors, int(lines));
+  return true;
 }
 
 // Splits the strips of a geometry into at most `chunks` chunks, none of them empty.
@@ -106,8 +122,8 @@ Plan plan_two_pass(const Problem& p, bool vectors, const Device& device, Bytes b
 
 template <class T, class Bytes>
 bool plan_cluster(const Problem& p, bool vectors, const Device& device, Bytes bytes, Plan& plan) {
-  const int threads = std::min(kResidentThreads, 2 * device.threads);
-  const Geometry whole = whole_strips<T>(p, vectors, threads, kResidentVectors);
+  Geometry whole;
+  if (!resident_strips<T>(p, vectors, device, whole)) return false;
   const int most = device.capability >= 90 ? kClusterBlocks : 1;
   for (int cluster = 1; cluster <= most; cluster *= 2) {
     const Geometry geo = in_chunks(whole, cluster);
@@ -123,8 +139,8 @@ bool plan_cluster(const Problem& p, bool vectors, const Device& device, Bytes by
 
 template <class T, class Bytes>
 bool plan_grid(const Problem& p, bool vectors, const Device& device, Bytes bytes, Plan& plan) {
-  const Geometry whole =
-      whole_strips<T>(p, vectors, std::min(kResidentThreads, 2 * device.threads), kResidentVectors);
+  Geometry whole;
+  if (!resident_strips<T>(p, vectors, device, whole)) return false;
   const int64_t room = std::max(1, device.multiprocessors * kCountedIn16 / 16);
   const int64_t chunks = room / whole.blocks(p.groups);
   if (chunks < 1) return false;

@@ -23,6 +23,7 @@ struct Header {
   int64_t refused;  // the device refuses clusters and cooperative launches
   int64_t moved;    // bit i: the i-th tensor with the shape of x begins one value after an aligned address
   int64_t has_residual, has_running, has_route;
+  int64_t norm, joined;
   int64_t modalities, groups, samples, channels, spatial, order, channels_last, batch_statistics;
   int64_t region, criterion, activation;
   int64_t columns;  // of a pixel shift; 0 for the operator
@@ -30,9 +31,11 @@ struct Header {
   double threshold, eps, negative_slope, momentum;
 
   Problem problem() const {
-    return {modalities,
+    return {static_cast<Norm>(norm),
+            modalities,
             groups,
             samples,
+            joined,
             channels,
             spatial,
             static_cast<Order>(order),
@@ -139,7 +142,8 @@ void run_case(const Header& h, Files& files) {
   using R = Real<T>;
   const Problem p = h.problem();
   const int64_t size = p.units() * p.unit_size(), of_residual = h.has_residual ? size : 0;
-  const int64_t table = p.modalities * p.channels, rows = p.units() * p.channels;
+  const int64_t table = p.modalities * p.channels;
+  const int64_t rows = p.units() * (p.norm == Norm::layer ? p.spatial : p.channels / p.joined);
   const int64_t given = p.batch_statistics ? 0 : rows, own = p.batch_statistics ? rows : 0;
   const int64_t running = h.has_running ? table : 0;
   const auto moved = [&](int tensor) { return (h.moved >> tensor & 1) != 0; };

@@ -17,7 +17,7 @@ TYPES = ("f", "d", "NS_4HalfE", "NS_8BFloat16E")  # of x, as their names are man
 HALF = TYPES[2:]
 ARCHITECTURES = ("80", "90")
 HOT = ("statistics_kernel", "two_pass_forward", "resident_forward", "two_pass_backward", "resident_backward")
-FINISHING = ("finish_statistics", "finish_sums")
+FINISHING = ("finish_statistics", "join_statistics", "finish_sums", "join_sums")
 # Blocks of how many threads are to fit on a multiprocessor of 65,536 registers, how many of them.
 RESIDENT, TWO_PASS, TWO_PASS_WIDE, FINISH = (512, 1), (256, 3), (256, 2), (512, 1)
 
@@ -77,8 +77,9 @@ def kernels(extension: Path) -> list[Kernel]:
 
 
 def test_every_kernel_is_there(kernels: list[Kernel]):
-    layouts = [(name, last) for name in (*HOT, "finish_statistics") for last in (False, True)]
-    others = [("finish_sums", False), ("pixel_shift_kernel", False)]
+    in_layouts = (*HOT, "finish_statistics", "join_statistics")
+    layouts = [(name, last) for name in in_layouts for last in (False, True)]
+    others = [("finish_sums", False), ("join_sums", False), ("pixel_shift_kernel", False)]
     for kind in TYPES:
         for architecture in ARCHITECTURES:
             made = [k for k in kernels if (k.type, k.architecture) == (kind, architecture)]

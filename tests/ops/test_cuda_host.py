@@ -17,11 +17,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from cen_ext.ops.norm_exchange.reference import Options, statistics_dtype
+from cen_ext.ops.norm_exchange.options import ACROSS_CHANNELS
+from cen_ext.ops.norm_exchange.reference import Options, statistics_dtype, statistics_shape
 from cen_ext.ops.pixel_shift.functional import run_reference as shift_reference
 from tests.helpers import host_device
 from tests.helpers.cases import SMALL, Shape, make_inputs, make_route, reaching_six
-from tests.helpers.covered import NORMS
 from tests.helpers.tolerance import (
     Call,
     Results,
@@ -37,6 +37,9 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # run.cp
 KINDS = ("automatic", "two_pass", "cluster", "grid")
 REGIONS, CRITERIA = ("own", "all"), ("abs", "signed")
 ORDERS = ("modality", "sample")
+# As problem.h lists them.
+EVERY_NORM = ("batch", "instance", "group", "layer")
+NORMS = EVERY_NORM[:3]  # those with plans
 # As csrc/cpu/activation.h lists them.
 FURTHER = ("relu6", "silu", "gelu", "gelu_tanh", "hardswish")
 ACTIVATIONS = ("identity", "relu", "leaky_relu", *FURTHER)
@@ -129,9 +132,11 @@ def packed(case: Case) -> bytes:
     m, c = call.weight.shape
     n = call.x.shape[0] // m
     groups, samples = (1, n) if o.norm == "batch" else (n, 1)
+    joined = c // o.num_groups if o.norm == "group" else 1
     whole = header(
         *(DTYPES.index(call.x.dtype), KINDS.index(case.kind), *case.device, case.moved),
         *(call.residual is not None, case.running is not None, call.route is not None),
+        *(EVERY_NORM.index(o.norm), joined),
         *(m, groups, samples, c, math.prod(call.x.shape[2:])),
         *(ORDERS.index(o.order), case.channels_last, call.mean is None),
         *(REGIONS.index(o.region), CRITERIA.index(o.criterion), ACTIVATIONS.index(o.activation)),
@@ -181,7 +186,7 @@ class Unpacked:
     def found(self, case: Case) -> Found:
         call = case.call
         dtype, table = statistics_dtype(call.x.dtype), call.weight.shape
-        rows = (table[0] if call.options.norm == "batch" else call.x.shape[0], table[1])
+        rows = statistics_shape(call.x, table[0], call.options)
 
         def as_x() -> Tensor:
             if not case.channels_last:
@@ -251,6 +256,10 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 both_layouts = pytest.mark.parametrize("channels_last", [False, True])
 
 
+def divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
 def make_case(
     rng: random.Random, shape: Shape, dtype: torch.dtype, channels_last: bool, given: bool, norm: str
 ) -> Case:
@@ -258,13 +267,14 @@ def make_case(
     i = make_inputs(shape, dtype)
     drawn = (rng.choice(values) for values in (REGIONS, CRITERIA, ACTIVATIONS, [1e-5, 0.5], ORDERS))
     region, criterion, activation, eps, order = drawn
-    options = Options(THRESHOLD, region, criterion, norm, eps, activation, negative_slope=0.2, order=order)
+    num_groups = rng.choice(divisors(shape.channels)) if norm == "group" else 1
+    options = Options(THRESHOLD, region, criterion, norm, eps, activation, 0.2, order, num_groups)
     residual = i.residual if rng.random() < 0.6 else None
     statistics = (i.mean, i.var) if given else (None, None)
     route = make_route(shape) if shape.num_modalities > 1 and rng.random() < 0.4 else None
     call = Call(i.x, i.weight, i.bias, *statistics, residual, options, route)
     values = math.prod(shape.spatial) * (shape.batch if norm == "batch" else 1)
-    updates = not given and values > 1 and rng.random() < 0.5
+    updates = not given and norm not in ACROSS_CHANNELS and values > 1 and rng.random() < 0.5
     return Case(
         call,
         without_kinks(call, i.dy),
@@ -279,6 +289,8 @@ def sweep(dtype: torch.dtype, channels_last: bool) -> Iterator[Case]:
     rng = random.Random(0)
     plans = [("automatic", True), *((kind, False) for kind in KINDS)]
     for norm, (kind, given), shape in itertools.product(NORMS, plans, SHAPES):
+        if given and norm in ACROSS_CHANNELS:
+            continue
         device = Device(
             multiprocessors=rng.choice([1, 3, 8, 24]),
             capability=rng.choice([80, 90, 90]),
@@ -301,6 +313,11 @@ def test_every_plan(checked, watched, tmp_path, dtype, channels_last):
         assert raw_results(one) == raw_results(other), f"depends on the order of threads: {case}"
 
 
+def groups_of(norm: str) -> int:
+    """A number of groups for 20 channels."""
+    return 4 if norm == "group" else 1
+
+
 @every_dtype
 def test_further_activations(checked, tmp_path, dtype):
     """In turns, in every layout, norm and plan, with a residual and with given statistics, too."""
@@ -311,8 +328,8 @@ def test_further_activations(checked, tmp_path, dtype):
     ):
         torch.manual_seed(0)
         i = reaching_six(make_inputs(Shape(3, 2, 20, (6, 5)), dtype))
-        options = Options(THRESHOLD, norm=norm, activation=activation)
-        statistics = (i.mean, i.var) if given else (None, None)
+        options = Options(THRESHOLD, norm=norm, activation=activation, num_groups=groups_of(norm))
+        statistics = (i.mean, i.var) if given and norm not in ACROSS_CHANNELS else (None, None)
         call = Call(i.x, i.weight, i.bias, *statistics, i.residual if with_residual else None, options)
         cases.append(Case(call, without_kinks(call, i.dy), kind, channels_last=channels_last))
     for case, found in zip(cases, run_cases(checked, tmp_path, cases), strict=True):
@@ -326,7 +343,8 @@ def packed_shift(
     rows, channels, height, width = x.shape
     start = header(
         *(DTYPES.index(x.dtype), 0, *DEVICE, moved, base is not None, False, False),
-        *(modalities, 1, rows // modalities, channels, height * width, 0, channels_last, False, 0, 0, 0),
+        *(0, 1, modalities, 1, rows // modalities, channels, height * width, 0, channels_last, False),
+        *(0, 0, 0),
         columns=width,
         adjoint=adjoint,
     )
@@ -369,7 +387,8 @@ def plain_cases(kinds: Iterable[str] = FORCED, device: Device = DEVICE) -> Itera
     for channels_last, norm, kind in itertools.product([False, True], NORMS, kinds):
         torch.manual_seed(0)
         i = make_inputs(Shape(3, 3, 20, (6, 10)), torch.float32, small_scales=0.0)
-        call = Call(i.x, i.weight.abs(), i.bias, options=Options(THRESHOLD, norm=norm))
+        options = Options(THRESHOLD, norm=norm, num_groups=groups_of(norm))
+        call = Call(i.x, i.weight.abs(), i.bias, options=options)
         yield Case(call, i.dy, kind, device, channels_last)
 
 
@@ -424,7 +443,7 @@ def test_nan_stays_in_its_channel_and_out_of_what_nobody_reads(checked, tmp_path
         x[0, 2], x[4, 3, 1] = math.nan, math.nan
         return x
 
-    clean = list(with_replaced(plain_cases()))
+    clean = [c for c in with_replaced(plain_cases()) if c.call.options.norm not in ACROSS_CHANNELS]
     cases = changed(clean, poisoned)
     before, after = (run_cases(checked, tmp_path, these) for these in (clean, cases))
     other = torch.arange(20) != 3

@@ -103,12 +103,13 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kTwoPassThreads, kBackwardBlocks)
     two_pass_backward(CEN_PARAMETER Problem p, CEN_PARAMETER Geometry geo, CEN_PARAMETER BackwardTensors<T> t,
                       CEN_PARAMETER PartialSums<Real<T>> partials, Pass pass) {
   const ThreadCoord<kLast> coord(p, geo);
-  const BackwardMemory<T, kLast> memory(shared_memory(), p, geo, t.residual != nullptr, kTwoPassSteps);
-  memory.table.set_flags(p, coord, t.weight, t.route);
+  const BackwardMemory<T, kLast> memory(shared_memory(), p, geo, t.residual != nullptr, kTwoPassSteps, false);
+  memory.table.set_flags(p, coord, t.weight, t.route, pass == Pass::dx && p.joined > 1);
   set_affine(p, coord, memory.table, t);
   if (pass == Pass::dx)
-    set_gradient(p, coord, memory.table, t,
-                 [&](int m, int64_t c, int) { return partials.at(p, 0, p.unit(m, coord.group), c); });
+    set_gradient(p, coord, memory.table, t, [&](int m, int64_t c, int) {
+      return partials.at(p, 0, p.unit(m, coord.group), c / p.joined * p.joined);
+    });
   clear_sums(p, memory, coord);
   sync_threads();
   const int steps = coord.steps(geo);
@@ -138,8 +139,8 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
                       CEN_PARAMETER PartialSums<Real<T>> partials, bool through_device) {
   const ThreadCoord<kLast> coord(p, geo);
   const int steps = coord.steps(geo);
-  const BackwardMemory<T, kLast> memory(shared_memory(), p, geo, t.residual != nullptr, steps);
-  memory.table.set_flags(p, coord, t.weight, t.route);
+  const BackwardMemory<T, kLast> memory(shared_memory(), p, geo, t.residual != nullptr, steps, p.joined > 1);
+  memory.table.set_flags(p, coord, t.weight, t.route, p.joined > 1);
   sync_threads();
   for (int step = 0; step < steps; step += kTile)
     fetch_backward(p, geo, t, memory, coord, Tile(p, geo, coord, step, step));
@@ -161,15 +162,25 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
   else
     cluster_sync();
   const int width = memory.table.width;
-  set_gradient(p, coord, memory.table, t, [&](int m, int64_t c, int w) {
-    const int64_t unit = p.unit(m, coord.group);
+  const auto of_channel = [&](int m, int64_t c, int w) {
     const Sums sums = add_chunks(geo.chunks, 0, 1, [&](int64_t k) {
-      if (through_device) return partials.at(p, k, unit, c);
+      if (through_device) return partials.at(p, k, p.unit(m, coord.group), c);
       return Sums{double(of_rank(memory.dz, int(k))[m * width + w]),
                   double(of_rank(memory.on_x, int(k))[m * width + w])};
     });
     if (coord.chunk == 0 && p.groups == 1) store_sums(p, t, m, c, sums);
     return sums;
+  };
+  if (p.joined > 1) {
+    memory.table.each(p, coord, [&](int m, int64_t c, int w) {
+      memory.channels[m * width + w] = weighted(p, t, m, c, of_channel(m, c, w));
+    });
+    sync_threads();
+  }
+  set_gradient(p, coord, memory.table, t, [&](int m, int64_t c, int w) {
+    if (p.joined == 1) return of_channel(m, c, w);
+    const int joined = int(p.joined), first = m * width + w / joined * joined;
+    return add_chunks(joined, 0, 1, [&](int64_t i) { return memory.channels[first + i]; });
   });
   // No block of a cluster may exit before the others have read its sums.
   if (through_device)
@@ -201,12 +212,31 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kFinishChannels* kFinishThreads, 1)
     const int64_t i = partials.index(p, 0, unit, coord.c);
     partials.dz[i] = Real<T>(sums.dz);
     partials.on_x[i] = Real<T>(sums.on_x);
-    dweight += weight_gradient(p, sums, t.var[unit * p.channels + coord.c]);
+    dweight += weight_gradient(p, sums, t.var[p.statistic(unit, coord.c)]);
     dbias += sums.dz;
   }
   if (!first) return;
   t.dweight[coord.m * p.channels + coord.c] = Real<T>(dweight);
   t.dbias[coord.m * p.channels + coord.c] = Real<T>(dbias);
+}
+
+// Joins the sums that finish_sums left of the channels which share statistics: in the place of the first.
+template <class T>
+CEN_KERNEL void CEN_LAUNCH_BOUNDS(kFinishChannels* kFinishThreads, 1)
+    join_sums(CEN_PARAMETER Problem p, CEN_PARAMETER BackwardTensors<T> t,
+              CEN_PARAMETER PartialSums<Real<T>> partials) {
+  const JoinCoord coord(p);
+  const int64_t m = coord.unit / p.groups;
+  const int first = coord.rank * kFinishChannels + coord.column;
+  Sums sums = add_chunks(p.joined, first, kFinishChannels * kFinishThreads, [&](int64_t i) {
+    const int64_t c = coord.begin + i;
+    return weighted(p, t, m, c, partials.at(p, 0, coord.unit, c));
+  });
+  coord.add_all(sums.dz, sums.on_x);
+  if (first != 0) return;
+  const int64_t i = partials.index(p, 0, coord.unit, coord.begin);
+  partials.dz[i] = Real<T>(sums.dz);
+  partials.on_x[i] = Real<T>(sums.on_x);
 }
 
 }  // namespace cen::cuda

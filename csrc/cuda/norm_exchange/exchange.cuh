@@ -40,7 +40,7 @@ enum Coefficient { kShift, kScale, kOffset, kOnX, kConstant };
 constexpr int kForwardCoefficients = kOffset + 1, kBackwardCoefficients = kConstant + 1;
 enum Flag : uint8_t {
   kReplaced = 1,  // by the exchange
-  kDead = 2,      // replaced and borrowed by no other modality: y does not depend on x
+  kDead = 2,      // replaced and borrowed by no other modality: x is of no use but for its statistics
   kAlone = 4,     // replaced by one modality, not by the mean of the others
 };
 
@@ -109,14 +109,15 @@ struct Table {
     }
   }
 
-  // Sets the flags of padding channels, too, because a vector may contain some.
+  // Sets the flags of padding channels, too, because a vector may contain some. `joined`: no channel is dead,
+  // because results of others depend on its x.
   CEN_DEVICE void set_flags(const Problem& p, const ThreadCoord<kLast>& coord, const R* weight,
-                            const int32_t* route) const {
+                            const int32_t* route, bool joined = false) const {
     for (int e = coord.thread_rank; e < modalities * width; e += coord.num_threads) flags[e] = 0;
     each(p, coord, [&](int m, int64_t c, int w) {
       const int source = route_of(p, weight, route, m, c);
       if (source == kOwn) return;
-      bool borrowed = false;
+      bool borrowed = joined;
       for (int other = 0; other < modalities; ++other)
         borrowed |= other != m && lends(route_of(p, weight, route, other, c), m);
       flags[m * width + w] =

@@ -78,6 +78,7 @@ struct ResidentForwardMemory : ForwardMemory<T, kLast> {
   char* workspace;
   int* overflow;       // [M]
   double *mean, *var;  // [M][width], over this block's values
+  MeanVar* channels;   // [M][width], over those of all blocks, where channels are to be joined
 
   CEN_HOST_DEVICE ResidentForwardMemory(void* shared, const Problem& p, const Geometry& geo, bool residual,
                                         int64_t steps)
@@ -87,6 +88,7 @@ struct ResidentForwardMemory : ForwardMemory<T, kLast> {
     overflow = allocator.template alloc<int>(p.modalities);
     mean = allocator.template alloc<double>(p.modalities * this->table.width);
     var = allocator.template alloc<double>(p.modalities * this->table.width);
+    channels = allocator.template alloc<MeanVar>(p.joined > 1 ? p.modalities * this->table.width : 0);
   }
 };
 
@@ -223,6 +225,25 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kFinishChannels* kFinishThreads, 1)
     update_running(p, t, coord.m * p.channels + coord.c, mean / p.groups, var / p.groups);
 }
 
+// The same where channels share statistics, of which there are no running ones.
+template <class T, bool kLast>
+CEN_KERNEL void CEN_LAUNCH_BOUNDS(kFinishChannels* kFinishThreads, 1)
+    join_statistics(CEN_PARAMETER Problem p, CEN_PARAMETER Geometry geo, CEN_PARAMETER ForwardTensors<T> t,
+                    CEN_PARAMETER Partials partials) {
+  const JoinCoord coord(p);
+  ChunkSums sums{partials.at(p, 0, coord.unit, coord.begin).mean};
+  for (int64_t c = coord.begin + coord.column; c < coord.end; c += kFinishChannels)
+    sums.add<kLast>(p, geo, c, coord.rank, kFinishThreads,
+                    [&](int64_t k) { return partials.at(p, k, coord.unit, c); });
+  coord.add_all(sums.mean, sums.square);
+  if (coord.rank != 0 || coord.column != 0) return;
+  sums.mean /= double(p.joined);
+  sums.square /= double(p.joined);
+  const MeanVar s = sums.joined();
+  t.batch_mean[coord.statistic] = Real<T>(s.mean);
+  t.batch_var[coord.statistic] = Real<T>(s.var);
+}
+
 // Writes y from given statistics; also the second of two passes.
 template <class T, bool kLast>
 CEN_KERNEL void CEN_LAUNCH_BOUNDS(kTwoPassThreads, (kForwardBlocks<T, kLast>))
@@ -231,7 +252,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kTwoPassThreads, (kForwardBlocks<T, kLast>))
   const ForwardMemory<T, kLast> memory(shared_memory(), p, geo, t.residual != nullptr, kTwoPassSteps);
   memory.table.set_flags(p, coord, t.weight, t.route);
   set_affine(p, coord, memory.table, t.weight, t.bias, [&](int m, int64_t c, int) {
-    const int64_t i = p.unit(m, coord.group) * p.channels + c;
+    const int64_t i = p.statistic(p.unit(m, coord.group), c);
     return MeanVar{double(t.mean[i]), double(t.var[i])};
   });
   sync_threads();
@@ -287,14 +308,24 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
   } else {
     cluster_sync();
   }
-  set_affine(p, coord, memory.table, t.weight, t.bias, [&](int m, int64_t c, int w) {
-    const int64_t unit = p.unit(m, coord.group);
-    const MeanVar s = join_chunks<kLast>(p, geo, c, [&](int64_t k) {
-      if (through_device) return partials.at(p, k, unit, c);
+  const auto of_channel = [&](int m, int64_t c, int w) {
+    return join_chunks<kLast>(p, geo, c, [&](int64_t k) {
+      if (through_device) return partials.at(p, k, p.unit(m, coord.group), c);
       return MeanVar{of_rank(memory.mean, int(k))[m * width + w], of_rank(memory.var, int(k))[m * width + w]};
     });
-    if (coord.chunk == 0) {
-      const int64_t i = unit * p.channels + c;
+  };
+  if (p.joined > 1) {
+    memory.table.each(p, coord,
+                      [&](int m, int64_t c, int w) { memory.channels[m * width + w] = of_channel(m, c, w); });
+    sync_threads();
+  }
+  set_affine(p, coord, memory.table, t.weight, t.bias, [&](int m, int64_t c, int w) {
+    const int joined = int(p.joined), first = m * width + w / joined * joined;
+    const MeanVar s = joined > 1
+                          ? join_channels(joined, [&](int64_t i) { return memory.channels[first + i]; })
+                          : of_channel(m, c, w);
+    if (coord.chunk == 0 && w % joined == 0) {
+      const int64_t i = p.statistic(p.unit(m, coord.group), c);
       t.batch_mean[i] = Real<T>(s.mean);
       t.batch_var[i] = Real<T>(s.var);
       if (t.running_mean && p.groups == 1) update_running(p, t, i, s.mean, s.var);  // else finish_statistics

@@ -170,38 +170,73 @@ CEN_DEVICE void fetch(const Geometry& geo, Vec<T>* shared, const T* base, const 
     *shared = read(geo, base, s);
 }
 
-// The coordinates of a thread in the kernels that reduce over chunks. A block has kFinishChannels channels of
-// one modality, and kFinishThreads threads per channel that divide its chunks among them.
+// The threads of the kernels that reduce over chunks: a block has kFinishChannels columns of kFinishThreads
+// threads, which divide the chunks of a channel among them.
 constexpr int kFinishChannels = 32, kFinishThreads = 16;
 
-struct FinishCoord {
-  int64_t m, c;
-  int rank;
+struct FinishBlock {
+  int column, rank;
   double* memory;  // [2][kFinishThreads][kFinishChannels]
 
   static constexpr int64_t kSharedBytes = 2 * kFinishThreads * kFinishChannels * sizeof(double);
+
+  CEN_DEVICE FinishBlock()
+      : column(thread_index().x), rank(thread_index().y), memory(static_cast<double*>(shared_memory())) {}
+
+  // Sums a and b over the threads of each column; rank 0 gets the result. All threads must call it.
+  CEN_DEVICE void add(double& a, double& b) const {
+    const int i = rank * kFinishChannels + column;
+    keep(i, a, b);
+    for (int w = 1; rank == 0 && w < kFinishThreads; ++w) take(i + w * kFinishChannels, a, b);
+    sync_threads();
+  }
+
+  // Sums a and b over all threads; rank 0 of column 0 gets the result.
+  CEN_DEVICE void add_all(double& a, double& b) const {
+    add(a, b);
+    keep(rank * kFinishChannels + column, a, b);
+    for (int i = 1; rank == 0 && column == 0 && i < kFinishChannels; ++i) take(i, a, b);
+  }
+
+ private:
+  static constexpr int kNext = kFinishThreads * kFinishChannels;
+
+  CEN_DEVICE void keep(int i, double a, double b) const {
+    memory[i] = a;
+    memory[kNext + i] = b;
+    sync_threads();
+  }
+  CEN_DEVICE void take(int i, double& a, double& b) const {
+    a += memory[i];
+    b += memory[kNext + i];
+  }
+};
+
+// Its coordinates where every column is a channel of one modality.
+struct FinishCoord : FinishBlock {
+  int64_t m, c;
+
   static int64_t blocks(const Problem& p) { return p.modalities * divide_up(p.channels, kFinishChannels); }
 
   CEN_DEVICE explicit FinishCoord(const Problem& p) {
     const int64_t tiles = divide_up(p.channels, kFinishChannels);
     m = block_index() / tiles;
-    c = block_index() % tiles * kFinishChannels + thread_index().x;
-    rank = thread_index().y;
-    memory = static_cast<double*>(shared_memory());
+    c = block_index() % tiles * kFinishChannels + column;
   }
+};
 
-  // Sums a and b over the threads of each channel; rank 0 gets the result. All threads must call it.
-  CEN_DEVICE void add(double& a, double& b) const {
-    const int i = rank * kFinishChannels + thread_index().x;
-    constexpr int kNext = kFinishThreads * kFinishChannels;
-    memory[i] = a;
-    memory[kNext + i] = b;
-    sync_threads();
-    for (int w = 1; rank == 0 && w < kFinishThreads; ++w) {
-      a += memory[i + w * kFinishChannels];
-      b += memory[kNext + i + w * kFinishChannels];
-    }
-    sync_threads();
+// The same where a block joins the channels [begin, end) of a unit, which share statistics.
+struct JoinCoord : FinishBlock {
+  int64_t statistic, unit, begin, end;
+
+  static int64_t blocks(const Problem& p) { return p.units() * (p.channels / p.joined); }
+
+  CEN_DEVICE explicit JoinCoord(const Problem& p) {
+    const int64_t sets = p.channels / p.joined;
+    statistic = block_index();
+    unit = statistic / sets;
+    begin = statistic % sets * p.joined;
+    end = begin + p.joined;
   }
 };
 

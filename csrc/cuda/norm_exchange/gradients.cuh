@@ -50,9 +50,10 @@ struct BackwardMemory {
   uint8_t* passes;    // [steps][M][threads], a bit per value: whether the activation's derivative is 1
   Real<T>* sums;      // [M][2 * kSums][threads]
   Real<T>*dz, *on_x;  // [M][width], over this block's values
+  Sums* channels;     // [M][width], over those of all blocks, where a resident block joins channels
 
   CEN_HOST_DEVICE BackwardMemory(void* shared, const Problem& p, const Geometry& geo, bool residual,
-                                 int64_t steps)
+                                 int64_t steps, bool joins)
       : allocator{static_cast<char*>(shared)},
         table(allocator, p, geo, kBackwardCoefficients),
         storage(allocator, p, geo, residual ? 3 : 2, steps) {
@@ -60,6 +61,7 @@ struct BackwardMemory {
     sums = allocator.alloc<Real<T>>(p.modalities * 2 * kSums * storage.threads);
     dz = allocator.alloc<Real<T>>(p.modalities * table.width);
     on_x = allocator.alloc<Real<T>>(p.modalities * table.width);
+    channels = allocator.alloc<Sums>(joins ? p.modalities * table.width : 0);
   }
 
   CEN_DEVICE uint8_t& passes_at(const ThreadCoord<kLast>& coord, int step, int m) const {
@@ -75,22 +77,32 @@ template <class T, bool kLast>
 CEN_DEVICE void set_affine(const Problem& p, const ThreadCoord<kLast>& coord, const Table<T, kLast>& table,
                            const BackwardTensors<T>& t) {
   set_affine(p, coord, table, t.weight, t.bias, [&](int m, int64_t c, int) {
-    const int64_t i = p.unit(m, coord.group) * p.channels + c;
+    const int64_t i = p.statistic(p.unit(m, coord.group), c);
     return MeanVar{double(t.mean[i]), double(t.var[i])};
   });
 }
 
-// Sets the coefficients of dx from the sums over whole channels that of(m, c, w) returns.
+// Sets the coefficients of dx from the sums that of(m, c, w) returns: those over a whole channel, or over all
+// channels that share its statistics, each times its weight.
 template <class T, bool kLast, class Of>
 CEN_DEVICE void set_gradient(const Problem& p, const ThreadCoord<kLast>& coord, const Table<T, kLast>& table,
                              const BackwardTensors<T>& t, Of of) {
   using R = Real<T>;
   table.each(p, coord, [&](int m, int64_t c, int w) {
     const Sums sums = of(m, c, w);
-    const double scale = table.at(kScale, m, w), var = t.var[p.unit(m, coord.group) * p.channels + c];
-    table.at(kOnX, m, w) = R(-scale * (sums.on_x / (var + p.eps)) / p.values());
-    table.at(kConstant, m, w) = R(-scale * sums.dz / p.values());
+    const double var = t.var[p.statistic(p.unit(m, coord.group), c)];
+    const double scale = p.joined > 1 ? 1 / std::sqrt(var + p.eps) : double(table.at(kScale, m, w));
+    const int64_t values = p.joined * p.values();
+    table.at(kOnX, m, w) = R(-scale * (sums.on_x / (var + p.eps)) / values);
+    table.at(kConstant, m, w) = R(-scale * sums.dz / values);
   });
+}
+
+// The sums of a channel times its weight, as those over all channels that share statistics need them.
+template <class T>
+CEN_DEVICE Sums weighted(const Problem& p, const BackwardTensors<T>& t, int64_t m, int64_t c, Sums sums) {
+  const double weight = t.weight[m * p.channels + c];
+  return {weight * sums.dz, weight * sums.on_x};
 }
 
 // The contribution of a channel of a unit to dweight. If y does not depend on x, var may be anything, even
@@ -99,12 +111,12 @@ CEN_DEVICE double weight_gradient(const Problem& p, Sums sums, double var) {
   return sums.on_x == 0 ? 0 : sums.on_x / std::sqrt(var + p.eps);
 }
 
-// Writes dweight and dbias for batch norm.
+// Writes dweight and dbias of a modality of one unit.
 template <class T>
 CEN_DEVICE void store_sums(const Problem& p, const BackwardTensors<T>& t, int64_t m, int64_t c, Sums sums) {
   const int64_t i = m * p.channels + c;
   t.dbias[i] = Real<T>(sums.dz);
-  t.dweight[i] = Real<T>(weight_gradient(p, sums, t.var[i]));
+  t.dweight[i] = Real<T>(weight_gradient(p, sums, t.var[p.statistic(m, c)]));
 }
 
 // Fetches the vectors of a tile: dy, x unless y does not depend on it, and the residual unless null.
@@ -267,7 +279,7 @@ CEN_DEVICE RealVec<T> dz_of(const Problem& p, const BackwardMemory<T, kLast>& me
   return dz;
 }
 
-// x - mean, and 0 where y does not depend on x.
+// x - mean, and 0 where x is of no use.
 template <class T, bool kLast>
 CEN_DEVICE RealVec<T> centered(const BackwardMemory<T, kLast>& memory, const ThreadCoord<kLast>& coord,
                                const Strip<T, kLast>& strip, int storage_step) {

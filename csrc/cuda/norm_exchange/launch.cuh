@@ -35,9 +35,10 @@ inline Launch shape(const Plan& plan, int64_t blocks, void* stream) {
           plan.cluster, plan.kind == Kind::grid, stream};
 }
 
-inline Launch finish_shape(const Problem& p, void* stream) {
-  return {
-      FinishCoord::blocks(p), kFinishChannels, kFinishThreads, FinishCoord::kSharedBytes, 1, false, stream};
+// Coord is FinishCoord or JoinCoord.
+template <class Coord>
+Launch finish_shape(const Problem& p, void* stream) {
+  return {Coord::blocks(p), kFinishChannels, kFinishThreads, Coord::kSharedBytes, 1, false, stream};
 }
 
 template <class R>
@@ -79,7 +80,11 @@ void forward_in(const Problem& p, const ForwardTensors<T>& t, Kind kind, const D
       const auto [mean, var] = two_tables<double>(p, geo, allocate);
       launch(statistics_kernel<T, kLast>, shape(plan, geo.blocks(p.units()), stream), p, geo, t.x,
              Partials{mean, var});
-      launch(finish_statistics<T, kLast>, finish_shape(p, stream), p, geo, t, Partials{mean, var});
+      if (p.joined > 1)
+        launch(join_statistics<T, kLast>, finish_shape<JoinCoord>(p, stream), p, geo, t, Partials{mean, var});
+      else
+        launch(finish_statistics<T, kLast>, finish_shape<FinishCoord>(p, stream), p, geo, t,
+               Partials{mean, var});
       given.mean = t.batch_mean;
       given.var = t.batch_var;
     }
@@ -90,7 +95,7 @@ void forward_in(const Problem& p, const ForwardTensors<T>& t, Kind kind, const D
   if (plan.kind == Kind::grid) std::tie(partials.mean, partials.var) = two_tables<double>(p, geo, allocate);
   launch(resident_forward<T, kLast>, groups, p, geo, t, partials);
   if (t.running_mean && p.groups > 1)
-    launch(finish_statistics<T, kLast>, finish_shape(p, stream), p, geo, t, Partials{});
+    launch(finish_statistics<T, kLast>, finish_shape<FinishCoord>(p, stream), p, geo, t, Partials{});
 }
 
 template <class T, bool kLast>
@@ -100,9 +105,12 @@ void backward_in(const Problem& p, BackwardTensors<T> t, Kind kind, const Device
   const bool vectors = has_vectors<T>(p, {t.dy, t.x, t.residual, t.dx, t.dresidual});
   const bool residual = t.residual != nullptr;
   const auto bytes = [&](const Geometry& geo, int64_t steps) {
-    return BackwardMemory<T, kLast>(nullptr, p, geo, residual, steps).allocator.used;
+    return BackwardMemory<T, kLast>(nullptr, p, geo, residual, steps, false).allocator.used;
   };
-  Plan plan = make_plan<T>(p, vectors, kind, device, bytes, bytes);
+  const auto resident_bytes = [&](const Geometry& geo, int64_t steps) {
+    return BackwardMemory<T, kLast>(nullptr, p, geo, residual, steps, p.joined > 1).allocator.used;
+  };
+  Plan plan = make_plan<T>(p, vectors, kind, device, bytes, resident_bytes);
   if (plan.kind != Kind::two_pass &&
       !can_run(resident_backward<T, kLast>, shape(plan, plan.geometry.blocks(p.groups), stream)))
     plan = fallback(kind, [&] { return plan_two_pass<T>(p, vectors, device, bytes); });
@@ -112,7 +120,9 @@ void backward_in(const Problem& p, BackwardTensors<T> t, Kind kind, const Device
   PartialSums<R> partials{};
   if (plan.kind != Kind::cluster || p.groups > 1)
     std::tie(partials.dz, partials.on_x) = two_tables<R>(p, geo, allocate);
-  const auto finish = [&] { launch(finish_sums<T>, finish_shape(p, stream), p, geo.chunks, t, partials); };
+  const auto finish = [&] {
+    launch(finish_sums<T>, finish_shape<FinishCoord>(p, stream), p, geo.chunks, t, partials);
+  };
   if (plan.kind != Kind::two_pass) {
     launch(resident_backward<T, kLast>, groups, p, geo, t, partials, plan.kind == Kind::grid);
     if (p.groups > 1) finish();
@@ -125,6 +135,7 @@ void backward_in(const Problem& p, BackwardTensors<T> t, Kind kind, const Device
   }
   launch(two_pass_backward<T, kLast>, groups, p, geo, t, partials, Pass::sums);
   finish();
+  if (p.joined > 1) launch(join_sums<T>, finish_shape<JoinCoord>(p, stream), p, t, partials);
   Problem second = p;
   // dresidual is dy behind the activation, so the second pass need not read the residual.
   if (t.dresidual && keeps_gradient<T>(p.activation)) {

@@ -210,10 +210,17 @@ struct MeanVar {
   double mean, var;
 };
 
-// Weighted sums over chunks that yield the moments of the whole channel. The mean of one chunk serves as
-// shift, so that the final cancellation is limited to the variance between chunks.
+// Weighted sums over chunks that yield the moments of the whole channel, or over channels that of those which
+// are joined. The mean of one part serves as shift, so that the final cancellation is limited to the variance
+// between parts.
 struct ChunkSums {
   double shift, mean = 0, square = 0;
+
+  CEN_DEVICE void add(double part, const MeanVar& moments) {
+    const double d = moments.mean - shift;
+    mean += part * d;
+    square += part * (moments.var + d * d);
+  }
 
   // Adds the chunks first, first + step, …; of_chunk(k) returns the moments of chunk k.
   template <bool kLast, class OfChunk>
@@ -224,11 +231,7 @@ struct ChunkSums {
       const int64_t end = (k + 1) * geo.chunk < geo.slices ? (k + 1) * geo.chunk : geo.slices;
       const int64_t values =
           values_before<kLast>(p, geo, channel, end) - values_before<kLast>(p, geo, channel, k * geo.chunk);
-      const double part = double(values) / double(p.values());
-      const MeanVar chunk = of_chunk(k);
-      const double d = chunk.mean - shift;
-      mean += part * d;
-      square += part * (chunk.var + d * d);
+      add(double(values) / double(p.values()), of_chunk(k));
     }
   }
 
@@ -243,6 +246,15 @@ CEN_DEVICE MeanVar join_chunks(const Problem& p, const Geometry& geo, int64_t ch
   if (geo.chunks == 1) return of_chunk(0);
   ChunkSums sums{of_chunk(0).mean};
   sums.add<kLast>(p, geo, channel, 0, 1, of_chunk);
+  return sums.joined();
+}
+
+// The moments of channels that share statistics; of_channel(i) returns those of the i-th.
+template <class OfChannel>
+CEN_DEVICE MeanVar join_channels(int64_t channels, OfChannel of_channel) {
+  ChunkSums sums{of_channel(0).mean};
+  CEN_UNROLL_4
+  for (int64_t i = 0; i < channels; ++i) sums.add(1 / double(channels), of_channel(i));
   return sums.joined();
 }
 
