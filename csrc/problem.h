@@ -57,7 +57,9 @@ struct Problem {
   // The index of a channel's mean and variance in [units, C / joined], and of a position's with layer norm,
   // in [units, spatial].
   constexpr int64_t statistic(int64_t unit, int64_t c) const {
-    return joined == 1 ? unit * channels + c : unit * (channels / joined) + c / joined;
+    if (joined == 1) return unit * channels + c;
+    const uint32_t together = uint32_t(joined);  // a GPU divides 32 bits with fewer registers
+    return unit * (uint32_t(channels) / together) + uint32_t(c) / together;
   }
   constexpr int64_t position_statistic(int64_t unit, int64_t position) const {
     return unit * spatial + position;
@@ -128,16 +130,22 @@ constexpr int32_t kOwn = -2, kMean = -1;
 // kOwn, kMean or the modality whose channel c replaces that of modality m. With two modalities the other is
 // the mean of the others. Entries of the route that name no other modality, and are none of the two, are no
 // error: those below kOwn count as it, all others as kMean.
+// [begin, end) is the region of modality m.
 template <class R>
-constexpr int32_t route_of(const Problem& p, const R* weight, const int32_t* route, int64_t m, int64_t c) {
+constexpr int32_t route_of(const Problem& p, const R* weight, const int32_t* route, int64_t m, int64_t c,
+                           int64_t begin, int64_t end) {
   if (p.modalities == 1) return kOwn;
   const int64_t i = m * p.channels + c;
   if (route) {
     if (route[i] <= kOwn) return kOwn;
     return p.modalities == 2 || route[i] == m || route[i] >= p.modalities ? kMean : route[i];
   }
-  const bool exchanged = p.threshold != 0 && c >= p.region_begin(m) && c < p.region_end(m);
+  const bool exchanged = p.threshold != 0 && c >= begin && c < end;
   return exchanged && is_below(p, weight[i]) ? kMean : kOwn;
+}
+template <class R>
+constexpr int32_t route_of(const Problem& p, const R* weight, const int32_t* route, int64_t m, int64_t c) {
+  return route_of(p, weight, route, m, c, p.region_begin(m), p.region_end(m));
 }
 
 // Whether modality m is among those that replace a channel which becomes `route`, in another modality.

@@ -16,7 +16,8 @@ struct Device {
   int threads = 256;     // maximum threads per block of the two-pass plan
 };
 
-// The plan of a call. With given statistics every plan is a single pass.
+// The plan of a call. With given statistics every plan is a single pass. Layer norm has one plan, which runs
+// whatever is asked for.
 enum class Kind {
   automatic,
   two_pass,  // two passes over memory: partial sums, then results

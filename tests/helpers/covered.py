@@ -16,6 +16,11 @@ BACKENDS = [name for name, state in cen_ext.available_backends().items() if stat
 NORMS = ("batch", "instance")
 
 
+def proper_groups(channels: int) -> int:
+    """A number of groups that is neither 1 nor C where there is one."""
+    return max(g for g in range(1, max(channels, 2)) if channels % g == 0)
+
+
 def refusal(backend: str, x: Tensor, **options: object) -> str | None:
     """Why the backend cannot run this call, None where it can."""
     try:

@@ -16,10 +16,15 @@ import cen_ext
 TYPES = ("f", "d", "NS_4HalfE", "NS_8BFloat16E")  # of x, as their names are mangled
 HALF = TYPES[2:]
 ARCHITECTURES = ("80", "90")
-HOT = ("statistics_kernel", "two_pass_forward", "resident_forward", "two_pass_backward", "resident_backward")
+HOT = (
+    *("statistics_kernel", "two_pass_forward", "resident_forward", "two_pass_backward", "resident_backward"),
+    *("layer_forward", "layer_backward"),
+)
 FINISHING = ("finish_statistics", "join_statistics", "finish_sums", "join_sums")
 # Blocks of how many threads are to fit on a multiprocessor of 65,536 registers, how many of them.
 RESIDENT, TWO_PASS, TWO_PASS_WIDE, FINISH = (512, 1), (256, 3), (256, 2), (512, 1)
+# That of layer norm, and the same with float64.
+LAYER = {"layer_forward": ((256, 3), (256, 2)), "layer_backward": ((256, 2), (256, 1))}
 
 
 class Kernel(NamedTuple):
@@ -98,6 +103,8 @@ def test_registers_leave_room_for_the_blocks_that_plans_count_on(kernels: list[K
             threads, blocks = FINISH
         elif kernel.name.startswith("resident"):
             threads, blocks = RESIDENT
+        elif kernel.name in LAYER:
+            threads, blocks = LAYER[kernel.name][kernel.type == "d"]
         else:
             wide = kernel.name == "two_pass_backward" or (kernel.channels_last and kernel.type in HALF)
             threads, blocks = TWO_PASS_WIDE if wide else TWO_PASS
@@ -117,6 +124,8 @@ def test_memory_is_accessed_16_bytes_at_a_time(extension: Path, tmp_path: Path):
     assert len(hot) == len(TYPES) * len(HOT) * 2
     for name, body in hot.items():
         assert re.search(r"LDG\S*\.128|LDGSTS\S*\.128", body), name
+        # Tables of weights, too, where channels lie side by side.
+        assert "layer_" not in name or "Lb0E" in name or re.search(r"LDG\S*\.128", body), name
         assert "statistics_kernel" in name or re.search(r"STG\S*\.128", body), name
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -13,13 +14,16 @@ import cen_ext
 from cen_ext.ops.activation import NAMES
 from cen_ext.ops.norm_exchange.reference import DTYPES, Options
 from tests.helpers.cases import SMALL, Shape, make_inputs, make_route
-from tests.helpers.covered import NORMS
+from tests.helpers.covered import NORMS, proper_groups
 from tests.helpers.tolerance import Call, Results, assert_within, bounds, run_definition, without_kinks
 
 STATE = cen_ext.available_backends()["cuda"]
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(STATE != "ok", reason=STATE)]
 
 PLANS = ("auto", "stream", "cluster", "grid")
+# What has statistics of x, and how: layer norm does it in one way.
+STATISTICS = [*itertools.product((*NORMS, "group"), PLANS), ("layer", "auto")]
+of_every_norm = pytest.mark.parametrize(("norm", "plan"), STATISTICS)
 THRESHOLD = 2.0**-6
 # Lines that begin anywhere within 16 bytes, several chunks, several strips, some of them partly empty.
 LARGE = [
@@ -87,14 +91,15 @@ def make_call(
     **options: object,
 ) -> tuple[Call, Tensor]:
     i = make_inputs(shape, dtype, channels_last)
+    if options.get("norm") == "group":
+        options["num_groups"] = proper_groups(shape.channels)
     statistics = (i.mean, i.var) if given else (None, None)
     return Call(
         i.x, i.weight, i.bias, *statistics, i.residual if residual else None, Options(**options)
     ), i.dy
 
 
-@pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("norm", NORMS)
+@of_every_norm
 @pytest.mark.parametrize("order", ["modality", "sample"])
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -117,8 +122,26 @@ def test_given_statistics(shape, dtype, channels_last, norm):
     check(call, dy, "auto")
 
 
-@pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("norm", NORMS)
+# Teams of one and of several warps, rows that are no whole vectors, and such that shared memory cannot keep.
+@pytest.mark.parametrize("routed", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *(Shape(2, 4, 96, (28, 28)), Shape(2, 2, 768, (14, 14)), Shape(3, 2, 770, (5, 7))),
+        *(Shape(2, 1, 3072, (7, 7)), Shape(5, 1, 4096, (3, 5)), Shape(2, 1, 40000, (2, 4))),
+    ],
+    ids=str,
+)
+def test_layer_norm(shape, dtype, channels_last, routed):
+    call, dy = make_call(
+        shape, dtype, channels_last, residual=True, threshold=THRESHOLD, norm="layer", activation="gelu"
+    )
+    check(call._replace(route=make_route(shape)) if routed else call, dy, "auto")
+
+
+@of_every_norm
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
@@ -150,10 +173,10 @@ def test_flags(dtype, plan, region, criterion, residual, activation):
         check(call, dy, plan)
 
 
-@pytest.mark.parametrize("plan", PLANS)
+@of_every_norm
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_addresses_that_are_not_aligned(dtype, plan):
-    call, dy = make_call(Shape(2, 2, 16, (12, 10)), dtype, False, threshold=THRESHOLD)
+def test_addresses_that_are_not_aligned(dtype, norm, plan):
+    call, dy = make_call(Shape(2, 2, 16, (12, 10)), dtype, False, threshold=THRESHOLD, norm=norm)
 
     def moved(tensor: Tensor) -> Tensor:
         return torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape)
@@ -164,20 +187,20 @@ def test_addresses_that_are_not_aligned(dtype, plan):
     ops = torch.ops.cen_ext
     for data, gradient in ((x, dy), (x.clone(), dy.clone())):
         with skipped_where_the_plan_does_not_fit():
-            y, mean, var = ops.norm_exchange(data, weight, bias, None, None, None, *call.options, plan)
+            y, mean, var = ops.norm_exchange(data, weight, bias, None, None, None, *call.options, plan=plan)
         dx, dweight, dbias, _ = ops.norm_exchange_backward(
-            gradient, data, weight, bias, mean, var, None, True, *call.options, plan
+            gradient, data, weight, bias, mean, var, None, True, *call.options, plan=plan
         )
         found = Results(*(t.cpu() for t in (y, mean, var, dx, dweight, dbias)))
         assert_within(found, run_definition(call, dy.cpu()), bounds(call, dy.cpu()))
 
 
-@pytest.mark.parametrize("plan", PLANS)
+@of_every_norm
 @pytest.mark.parametrize("make", ["offset", "1e30", "1e19", "outlier", "constant"])
-def test_hard_numbers(make, plan):
+def test_hard_numbers(make, norm, plan):
     shape = Shape(2, 4, 16, (30, 31))
     for channels_last in (False, True):
-        call, dy = make_call(shape, torch.float32, channels_last, threshold=THRESHOLD)
+        call, dy = make_call(shape, torch.float32, channels_last, threshold=THRESHOLD, norm=norm)
         noise = torch.randn_like(call.x)
         x = {
             "offset": 1e3 + 0.1 * noise,
@@ -200,16 +223,16 @@ def test_running_statistics(norm, plan):
     x, weight, bias, mean, var = map(on_gpu, i[:5])
     with skipped_where_the_plan_does_not_fit():
         torch.ops.cen_ext.norm_exchange_updating(
-            x, weight, bias, mean, var, None, 0.3, *Options(norm=norm), plan
+            x, weight, bias, mean, var, None, 0.3, *Options(norm=norm), plan=plan
         )
     for found, wanted in zip((mean, var), expected, strict=True):
         torch.testing.assert_close(found.cpu(), wanted, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("plan", PLANS)
-def test_the_same_bits_every_time(plan):
+@of_every_norm
+def test_the_same_bits_every_time(norm, plan):
     call, dy = make_call(
-        Shape(2, 3, 64, (63, 61)), torch.float32, True, threshold=THRESHOLD, activation="relu"
+        Shape(2, 3, 64, (63, 61)), torch.float32, True, threshold=THRESHOLD, activation="relu", norm=norm
     )
     with skipped_where_the_plan_does_not_fit():
         first = run(call, dy, plan)
@@ -225,6 +248,42 @@ def module_and_input() -> tuple[cen_ext.ExchangeBatchNorm2d, Tensor]:
     return module, torch.randn(8, 64, 28, 28, device="cuda")
 
 
+def captured(step: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    """A graph of the step, and the result that it overwrites."""
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = step()
+    return graph, y
+
+
+@pytest.mark.parametrize("norm", ["group", "layer"])
+def test_one_graph_holds_norms_across_channels(norm):
+    i = make_inputs(Shape(2, 4, 64, (28, 28)), torch.float32)
+    leaves = [on_gpu(t).requires_grad_() for t in (i.x, i.weight, i.bias)]
+    num_groups = proper_groups(64) if norm == "group" else 1
+
+    def step() -> Tensor:
+        for leaf in leaves:
+            leaf.grad = None
+        y = cen_ext.norm_exchange(*leaves, norm=norm, num_groups=num_groups, threshold=THRESHOLD)
+        (y * y).sum().backward()
+        return y
+
+    graph, y = captured(step)
+    with torch.no_grad():
+        leaves[0].copy_(torch.randn_like(leaves[0]))
+    graph.replay()
+    replayed = [t.clone() for t in (y, *(leaf.grad for leaf in leaves))]
+    eager = step()
+    for found, wanted in zip(replayed, (eager, *(leaf.grad for leaf in leaves)), strict=True):
+        assert torch.equal(found, wanted)
+
+
 def test_one_graph_holds_a_whole_step():
     """Captured once, replayed on new numbers: no synchronisation, no memory that goes away."""
     module, x = module_and_input()
@@ -237,14 +296,7 @@ def test_one_graph_holds_a_whole_step():
         (y * y).sum().backward()
         return y
 
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y = step()
+    graph, y = captured(step)
     with torch.no_grad():
         x.copy_(torch.randn_like(x))
     before = module.running_mean.clone()
@@ -342,20 +394,19 @@ def test_more_than_2_to_the_31_values():
 
 def test_sanitizer_subset():
     """A little of everything, small enough for compute-sanitizer, which ``make gpu`` runs it under."""
-    for plan in PLANS:
+    for norm, plan in STATISTICS:
         for dtype in (torch.float32, torch.bfloat16):
             for channels_last in (False, True):
-                for norm in NORMS:
-                    call, dy = make_call(
-                        Shape(2, 2, 9 if dtype == torch.float32 else 16, (7, 6)),
-                        dtype,
-                        channels_last,
-                        residual=True,
-                        threshold=THRESHOLD,
-                        norm=norm,
-                        activation="leaky_relu",
-                    )
-                    try:
-                        check(call, dy, plan)
-                    except pytest.skip.Exception:
-                        continue
+                call, dy = make_call(
+                    Shape(2, 2, 9 if dtype == torch.float32 else 16, (7, 6)),
+                    dtype,
+                    channels_last,
+                    residual=True,
+                    threshold=THRESHOLD,
+                    norm=norm,
+                    activation="leaky_relu",
+                )
+                try:
+                    check(call, dy, plan)
+                except pytest.skip.Exception:
+                    continue

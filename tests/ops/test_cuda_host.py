@@ -39,7 +39,7 @@ REGIONS, CRITERIA = ("own", "all"), ("abs", "signed")
 ORDERS = ("modality", "sample")
 # As problem.h lists them.
 EVERY_NORM = ("batch", "instance", "group", "layer")
-NORMS = EVERY_NORM[:3]  # those with plans
+NORMS = EVERY_NORM[:3]  # those with plans to choose from
 # As csrc/cpu/activation.h lists them.
 FURTHER = ("relu6", "silu", "gelu", "gelu_tanh", "hardswish")
 ACTIVATIONS = ("identity", "relu", "leaky_relu", *FURTHER)
@@ -304,13 +304,42 @@ def sweep(dtype: torch.dtype, channels_last: bool) -> Iterator[Case]:
 @every_dtype
 @both_layouts
 def test_every_plan(checked, watched, tmp_path, dtype, channels_last):
+    assert_right_in_any_order(checked, watched, tmp_path, list(sweep(dtype, channels_last)))
+
+
+def assert_right_in_any_order(checked: Path, watched: Path, tmp_path: Path, cases: list[Case]) -> None:
     """Right values without a wrong access, and the same bits without a race in another order of threads."""
-    cases = list(sweep(dtype, channels_last))
     found = run_cases(checked, tmp_path, cases, seed=1)
     for case, of_case in zip(cases, found, strict=True):
         assert_right(case, of_case)
     for case, one, other in zip(cases, found, run_cases(watched, tmp_path, cases, seed=2), strict=True):
         assert raw_results(one) == raw_results(other), f"depends on the order of threads: {case}"
+
+
+# Vectors that are whole and not, of channels and of positions; teams of one and of more threads than add up
+# in one step; places of several samples in one tile; tiles that no shared memory keeps.
+LAYER_SHAPES = [
+    *SHAPES,
+    *(Shape(2, 3, 1, (5,)), Shape(2, 33, 24, ()), Shape(4, 2, 40, (1, 1)), Shape(3, 2, 96, (2, 8))),
+    *(Shape(5, 1, 34, (3, 7)), Shape(2, 1, 770, (3,)), Shape(2, 1, 1536, (2, 2)), Shape(2, 1, 3072, (3,))),
+]
+
+
+def layer_sweep(dtype: torch.dtype, channels_last: bool) -> Iterator[Case]:
+    rng = random.Random(1)
+    for shape, shared_bytes in itertools.product(LAYER_SHAPES, [3000, 40 << 10, 227 << 10]):
+        device = Device(
+            multiprocessors=rng.choice([1, 2, 8]),
+            shared_bytes=shared_bytes,
+            threads=rng.choice([8, 16, 64] if shape.channels < 700 else [64, 128, 256]),
+        )
+        yield make_case(rng, shape, dtype, channels_last, False, "layer")._replace(device=device)
+
+
+@every_dtype
+@both_layouts
+def test_layer_norm(checked, watched, tmp_path, dtype, channels_last):
+    assert_right_in_any_order(checked, watched, tmp_path, list(layer_sweep(dtype, channels_last)))
 
 
 def groups_of(norm: str) -> int:
@@ -322,8 +351,9 @@ def groups_of(norm: str) -> int:
 def test_further_activations(checked, tmp_path, dtype):
     """In turns, in every layout, norm and plan, with a residual and with given statistics, too."""
     cases = []
-    kinds = itertools.product([False, True], NORMS, FORCED, [False, True], [False, True])
-    for (channels_last, norm, kind, given, with_residual), activation in zip(
+    plans = [*itertools.product(NORMS, FORCED), *3 * [("layer", "automatic")]]
+    kinds = itertools.product([False, True], plans, [False, True], [False, True])
+    for (channels_last, (norm, kind), given, with_residual), activation in zip(
         kinds, itertools.cycle(FURTHER), strict=False
     ):
         torch.manual_seed(0)
@@ -384,7 +414,8 @@ def raw_results(found: Found) -> list[bytes]:
 
 def plain_cases(kinds: Iterable[str] = FORCED, device: Device = DEVICE) -> Iterator[Case]:
     """Calls with the statistics of x, 60 values per line, for every layout, norm and kind of plan."""
-    for channels_last, norm, kind in itertools.product([False, True], NORMS, kinds):
+    plans = [*itertools.product(NORMS, kinds), ("layer", "automatic")]
+    for channels_last, (norm, kind) in itertools.product([False, True], plans):
         torch.manual_seed(0)
         i = make_inputs(Shape(3, 3, 20, (6, 10)), torch.float32, small_scales=0.0)
         options = Options(THRESHOLD, norm=norm, num_groups=groups_of(norm))
@@ -420,6 +451,7 @@ HARD = {
     "large mean": lambda x: 1e3 + 0.05 * x,
     "squares overflow": lambda x: 4e18 * x,
     "constant": lambda x: torch.full_like(x, -1e3),
+    "constant with an infinite square": lambda x: torch.full_like(x, 1e30),
 }
 
 

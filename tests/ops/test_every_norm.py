@@ -14,7 +14,7 @@ from cen_ext.ops.activation import NAMES as ACTIVATIONS
 from cen_ext.ops.norm_exchange.options import Options
 from tests.helpers import cases, formulas
 from tests.helpers.cases import Inputs, Shape, in_order, make_inputs, make_route, modality_major
-from tests.helpers.covered import BACKENDS, skip_if_refused
+from tests.helpers.covered import BACKENDS, proper_groups, skip_if_refused
 from tests.helpers.tolerance import Call, check, run
 
 CLOSE = {"rtol": 1e-11, "atol": 1e-11}  # float64; sums of at most a few hundred values of size one
@@ -22,10 +22,8 @@ NORMS = ("layer", "group", "none")
 
 
 def options_of(norm: str, channels: int) -> dict[str, Any]:
-    """A norm and, where it has them, a number of groups that is neither 1 nor C where there is one."""
-    if norm != "group":
-        return {"norm": norm}
-    return {"norm": norm, "num_groups": max(g for g in range(1, max(channels, 2)) if channels % g == 0)}
+    """A norm and, where it has them, a number of groups."""
+    return {"norm": norm, "num_groups": proper_groups(channels)} if norm == "group" else {"norm": norm}
 
 
 @pytest.mark.parametrize("shape", cases.SMALL, ids=str)

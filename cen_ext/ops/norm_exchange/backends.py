@@ -83,7 +83,7 @@ def _unless_across_channels(why_not: Any) -> Any:
 
 dispatch.register(
     "norm_exchange",
-    cuda=Backend(_unless_across_channels(why_not_cuda), _run_native, _update_native),
+    cuda=Backend(why_not_cuda, _run_native, _update_native),
     triton=Backend(why_not_triton, _run_triton),
     cpu=Backend(why_not_cpu, _run_native, _update_native),
     reference=Backend(why_not_reference, norm_exchange_reference),

@@ -104,7 +104,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kTwoPassThreads, kBackwardBlocks)
                       CEN_PARAMETER PartialSums<Real<T>> partials, Pass pass) {
   const ThreadCoord<kLast> coord(p, geo);
   const BackwardMemory<T, kLast> memory(shared_memory(), p, geo, t.residual != nullptr, kTwoPassSteps, false);
-  memory.table.set_flags(p, coord, t.weight, t.route, pass == Pass::dx && p.joined > 1);
+  memory.table.set_flags(p, coord, t.weight, t.route, pass == Pass::dx && p.joined > 1 ? 0 : kDead);
   set_affine(p, coord, memory.table, t);
   if (pass == Pass::dx)
     set_gradient(p, coord, memory.table, t, [&](int m, int64_t c, int) {
@@ -140,7 +140,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
   const ThreadCoord<kLast> coord(p, geo);
   const int steps = coord.steps(geo);
   const BackwardMemory<T, kLast> memory(shared_memory(), p, geo, t.residual != nullptr, steps, p.joined > 1);
-  memory.table.set_flags(p, coord, t.weight, t.route, p.joined > 1);
+  memory.table.set_flags(p, coord, t.weight, t.route, p.joined > 1 ? 0 : kDead);
   sync_threads();
   for (int step = 0; step < steps; step += kTile)
     fetch_backward(p, geo, t, memory, coord, Tile(p, geo, coord, step, step));
@@ -173,7 +173,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kResidentThreads, 1)
   };
   if (p.joined > 1) {
     memory.table.each(p, coord, [&](int m, int64_t c, int w) {
-      memory.channels[m * width + w] = weighted(p, t, m, c, of_channel(m, c, w));
+      memory.channels[m * width + w] = scaled(memory.table.at(kScale, m, w), of_channel(m, c, w));
     });
     sync_threads();
   }
@@ -212,7 +212,7 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kFinishChannels* kFinishThreads, 1)
     const int64_t i = partials.index(p, 0, unit, coord.c);
     partials.dz[i] = Real<T>(sums.dz);
     partials.on_x[i] = Real<T>(sums.on_x);
-    dweight += weight_gradient(p, sums, t.var[p.statistic(unit, coord.c)]);
+    dweight += weight_gradient(p, t, unit, coord.c, sums);
     dbias += sums.dz;
   }
   if (!first) return;
@@ -220,7 +220,8 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kFinishChannels* kFinishThreads, 1)
   t.dbias[coord.m * p.channels + coord.c] = Real<T>(dbias);
 }
 
-// Joins the sums that finish_sums left of the channels which share statistics: in the place of the first.
+// Joins the sums that finish_sums left of the channels which share statistics, as set_gradient() needs them,
+// in the place of the first.
 template <class T>
 CEN_KERNEL void CEN_LAUNCH_BOUNDS(kFinishChannels* kFinishThreads, 1)
     join_sums(CEN_PARAMETER Problem p, CEN_PARAMETER BackwardTensors<T> t,
@@ -230,10 +231,11 @@ CEN_KERNEL void CEN_LAUNCH_BOUNDS(kFinishChannels* kFinishThreads, 1)
   const int first = coord.rank * kFinishChannels + coord.column;
   Sums sums = add_chunks(p.joined, first, kFinishChannels * kFinishThreads, [&](int64_t i) {
     const int64_t c = coord.begin + i;
-    return weighted(p, t, m, c, partials.at(p, 0, coord.unit, c));
+    return scaled(t.weight[m * p.channels + c], partials.at(p, 0, coord.unit, c));
   });
   coord.add_all(sums.dz, sums.on_x);
   if (first != 0) return;
+  sums = scaled(1 / std::sqrt(double(t.var[coord.statistic]) + p.eps), sums);
   const int64_t i = partials.index(p, 0, coord.unit, coord.begin);
   partials.dz[i] = Real<T>(sums.dz);
   partials.on_x[i] = Real<T>(sums.on_x);

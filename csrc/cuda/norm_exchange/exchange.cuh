@@ -109,19 +109,18 @@ struct Table {
     }
   }
 
-  // Sets the flags of padding channels, too, because a vector may contain some. `joined`: no channel is dead,
-  // because results of others depend on its x.
+  // Sets the flags of padding channels, too, because a vector may contain some. `dead` is 0 where results of
+  // other channels depend on x of any channel.
   CEN_DEVICE void set_flags(const Problem& p, const ThreadCoord<kLast>& coord, const R* weight,
-                            const int32_t* route, bool joined = false) const {
+                            const int32_t* route, int dead = kDead) const {
     for (int e = coord.thread_rank; e < modalities * width; e += coord.num_threads) flags[e] = 0;
     each(p, coord, [&](int m, int64_t c, int w) {
       const int source = route_of(p, weight, route, m, c);
       if (source == kOwn) return;
-      bool borrowed = joined;
+      bool borrowed = false;
       for (int other = 0; other < modalities; ++other)
         borrowed |= other != m && lends(route_of(p, weight, route, other, c), m);
-      flags[m * width + w] =
-          uint8_t(kReplaced | (borrowed ? 0 : int(kDead)) | (source == kMean ? 0 : int(kAlone)));
+      flags[m * width + w] = uint8_t(kReplaced | (borrowed ? 0 : dead) | (source == kMean ? 0 : int(kAlone)));
     });
     for (int e = coord.thread_rank; e < modalities * modalities * lines; e += coord.num_threads) {
       const int m = e / lines / modalities, lender = e / lines % modalities;

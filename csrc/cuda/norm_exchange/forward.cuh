@@ -28,9 +28,9 @@ struct Storage {
   int tensors, modalities, threads;
   Vec<T>* vectors;
 
-  CEN_HOST_DEVICE Storage(SharedAllocator& allocator, const Problem& p, const Geometry& geo, int tensors,
+  CEN_HOST_DEVICE Storage(SharedAllocator& allocator, const Problem& p, int threads, int tensors,
                           int64_t steps)
-      : tensors(tensors), modalities(int(p.modalities)), threads(geo.threads_x * geo.threads_y) {
+      : tensors(tensors), modalities(int(p.modalities)), threads(threads) {
     vectors = allocator.alloc<Vec<T>>(steps * tensors * modalities * threads);
   }
   CEN_DEVICE Vec<T>& at(int thread, int step, int tensor, int m) const {
@@ -51,7 +51,7 @@ struct ForwardMemory {
                                 int64_t steps)
       : allocator{static_cast<char*>(shared)},
         table(allocator, p, geo, kForwardCoefficients),
-        storage(allocator, p, geo, residual ? 2 : 1, steps) {}
+        storage(allocator, p, geo.threads(), residual ? 2 : 1, steps) {}
 };
 
 // The shared memory of a block of statistics_kernel.

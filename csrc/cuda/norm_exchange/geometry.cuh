@@ -38,6 +38,7 @@ struct Geometry {
   int64_t strips, chunks;    // strips per group, chunks per strip
   int64_t chunk;             // slices per chunk
 
+  CEN_HOST_DEVICE int threads() const { return threads_x * threads_y; }
   int64_t blocks(int64_t groups) const { return groups * strips * chunks; }
 };
 
@@ -88,7 +89,7 @@ struct ThreadCoord {
     line = kLast ? t.x : t.y;
     lines = kLast ? geo.threads_x : geo.threads_y;
     thread_rank = t.y * geo.threads_x + t.x;
-    num_threads = geo.threads_x * geo.threads_y;
+    num_threads = geo.threads();
     first = chunk * geo.chunk;
     stop = first + geo.chunk < geo.slices ? first + geo.chunk : geo.slices;
     const int64_t channel = (strip * lines + line) * (kLast ? geo.vec_size : 1), left = p.channels - channel;
@@ -239,5 +240,11 @@ struct JoinCoord : FinishBlock {
     end = begin + p.joined;
   }
 };
+
+// Coord is one of the two.
+template <class Coord>
+Launch finish_shape(const Problem& p, void* stream) {
+  return {Coord::blocks(p), kFinishChannels, kFinishThreads, Coord::kSharedBytes, 1, false, stream};
+}
 
 }  // namespace cen::cuda

@@ -6,7 +6,7 @@
 
 namespace cen::cuda {
 
-// The sums of dz and of dz * (x - mean) over a channel.
+// The sums of dz and of dz * (x - mean) over a channel; with layer norm, of dz * xhat.
 struct Sums {
   double dz, on_x;
 };
@@ -56,7 +56,7 @@ struct BackwardMemory {
                                  int64_t steps, bool joins)
       : allocator{static_cast<char*>(shared)},
         table(allocator, p, geo, kBackwardCoefficients),
-        storage(allocator, p, geo, residual ? 3 : 2, steps) {
+        storage(allocator, p, geo.threads(), residual ? 3 : 2, steps) {
     passes = allocator.alloc<uint8_t>(steps * p.modalities * storage.threads);
     sums = allocator.alloc<Real<T>>(p.modalities * 2 * kSums * storage.threads);
     dz = allocator.alloc<Real<T>>(p.modalities * table.width);
@@ -83,7 +83,7 @@ CEN_DEVICE void set_affine(const Problem& p, const ThreadCoord<kLast>& coord, co
 }
 
 // Sets the coefficients of dx from the sums that of(m, c, w) returns: those over a whole channel, or over all
-// channels that share its statistics, each times its weight.
+// channels that share its statistics, each scaled by weight / sqrt(var + eps).
 template <class T, bool kLast, class Of>
 CEN_DEVICE void set_gradient(const Problem& p, const ThreadCoord<kLast>& coord, const Table<T, kLast>& table,
                              const BackwardTensors<T>& t, Of of) {
@@ -91,24 +91,22 @@ CEN_DEVICE void set_gradient(const Problem& p, const ThreadCoord<kLast>& coord, 
   table.each(p, coord, [&](int m, int64_t c, int w) {
     const Sums sums = of(m, c, w);
     const double var = t.var[p.statistic(p.unit(m, coord.group), c)];
-    const double scale = p.joined > 1 ? 1 / std::sqrt(var + p.eps) : double(table.at(kScale, m, w));
+    const double scale = p.joined > 1 ? 1 : double(table.at(kScale, m, w));
     const int64_t values = p.joined * p.values();
     table.at(kOnX, m, w) = R(-scale * (sums.on_x / (var + p.eps)) / values);
     table.at(kConstant, m, w) = R(-scale * sums.dz / values);
   });
 }
 
-// The sums of a channel times its weight, as those over all channels that share statistics need them.
-template <class T>
-CEN_DEVICE Sums weighted(const Problem& p, const BackwardTensors<T>& t, int64_t m, int64_t c, Sums sums) {
-  const double weight = t.weight[m * p.channels + c];
-  return {weight * sums.dz, weight * sums.on_x};
-}
+CEN_DEVICE Sums scaled(double scale, Sums sums) { return {scale * sums.dz, scale * sums.on_x}; }
 
 // The contribution of a channel of a unit to dweight. If y does not depend on x, var may be anything, even
-// NaN.
-CEN_DEVICE double weight_gradient(const Problem& p, Sums sums, double var) {
-  return sums.on_x == 0 ? 0 : sums.on_x / std::sqrt(var + p.eps);
+// NaN. With layer norm var differs from position to position, and is in the sums already.
+template <class T>
+CEN_DEVICE double weight_gradient(const Problem& p, const BackwardTensors<T>& t, int64_t unit, int64_t c,
+                                  Sums sums) {
+  if (sums.on_x == 0 || p.norm == Norm::layer) return sums.on_x;
+  return sums.on_x / std::sqrt(double(t.var[p.statistic(unit, c)]) + p.eps);
 }
 
 // Writes dweight and dbias of a modality of one unit.
@@ -116,7 +114,7 @@ template <class T>
 CEN_DEVICE void store_sums(const Problem& p, const BackwardTensors<T>& t, int64_t m, int64_t c, Sums sums) {
   const int64_t i = m * p.channels + c;
   t.dbias[i] = Real<T>(sums.dz);
-  t.dweight[i] = Real<T>(weight_gradient(p, sums, t.var[p.statistic(m, c)]));
+  t.dweight[i] = Real<T>(weight_gradient(p, t, m, c, sums));
 }
 
 // Fetches the vectors of a tile: dy, x unless y does not depend on it, and the residual unless null.

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "../plan.h"
+#include "layer_launch.cuh"
 
 namespace cen::cuda {
 
@@ -33,12 +34,6 @@ inline Launch shape(const Plan& plan, int64_t blocks, void* stream) {
   const Geometry& geo = plan.geometry;
   return {blocks,       geo.threads_x,           geo.threads_y, plan.shared_bytes,
           plan.cluster, plan.kind == Kind::grid, stream};
-}
-
-// Coord is FinishCoord or JoinCoord.
-template <class Coord>
-Launch finish_shape(const Problem& p, void* stream) {
-  return {Coord::blocks(p), kFinishChannels, kFinishThreads, Coord::kSharedBytes, 1, false, stream};
 }
 
 template <class R>
@@ -151,8 +146,11 @@ template <class T>
 void forward(const Problem& p, const ForwardTensors<T>& t, Kind kind, const Device& device,
              const Allocate& allocate, void* stream) {
   check_values(p);
-  with_layout(p.channels_last,
-              [&](auto last) { forward_in<T, decltype(last)::value>(p, t, kind, device, allocate, stream); });
+  with_layout(p.channels_last, [&](auto last) {
+    constexpr bool kLast = decltype(last)::value;
+    if (p.norm == Norm::layer) return layer_forward_in<T, kLast>(p, t, device, stream);
+    forward_in<T, kLast>(p, t, kind, device, allocate, stream);
+  });
 }
 
 template <class T>
@@ -160,7 +158,9 @@ void backward(const Problem& p, const BackwardTensors<T>& t, Kind kind, const De
               const Allocate& allocate, void* stream) {
   check_values(p);
   with_layout(p.channels_last, [&](auto last) {
-    backward_in<T, decltype(last)::value>(p, t, kind, device, allocate, stream);
+    constexpr bool kLast = decltype(last)::value;
+    if (p.norm == Norm::layer) return layer_backward_in<T, kLast>(p, t, device, allocate, stream);
+    backward_in<T, kLast>(p, t, kind, device, allocate, stream);
   });
 }
 
