@@ -33,7 +33,7 @@ def draw(seed: int) -> tuple[Call, Tensor]:
     spatial = tuple(draw.randint(1, 7) for _ in range(draw.randint(0, 3)))
     if norm == "instance" and torch.Size(spatial).numel() == 1:
         spatial = (3, 2)
-    shape = Shape(m, draw.randint(1 + (norm == "batch"), 4), channels, spatial)
+    shape = Shape(m, draw.randint(1 + (norm in ("batch", "group")), 4), channels, spatial)
     dtype = draw.choice(DTYPES)
     i = make_inputs(shape, dtype, channels_last=draw.random() < 0.5, small_scales=draw.choice((0, 0.4, 1)))
     routed = m > 1 and draw.random() < 0.5

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cen_ext.ops import dispatch
 from cen_ext.ops.dispatch import Backend, why_not_cpu, why_not_cuda, why_not_reference, why_not_triton
-from cen_ext.ops.norm_exchange.options import ACROSS_CHANNELS, Options
+from cen_ext.ops.norm_exchange.options import Options
 from cen_ext.ops.norm_exchange.reference import norm_exchange_reference
 
 if dispatch.IS_COMPILED:
@@ -67,18 +67,6 @@ def _run_triton(
     run: Any = launch.TritonNormExchange.apply if eager else launch.triton_norm_exchange
     outputs: tuple[Tensor, Tensor, Tensor] = run(x, weight, bias, mean, var, residual, *options, route)
     return outputs
-
-
-def _unless_across_channels(why_not: Any) -> Any:
-    """The predicate of a backend whose kernels for layer and group norm are still to come."""
-
-    def why(x: Tensor | None = None, options: Options | None = None) -> str | None:
-        reason: str | None = why_not(x)
-        if reason is None and options is not None and options.norm in ACROSS_CHANNELS:
-            return f"norm {options.norm!r} has no kernels there"
-        return reason
-
-    return why
 
 
 dispatch.register(
