@@ -95,6 +95,7 @@ def test_without_exchange_every_modality_gets_timms_features(name: str, training
 
 def test_stages_of_a_network_with_channels_last_take_fusions() -> None:
     """Swin computes ``[N, h, w, C]``, and fusions take ``[N, C, h, w]``."""
+    vision.timm()
     with torch.device("meta"):
         net = models.refinenet("timm:swin_tiny_patch4_window7_224", 5, fusion="concat", width=16)
         out = net(torch.empty(2, 3, 64, 96))
