@@ -32,7 +32,7 @@ CEN_INLINE R inverse_std(double var, double eps) {
   return static_cast<R>(1 / std::sqrt(var + eps));
 }
 
-// Mean and 1 / sqrt(var + eps) of one position in every modality.
+// The mean of one position and its 1 / sqrt(var + eps), in every modality.
 template <class R>
 struct PositionStatistics {
   const Buffer<R> mean, invstd;
@@ -40,7 +40,8 @@ struct PositionStatistics {
   explicit PositionStatistics(int64_t modalities) : mean(modalities), invstd(modalities) {}
 };
 
-// As ChannelVector, at one position.
+// What Together asks of the participants: a vector of channels at one position, for channels last. `first`
+// are the coefficients of the first participant, mean and invstd its statistics there.
 template <class R>
 class PositionChannels {
  public:
@@ -279,6 +280,8 @@ CEN_INLINE void store(T* to, Vec<Real<T>> v, Some n, bool streamed) {
     store(to, v, n.count, false);
 }
 
+constexpr int64_t kMostVectors = 128 / CEN_VECTOR_BYTES;  // per tile
+
 // Blocks of the positions of a sample, and tiles of those in a block: as many as keep whole cache lines busy.
 struct PositionBlocks {
   static constexpr int64_t kPositions = 512;  // per block
@@ -291,23 +294,21 @@ struct PositionBlocks {
   // first has the offset `at` in modality 0 and number `row` among all positions of a modality.
   template <class R, class F>
   CEN_INLINE void for_tiles(const Problem& p, int64_t b, F f) const {
-    constexpr int64_t kVectors = 128 / sizeof(R) / kVecSize<R>, kStep = kVecSize<R>;
+    constexpr int64_t kStep = kVecSize<R>;
     const int64_t sample = b / per_sample, begin = b % per_sample * kPositions,
                   end = smaller(p.spatial, begin + kPositions);
     const auto tile = [&](int64_t position, int64_t n, int64_t vectors) CEN_INLINE_LAMBDA {
       f(sample * p.sample_stride() + position, sample * p.spatial + position, Some{n}, vectors);
     };
     int64_t position = begin;
-    for (; position + kStep <= end;) {
-      const int64_t vectors = smaller(kVectors, (end - position) / kStep);
+    while (position + kStep <= end) {
+      const int64_t vectors = smaller(kMostVectors, (end - position) / kStep);
       tile(position, kStep, vectors);
       position += vectors * kStep;
     }
     if (position < end) tile(position, end - position, 1);
   }
 };
-constexpr int64_t kMostVectors = 128 / CEN_VECTOR_BYTES;  // per tile
-
 // Mean and 1 / sqrt(var + eps) of a tile's positions in every modality: [M][kMostVectors].
 template <class R>
 struct TileStatistics {
