@@ -151,4 +151,14 @@ constexpr int32_t route_of(const Problem& p, const R* weight, const int32_t* rou
 // Whether modality m is among those that replace a channel which becomes `route`, in another modality.
 constexpr bool lends(int32_t route, int64_t m) { return route == kMean || route == m; }
 
+// Whether channel c of modality m is replaced and lent to none: then y does not depend on it, unless by
+// statistics that other channels share, and the gradients of its weight and bias are 0, even where x is NaN.
+template <class R>
+constexpr bool is_unread(const Problem& p, const R* weight, const int32_t* route, int64_t m, int64_t c) {
+  if (route_of(p, weight, route, m, c) == kOwn) return false;
+  for (int64_t other = 0; other < p.modalities; ++other)
+    if (other != m && lends(route_of(p, weight, route, other, c), m)) return false;
+  return true;
+}
+
 }  // namespace cen

@@ -484,3 +484,9 @@ def test_nan_stays_in_its_channel_and_out_of_what_nobody_reads(checked, tmp_path
             a, b = (getattr(found.results, name) for found in (one, two))
             assert torch.equal(a[:, other], b[:, other]), f"{name}: {case}"
         assert two.results.y[4, 3].isnan().all(), case
+
+    shared = [c for c in with_replaced(plain_cases()) if c.call.options.norm in ACROSS_CHANNELS]
+    cases = changed(shared, poisoned)
+    for case, found in zip(cases, run_cases(checked, tmp_path, cases), strict=True):
+        assert found.results.dweight[0].isnan().any(), case
+        assert found.results.dweight[0, 2] == found.results.dbias[0, 2] == 0, case

@@ -111,6 +111,26 @@ def test_statistics_far_from_zero_keep_their_digits(backend, norm):
         check(backend, Call(x, given.weight, given.bias, options=options), given.dy)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("norm", ["layer", "group"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_no_modality_borrows_has_no_gradient_even_for_nan(backend, norm, channels_last):
+    """Channel 0 of modalities 0 and 1 is lent by 2, so what 0 has there counts for its statistics alone."""
+    shape = Shape(3, 2, 8, (2, 3))
+    given = make_inputs(shape, channels_last=channels_last)
+    kind = options_of(norm, shape.channels)
+    skip_if_refused(backend, given.x, **kind)
+    given.x[:2, 0] = torch.nan
+    route = torch.full((3, 8), -2, dtype=torch.int32)
+    route[:2, 0] = 2
+    call = Call(given.x, given.weight, given.bias, options=Options(**kind), route=route)
+    results = run(backend, call, given.dy)
+    for gradient in (results.dweight, results.dbias):
+        assert (gradient[:2, 0] == 0).all()
+        assert gradient[1:].isfinite().all()
+    assert results.dweight[0].isnan().any()
+
+
 @pytest.mark.parametrize("norm", ["layer", "group"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradcheck(backend, norm):

@@ -67,6 +67,7 @@ void write_affine_gradients(const Problem& p, const BackwardTensors<T>& t,
         const AffineGradient& part = parts[p.unit(m, g) * p.channels + c];
         total = {total.weight + part.weight, total.bias + part.bias};
       }
+      if (p.across_channels() && is_unread(p, t.weight, t.route, m, c)) total = {};
       t.dweight[m * p.channels + c] = static_cast<Real<T>>(total.weight);
       t.dbias[m * p.channels + c] = static_cast<Real<T>>(total.bias);
     }

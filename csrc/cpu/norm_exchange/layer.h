@@ -165,8 +165,9 @@ struct AffineRows {
           dz_xhat.row(0, m)[c] += dz_xhat.row(b, m)[c];
         }
       for (int64_t c = first_c; c < last_c; ++c) {
+        const bool unread = is_unread(p, t.weight, t.route, m, c);
         t.dbias[m * p.channels + c] = static_cast<Real<T>>(dz.row(0, m)[c]);
-        t.dweight[m * p.channels + c] = static_cast<Real<T>>(dz_xhat.row(0, m)[c]);
+        t.dweight[m * p.channels + c] = unread ? 0 : static_cast<Real<T>>(dz_xhat.row(0, m)[c]);
       }
     });
   }

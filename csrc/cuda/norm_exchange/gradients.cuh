@@ -101,10 +101,12 @@ CEN_DEVICE void set_gradient(const Problem& p, const ThreadCoord<kLast>& coord, 
 CEN_DEVICE Sums scaled(double scale, Sums sums) { return {scale * sums.dz, scale * sums.on_x}; }
 
 // The contribution of a channel of a unit to dweight. If y does not depend on x, var may be anything, even
-// NaN. With layer norm var differs from position to position, and is in the sums already.
+// NaN, and so may the sums where statistics are shared, which need x all the same. With layer norm var
+// differs from position to position, and is in the sums already.
 template <class T>
 CEN_DEVICE double weight_gradient(const Problem& p, const BackwardTensors<T>& t, int64_t unit, int64_t c,
                                   Sums sums) {
+  if (p.across_channels() && is_unread(p, t.weight, t.route, unit / p.groups, c)) return 0;
   if (sums.on_x == 0 || p.norm == Norm::layer) return sums.on_x;
   return sums.on_x / std::sqrt(double(t.var[p.statistic(unit, c)]) + p.eps);
 }

@@ -115,9 +115,9 @@ def backward_sums_kernel(
             dbias_sums = dbias_sums + (dbiases[m] + dzs[m],)
         dweights, dbiases = dweight_sums, dbias_sums
     for m in tl.static_range(M):
-        at = ((chunk.to(tl.int64) * M + m) * units + unit) * C + channels
-        tl.store(dweight + at, tl.sum(dweights[m], axis=1), mask=channels < C)
-        tl.store(dbias + at, tl.sum(dbiases[m], axis=1), mask=channels < C)
+        row = (chunk.to(tl.int64) * M + m) * units + unit
+        dweight_sum, dbias_sum = tl.sum(dweights[m], axis=1), tl.sum(dbiases[m], axis=1)
+        store_sums(dweight, dbias, row, channels, C, masks[2][m], dweight_sum, dbias_sum)
 
 
 @triton.jit
@@ -279,9 +279,7 @@ def backward_whole_kernel(
     )
     for m in tl.static_range(M):
         dweight_sum, dbias_sum = tl.sum(dzs[m] * xhats[m], axis=1), tl.sum(dzs[m], axis=1)
-        row = (m * units + unit) * C + channels
-        tl.store(dweight + row, dweight_sum, mask=channels < C)
-        tl.store(dbias + row, dbias_sum, mask=channels < C)
+        store_sums(dweight, dbias, m * units + unit, channels, C, masks[2][m], dweight_sum, dbias_sum)
         if GROUP > 1:
             dweight_sum = join_groups(affine[0][m] * dweight_sum, GROUP)
             dbias_sum = join_groups(affine[0][m] * dbias_sum, GROUP)
@@ -309,18 +307,17 @@ def _load_tables(
     GROUP: tl.constexpr,
     EPS: tl.constexpr,
 ):
-    """Load (weight, bias), (mean, 1 / std), (routes, unread), all tuples of ``[BLOCK_C]``."""
+    """Load (weight, bias), (mean, 1 / std), the masks of load_routes, all tuples of ``[BLOCK_C]``."""
     weights = load_rows(weight, 0, 1, channels, C, M)
-    routes, unread = load_routes(
-        weights, route, channels, C, M, RULE, THRESHOLD, OWN_REGION, SIGNED, GROUP > 1
-    )
+    masks = load_routes(weights, route, channels, C, M, RULE, THRESHOLD, OWN_REGION, SIGNED, GROUP > 1)
+    unread = masks[1]
     variances = load_rows(var, unit, units, channels // GROUP, C // GROUP, M)
     invstds = ()
     for m in tl.static_range(M):
         invstds = invstds + (inverse_std(variances[m], EPS),)
     means = zero_where(unread, load_rows(mean, unit, units, channels // GROUP, C // GROUP, M), M)
     affine = (zero_where(unread, weights, M), load_rows(bias, 0, 1, channels, C, M))
-    return affine, (means, zero_where(unread, invstds, M)), (routes, unread)
+    return affine, (means, zero_where(unread, invstds, M)), masks
 
 
 @triton.jit
@@ -368,6 +365,13 @@ def load_gradients(
             store_tile(dresidual, m, tile, g)
         gs = gs + (g,)
     return exchange_back(gs, masks[0], M, RULE), xhats
+
+
+@triton.jit
+def store_sums(dweight, dbias, row, channels, C, unlent, dweight_sum, dbias_sum):
+    """Store a row of the sums over channels; shared statistics need x where no gradient depends on it."""
+    tl.store(dweight + row * C + channels, tl.where(unlent, 0.0, dweight_sum), mask=channels < C)
+    tl.store(dbias + row * C + channels, dbias_sum, mask=channels < C)
 
 
 @triton.jit

@@ -232,7 +232,7 @@ def forward_kernel(
     pid = tl.num_programs(0) - 1 - tl.program_id(0)
     unit, chunk, channels = program_coords(pid, sizes, chunks, BLOCK_C)
     weights = load_rows(weight, 0, 1, channels, C, M)
-    routes, unread = load_routes(
+    routes, unread, _ = load_routes(
         weights, route, channels, C, M, RULE, THRESHOLD, OWN_REGION, SIGNED, GROUP > 1
     )
     biases = load_rows(bias, 0, 1, channels, C, M)
@@ -307,7 +307,7 @@ def forward_whole_kernel(
     unit, _, channels = program_coords(tl.program_id(0), sizes, 1, BLOCK_C, GROUP)
     first = (channels < C) & (channels % GROUP == 0)
     weights = load_rows(weight, 0, 1, channels, C, M)
-    routes, _ = load_routes(weights, route, channels, C, M, RULE, THRESHOLD, OWN_REGION, SIGNED, GROUP > 1)
+    routes, _, _ = load_routes(weights, route, channels, C, M, RULE, THRESHOLD, OWN_REGION, SIGNED, GROUP > 1)
     biases = load_rows(bias, 0, 1, channels, C, M)
     tile = locate_tile(0, unit, channels, sizes, BLOCK_L, BLOCK_P, STEP, CHANNELS_LAST, INT64)
     zs = ()

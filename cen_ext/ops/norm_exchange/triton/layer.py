@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from cen_ext.ops.norm_exchange.triton.backward import load_gradients, store_dx
+from cen_ext.ops.norm_exchange.triton.backward import load_gradients, store_dx, store_sums
 from cen_ext.ops.norm_exchange.triton.forward import moments, store_y
 from cen_ext.ops.norm_exchange.triton.tile import (
     inverse_std,
@@ -205,7 +205,8 @@ def layer_backward_whole_kernel(
             dbias_sums = dbias_sums + (dbiases[m] + tl.sum(dzs[m], axis=1),)
         dweights, dbiases = dweight_sums, dbias_sums
     for m in tl.static_range(M):
-        _store_sums(dweight, dbias, m, channels, C, M, dweights[m], dbiases[m])
+        row = tl.program_id(0).to(tl.int64) * M + m
+        store_sums(dweight, dbias, row, channels, C, masks[2][m], dweights[m], dbiases[m])
 
 
 @triton.jit
@@ -277,9 +278,9 @@ def layer_backward_kernel(
             count = tl.full((), 1.0, dz.dtype) * C
             slope_sums = slope_sums + (slopes[m] + tl.sum(dz * xhats[m], axis=0) / count,)
             constant_sums = constant_sums + (constants[m] + tl.sum(dz, axis=0) / count,)
-            _store_sums(
-                dweight, dbias, m, channels, C, M, tl.sum(dzs[m] * xhats[m], axis=1), tl.sum(dzs[m], axis=1)
-            )
+            row = index.to(tl.int64) * M + m
+            dweight_sum, dbias_sum = tl.sum(dzs[m] * xhats[m], axis=1), tl.sum(dzs[m], axis=1)
+            store_sums(dweight, dbias, row, channels, C, masks[2][m], dweight_sum, dbias_sum)
         slopes, constants = slope_sums, constant_sums
     for first in range(0, C, BLOCK_C):
         channels = first + tl.arange(0, BLOCK_C)
@@ -375,11 +376,3 @@ def _load_statistics(
 def _affine(d, invstd, affine, m):
     """z of modality m from x - mean."""
     return d * invstd[None, :] * affine[0][m][:, None] + affine[1][m][:, None]
-
-
-@triton.jit
-def _store_sums(dweight, dbias, m, channels, C, M: tl.constexpr, dweight_sum, dbias_sum):
-    """Store a program's sums of modality m."""
-    at = (tl.program_id(0).to(tl.int64) * M + m) * C + channels
-    tl.store(dweight + at, dweight_sum, mask=channels < C)
-    tl.store(dbias + at, dbias_sum, mask=channels < C)

@@ -133,7 +133,8 @@ def load_routes(
     SIGNED: tl.constexpr,
     SHARED: tl.constexpr,  # whether statistics are of several channels
 ):
-    """What each channel becomes, as in a route, and masks of those that no result depends on."""
+    """What each channel becomes, as in a route; masks of those that no result depends on, and of those that
+    y depends on by shared statistics alone or not at all."""
     if RULE == "route":
         routes = load_rows(route, 0, 1, channels, C, M)
     else:
@@ -145,14 +146,15 @@ def load_routes(
             if OWN_REGION:
                 below = below & (channels >= m * C // M) & (channels < (m + 1) * C // M)
             routes = routes + (tl.where(below, MEAN, OWN),)
-    unread = ()
+    unread, unlent = (), ()
     for m in tl.static_range(M):
         lent = tl.zeros_like(channels) > 0
         for k in tl.static_range(M):
             if k != m:
                 lent = lent | lends(routes[k], k, m, M, RULE)
-        unread = unread + (is_replaced(routes[m]) & (lent == 0) & (SHARED == 0),)
-    return routes, unread
+        unlent = unlent + (is_replaced(routes[m]) & (lent == 0),)
+        unread = unread + (unlent[m] & (SHARED == 0),)
+    return routes, unread, unlent
 
 
 @triton.jit
