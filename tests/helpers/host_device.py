@@ -18,7 +18,8 @@ SOURCES = TESTS / "host_cuda"
 # the lines that races are reported with.
 FLAGS = ("-std=c++17", "-Og", "-g1", "-I", str(SOURCES), "-Wall", "-Wextra", "-Werror")
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-SIMULATOR = (("simulator.cpp",), ("races.cpp",))
+# Of these running takes longer.
+SIMULATOR = (("simulator.cpp", "-O2"), ("races.cpp", "-O2"))
 
 
 def compiler() -> str:

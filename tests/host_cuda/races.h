@@ -9,9 +9,10 @@
 namespace cen::cuda::simulator {
 
 // An access by a thread of the launch, and the barriers of each kind that the thread has passed before.
+// Small, since there are three to a byte.
 struct Moment {
-  int64_t thread = -1, block = 0, cluster = 0;
-  int64_t block_barriers = 0, cluster_barriers = 0, grid_barriers = 0;
+  int32_t thread = -1, block = 0, cluster = 0;
+  int32_t block_barriers = 0, cluster_barriers = 0, grid_barriers = 0;
   const void* place = nullptr;  // code address of the access
 
   bool is_before(const Moment& later) const {

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstdarg>
 #include <cstring>
-#include <deque>
 #include <random>
 #include <string>
 
@@ -23,7 +22,7 @@ struct Barrier {
   int line;
 
   bool operator==(const Barrier& b) const {
-    return reach == b.reach && line == b.line && !std::strcmp(file, b.file);
+    return reach == b.reach && line == b.line && (file == b.file || !std::strcmp(file, b.file));
   }
 };
 
@@ -41,8 +40,8 @@ struct Thread {
   Moment now;    // access() sets its place
   Barrier at{};  // the barrier that it waits at
   bool ended = false;
-  std::vector<Copy> copies;              // not committed
-  std::deque<std::vector<Copy>> groups;  // committed, but pending
+  std::vector<Copy> copies;               // not committed
+  std::vector<std::vector<Copy>> groups;  // committed, but pending; the oldest first
 };
 
 struct Block {
@@ -259,7 +258,7 @@ void* shared_of_rank(void* shared, int rank) {
 
 void wait_copies(int pending) {
   auto& groups = running->groups;
-  for (; static_cast<int>(groups.size()) > pending; groups.pop_front())
+  for (; static_cast<int>(groups.size()) > pending; groups.erase(groups.begin()))
     for (const Copy& copy : groups.front()) {
       access(copy.global, 16, false);
       access(copy.shared, 16, true);
