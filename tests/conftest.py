@@ -40,7 +40,11 @@ def _frees_memory() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    torch.manual_seed(0)
+    """Without a GPU, torch would note for each kind of them from where it is to be seeded, and keep that."""
+    if torch.cuda.is_available():
+        torch.manual_seed(0)
+    else:
+        torch.default_generator.manual_seed(0)
 
 
 @pytest.fixture
