@@ -22,7 +22,7 @@ import cen_ext
 from cen_ext.ops import dispatch
 from cen_ext.ops.activation import NAMES
 from cen_ext.ops.norm_exchange.options import ACROSS_CHANNELS
-from cen_ext.ops.norm_exchange.reference import DTYPES, Options, memory_format, statistics_dtype
+from cen_ext.ops.norm_exchange.reference import DTYPES, Options, statistics_dtype
 from tests.helpers.alone import run_alone
 from tests.helpers.cases import SMALL, Shape, make_inputs
 from tests.helpers.covered import NORMS, every_kind
@@ -36,7 +36,7 @@ from tests.helpers.tolerance import (
     run_definition,
     without_kinks,
 )
-from tests.ops.test_contract import EMPTY, LARGE, calls, divisors
+from tests.ops.test_contract import EMPTY, LARGE, calls, check_any_call, divisors
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 from triton.backends.compiler import GPUTarget  # noqa: E402
@@ -110,7 +110,8 @@ def test_through_the_interpreter(mode, runs):
 
 
 # Hypothesis draws the same calls for every type: the others, which differ from float32 in loads and stores
-# alone, get the first of them. Several programs a channel take longer to interpret.
+# alone, get the first of them. Several programs a channel take longer to interpret; as do many rows, and many
+# modalities, which kernels go over one by one: test_interpreted_more_modalities_than_eight has eleven.
 EXAMPLES, OF_OTHER_TYPES = (10, 5) if "PASSES" in os.environ else (25, 10)
 
 
@@ -122,12 +123,7 @@ def test_interpreted_values_and_gradients(backend, norm, dtype):
     @settings(max_examples=examples, deadline=None, derandomize=True)
     @given(data=st.data())
     def any_call(data):
-        call, dy = data.draw(calls(norm, dtype))
-        found = check(backend, call, dy)
-        assert found.y.dtype == found.dx.dtype == dtype
-        assert found.dweight.dtype == found.dbias.dtype == call.weight.dtype
-        if call.x.is_contiguous() or memory_format(call.x) != torch.contiguous_format:
-            assert found.y.is_contiguous(memory_format=memory_format(call.x))
+        check_any_call(backend, *data.draw(calls(norm, dtype, most_modalities=5, most_rows=3)))
 
     any_call()
 
