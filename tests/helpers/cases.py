@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bench.harness.shapes import Shape
+from cen_ext.ops.activation import NAMES as ACTIVATIONS
 from cen_ext.ops.norm_exchange.options import MEAN, OWN
 
 # Small, and each awkward in its own way: one modality, odd sizes, C not divisible by M, one row, 0 to 3-d.
@@ -21,6 +25,15 @@ SMALL = [
     Shape(3, 2, 3, (2, 3, 4)),
     Shape(2, 2, 64, (17, 19)),
 ]
+
+
+LARGEST = 10_000  # values of x that every flag is tried on
+
+
+def every_flag(shape: Shape) -> Iterator[tuple[str, str, str, bool]]:
+    """Region, criterion, activation, and whether there is a residual: all; on a larger x every third."""
+    flags = itertools.product(["own", "all"], ["abs", "signed"], ACTIVATIONS, [False, True])
+    return itertools.islice(flags, 0, None, 1 if math.prod(shape.full) <= LARGEST else 3)
 
 
 class Inputs(NamedTuple):

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import cen_ext
-from cen_ext.ops.activation import NAMES as ACTIVATIONS
 from cen_ext.ops.norm_exchange.options import Options
 from tests.helpers import cases, formulas
 from tests.helpers.cases import Inputs, Shape, in_order, make_inputs, make_route, modality_major
@@ -34,7 +33,7 @@ def test_values_and_gradients(backend, norm, channels_last, shape):
     given = make_inputs(shape, channels_last=channels_last)
     kind = options_of(norm, shape.channels)
     skip_if_refused(backend, given.x, **kind)
-    flags = itertools.product(["own", "all"], ["abs", "signed"], ACTIVATIONS, [False, True])
+    flags = cases.every_flag(shape)
     orders = itertools.cycle(["modality", "sample", "sample"])
     for region, criterion, activation, with_residual in flags:
         options = dict(threshold=0.02, region=region, criterion=criterion, activation=activation, **kind)

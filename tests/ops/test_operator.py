@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 import cen_ext
-from cen_ext.ops.activation import NAMES as ACTIVATIONS
 from tests.helpers import cases, formulas
 from tests.helpers.cases import Shape, in_order, make_inputs, modality_major
 from tests.helpers.covered import BACKENDS, NORMS, every_kind, skip_if_refused
@@ -37,7 +36,7 @@ def test_values_and_gradients(backend, training, norm, channels_last, shape):
         pytest.skip("instance norm needs more than one value per row")
     given = make_inputs(shape, channels_last=channels_last)
     skip_if_refused(backend, given.x, norm=norm)
-    flags = itertools.product(["own", "all"], ["abs", "signed"], ACTIVATIONS, [False, True])
+    flags = cases.every_flag(shape)
     orders = itertools.cycle(["modality", "sample", "sample"])  # each with every flag
     for region, criterion, activation, with_residual in flags:
         options = dict(
