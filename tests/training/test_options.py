@@ -11,6 +11,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import examples.own_encoder  # noqa: F401 - registers plain_net
 import models
 from cen_ext import exchanging_layers, synchronise_statistics
 from models.__main__ import main
@@ -129,7 +130,7 @@ def test_a_compiled_objective_gives_the_same(rooms: Path, monkeypatch: pytest.Mo
     torch.compiler.reset()
     found = []
     for choice in ("false", "true"):
-        task = tiny_task(rooms, "model.encoder=resnet18", "model.dropout=0", f"run.compile={choice}")
+        task = tiny_task(rooms, "model.encoder=plain_net", "model.dropout=0", f"run.compile={choice}")
         task.net.double()
         batch = next(iter(task.batches(0, 0)))
         values = task.gradients(batch.images.double(), batch.target)
