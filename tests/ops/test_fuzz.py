@@ -107,6 +107,18 @@ def test_random_calls(backend, seed):
     assert check(backend, seed) is None
 
 
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the compiled part is missing")
+@pytest.mark.parametrize("seed", range(150, 180))
+def test_random_calls_shared_by_threads(seed):
+    """Tests side by side have a thread each."""
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert check("cpu", seed) is None
+    finally:
+        torch.set_num_threads(threads)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.ops.test_fuzz", description=__doc__)
     parser.add_argument("backend", choices=BACKENDS)
