@@ -52,15 +52,28 @@ constexpr int64_t kPackedBytes = kVecSize<Real<T>> * sizeof(T);
 template <class T>
 using Packed = typename VecOf<std::conditional_t<sizeof(T) == 2, uint16_t, T>, kPackedBytes<T>>::type;
 
+// A vector at any address, among values of any type. GCC makes plain moves of it; copies by memcpy went
+// through the stack in large kernels.
+template <class V>
+struct __attribute__((packed, may_alias)) Unaligned {
+  V vector;
+};
+template <class V>
+CEN_INLINE V load_unaligned(const void* from) {
+  return static_cast<const Unaligned<V>*>(from)->vector;
+}
+template <class V>
+CEN_INLINE void store_unaligned(void* to, V vector) {
+  static_cast<Unaligned<V>*>(to)->vector = vector;
+}
+
 template <class T>
 CEN_INLINE Packed<T> load_packed(const T* from, FullVec<Real<T>>) {
-  Packed<T> packed;
-  std::memcpy(&packed, from, sizeof(packed));
-  return packed;
+  return load_unaligned<Packed<T>>(from);
 }
 template <class T>
 CEN_INLINE void store_packed(T* to, Packed<T> packed, FullVec<Real<T>>) {
-  std::memcpy(to, &packed, sizeof(packed));
+  store_unaligned(to, packed);
 }
 
 // Access to the first n elements only. Loads set the others to zero; stores leave their memory unchanged.
@@ -204,14 +217,12 @@ CEN_INLINE void store(T* to, Vec<Real<T>> v, FullVec<Real<T>> n, bool streamed) 
 // Loads a vector from a table of coefficients or masks.
 template <class R>
 CEN_INLINE Vec<R> load_row(const R* from) {
-  Vec<R> v;
-  std::memcpy(&v, from, sizeof(v));
-  return v;
+  return load_unaligned<Vec<R>>(from);
 }
 
 template <class R>
 CEN_INLINE void store_row(R* to, Vec<R> v) {
-  std::memcpy(to, &v, sizeof(v));
+  store_unaligned(to, v);
 }
 
 // Converts a, b and c to vectors of doubles and calls f(element, parts...) for each; `element` is the index
