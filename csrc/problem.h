@@ -29,6 +29,9 @@ enum class Criterion { magnitude, signed_value };  // "abs", "signed"
 // The order of the rows of x: sample n of modality m is row m * N + n, or row n * M + m.
 enum class Order { modality, sample };
 
+// The tables of CPU kernels name a modality with 16 bits.
+constexpr int64_t kMostModalities = 32766;
+
 // x consists of M * groups units, each with its own statistics. Unit (m, g) has index m * groups + g in
 // tables of statistics, whatever the order of the rows. Units of one group exchange channels.
 struct Problem {

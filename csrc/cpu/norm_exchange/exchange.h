@@ -14,26 +14,35 @@ namespace {
 // Weight, bias and statistics folded into coefficients, for a vector of channels of one unit.
 //   z = (x - shift) * scale + offset
 // shift is the mean rounded to R and offset compensates the rounding, so that z stays accurate where the mean
-// is large against the standard deviation. Backward through batch statistics, once the sums are known:
-//   dx = dz * scale + (x - shift) * on_x + constant
+// is large against the standard deviation. No larger than needed, because the L1 cache should hold those of
+// all channels.
 template <class R>
 struct alignas(64) Coefficients {
   static constexpr int64_t kCount = kVecSize<R>;
-  R shift[kCount], scale[kCount], offset[kCount], on_x[kCount], constant[kCount];
+  R shift[kCount], scale[kCount], offset[kCount];
   // 0 where the channel stays; where the exchange replaces it, -1 for the mean of the other modalities or
   // k + 1 for modality k.
-  Bits<R> replaced[kCount];
-  Bits<R> dead[kCount];    // -1 where replaced and borrowed by no modality: y does not depend on x
+  int16_t replaced[kCount];
+  uint16_t dead;           // bits, set where replaced and borrowed by no modality: y does not depend on x
   bool exchanged[kCount];  // whether any modality's channel is replaced
   bool any_exchanged;
+  bool any_replaced;  // of this modality
 
+  CEN_INLINE bool is_dead(int64_t element) const { return dead >> element & 1; }
   void set_affine(int64_t element, double mean, double var, double eps, R weight, R bias) {
-    if (dead[element]) return;  // the coefficients stay zero, whatever the statistics
+    if (is_dead(element)) return;  // the coefficients stay zero, whatever the statistics
     const double a = weight / std::sqrt(var + eps);
     shift[element] = static_cast<R>(mean);
     scale[element] = static_cast<R>(a);
     offset[element] = static_cast<R>(bias - (mean - shift[element]) * a);
   }
+};
+
+// Further ones of backward through batch statistics, once the sums are known:
+//   dx = dz * scale + (x - shift) * on_x + constant
+template <class R>
+struct alignas(64) Slopes {
+  R on_x[kVecSize<R>], constant[kVecSize<R>];
 };
 
 // The coefficients of all channels of all units.
@@ -43,12 +52,14 @@ class Tables {
   const int64_t strips;  // vectors of channels per unit
   const bool routed;     // whether a single modality, not the mean of the others, may replace a channel
 
-  Tables(const Problem& p, const R* weight, const int32_t* route)
+  Tables(const Problem& p, const R* weight, const int32_t* route, bool has_slopes = false)
       : strips(divide_up(p.channels, kVecSize<R>)),
         routed(p.modalities > 2 && route),
         groups_(p.groups),
-        table_(p.units() * strips) {
+        table_(p.units() * strips),
+        slopes_(has_slopes ? p.units() * strips : 0) {
     std::memset(static_cast<void*>(table_.get()), 0, p.units() * strips * sizeof(Coefficients<R>));
+    if (has_slopes) std::memset(static_cast<void*>(slopes_.get()), 0, p.units() * strips * sizeof(Slopes<R>));
     if (p.modalities == 1 || (p.threshold == 0 && !route)) return;
     const auto each = [&](auto f) {
       for (int64_t m = 0; m < p.modalities; ++m) {
@@ -72,12 +83,15 @@ class Tables {
   CEN_INLINE Coefficients<R>& at(int64_t unit, int64_t c) const {
     return table_[unit * strips + c / kVecSize<R>];
   }
+  CEN_INLINE Slopes<R>* slopes(int64_t unit) const { return slopes_.get() + unit * strips; }
 
  private:
   void replace(const Problem& p, int64_t m, int64_t c, int32_t source) {
     const int64_t element = c % kVecSize<R>;
     for (int64_t g = 0; g < groups_; ++g) {
-      at(p.unit(m, g), c).replaced[element] = source == kMean ? -1 : source + 1;
+      Coefficients<R>& own = at(p.unit(m, g), c);
+      own.replaced[element] = static_cast<int16_t>(source == kMean ? -1 : source + 1);
+      own.any_replaced = true;
       for (int64_t other = 0; other < p.modalities; ++other) {
         Coefficients<R>& k = at(p.unit(other, g), c);
         k.exchanged[element] = k.any_exchanged = true;
@@ -94,11 +108,12 @@ class Tables {
   }
 
   void kill(const Problem& p, int64_t m, int64_t c) {
-    for (int64_t g = 0; g < groups_; ++g) at(p.unit(m, g), c).dead[c % kVecSize<R>] = -1;
+    for (int64_t g = 0; g < groups_; ++g) at(p.unit(m, g), c).dead |= 1 << c % kVecSize<R>;
   }
 
   const int64_t groups_;
   const Buffer<Coefficients<R>> table_;
+  const Buffer<Slopes<R>> slopes_;
 };
 
 // How a strip takes part in the exchange:
@@ -132,6 +147,21 @@ struct GroupInputs {
         activation(p.activation, p.negative_slope) {}
 };
 
+// Coefficients::replaced of a vector's channels.
+template <class R>
+CEN_INLINE Vec<Bits<R>> load_sources(const int16_t* from) {
+  using Sources = typename VecOf<int16_t, kVecSize<R> * sizeof(int16_t)>::type;
+  return __builtin_convertvector(load_unaligned<Sources>(from), Vec<Bits<R>>);
+}
+
+// A mask of the elements whose bits are set.
+template <class R>
+CEN_INLINE Vec<Bits<R>> bits_of(uint16_t bits) {
+  static constexpr Bits<R> kBit[16] = {1 << 0, 1 << 1, 1 << 2,  1 << 3,  1 << 4,  1 << 5,  1 << 6,  1 << 7,
+                                       1 << 8, 1 << 9, 1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15};
+  return (splat(static_cast<Bits<R>>(bits)) & load_row(kBit)) != 0;
+}
+
 // The coefficients of one unit's strip, in registers.
 template <class R, bool kChannelsLast>
 struct UnitCoefficients {
@@ -144,7 +174,7 @@ struct UnitCoefficients {
       : shift(coefficient(k->shift, element)),
         scale(coefficient(k->scale, element)),
         offset(coefficient(k->offset, element)),
-        replaced(mask(k->replaced, element)) {}
+        replaced(replaced_in(k, element)) {}
 
   static CEN_INLINE Vec<R> coefficient(const R* row, int64_t element) {
     if constexpr (kChannelsLast)
@@ -152,11 +182,21 @@ struct UnitCoefficients {
     else
       return splat(row[element]);
   }
-  static CEN_INLINE Mask mask(const Bits<R>* row, int64_t element) {
+  static CEN_INLINE Mask replaced_in(const Coefficients<R>* k, int64_t element) {
     if constexpr (kChannelsLast)
-      return load_row(row);
+      return load_sources<R>(k->replaced);
     else
-      return row[element] != 0;
+      return k->replaced[element] != 0;
+  }
+  static CEN_INLINE Mask dead_in(const Coefficients<R>* k, int64_t element) {
+    if constexpr (kChannelsLast)
+      return bits_of<R>(k->dead);
+    else
+      return k->is_dead(element);
+  }
+  // Whether the exchange replaces any channel of the strip in the modality of k.
+  static CEN_INLINE bool any_replaced(const Coefficients<R>* k, int64_t element) {
+    return kChannelsLast ? k->any_replaced : k->replaced[element] != 0;
   }
 
   CEN_INLINE Vec<R> z(Vec<R> x) const { return (x - shift) * scale + offset; }
@@ -170,9 +210,9 @@ struct ChannelSource {
 
   Value value;  // as Coefficients::replaced
 
-  CEN_INLINE ChannelSource(const Bits<R>* replaced, int64_t element) {
+  CEN_INLINE ChannelSource(const int16_t* replaced, int64_t element) {
     if constexpr (kChannelsLast)
-      value = load_row(replaced);
+      value = load_sources<R>(replaced);
     else
       value = replaced[element];
   }
@@ -202,7 +242,9 @@ class Strip {
         to_next_(kExchange == Exchange::pair ? 1 - 2 * m : 0),
         own_(own, element),
         next_(own + to_next_ * group.row_stride, element),
-        dead_(Own::mask(own->dead, element)),
+        borrows_(Own::any_replaced(own, element)),
+        next_borrows_(Own::any_replaced(own + to_next_ * group.row_stride, element)),
+        dead_(Own::dead_in(own, element)),
         activate_(group.activation) {}
 
   CEN_INLINE V scale() const { return own_.scale; }
@@ -238,14 +280,17 @@ class Strip {
   CEN_INLINE V dz(V own_g, int64_t at, N n) const {
     if constexpr (kExchange == Exchange::none) return own_g;
     const V d = own_.replaced ? V{} : own_g;
-    if constexpr (kExchange == Exchange::pair)
+    if constexpr (kExchange == Exchange::pair) {
+      if (!next_borrows_) return d + V{};
       return d + of_borrower(next_.replaced, at + to_next_ * group_.stride, n,
                              [&] { return own_.z(load(group_.x + at, n)); });
+    }
     V shared{}, lent{};  // of those that take the mean of the others, and of those that take this modality
     for_others(m_, [&](int64_t other) CEN_INLINE_LAMBDA {
+      if (!Own::any_replaced(row(other), element_)) return;
       const auto z = [&] { return borrowed(other, at, n); };
       if constexpr (kExchange == Exchange::general) {
-        shared += of_borrower(Own::mask(row(other)->replaced, element_), offset_in(at, other), n, z);
+        shared += of_borrower(Own::replaced_in(row(other), element_), offset_in(at, other), n, z);
       } else {
         const Source source(row(other)->replaced, element_);
         const V of_other = of_borrower(source.lends(m_), offset_in(at, other), n, z);
@@ -297,7 +342,7 @@ class Strip {
   CEN_INLINE V u(int64_t at, N n) const {
     const auto z = [&] { return own_.z(load(group_.x + at, n)); };
     V v;
-    if constexpr (kExchange == Exchange::none)
+    if (kExchange == Exchange::none || !borrows_)
       v = z();
     else if constexpr (kExchange == Exchange::pair)
       v = own_.replaced ? next_.z(load(group_.x + at + to_next_ * group_.stride, n)) : z();
@@ -322,6 +367,7 @@ class Strip {
   const Coefficients<R>* const coefficients_;
   const int64_t element_, m_, to_next_;
   const Own own_, next_;
+  const bool borrows_, next_borrows_;
   const Mask dead_;
   const Activate<V, kForm> activate_;
 };

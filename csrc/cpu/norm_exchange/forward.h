@@ -49,12 +49,12 @@ void set_given_statistics(const Problem& p, const Tensors& t, const Tables<R>& t
 
 // Writes y of one unit along a strip. walk(f) calls f(at, n) for its vectors; own and element are as in
 // Strip; `prefetch_distance` is in values.
-template <class T, bool kChannelsLast, ActivationForm kForm, class Walk>
+template <class T, ActivationForm kForm, class Walk>
 CEN_INLINE void forward_strip(const GroupInputs<T>& group, const Coefficients<Real<T>>* own, int64_t element,
-                              int64_t m, bool any_exchanged, T* y, int64_t prefetch_distance, bool streamed,
+                              int64_t m, bool borrows, T* y, int64_t prefetch_distance, bool streamed,
                               Walk walk) {
-  with_exchange(group.modalities, group.routed, any_exchanged, [&](auto exchange) CEN_INLINE_LAMBDA {
-    const Strip<T, kChannelsLast, decltype(exchange)::value, kForm> strip(group, own, element, m);
+  with_exchange(group.modalities, group.routed, borrows, [&](auto exchange) CEN_INLINE_LAMBDA {
+    const Strip<T, false, decltype(exchange)::value, kForm> strip(group, own, element, m);
     walk([&](int64_t at, auto n) CEN_INLINE_LAMBDA {
       strip.prefetch(at + prefetch_distance);
       store(y + at, strip.y(at, n), n, streamed);
@@ -140,12 +140,12 @@ void forward_channels_first(const Problem& p, const ForwardTensors<T>& t, const 
   const auto write = [&](int64_t m, int64_t g, int64_t c, int64_t b, int64_t prefetch_distance) {
     const Coefficients<R>& own = tables.at(p.unit(m, g), c);
     const int64_t element = c % kVecSize<R>;
-    forward_strip<T, false, kForm>(group, &own, element, m, own.exchanged[element], t.y, prefetch_distance,
-                                   p.streaming_stores, [&](auto f) CEN_INLINE_LAMBDA {
-                                     blocks.walk<R, 1>(blocks.block(b), channel_offset(m, g, c), phase,
-                                                       [&](int64_t at, auto n, auto)
-                                                           CEN_INLINE_LAMBDA { f(at, n); });
-                                   });
+    forward_strip<T, kForm>(group, &own, element, m, own.replaced[element] != 0, t.y, prefetch_distance,
+                            p.streaming_stores, [&](auto f) CEN_INLINE_LAMBDA {
+                              blocks.walk<R, 1>(blocks.block(b), channel_offset(m, g, c), phase,
+                                                [&](int64_t at, auto n, auto)
+                                                    CEN_INLINE_LAMBDA { f(at, n); });
+                            });
   };
   if (!p.batch_statistics)
     return for_blocks_in_order(p, blocks, parallel, [&](int64_t g, int64_t c, int64_t b) {
@@ -229,6 +229,29 @@ void row_statistics(const Problem& p, const ForwardTensors<T>& t, const Tables<R
   });
 }
 
+// Writes y of modality m in rows [begin, end) of a part. Its arguments are values, which no store of a vector
+// can change, as compilers see. own: the coefficients of the unit's strips; first: the offset of the unit.
+template <ActivationForm kForm, class T>
+void forward_part(GroupInputs<T> group, RowBlocks blocks, const Coefficients<Real<T>>* own, int64_t m,
+                  int64_t first, int64_t begin, int64_t end, int64_t distance, T* y, bool streamed) {
+  using R = Real<T>;
+  const int64_t step = blocks.channels;
+  TileResults<R> results;
+  blocks.for_tiles(begin, end, [&](int64_t tile, auto rows) CEN_INLINE_LAMBDA {
+    blocks.for_strips<R>([&](int64_t strip, auto n) CEN_INLINE_LAMBDA {
+      const int64_t at = first + tile + strip * kVecSize<R>;
+      prefetch_tile(group, first + tile, strip, distance, rows);
+      const bool borrows = own[strip].any_replaced;
+      with_exchange(group.modalities, group.routed, borrows, [&](auto exchange) CEN_INLINE_LAMBDA {
+        const Strip<T, true, decltype(exchange)::value, kForm> values(group, own + strip, 0, m);
+        walk_rows(at, step, rows,
+                  [&](int64_t i, int64_t r) CEN_INLINE_LAMBDA { results.put(r, strip, values.y(i, n)); });
+      });
+      results.store(y, first + tile, step, strip, rows, n, streamed);
+    });
+  });
+}
+
 template <ActivationForm kForm, class T>
 void forward_channels_last(const Problem& p, const ForwardTensors<T>& t, const Tables<Real<T>>& tables,
                            const Parallel& parallel) {
@@ -237,27 +260,25 @@ void forward_channels_last(const Problem& p, const ForwardTensors<T>& t, const T
   const GroupInputs<T> group(p, tables, t.x, t.residual, nullptr);
   if (p.batch_statistics) row_statistics(p, t, tables, parallel);
   const bool streamed = p.streaming_stores && p.channels % kVecSize<R> == 0 && phase_of(t.y) == 0;
+  const int64_t part = blocks.part(p.modalities * sizeof(T)), to_next = part * p.channels;
   parallel_ranges(parallel, blocks.count * p.groups, [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k) {
-      // In reverse order of the statistics pass, so that each core finds what it read last in its cache.
-      const int64_t i = p.batch_statistics ? begin + end - 1 - k : k;
-      const int64_t b = i / p.groups, g = i % p.groups, step = p.channels,
-                    prefetch_distance = blocks.prefetch_distance(sizeof(T));
-      for (int64_t m = 0; m < p.modalities; ++m) {
-        const int64_t first = p.offset(m, g);
-        const Coefficients<R>* own = tables.unit(p.unit(m, g));
-        blocks.for_tiles(b, [&](int64_t tile, auto tile_rows) CEN_INLINE_LAMBDA {
-          blocks.for_strips<R>([&](int64_t strip, auto n) CEN_INLINE_LAMBDA {
-            forward_strip<T, true, kForm>(group, own + strip, 0, m, own[strip].any_exchanged, t.y,
-                                          prefetch_distance, streamed, [&](auto f) CEN_INLINE_LAMBDA {
-                                            walk_rows(first + tile + strip * kVecSize<R>, step, tile_rows,
-                                                      [&](int64_t at, int64_t)
-                                                          CEN_INLINE_LAMBDA { f(at, n); });
-                                          });
-          });
+    const auto write = [&](int64_t g, int64_t first_row, int64_t end_row, int64_t distance) {
+      for (int64_t m = 0; m < p.modalities; ++m)
+        forward_part<kForm>(group, blocks, tables.unit(p.unit(m, g)), m, p.offset(m, g), first_row, end_row,
+                            distance, t.y, streamed);
+    };
+    if (!p.batch_statistics) {
+      for (int64_t i = begin; i < end; ++i)
+        blocks.for_parts(i / p.groups, part, [&](int64_t first_row, int64_t end_row) {
+          write(i % p.groups, first_row, end_row, to_next);
         });
-      }
+      return;
     }
+    // In reverse order of the statistics pass, so that each core finds what it read last in its cache.
+    for (int64_t i = end - 1; i >= begin; --i)
+      blocks.for_parts_reversed(i / p.groups, part, [&](int64_t first_row, int64_t end_row) {
+        write(i % p.groups, first_row, end_row, -to_next);
+      });
   });
 }
 

@@ -54,7 +54,7 @@ class PositionChannels {
   CEN_INLINE Vec<R> z(int64_t m, Vec<R> x) const {
     return centered(m, x) * (weight(m) * splat(invstd_[m])) + load_row(at(m).offset);
   }
-  CEN_INLINE Vec<Bits<R>> replaced(int64_t m) const { return load_row(at(m).replaced); }
+  CEN_INLINE Vec<Bits<R>> replaced(int64_t m) const { return load_sources<R>(at(m).replaced); }
 
  private:
   CEN_INLINE const Coefficients<R>& at(int64_t m) const { return first_[m * row_stride_]; }
