@@ -13,7 +13,7 @@ and backward beyond the inputs; y is freed in between, as in training.
     compile            that under torch.compile
     compile_max        that under torch.compile(mode="max-autotune-no-cudagraphs"); by default on GPUs
     compile_reference  the reference under torch.compile; only with --providers
-    cudnn              PyTorch's norm alone, one call per modality: without exchange, residual and activation,
+    norm               PyTorch's norm alone, one call per modality: without exchange, residual and activation,
                        and so unchecked: it shows what a library's call costs
     copy               Tensor.clone of x: the 100 % line of ``bench.harness.shapes.floor_bytes``
 
@@ -60,7 +60,7 @@ from bench.harness.shapes import (
 )
 
 _USUAL = ["reference", "straightforward", "where", "compile"]
-PROVIDERS = {"cpu": _USUAL, "cuda": ["cuda", "triton", *_USUAL, "compile_max", "cudnn"]}
+PROVIDERS = {"cpu": [*_USUAL, "norm"], "cuda": ["cuda", "triton", *_USUAL, "compile_max", "norm"]}
 OTHER_RESULTS = Path("runs/bench")  # of all but the full run; not kept under version control
 
 

@@ -27,7 +27,7 @@ COLORS = {
     "where": "#5f6b76",
     "straightforward": "#98a2ac",
     "reference": "#ccd2d8",
-    "cudnn": "#d9c27a",
+    "norm": "#d9c27a",
 }
 TITLES = {"resnet": "ResNet, exchanging", "wide": "ResNet, residual and relu", "unet": "U-Net, instance norm"}
 

@@ -32,7 +32,7 @@ class InputSet(NamedTuple):
     x: Tensor  # [M*N, C, H, W]
     weight: Tensor  # [M, C]
     bias: Tensor
-    mean: Tensor | None  # running statistics; none with instance norm
+    mean: Tensor | None  # running statistics; with batch norm alone
     var: Tensor | None
     residual: Tensor | None  # as x
     dy: Tensor
@@ -169,6 +169,9 @@ def listed(case: Case, exchange: Callable[[list[Tensor], list[Tensor]], list[Ten
     options, training = case.options, case.statistics == "batch"
 
     def normalize(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None, var: Tensor | None) -> Tensor:
+        if options.norm == "layer":
+            rows = x.movedim(1, -1)
+            return F.layer_norm(rows, rows.shape[-1:], weight, bias, options.eps).movedim(-1, 1)
         if options.norm == "instance":
             return F.instance_norm(x, mean, var, weight, bias, eps=options.eps)
         return F.batch_norm(x, mean, var, weight, bias, training, eps=options.eps)
@@ -222,14 +225,14 @@ MAKERS: dict[str, tuple[Callable[[Case], Function], Callable[[InputSet], Call]]]
         lambda case: compiled(listed(case, usual.exchange_where), "max-autotune-no-cudagraphs"),
         listed_call,
     ),
-    "cudnn": (
+    "norm": (
         lambda case: listed(bare(case), usual.exchange_where),
         lambda tensors: listed_call(tensors._replace(residual=None)),
     ),
     "copy": (lambda case: copy, lambda tensors: Call((tensors.x,), [], [])),
 }
-UNCHECKED = ("cudnn", "copy")  # they compute something else
-ON_GPUS = ("cuda", "triton", "cudnn")
+UNCHECKED = ("norm", "copy")  # they compute something else
+ON_GPUS = ("cuda", "triton")
 
 
 def unavailable(names: Sequence[str], device: str) -> dict[str, str]:

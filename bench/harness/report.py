@@ -14,7 +14,7 @@ from bench.harness.shapes import PHASES, Case, bare, floor_bytes
 
 # How calls were timed (bench.harness.devices).
 MODES = {"eager": "Eager calls", "graph": "Replays of CUDA graphs"}
-LABELS = {"cudnn": "cudnn (norm alone)"}  # it does not do the operator's work, and is named so wherever shown
+LABELS = {"norm": "norm alone"}  # it does not do the operator's work, and is named so wherever shown
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Row:
     median_ms: float
     lower_ms: float  # quartiles
     upper_ms: float
-    floor_mb: float  # bytes that must move (bench.harness.shapes.floor_bytes; cudnn: the norm's), 1e6
+    floor_mb: float  # bytes that must move (bench.harness.shapes.floor_bytes; norm: the norm's), 1e6
     gb_per_s: float  # the floor's bytes in the median time, 1e9
     share_of_copy: float  # of a plain copy's bytes per second in the same case
     speedup: float  # its median over cen_ext's: how many times as fast cen_ext is
@@ -58,7 +58,7 @@ def make_rows(
     """Figures of one case and mode from seconds by provider and phase; "copy" is there, forward alone."""
     medians = {key: statistics.median(taken) for key, taken in times.items()}
     copy = 2 * case.x_bytes / medians["copy", "forward"]
-    work = {"cudnn": bare(case)}
+    work = {"norm": bare(case)}
     rows = []
     for (provider, phase), taken in times.items():
         floor = 2 * case.x_bytes if provider == "copy" else floor_bytes(work.get(provider, case), phase)

@@ -57,6 +57,12 @@ GROUPS = {
         Options(threshold=0.01, norm="instance", activation="leaky_relu", negative_slope=0.2),
         statistics=("batch",),
     ),
+    # The norms of a Swin-T or ConvNeXt-T at 224 pixels.
+    "transformer": Group(
+        ((6, 96, 56), (6, 192, 28), (6, 384, 14), (6, 768, 7)),
+        Options(threshold=0.02, norm="layer"),
+        statistics=("batch",),
+    ),
 }
 
 
@@ -68,7 +74,7 @@ class Case:
     shape: Shape
     options: Options
     residual: bool
-    statistics: str  # of the batch (of the instance for instance norm), or given
+    statistics: str  # of the batch (of the instance or position with those norms), or given
     dtype: str
     layout: str
 

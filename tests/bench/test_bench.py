@@ -40,7 +40,7 @@ def case(group: str = "resnet", *, m: int = 2, channels: int = 20, **changes: ob
 
 @pytest.mark.parametrize(
     ("group", "forward", "backward"),
-    [("resnet", 2, 3), ("unet", 2, 3), ("wide", 3, 5)],
+    [("resnet", 2, 3), ("unet", 2, 3), ("wide", 3, 5), ("transformer", 2, 3)],
 )
 def test_floor_counts_whole_tensors(group: str, forward: int, backward: int) -> None:
     for dtype, itemsize in (("float32", 4), ("bfloat16", 2)):
@@ -318,13 +318,13 @@ def test_the_allocator_is_told_or_left_alone(
 def test_a_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "results" / "run.1"
     command = ["--groups", "resnet", "unet", "--layouts", "contiguous", "channels_last", "--repetitions", "1"]
-    command += ["--device", "cpu", "--providers", "straightforward", "where", "cudnn"]
+    command += ["--device", "cpu", "--providers", "straightforward", "where", "cuda"]
     assert operator.main([*command, "--out", str(out)]) == 0
 
     text = (tmp_path / "results" / "run.1.csv").read_text().splitlines()
     comments = [line for line in text if line.startswith("# ")]
     assert f"# torch: {torch.__version__}" in comments
-    assert "# skipped: cudnn it runs on GPUs" in comments
+    assert "# skipped: cuda it runs on GPUs" in comments
     assert not any(line.startswith(("# left out", "# missing")) for line in comments)
     rows = list(csv.DictReader(line for line in text if not line.startswith("# ")))
     # resnet with 2 statistics and unet with 1, 2 layouts, 2 shapes; 3 phases of 3 providers, and the copy.

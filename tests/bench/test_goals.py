@@ -9,13 +9,13 @@ from tests.helpers.made_up import case, made_up_rows
 
 
 def both_modes() -> list[report.Row]:
-    """Two shapes; "where" could not be captured, "cudnn" failed on the second shape."""
+    """Two shapes; "where" could not be captured, "norm" failed on the second shape."""
     rows = []
     for size, factor in (((2, 20, 5), 1), ((2, 20, 20), 4)):
-        eager = {"cen_ext": 2, "where": 4 * factor, "cudnn": 1, "copy": 1}
-        graph = {"cen_ext": 1, "cudnn": 0.5, "copy": 0.5}
+        eager = {"cen_ext": 2, "where": 4 * factor, "norm": 1, "copy": 1}
+        graph = {"cen_ext": 1, "norm": 0.5, "copy": 0.5}
         if factor == 4:
-            del eager["cudnn"], graph["cudnn"]
+            del eager["norm"], graph["norm"]
         rows += made_up_rows(case(size=size), "eager", eager) + made_up_rows(case(size=size), "graph", graph)
     return rows
 
@@ -25,9 +25,9 @@ def test_tables_name_the_mode_and_bear_gaps() -> None:
     eager, graph, memory = tables.values()
     starts = [title.partition(":")[0] for title in tables]
     assert starts == ["Eager calls", "Replays of CUDA graphs", "Peak memory over the others'"]
-    assert eager[0][-3:] == ["share of copy", "× where", "× cudnn (norm alone)"]
+    assert eager[0][-3:] == ["share of copy", "× where", "× norm alone"]
     assert eager[1][-3:] == ["0.50 (0.50)", "4.00 (2.00)", "0.50 (0.50)"]
-    assert graph[0][-2:] == ["share of copy", "× cudnn (norm alone)"]
+    assert graph[0][-2:] == ["share of copy", "× norm alone"]
     assert memory[1][-2:] == ["1.00 (1.00)", "1.00 (1.00)"]
 
     text = report.as_text(both_modes(), {"gpu": "Pretended"}, {"Summary": [["header"], ["value"]]})
@@ -41,11 +41,11 @@ def test_tables_name_the_mode_and_bear_gaps() -> None:
 def test_the_norm_alone_has_its_own_floor() -> None:
     rows = {
         (r.provider, r.phase): r
-        for r in made_up_rows(case("wide"), "eager", {"cen_ext": 3, "cudnn": 2, "copy": 2})
+        for r in made_up_rows(case("wide"), "eager", {"cen_ext": 3, "norm": 2, "copy": 2})
     }
     assert rows["cen_ext", "forward"].share_of_copy == pytest.approx(1)  # the residual makes it 3 tensors
-    assert rows["cudnn", "forward"].share_of_copy == pytest.approx(1)
-    assert rows["cudnn", "backward"].floor_mb == pytest.approx(1.5 * rows["copy", "forward"].floor_mb)
+    assert rows["norm", "forward"].share_of_copy == pytest.approx(1)
+    assert rows["norm", "backward"].floor_mb == pytest.approx(1.5 * rows["copy", "forward"].floor_mb)
 
 
 def test_reaches_and_their_goals() -> None:

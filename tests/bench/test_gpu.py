@@ -196,9 +196,9 @@ def test_a_failed_capture_leaves_the_stream_as_it_was(
 def test_who_cannot_run_is_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     states = {"cuda": "ok", "triton": "no triton", "cpu": "ok", "reference": "ok"}
     monkeypatch.setattr(cen_ext, "available_backends", lambda: states)
-    names = ["cen_ext", "cuda", "triton", "compile_max", "cudnn", "copy"]
+    names = ["cen_ext", "cuda", "triton", "compile_max", "norm", "copy"]
     assert providers.unavailable(names, "cuda") == {"triton": "no triton"}
-    assert providers.unavailable(names, "cpu").keys() == {"cuda", "triton", "cudnn"}
+    assert providers.unavailable(names, "cpu").keys() == {"cuda", "triton"}
     states.clear()
     assert providers.unavailable(names, "cuda").keys() == {"cuda", "triton"}
 
@@ -207,23 +207,25 @@ def test_who_cannot_run_is_skipped_with_the_reason(monkeypatch: pytest.MonkeyPat
 def test_the_librarys_norm_alone_exchanges_adds_and_activates_nothing(group: str) -> None:
     one = case(group)
     sets = providers.make_sets(one, 1)
-    alone = providers.results(providers.make_provider("cudnn", one, sets))
+    alone = providers.results(providers.make_provider("norm", one, sets))
     bare = providers.make_provider("reference", shapes.bare(one), [sets[0]._replace(residual=None)])
-    providers.check_agreement(one, providers.make_provider("cudnn", one, sets), providers.results(bare))
+    providers.check_agreement(one, providers.make_provider("norm", one, sets), providers.results(bare))
     assert "dresidual" not in alone
     assert shapes.floor_bytes(shapes.bare(one), "forward") == 2 * one.x_bytes
 
 
 def test_the_gpu_run_has_all_kinds_and_the_most_telling_first() -> None:
     run = list(shapes.gpu_run())
-    assert len(run) == len(set(run)) == 144
+    assert len(run) == len(set(run)) == 160
     assert {(c.dtype, c.layout, c.statistics) for c in run if c.group == "wide"} == {
         (d, la, s) for d in shapes.DTYPES for la in shapes.LAYOUTS for s in shapes.STATISTICS
     }
     first = shapes.most_telling_first(run)
     assert sorted(map(str, first)) == sorted(map(str, run))
-    assert [c.size for c in first[:20:4]] == ["6x64x125x125"] * 2 + ["6x256x125x125"] * 2 + ["1x512x2x2"]
-    assert [c.size for c in first[20:40:4]] == ["6x512x16x16"] * 2 + ["6x2048x16x16"] * 2 + ["8x128x64x64"]
+    norms = ["6x64x125x125"] * 2 + ["6x256x125x125"] * 2 + ["1x512x2x2", "6x96x56x56"]
+    assert [c.size for c in first[:24:4]] == norms
+    norms = ["6x512x16x16"] * 2 + ["6x2048x16x16"] * 2 + ["8x128x64x64", "6x768x7x7"]
+    assert [c.size for c in first[24:48:4]] == norms
     assert all(c.shape.num_modalities == 4 for c in first[-32:])
 
 
@@ -248,7 +250,7 @@ def read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 def test_a_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "operator"
     command = ["--groups", "resnet", "wide", "--statistics", "given", "--repetitions", "2", "--out", str(out)]
-    names = ["cuda", "triton", "reference", "straightforward", "where", "cudnn"]
+    names = ["cuda", "triton", "reference", "straightforward", "where", "norm"]
     assert operator.main([*command, "--providers", *names]) == 0
 
     comments, rows = read(tmp_path / "operator.csv")
@@ -258,7 +260,7 @@ def test_a_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
     waits = "straightforward: not captured, called a synchronizing CUDA operation"
     assert f"# missing: {waits} (2 cases)" in comments
     measured = {(row["group"], row["mode"], row["provider"]) for row in rows}
-    everybody = {"cen_ext", "reference", "straightforward", "where", "cudnn", "copy"}
+    everybody = {"cen_ext", "reference", "straightforward", "where", "norm", "copy"}
     assert {(mode, name) for group, mode, name in measured if group == "resnet"} == {
         *(("eager", name) for name in everybody),
         *(("graph", name) for name in everybody - {"straightforward"}),
@@ -312,7 +314,7 @@ def test_mistakes_are_told(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("available", "device", "run"), [(True, "cuda", 144), (False, "cpu", 72)])
+@pytest.mark.parametrize(("available", "device", "run"), [(True, "cuda", 160), (False, "cpu", 80)])
 def test_the_device_is_the_gpu_where_there_is_one(
     available: bool, device: str, run: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
