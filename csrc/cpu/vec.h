@@ -146,14 +146,30 @@ CEN_INLINE void stream_packed(T* to, Packed<T> packed) {
 using Floats = Vec<float>;
 using UInts = Vec<uint32_t>;
 
-CEN_INLINE Floats widen(Packed<BFloat16> packed, BFloat16) {
-  return (Floats)(__builtin_convertvector(packed, UInts) << 16);
+// Widens 16 bits to 32. Where there is an instruction for it, GCC 12 makes four of __builtin_convertvector.
+CEN_INLINE UInts extend(Packed<BFloat16> packed) {
+#if CEN_VECTOR_BYTES == 64
+  return (UInts)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)packed);
+#elif CEN_VECTOR_BYTES == 32
+  return (UInts)_mm256_cvtepu16_epi32((__m128i)packed);
+#else
+  return __builtin_convertvector(packed, UInts);
+#endif
 }
+CEN_INLINE Floats widen(Packed<BFloat16> packed, BFloat16) { return (Floats)(extend(packed) << 16); }
 CEN_INLINE Packed<BFloat16> narrow(Floats v, BFloat16) {
   const UInts bits = (UInts)v;
   const UInts rounded = bits + 0x7fff + ((bits >> 16) & 1);
   const UInts quiet = bits | 0x400000;  // keeps NaN a NaN when its low bits are cut off
-  return __builtin_convertvector((v == v ? rounded : quiet) >> 16, Packed<BFloat16>);
+  const UInts high = (v == v ? rounded : quiet) >> 16;
+#if CEN_VECTOR_BYTES == 32
+  // Here, too, the compiler's conversion takes twice the instructions.
+  const __m256i parts = (__m256i)high;
+  return (Packed<BFloat16>)_mm_packus_epi32(_mm256_castsi256_si128(parts),
+                                            _mm256_extracti128_si256(parts, 1));
+#else
+  return __builtin_convertvector(high, Packed<BFloat16>);
+#endif
 }
 
 #if CEN_VECTOR_BYTES == 64
