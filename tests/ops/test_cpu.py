@@ -99,6 +99,22 @@ LARGE = [
 ]
 
 
+# More vectors of channels than wait for each other to be stored, the last one whole or not, in several parts.
+WIDE = [Shape(2, 2, 208, (11, 9)), Shape(4, 1, 237, (17, 13))]
+
+
+@every_dtype
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("routed", [False, True])
+@pytest.mark.parametrize("shape", WIDE, ids=str)
+def test_many_channels_last(shape, routed, given, dtype):
+    i = make_inputs(shape, dtype, channels_last=True)
+    statistics = (i.mean, i.var) if given else (None, None)
+    options = Options(0.0 if routed else THRESHOLD, activation="relu")
+    route = make_route(shape) if routed else None
+    check("cpu", Call(i.x, i.weight, i.bias, *statistics, i.residual, options, route), i.dy)
+
+
 @both_layouts
 @pytest.mark.parametrize("shape", LARGE, ids=str)
 def test_large_mean_over_many_blocks(shape, channels_last):
@@ -170,11 +186,11 @@ STREAMED_FROM = cache_sizes().get(3, 2**25) // 8  # bytes of x, as csrc/tensors.
 
 
 def streamed_shape(dtype: torch.dtype) -> Shape:
-    """A row is a multiple of any vector long, its lines are not."""
-    rows = STREAMED_FROM // (2 * 48 * 47 * 51 * dtype.itemsize) + 1
+    """A pixel is a multiple of any vector long, and more than eight of any; its lines are not."""
+    rows = STREAMED_FROM // (2 * 208 * 23 * 25 * dtype.itemsize) + 1
     if rows > 64:
         pytest.skip("the cache is too large to fill it in a test")
-    return Shape(2, rows, 48, (47, 51))
+    return Shape(2, rows, 208, (23, 25))
 
 
 @every_dtype
@@ -295,6 +311,12 @@ def test_the_op_refuses_unknown_options(change, message):
     i = make_inputs(Shape(2, 2, 6, (4, 5)))
     with pytest.raises(RuntimeError, match=message):
         native.norm_exchange_op(i.x, i.weight, i.bias, None, None, None, *Options()._replace(**change))
+
+
+def test_the_op_refuses_more_modalities_than_its_tables_can_name():
+    x, weight = torch.zeros(32767, 1), torch.ones(32767, 1)
+    with pytest.raises(RuntimeError, match="more than 32766 modalities; use the reference backend"):
+        native.norm_exchange_op(x, weight, weight, weight, weight, None, *Options())
 
 
 def test_the_ops_refuse_tensors_that_do_not_fit():
