@@ -160,9 +160,8 @@ class TileResults {
     const auto put = [&](bool streamed) CEN_INLINE_LAMBDA {
 #pragma GCC unroll 1
       for (int64_t row = 0; row < Rows::value; ++row) {
-        const int64_t r =
-            opaque(row);  // or compilers load all rows before they store the first, and spill them
-#pragma GCC unroll 8
+        // Or compilers load all rows before they store the first, and spill them.
+        const int64_t r = opaque(row);
         for (int64_t s = 0; s < count; ++s)
           cpu::store(to + (at + r * step + s * all), of_[r][s], all, streamed);
       }
