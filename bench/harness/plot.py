@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bench.harness.report import MODES, Row, label
+from bench.harness.shapes import GROUPS
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -29,7 +30,12 @@ COLORS = {
     "reference": "#ccd2d8",
     "norm": "#d9c27a",
 }
-TITLES = {"resnet": "ResNet, exchanging", "wide": "ResNet, residual and relu", "unet": "U-Net, instance norm"}
+TITLES = {
+    "resnet": "ResNet, exchanging",
+    "wide": "ResNet, residual and relu",
+    "unet": "U-Net, instance norm",
+    "transformer": "Transformer, layer norm",
+}
 
 
 def plot(rows: Sequence[Row]) -> dict[str, bytes]:
@@ -57,7 +63,7 @@ def _draw(rows: Sequence[Row]) -> bytes:
         for phase, ax in zip(("forward", "backward"), pair, strict=True):
             members = [r for r in rows if (r.group, r.statistics, r.phase) == (group, statistics, phase)]
             _bars(ax, members)
-            kind = "" if group == "unet" else f", {statistics} statistics"
+            kind = f", {statistics} statistics" if len(GROUPS[group].statistics) > 1 else ""
             ax.set_title(f"{TITLES[group]}{kind}: {phase}", fontsize=10, loc="left")
         pair[0].set_ylabel("share of copy speed", fontsize=9)
     legend: dict[str, Artist] = {}

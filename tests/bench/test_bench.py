@@ -345,6 +345,13 @@ def test_a_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert all((out.parent / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
 
 
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_group_is_plotted(group: str) -> None:
+    pictures = plot.plot(rows_of(case(group), ours=1, theirs=2, copy=0.5))
+    assert pictures.keys() == {"contiguous"}
+    assert pictures["contiguous"].startswith(b"\x89PNG")
+
+
 def test_without_matplotlib_there_is_no_plot(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
