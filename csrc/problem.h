@@ -132,8 +132,7 @@ constexpr int32_t kOwn = -2, kMean = -1;
 
 // kOwn, kMean or the modality whose channel c replaces that of modality m. With two modalities the other is
 // the mean of the others. Entries of the route that name no other modality, and are none of the two, are no
-// error: those below kOwn count as it, all others as kMean.
-// [begin, end) is the region of modality m.
+// error: those below kOwn count as it, all others as kMean. [begin, end) is the region of modality m.
 template <class R>
 constexpr int32_t route_of(const Problem& p, const R* weight, const int32_t* route, int64_t m, int64_t c,
                            int64_t begin, int64_t end) {

@@ -73,7 +73,7 @@ class Tables {
     });
     if (p.across_channels()) return;  // statistics depend on x even where y does not
     each([&](int64_t m, int64_t c) {
-      if (at(p.unit(m, 0), c).replaced[c % kVecSize<R>] && !is_lent(p, m, c)) kill(p, m, c);
+      if (is_unread(p, weight, route, m, c)) kill(p, m, c);
     });
   }
 
@@ -97,14 +97,6 @@ class Tables {
         k.exchanged[element] = k.any_exchanged = true;
       }
     }
-  }
-
-  bool is_lent(const Problem& p, int64_t m, int64_t c) const {
-    for (int64_t other = 0; other < p.modalities; ++other) {
-      const auto replaced = at(p.unit(other, 0), c).replaced[c % kVecSize<R>];
-      if (other != m && (replaced == -1 || replaced == m + 1)) return true;
-    }
-    return false;
   }
 
   void kill(const Problem& p, int64_t m, int64_t c) {
@@ -281,7 +273,7 @@ class Strip {
     if constexpr (kExchange == Exchange::none) return own_g;
     const V d = own_.replaced ? V{} : own_g;
     if constexpr (kExchange == Exchange::pair) {
-      if (!next_borrows_) return d + V{};
+      if (!next_borrows_) return d + V{};  // as if it added nothing: -0 becomes +0
       return d + of_borrower(next_.replaced, at + to_next_ * group_.stride, n,
                              [&] { return own_.z(load(group_.x + at, n)); });
     }

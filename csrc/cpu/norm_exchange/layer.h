@@ -310,6 +310,7 @@ struct PositionBlocks {
     if (position < end) tile(position, end - position, 1);
   }
 };
+
 // Mean and 1 / sqrt(var + eps) of a tile's positions in every modality: [M][kMostVectors].
 template <class R>
 struct TileStatistics {

@@ -117,10 +117,8 @@ struct Table {
     each(p, coord, [&](int m, int64_t c, int w) {
       const int source = route_of(p, weight, route, m, c);
       if (source == kOwn) return;
-      bool borrowed = false;
-      for (int other = 0; other < modalities; ++other)
-        borrowed |= other != m && lends(route_of(p, weight, route, other, c), m);
-      flags[m * width + w] = uint8_t(kReplaced | (borrowed ? 0 : dead) | (source == kMean ? 0 : int(kAlone)));
+      const bool unread = is_unread(p, weight, route, m, c);
+      flags[m * width + w] = uint8_t(kReplaced | (unread ? dead : 0) | (source == kMean ? 0 : int(kAlone)));
     });
     for (int e = coord.thread_rank; e < modalities * modalities * lines; e += coord.num_threads) {
       const int m = e / lines / modalities, lender = e / lines % modalities;
