@@ -145,30 +145,28 @@ void backward_part(BackwardTensors<T> t, GroupInputs<T> group, RowBlocks blocks,
   using R = Real<T>;
   const int64_t step = blocks.channels;
   TileResults<R> dx, dresidual;
-  blocks.for_tiles(begin, end, [&](int64_t tile, auto rows) CEN_INLINE_LAMBDA {
-    blocks.for_strips<R>([&](int64_t strip, auto n) CEN_INLINE_LAMBDA {
-      const int64_t at = first + tile + strip * kVecSize<R>;
-      prefetch_tile(group, first + tile, strip, distance, rows);
-      const bool exchanged = own[strip].any_exchanged;
-      with_exchange(group.modalities, group.routed, exchanged, [&](auto exchange) CEN_INLINE_LAMBDA {
-        const Strip<T, true, decltype(exchange)::value, kForm> values(group, own + strip, 0, m);
-        StripSums<R> of_tile;
-        walk_rows(at, step, rows, [&](int64_t i, int64_t r) CEN_INLINE_LAMBDA {
-          const Vec<R> g = values.g(i, n), dz = values.dz(g, i, n), x = values.centered(i, n);
-          if constexpr (kSum) of_tile.add(dz, x, n);
-          if constexpr (kWrite && kSum) dx.put(r, strip, dz * values.scale());
-          if constexpr (kWrite && !kSum)
-            dx.put(
-                r, strip,
-                dz * values.scale() + (x * load_row(slopes[strip].on_x) + load_row(slopes[strip].constant)));
-          if (t.dresidual) dresidual.put(r, strip, g);
+  for_strips_of_rows(
+      group, blocks, first, begin, end, distance,
+      [&](int64_t tile, int64_t strip, auto n, auto rows) CEN_INLINE_LAMBDA {
+        const bool exchanged = own[strip].any_exchanged;
+        with_exchange(group.modalities, group.routed, exchanged, [&](auto exchange) CEN_INLINE_LAMBDA {
+          const Strip<T, true, decltype(exchange)::value, kForm> values(group, own + strip, 0, m);
+          StripSums<R> of_tile;
+          walk_rows(tile + strip * kVecSize<R>, step, rows, [&](int64_t at, int64_t r) CEN_INLINE_LAMBDA {
+            const Vec<R> g = values.g(at, n), dz = values.dz(g, at, n), x = values.centered(at, n);
+            if constexpr (kSum) of_tile.add(dz, x, n);
+            if constexpr (kWrite && kSum) dx.put(r, strip, dz * values.scale());
+            if constexpr (kWrite && !kSum) {
+              const Slopes<R>& k = slopes[strip];
+              dx.put(r, strip, dz * values.scale() + (x * load_row(k.on_x) + load_row(k.constant)));
+            }
+            if (t.dresidual) dresidual.put(r, strip, g);
+          });
+          if constexpr (kSum) sums[strip] = sums[strip] + of_tile;
         });
-        if constexpr (kSum) sums[strip] = sums[strip] + of_tile;
+        if constexpr (kWrite) dx.store(t.dx, tile, step, strip, rows, n, streamed);
+        if (t.dresidual) dresidual.store(t.dresidual, tile, step, strip, rows, n, streamed);
       });
-      if constexpr (kWrite) dx.store(t.dx, first + tile, step, strip, rows, n, streamed);
-      if (t.dresidual) dresidual.store(t.dresidual, first + tile, step, strip, rows, n, streamed);
-    });
-  });
 }
 
 template <class T>

@@ -230,26 +230,25 @@ void row_statistics(const Problem& p, const ForwardTensors<T>& t, const Tables<R
 }
 
 // Writes y of modality m in rows [begin, end) of a part. Its arguments are values, which no store of a vector
-// can change, as compilers see. own: the coefficients of the unit's strips; first: the offset of the unit.
+// can change, as compilers see. own: the coefficients of the unit's strips; the others as in
+// for_strips_of_rows().
 template <ActivationForm kForm, class T>
 void forward_part(GroupInputs<T> group, RowBlocks blocks, const Coefficients<Real<T>>* own, int64_t m,
                   int64_t first, int64_t begin, int64_t end, int64_t distance, T* y, bool streamed) {
   using R = Real<T>;
   const int64_t step = blocks.channels;
   TileResults<R> results;
-  blocks.for_tiles(begin, end, [&](int64_t tile, auto rows) CEN_INLINE_LAMBDA {
-    blocks.for_strips<R>([&](int64_t strip, auto n) CEN_INLINE_LAMBDA {
-      const int64_t at = first + tile + strip * kVecSize<R>;
-      prefetch_tile(group, first + tile, strip, distance, rows);
-      const bool borrows = own[strip].any_replaced;
-      with_exchange(group.modalities, group.routed, borrows, [&](auto exchange) CEN_INLINE_LAMBDA {
-        const Strip<T, true, decltype(exchange)::value, kForm> values(group, own + strip, 0, m);
-        walk_rows(at, step, rows,
-                  [&](int64_t i, int64_t r) CEN_INLINE_LAMBDA { results.put(r, strip, values.y(i, n)); });
+  for_strips_of_rows(
+      group, blocks, first, begin, end, distance,
+      [&](int64_t tile, int64_t strip, auto n, auto rows) CEN_INLINE_LAMBDA {
+        const bool borrows = own[strip].any_replaced;
+        with_exchange(group.modalities, group.routed, borrows, [&](auto exchange) CEN_INLINE_LAMBDA {
+          const Strip<T, true, decltype(exchange)::value, kForm> values(group, own + strip, 0, m);
+          walk_rows(tile + strip * kVecSize<R>, step, rows,
+                    [&](int64_t at, int64_t r) CEN_INLINE_LAMBDA { results.put(r, strip, values.y(at, n)); });
+        });
+        results.store(y, tile, step, strip, rows, n, streamed);
       });
-      results.store(y, first + tile, step, strip, rows, n, streamed);
-    });
-  });
 }
 
 template <ActivationForm kForm, class T>

@@ -20,7 +20,7 @@ struct RowBlocks {
   // Small, because rows a power of two apart share few sets of the L1 cache, which must hold one strip of a
   // tile and of the next: 512 channels took five times as long with 64 rows as with 8.
   static constexpr int64_t kTile = 4;
-  static constexpr int64_t kPartBytes = 1 << 16;
+  static constexpr int64_t kPartBytes = 1 << 16;  // that a part reads, of all tensors and modalities
 
   int64_t rows, channels, run, run_stride;  // `run` rows in a run, and values from one run to the next
   int64_t rows_per_block, count;
@@ -118,6 +118,21 @@ CEN_INLINE void prefetch_tile(const GroupInputs<T>& group, int64_t tile, int64_t
   prefetch_tile(group.x, tile, strip, distance, rows);
   prefetch_tile(group.residual, tile, strip, distance, rows);
   prefetch_tile(group.dy, tile, strip, distance, rows);
+}
+
+// Calls f(tile, strip, n, rows) for the strips of the tiles of rows [begin, end), and prefetches what lies
+// `distance` values ahead of each. `tile` is the offset of a tile in the tensors, first that of the unit; n
+// is as in for_strips() and rows as in for_tiles().
+template <class T, class F>
+CEN_INLINE void for_strips_of_rows(const GroupInputs<T>& group, const RowBlocks& blocks, int64_t first,
+                                   int64_t begin, int64_t end, int64_t distance, F f) {
+  blocks.for_tiles(begin, end, [&](int64_t at, auto rows) CEN_INLINE_LAMBDA {
+    const int64_t tile = first + at;
+    blocks.template for_strips<Real<T>>([&](int64_t strip, auto n) CEN_INLINE_LAMBDA {
+      prefetch_tile(group, tile, strip, distance, rows);
+      f(tile, strip, n, rows);
+    });
+  });
 }
 
 // Calls f(at, r) for the vectors of a strip in the rows of a tile, the first of them at offset `first`.
