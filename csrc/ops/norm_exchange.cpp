@@ -83,7 +83,7 @@ void set_sizes(Call& call, const Tensor& x, const Tensor& weight, const std::opt
   STD_TORCH_CHECK(weight.size(1) == p.channels && x.size(0) % p.modalities == 0,
                   "cen_ext: x does not fit weight [M, C]");
   STD_TORCH_CHECK(p.modalities <= kMostModalities,
-                  "cen_ext: more than 32766 modalities; use the reference backend");
+                  "cen_ext: weight has rows for more than 32766 modalities; use the reference backend");
   const int64_t samples = x.size(0) / p.modalities;
   bool per_sample = p.norm != Norm::batch;
   if (mean && !p.across_channels()) per_sample = mean->dim() != 2 || mean->size(0) != p.modalities;
