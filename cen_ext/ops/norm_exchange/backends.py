@@ -27,7 +27,11 @@ def _run_native(
     route: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     # Compilers trace the op; eager calls bypass its registered autograd formula, which is slower.
-    run: Any = native.norm_exchange_op if torch.compiler.is_compiling() else native.NativeNormExchange.apply
+    run: Any
+    if torch.compiler.is_compiling():
+        run = native.norm_exchange_op
+    else:
+        run = native.NativeNormExchange.apply if torch.is_grad_enabled() else native.run_kernels
     outputs: tuple[Tensor, Tensor, Tensor] = run(x, weight, bias, mean, var, residual, *options, route)
     return outputs
 

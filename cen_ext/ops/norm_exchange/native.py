@@ -77,19 +77,37 @@ def _norm_exchange_backward_fake(
     return torch.empty_like(x), weight.new_empty(weight.shape), bias.new_empty(bias.shape), dresidual
 
 
-_backward = autograd.gradient(norm_exchange_backward_op)
+def run_kernels(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Call ``norm_exchange`` past its registered autograd formula, for eager calls without gradients."""
+    with torch._C._AutoDispatchBelowAutograd():
+        output: tuple[Tensor, Tensor, Tensor] = norm_exchange_op(*inputs)
+    return output
+
+
+def _gradients_once(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Call the backward op likewise, but under grad mode as it is, so that double backward raises."""
+    gradients: tuple[Tensor, Tensor, Tensor, Tensor]
+    if torch.is_grad_enabled():
+        gradients = norm_exchange_backward_op(*arguments)
+    else:
+        with torch._C._AutoDispatchBelowAutograd():
+            gradients = norm_exchange_backward_op(*arguments)
+    return gradients
+
+
+_backward = autograd.gradient(_gradients_once)
 
 
 class NativeNormExchange(torch.autograd.Function):
     """Autograd function of ``norm_exchange``, for eager calls.
 
-    The registered autograd formula, which compilers need, costs about 30 µs more per call, three times the op
+    The registered autograd formulas, which compilers need, cost about 30 µs more per call, three times the op
     itself on a small layer.
     """
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        output: tuple[Tensor, Tensor, Tensor] = norm_exchange_op(*inputs)
+        output = run_kernels(*inputs)
         autograd.setup_context(ctx, inputs, output)
         return output
 
@@ -126,5 +144,9 @@ class NativeNormExchangeUpdating(torch.autograd.Function):
 torch.library.register_fake("cen_ext::norm_exchange", _norm_exchange_fake)
 torch.library.register_fake("cen_ext::norm_exchange_updating", _norm_exchange_updating_fake)
 torch.library.register_fake("cen_ext::norm_exchange_backward", _norm_exchange_backward_fake)
-torch.library.register_autograd("cen_ext::norm_exchange", _backward, setup_context=autograd.setup_context)
+torch.library.register_autograd(
+    "cen_ext::norm_exchange",
+    autograd.gradient(norm_exchange_backward_op),
+    setup_context=autograd.setup_context,
+)
 torch.library.register_autograd("cen_ext::norm_exchange_backward", autograd.refuse_second_gradient)
