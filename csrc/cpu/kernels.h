@@ -93,7 +93,7 @@ void release_scratch(void* memory, int64_t bytes);
 // 4 KiB, in total more than the kernel itself (48 MiB forward: 3.6 ms instead of 7.8 ms).
 void prefer_large_pages(void* memory, int64_t bytes);
 
-// Size of this processor's last-level cache in bytes.
+// What these cores may have of the processor's last-level cache, in bytes.
 int64_t last_level_cache();
 
 }  // namespace cen::cpu
