@@ -283,6 +283,18 @@ CEN_INLINE double sum_elements(Vec<float> v) {
                       __builtin_convertvector(parts[1], Vec<double>));
 }
 
+// The same in R, which is faster. By halves: compilers make a loop over memory of more than a few elements.
+template <class R, int64_t kBytes = CEN_VECTOR_BYTES>
+CEN_INLINE R add_elements(typename VecOf<R, kBytes>::type v) {
+  if constexpr (kBytes == 2 * sizeof(R)) {
+    return v[0] + v[1];
+  } else {
+    typename VecOf<R, kBytes / 2>::type halves[2];
+    std::memcpy(halves, &v, sizeof(v));
+    return add_elements<R, kBytes / 2>(halves[0] + halves[1]);
+  }
+}
+
 // Uninitialized scratch memory for `size` values.
 template <class T>
 class Buffer {

@@ -84,6 +84,12 @@ class Tables {
     return table_[unit * strips + c / kVecSize<R>];
   }
   CEN_INLINE Slopes<R>* slopes(int64_t unit) const { return slopes_.get() + unit * strips; }
+  // Whether any channel of any modality is replaced.
+  bool any_exchanged() const {
+    bool any = false;
+    for (int64_t strip = 0; strip < strips; ++strip) any |= table_[strip].any_exchanged;
+    return any;
+  }
 
  private:
   void replace(const Problem& p, int64_t m, int64_t c, int32_t source) {
@@ -139,11 +145,18 @@ struct GroupInputs {
         activation(p.activation, p.negative_slope) {}
 };
 
-// Coefficients::replaced of a vector's channels.
+// Coefficients::replaced of a vector's channels. GCC 12 makes several instructions of
+// __builtin_convertvector where there is one.
 template <class R>
 CEN_INLINE Vec<Bits<R>> load_sources(const int16_t* from) {
   using Sources = typename VecOf<int16_t, kVecSize<R> * sizeof(int16_t)>::type;
-  return __builtin_convertvector(load_unaligned<Sources>(from), Vec<Bits<R>>);
+  const Sources sources = load_unaligned<Sources>(from);
+#if CEN_VECTOR_BYTES == 64
+  if constexpr (sizeof(R) == 4) return (Vec<Bits<R>>)_mm512_maskz_cvtepi16_epi32(0xffff, (__m256i)sources);
+#elif CEN_VECTOR_BYTES == 32
+  if constexpr (sizeof(R) == 4) return (Vec<Bits<R>>)_mm256_cvtepi16_epi32((__m128i)sources);
+#endif
+  return __builtin_convertvector(sources, Vec<Bits<R>>);
 }
 
 // A mask of the elements whose bits are set.

@@ -175,13 +175,14 @@ class Together {
 };
 
 // Calls f(exchange, m) for the participants in the exchange of a strip, m being the first of them: once for
-// all modalities or, without an exchange, for each. `first` are the coefficients of modality 0.
-template <class T, class F>
+// all modalities or, without an exchange, for each. `first` are the coefficients of modality 0, and kExchange
+// is that of the call. Two modalities go the same way through all strips: it costs less than a branch.
+template <Exchange kExchange, class T, class F>
 CEN_INLINE void for_participants(const GroupInputs<T>& group, const Coefficients<Real<T>>* first, F f) {
-  with_exchange(group.modalities, group.routed, first->any_exchanged, [&](auto exchange) CEN_INLINE_LAMBDA {
-    const int64_t calls = decltype(exchange)::value == Exchange::none ? group.modalities : 1;
-    for (int64_t m = 0; m < calls; ++m) f(exchange, m);
-  });
+  const bool together = kExchange == Exchange::pair || (kExchange != Exchange::none && first->any_exchanged);
+  if (together) return f(std::integral_constant<Exchange, kExchange>{}, int64_t{0});
+  if constexpr (kExchange != Exchange::pair)
+    for (int64_t m = 0; m < group.modalities; ++m) f(std::integral_constant<Exchange, Exchange::none>{}, m);
 }
 
 }  // namespace
