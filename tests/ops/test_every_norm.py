@@ -215,8 +215,9 @@ def test_empty_batches():
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("norm", ["layer", "group"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])
 def test_bits_depend_on_neither_threads_nor_run(backend, norm, channels_last):
+    # PyTorch splits the sums of the reference by threads, on some processors.
     shape = Shape(2, 3, 48, (23, 29))
     given = make_inputs(shape, torch.float32, channels_last)
     options = Options(0.02, "all", activation="silu", **options_of(norm, shape.channels))
