@@ -35,7 +35,7 @@ from models.segmentation.settings import (
 )
 from models.segmentation.step import Objective, make_optimizer
 from models.training import graphs
-from models.training.optimization import Optimization
+from models.training.optimization import Optimization, steps_in_backward
 from models.training.precision import autocast, loss_scaler
 from models.training.settings import RunSettings
 
@@ -104,6 +104,7 @@ class Ours:
             0,
             STAGE.length(1),
             loss_scaler(recipe.run.precision, device),
+            in_backward=steps_in_backward(recipe.optim, recipe.run, device),
         )
         recorded = recipe.run.cuda_graphs
         self.gradients = graphs.GraphedStep(self._gradients, self.net) if recorded else self._gradients
@@ -115,8 +116,9 @@ class Ours:
 
     def step(self, batch: Batch) -> Tensor:
         """Train on a batch; the loss."""
+        self.optimization.start(self.steps)
         loss, *_ = self.gradients(batch.images.contiguous(memory_format=self.config.layout), batch.target)
-        self.optimization.step(self.steps)
+        self.optimization.step()
         self.steps += 1
         return loss
 

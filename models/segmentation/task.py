@@ -35,7 +35,7 @@ from models.training.devices import device_of
 from models.training.ema import Ema
 from models.training.errors import UsageError
 from models.training.exchange import exchanged_share, record_exchange
-from models.training.optimization import Optimization
+from models.training.optimization import Optimization, steps_in_backward
 from models.training.precision import loss_scaler
 from models.visualize import Image, beside
 
@@ -59,6 +59,7 @@ class SegmentationTask:
         self.recipe = recipe = with_normalization(recipe)
         self.device = device_of(recipe.run.device)
         graphs.check(recipe.run, self.device)
+        self.in_backward = steps_in_backward(recipe.optim, recipe.run, self.device)
         self.names = output_names(recipe)
         self.stages = recipe.optim.stages
         self.loader = build_train_loader(recipe)
@@ -101,6 +102,7 @@ class SegmentationTask:
             stage.length(self.steps_per_epoch),
             loss_scaler(self.recipe.run.precision, self.device),
             None if self.ema is None else (self.ema, self.net),
+            self.in_backward,
         )
         # A recorded graph belongs to the last stage's loss scale.
         recorded = self.recipe.run.cuda_graphs
@@ -117,8 +119,9 @@ class SegmentationTask:
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         images = batch.images.contiguous(memory_format=self.layout)
+        self._updates.start(step)
         total, entropies, penalty, auxiliary, fusion = self.gradients(images, batch.target)
-        self._updates.step(step)
+        self._updates.step()
         losses = {"loss": total, "cross_entropy": entropies.sum(), "penalty": penalty}
         if self.net.auxiliary is not None:
             losses["auxiliary"] = auxiliary
@@ -127,7 +130,7 @@ class SegmentationTask:
         return losses | dict(zip(self.names, entropies, strict=True))
 
     def _gradients(self, images: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-        """Set the gradients of the whole batch's loss, of which this process has its share of the images.
+        """``Optimization.gradients`` of the whole batch, of which this process has its share of the images.
 
         Returns:
             A ``SegmentationLoss``'s members, detached.

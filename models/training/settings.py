@@ -94,6 +94,12 @@ class UpdateSettings:
     ema: float | None = setting(
         None, "decay per step of averaged weights, which are evaluated instead, as 0.999; none: no average"
     )
+    step_in_backward: bool | None = setting(
+        None,
+        "update a weight once its gradient is complete and free that, for less memory; the same updates, but "
+        "without clip, fp16, CUDA graphs and further processes only; none: on a CPU, where that holds",
+        resumable=True,
+    )
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "accumulate")

@@ -20,7 +20,7 @@ from models.networks.systems.patchgan import PatchGAN, discriminate
 from models.networks.systems.unet import UNet
 from models.training import distributed, graphs
 from models.training.ema import Ema
-from models.training.optimization import Optimization, fused
+from models.training.optimization import Optimization, fused, steps_in_backward
 from models.training.precision import at_least_float32, autocast, loss_scaler
 from models.translation.losses import discriminator_loss, generator_loss
 from models.translation.settings import TranslationRecipe, TranslationStage
@@ -151,6 +151,7 @@ class GANTrainer:
         self, generator: UNet, discriminator: PatchGAN, recipe: TranslationRecipe, device: torch.device
     ) -> None:
         graphs.check(recipe.run, device)
+        self.in_backward = steps_in_backward(recipe.optim, recipe.run, device)
         self.generator, self.discriminator = generator, discriminator
         self.recipe, self.device = recipe, device
         chosen = recipe.run.channels_last
@@ -189,6 +190,7 @@ class GANTrainer:
                 steps,
                 loss_scaler(self.recipe.run.precision, self.device),
                 averages.get(name),
+                self.in_backward,
             )
             for name, own in groups.items()
         }
@@ -215,13 +217,15 @@ class GANTrainer:
         """
         discriminator_gradients, generator_gradients = self.parts
         images, target = (x.contiguous(memory_format=self.layout) for x in (images, target))
+        for optimization in self.optimizations.values():
+            optimization.start(step)
         loss, real, fake = discriminator_gradients(images, target)
-        self.optimizations["discriminator"].step(step)
+        self.optimizations["discriminator"].step()
         total, adversarial, l1, penalty, fusion = generator_gradients()
         # Instance norms need no other process in the pass; their running statistics are to be the whole
         # batch's, before the average follows them.
         distributed.average_buffers(self.generator, self.discriminator)
-        self.optimizations["generator"].step(step)
+        self.optimizations["generator"].step()
         totals = {"loss": total, "penalty": penalty, "discriminator": loss}
         if self.has_stages:
             totals["fusion"] = fusion

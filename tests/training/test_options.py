@@ -130,7 +130,8 @@ def test_a_compiled_objective_gives_the_same(rooms: Path, monkeypatch: pytest.Mo
     torch.compiler.reset()
     found = []
     for choice in ("false", "true"):
-        task = tiny_task(rooms, "model.encoder=plain_net", "model.dropout=0", f"run.compile={choice}")
+        overrides = ["model.encoder=plain_net", "model.dropout=0", "optim.step_in_backward=false"]
+        task = tiny_task(rooms, *overrides, f"run.compile={choice}")
         task.net.double()
         batch = next(iter(task.batches(0, 0)))
         values = task.gradients(batch.images.double(), batch.target)
@@ -146,6 +147,32 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", none)
     with pytest.raises(UsageError, match=r"run\.compile=true: .* not work for cpu here \(no c"):
         graphs.check(RunSettings(compile=True), CPU)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "obstacle"),
+    [
+        (["optim.clip=1"], "optim.clip"),
+        (["run.precision=fp16"], "run.precision=fp16"),
+    ],
+)
+def test_steps_in_backward_where_all_gradients_are_needed(
+    rooms: Path, overrides: list[str], obstacle: str
+) -> None:
+    assert not tiny_task(rooms, *overrides).in_backward
+    with pytest.raises(UsageError, match=rf"optim\.step_in_backward=true does not go with {obstacle}"):
+        tiny_task(rooms, *overrides, "optim.step_in_backward=true")
+
+
+def test_steps_in_backward_are_the_same_steps(rooms: Path) -> None:
+    """Recomputed norms, a penalty on their scales and convolutions that modalities share among them."""
+    found = []
+    for overrides in ([], ["optim.step_in_backward=false"]):
+        task = tiny_task(rooms, *overrides)
+        assert task.in_backward == (not overrides)
+        losses = [task.step(batch, step) for step, batch in enumerate(task.batches(0, 0))]
+        found.append((losses, task.state_dict()))
+    assert_same(found[0], found[1])
 
 
 def test_graphs_need_a_gpu(rooms: Path) -> None:

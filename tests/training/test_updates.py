@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench.harness.memory import tensor_bytes
 from cen_ext import ExchangeBatchNorm2d
 from models.segmentation.settings import OptimSettings, SegmentationStage
 from models.segmentation.step import make_optimizer
@@ -23,6 +24,7 @@ from models.training.optimization import Optimization, fused
 from models.training.precision import at_least_float32, autocast, loss_scaler
 from models.training.schedules import rate_factor
 from models.training.settings import UpdateSettings
+from tests.helpers.same import assert_same
 
 CPU = torch.device("cpu")
 
@@ -136,6 +138,63 @@ def test_gradients_of_parts_are_those_of_their_mean() -> None:
         torch.testing.assert_close(one.grad, other.grad)
 
 
+class Alternating(nn.Module):
+    """Parts of one row pass the first layer alone."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return ((self.net[0](x) if len(x) == 1 else self.net(x)).square().mean(),)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [partial(torch.optim.SGD, momentum=0.9), partial(torch.optim.AdamW, fused=True), torch.optim.RMSprop],
+)
+def test_updates_in_backward(make: Callable[..., torch.optim.Optimizer]) -> None:
+    """The same bits, also of weights that only an earlier part reaches, and across a saved state."""
+    original = nn.Sequential(*(nn.Linear(4, 4, dtype=torch.float64) for _ in range(4)))
+    original[2].requires_grad_(False)
+    batch, found = torch.randn(5, 4, dtype=torch.float64), []
+    parts = [(batch[:4],), (batch[4:],)]
+    for in_backward in (True, False):
+        net = copy.deepcopy(original)
+        groups = [
+            {"name": "first", "params": list(net[:2].parameters()), "lr": 0.1},
+            {"name": "rest", "params": list(net[2:].parameters()), "lr": 0.01, "weight_decay": 0.5},
+        ]
+        scaler, settings = loss_scaler("fp32", CPU), UpdateSettings(schedule="cosine")
+        updates = Optimization(make(groups), settings, 0, 6, scaler, in_backward=in_backward)
+        for step in range(4):
+            updates.start(step)
+            updates.gradients(Alternating(net), parts if step % 2 else parts[:1])
+            left = [weight.grad is not None for weight in net.parameters()]
+            none, some = [False] * 8, [False, False, True, True, False, False, True, True]
+            if in_backward:
+                assert left == (some if step % 2 else none)
+            updates.step()
+            updates.load_state_dict(copy.deepcopy(updates.state_dict()))
+        found.append((list(net.parameters()), updates.state_dict(), updates.learning_rates()))
+    assert_same(found[0], found[1])
+
+
+def test_updates_in_backward_need_no_memory_for_all_gradients() -> None:
+    net = nn.Sequential(*(nn.Linear(256, 256, bias=False) for _ in range(8)))
+    peaks = []
+    for in_backward in (True, False):
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        scaler = loss_scaler("fp32", CPU)
+        updates = Optimization(optimizer, UpdateSettings(), 0, 1, scaler, in_backward=in_backward)
+        objective, parts = Alternating(net), [(torch.randn(2, 256),)]
+        peaks.append(tensor_bytes(lambda u=updates, o=objective, p=parts: u.gradients(o, p))[1])
+        updates.step()
+        optimizer.zero_grad()
+    weight = 256 * 256 * 4
+    assert peaks[0] < 2.5 * weight < 8 * weight <= peaks[1]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("clip", [None, 1e-3, 1e6])
 def test_an_update(clip: float | None, precision: str) -> None:
@@ -144,10 +203,11 @@ def test_an_update(clip: float | None, precision: str) -> None:
     before = [parameter.detach().clone() for parameter in net.parameters()]
     update = optimization(net, UpdateSettings(clip=clip, schedule="polynomial", power=1), precision)
     x = torch.randn(6, 2, 5, 5, dtype=torch.float64)
+    update.start(12)  # the stage's third of five
     update.gradients(Squares(net), [(x,)])
     scale = 65536.0 if precision == "fp16" else 1.0
     gradients = [parameter.grad / scale for parameter in net.parameters()]
-    update.step(12)  # the stage's third of five
+    update.step()
     norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
     shrunk = 1.0 if clip is None else min(1.0, clip / norm.item())
     assert update.learning_rates() == {"all": pytest.approx(0.06)}
@@ -165,7 +225,7 @@ def test_a_step_that_overflows_is_left_out_and_the_scale_halved(clip: float | No
         before = [parameter.detach().clone() for parameter in net.parameters()]
         update.gradients(Squares(net), [(x,)])
         next(net.parameters()).grad.mul_(factor)
-        update.step(10)
+        update.step()
         moved = [not torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True)]
         assert all(moved) if factor == 1 else not any(moved)
         assert update.state_dict()["scaler"]["scale"] == scale
@@ -184,7 +244,7 @@ def test_an_overflow_in_the_first_step_leaves_no_momentum() -> None:
     before = [parameter.detach().clone() for parameter in net.parameters()]
     for factor, moved in ((float("inf"), 0.0), (1.0, 1.0), (1.0, 2.5)):
         update.gradients(Ones(net), [(torch.tensor(factor),)])
-        update.step(0)
+        update.step()
         for parameter, old in zip(net.parameters(), before, strict=True):
             torch.testing.assert_close(parameter.detach(), old - 0.1 * moved, rtol=0, atol=1e-12)
 
@@ -222,10 +282,10 @@ def test_moments_of_files_that_have_tables_of_scales(make: Callable[..., torch.o
         net = copy.deepcopy(original)
         optimizer = make(net.parameters(), 0.1)
         updates = Optimization(optimizer, UpdateSettings(), 0, 2, loss_scaler("fp32", CPU))
-        for step in range(2):
+        for _ in range(2):
             optimizer.zero_grad()
             net(images).cos().sum().backward()
-            updates.step(step)
+            updates.step()
             state = copy.deepcopy(updates.state_dict())
             for number in (2, 3):  # the norm's scale and shift
                 moments = state["optimizer"]["state"][number]

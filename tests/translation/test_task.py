@@ -30,6 +30,7 @@ from tests.helpers.translation_runs import DOMAINS, batches_of, prepare_views, t
 from tests.training.test_options import NoReading, NoSizesFromValues
 
 DOUBLE = torch.float64
+KEPT = ["optim.step_in_backward=false"]  # where gradients are looked at
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def views(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("passes", [1, 2])
 def test_the_loss_of_a_fusion_trains_the_generator(views: Path, passes: int) -> None:
     """Alignment's discrepancy: it adds its weight times its gradient, and is logged."""
-    options = ["fusion=align", "fusion.stages=2,3", "model.dropout=0.0", f"optim.passes={passes}"]
+    options = ["fusion=align", "fusion.stages=2,3", "model.dropout=0.0", f"optim.passes={passes}", *KEPT]
     gradients = []
     for weight in (0.0, 3.0):
         task = tiny_task(views, *options, f"fusion.weight={weight}", dtype=DOUBLE)
@@ -183,7 +184,7 @@ def test_passes_of_the_generator(views: Path, passes: int) -> None:
 
 
 def test_the_generators_step_leaves_the_discriminators_gradients(views: Path) -> None:
-    task = tiny_task(views)
+    task = tiny_task(views, *KEPT)
     batch = next(iter(task.batches(0, 0)))
     before, after = task.nets.parts
     before(batch.images, batch.target)
@@ -263,7 +264,8 @@ def test_a_compiled_step_gives_the_same(views: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     found = []
     for choice in ("false", "true"):
-        task = tiny_task(views, "model.dropout=0", "model.size=8", f"run.compile={choice}", dtype=DOUBLE)
+        options = ["model.dropout=0", "model.size=8", f"run.compile={choice}", *KEPT]
+        task = tiny_task(views, *options, dtype=DOUBLE)
         batch = batches_of(task, DOUBLE)[0]
         losses = task.step(batch, 0)
         gradients = {name: p.grad for name, p in task.nets.generator.named_parameters()}
