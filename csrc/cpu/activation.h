@@ -114,20 +114,8 @@ struct Formula<Activation::hardswish> {
 
 // The kernels are instantiated per form instead of per activation, to keep compile time from growing with the
 // number of activations: one form without an activation, one for relu and leaky_relu with branch-free inner
-// loops, and one for all others with one perfectly predicted branch per vector.
-enum class ActivationForm { identity, leaky, formula };
-
-constexpr ActivationForm form_of(Activation activation) {
-  switch (activation) {
-    case Activation::identity:
-      return ActivationForm::identity;
-    case Activation::relu:
-    case Activation::leaky_relu:
-      return ActivationForm::leaky;
-    default:
-      return ActivationForm::formula;
-  }
-}
+// loops, and one that serves every activation with a perfectly predicted branch per vector.
+enum class ActivationForm { identity, leaky, any };
 
 // The activation of a call and its parameters, in the type R of the arithmetic.
 template <class R>
@@ -179,37 +167,47 @@ struct Activate<V, ActivationForm::leaky> {
   }
 };
 
-#define CEN_CASE(expression)                          \
-  switch (activation) {                               \
-    CEN_FURTHER_ACTIVATIONS(expression)               \
-    default: /* form_of() maps no other to formula */ \
-      __builtin_unreachable();                        \
-  }
-
 template <class V>
-struct Activate<V, ActivationForm::formula> {
+struct Activate<V, ActivationForm::any> {
   Activation activation;
+  Activate<V, ActivationForm::leaky> leaky;
 
   template <class R>
-  CEN_ACTIVATION_INLINE explicit Activate(const ActivationParameters<R>& p) : activation(p.activation) {}
+  CEN_ACTIVATION_INLINE explicit Activate(const ActivationParameters<R>& p)
+      : activation(p.activation), leaky(p) {}
 
   CEN_ACTIVATION_INLINE V value(V u) const {
+    switch (activation) {
+      case Activation::identity:
+        return u;
+      case Activation::relu:
+      case Activation::leaky_relu:
+        return leaky.value(u);
 #define CEN_VALUE(name)  \
   case Activation::name: \
     return Formula<Activation::name>::value(u);
-    CEN_CASE(CEN_VALUE)
+        CEN_FURTHER_ACTIVATIONS(CEN_VALUE)
 #undef CEN_VALUE
+    }
+    __builtin_unreachable();
   }
   template <class U>
   CEN_ACTIVATION_INLINE V gradient(V dy, U u) const {
+    switch (activation) {
+      case Activation::identity:
+        return dy;
+      case Activation::relu:
+      case Activation::leaky_relu:
+        return leaky.gradient(dy, u);
 #define CEN_GRADIENT(name) \
   case Activation::name:   \
     return Formula<Activation::name>::gradient(dy, u());
-    CEN_CASE(CEN_GRADIENT)
+        CEN_FURTHER_ACTIVATIONS(CEN_GRADIENT)
 #undef CEN_GRADIENT
+    }
+    __builtin_unreachable();
   }
 };
-#undef CEN_CASE
 #undef CEN_ACTIVATION_INLINE
 #undef CEN_ACTIVATION_CALL
 

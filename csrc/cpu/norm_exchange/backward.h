@@ -152,16 +152,17 @@ void backward_part(BackwardTensors<T> t, GroupInputs<T> group, RowBlocks blocks,
         with_exchange(group.modalities, group.routed, exchanged, [&](auto exchange) CEN_INLINE_LAMBDA {
           const Strip<T, true, decltype(exchange)::value, kForm> values(group, own + strip, 0, m);
           StripSums<R> of_tile;
-          walk_rows(tile + strip * kVecSize<R>, step, rows, [&](int64_t at, int64_t r) CEN_INLINE_LAMBDA {
-            const Vec<R> g = values.g(at, n), dz = values.dz(g, at, n), x = values.centered(at, n);
-            if constexpr (kSum) of_tile.add(dz, x, n);
-            if constexpr (kWrite && kSum) dx.put(r, strip, dz * values.scale());
-            if constexpr (kWrite && !kSum) {
-              const Slopes<R>& k = slopes[strip];
-              dx.put(r, strip, dz * values.scale() + (x * load_row(k.on_x) + load_row(k.constant)));
-            }
-            if (t.dresidual) dresidual.put(r, strip, g);
-          });
+          walk_rows<kForm>(
+              tile + strip * kVecSize<R>, step, rows, [&](int64_t at, int64_t r) CEN_INLINE_LAMBDA {
+                const Vec<R> g = values.g(at, n), dz = values.dz(g, at, n), x = values.centered(at, n);
+                if constexpr (kSum) of_tile.add(dz, x, n);
+                if constexpr (kWrite && kSum) dx.put(r, strip, dz * values.scale());
+                if constexpr (kWrite && !kSum) {
+                  const Slopes<R>& k = slopes[strip];
+                  dx.put(r, strip, dz * values.scale() + (x * load_row(k.on_x) + load_row(k.constant)));
+                }
+                if (t.dresidual) dresidual.put(r, strip, g);
+              });
           if constexpr (kSum) sums[strip] = sums[strip] + of_tile;
         });
         if constexpr (kWrite) dx.store(t.dx, tile, step, strip, rows, n, streamed);
@@ -325,7 +326,7 @@ void backward(const Problem& p, const BackwardTensors<T>& t, const Parallel& par
   const Tables<Real<T>> tables(p, t.weight, t.route, p.batch_statistics);
   set_given_statistics(p, t, tables, parallel);
   const Buffer<AffineGradient> affine(p.units() * p.channels);
-  with_form(p.activation, [&](auto form) {
+  with_form<T, true>(p.activation, [&](auto form) {
     constexpr ActivationForm kForm = decltype(form)::value;
     if (p.channels_last)
       backward_channels_last<kForm>(p, t, tables, affine, parallel);

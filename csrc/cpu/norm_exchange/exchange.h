@@ -390,17 +390,26 @@ CEN_INLINE void with_exchange(int64_t modalities, bool routed, bool any_exchange
     f(std::integral_constant<Exchange, Exchange::general>{});
 }
 
-// Calls f with the form of an activation as a compile-time constant.
-template <class F>
+// Whether the kernels for T have every form of activations. Where speed matters little, one serves all.
+#ifdef CEN_ONE_FORM
+template <class T>
+constexpr bool kHasForms = false;
+#else
+template <class T>
+constexpr bool kHasForms = !std::is_same_v<T, double>;
+#endif
+
+// Calls f with the form of an activation as a compile-time constant; without kLeaky, relu has the one of any.
+template <class T, bool kLeaky, class F>
 CEN_INLINE void with_form(Activation activation, F f) {
-  switch (form_of(activation)) {
-    case ActivationForm::identity:
+  if constexpr (kHasForms<T>) {
+    constexpr ActivationForm kRelu = kLeaky ? ActivationForm::leaky : ActivationForm::any;
+    if (activation == Activation::identity)
       return f(std::integral_constant<ActivationForm, ActivationForm::identity>{});
-    case ActivationForm::leaky:
-      return f(std::integral_constant<ActivationForm, ActivationForm::leaky>{});
-    case ActivationForm::formula:
-      return f(std::integral_constant<ActivationForm, ActivationForm::formula>{});
+    if (activation == Activation::relu || activation == Activation::leaky_relu)
+      return f(std::integral_constant<ActivationForm, kRelu>{});
   }
+  f(std::integral_constant<ActivationForm, ActivationForm::any>{});
 }
 
 }  // namespace

@@ -244,8 +244,9 @@ void forward_part(GroupInputs<T> group, RowBlocks blocks, const Coefficients<Rea
         const bool borrows = own[strip].any_replaced;
         with_exchange(group.modalities, group.routed, borrows, [&](auto exchange) CEN_INLINE_LAMBDA {
           const Strip<T, true, decltype(exchange)::value, kForm> values(group, own + strip, 0, m);
-          walk_rows(tile + strip * kVecSize<R>, step, rows,
-                    [&](int64_t at, int64_t r) CEN_INLINE_LAMBDA { results.put(r, strip, values.y(at, n)); });
+          walk_rows<kForm>(tile + strip * kVecSize<R>, step, rows,
+                           [&](int64_t at, int64_t r)
+                               CEN_INLINE_LAMBDA { results.put(r, strip, values.y(at, n)); });
         });
         results.store(y, tile, step, strip, rows, n, streamed);
       });
@@ -285,7 +286,7 @@ template <class T>
 void forward(const Problem& p, const ForwardTensors<T>& t, const Parallel& parallel) {
   const Tables<Real<T>> tables(p, t.weight, t.route);
   if (!p.batch_statistics) set_given_statistics(p, t, tables, parallel);
-  with_form(p.activation, [&](auto form) {
+  with_form<T, true>(p.activation, [&](auto form) {
     constexpr ActivationForm kForm = decltype(form)::value;
     if (p.channels_last)
       forward_channels_last<kForm>(p, t, tables, parallel);

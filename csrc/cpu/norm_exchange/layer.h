@@ -165,9 +165,10 @@ CEN_INLINE void sum_row(const T* row, int64_t channels, int64_t distance, int64_
 // Sets and stores the statistics of rows [row, row + n.count) of modality m, and prefetches what lies
 // `distance` values ahead.
 template <class T>
-CEN_INLINE void set_row_statistics(const Problem& p, const ForwardTensors<T>& t, const RowBlocks& blocks,
-                                   int64_t m, int64_t row, Some n, int64_t distance,
-                                   const PositionStatistics<Real<T>>& statistics) {
+__attribute__((noinline)) void set_row_statistics(const Problem& p, const ForwardTensors<T>& t,
+                                                  const RowBlocks& blocks, int64_t m, int64_t row, Some n,
+                                                  int64_t distance,
+                                                  const PositionStatistics<Real<T>>& statistics) {
   using R = Real<T>;
   const T* unit = t.x + m * p.modality_stride();
   PositionSums<R> sums;
@@ -590,12 +591,13 @@ void backward_positions(const Problem& p, const BackwardTensors<T>& tensors, con
   affine.write_totals(p, tensors, blocks.count, parallel);
 }
 
+// relu hardly follows a layer norm: it has no form of its own here.
 template <class T>
 void forward_layer(const Problem& of_call, const ForwardTensors<T>& t, const Parallel& parallel) {
   const Problem p = of_positions(of_call);
   const Tables<Real<T>> tables(p, t.weight, t.route);
   set_weights(p, t.weight, t.bias, tables);
-  with_form(p.activation, [&](auto form) {
+  with_form<T, false>(p.activation, [&](auto form) {
     constexpr ActivationForm kForm = decltype(form)::value;
     if (p.channels_last)
       with_exchange(p.modalities, tables.routed, tables.any_exchanged(), [&](auto exchange) {
@@ -611,7 +613,7 @@ void backward_layer(const Problem& of_call, const BackwardTensors<T>& t, const P
   const Problem p = of_positions(of_call);
   const Tables<Real<T>> tables(p, t.weight, t.route);
   set_weights(p, t.weight, t.bias, tables);
-  with_form(p.activation, [&](auto form) {
+  with_form<T, false>(p.activation, [&](auto form) {
     constexpr ActivationForm kForm = decltype(form)::value;
     if (p.channels_last)
       with_exchange(p.modalities, tables.routed, tables.any_exchanged(), [&](auto exchange) {

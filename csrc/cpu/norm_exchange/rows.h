@@ -135,11 +135,17 @@ CEN_INLINE void for_strips_of_rows(const GroupInputs<T>& group, const RowBlocks&
   });
 }
 
-// Calls f(at, r) for the vectors of a strip in the rows of a tile, the first of them at offset `first`.
-template <int64_t kRows, class F>
+// Calls f(at, r) for the vectors of a strip in the rows of a tile, the first of them at offset `first`. The
+// form of all activations is so large that it is not repeated for every row: half of the time to compile.
+template <ActivationForm kForm, int64_t kRows, class F>
 CEN_INLINE void walk_rows(int64_t first, int64_t step, std::integral_constant<int64_t, kRows>, F f) {
+  if constexpr (kForm == ActivationForm::any) {
+#pragma GCC unroll 1
+    for (int64_t r = 0; r < kRows; ++r) f(first + r * step, r);
+  } else {
 #pragma GCC unroll 8
-  for (int64_t r = 0; r < kRows; ++r) f(first + r * step, r);
+    for (int64_t r = 0; r < kRows; ++r) f(first + r * step, r);
+  }
 }
 
 // Results of a tile, kept until a piece of each of its rows can be stored as a whole. Non-temporal stores are

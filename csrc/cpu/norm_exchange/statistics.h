@@ -199,9 +199,9 @@ void block_moments(const T* unit, const RowBlocks& blocks, int64_t b, MomentSums
     blocks.for_strips<R>([&](int64_t strip, auto n) CEN_INLINE_LAMBDA {
       MomentSums<R> of_tile{sums[strip].shift};
       prefetch_tile(unit, tile, strip, prefetch_distance, tile_rows);
-      walk_rows(tile + strip * kVecSize<R>, step, tile_rows, [&](int64_t at, int64_t) CEN_INLINE_LAMBDA {
-        of_tile.add(load(unit + at, n) - of_tile.shift);
-      });
+      walk_rows<ActivationForm::identity>(
+          tile + strip * kVecSize<R>, step, tile_rows,
+          [&](int64_t at, int64_t) CEN_INLINE_LAMBDA { of_tile.add(load(unit + at, n) - of_tile.shift); });
       sums[strip].sum += of_tile.sum;
       sums[strip].squares += of_tile.squares;
     });
