@@ -1,14 +1,19 @@
 """The CUDA kernels, compiled for the host and run on a simulated device, against the definition.
 
-Every plan, on devices so small that the plans' corners show; see ``host_cuda/simulator.cpp``.
+Every plan, on devices so small that the corners of the plans show; see ``host_cuda/simulator.cpp``. And
+random calls of all kinds against the formulas; ``python -m tests.ops.test_cuda_host CASES`` runs as many as
+one likes.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import math
 import random
 import struct
+import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +37,7 @@ from tests.helpers.tolerance import (
     run_definition,
     without_kinks,
 )
+from tests.ops import test_fuzz
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # run.cpp's kTypes
 KINDS = ("automatic", "two_pass", "cluster", "grid")
@@ -366,6 +372,49 @@ def test_further_activations(checked, tmp_path, dtype):
         assert_right(case, found)
 
 
+def drawn(seed: int) -> Case:
+    """A call of the fuzz, on a device and by a plan that are drawn as well."""
+    call, dy = test_fuzz.draw(seed)
+    rng = random.Random(seed)
+    planned = call.mean is None and call.options.norm in NORMS
+    batch = call.options.norm == "batch" and planned and rng.random() < 0.5
+    # In a unit of one value torch refuses to update running statistics.
+    updates = batch and call.x[:, 0].numel() > len(call.weight)
+    return Case(
+        call,
+        without_kinks(call, dy),
+        kind=rng.choice(KINDS) if planned else "automatic",
+        device=Device(
+            multiprocessors=rng.choice([1, 3, 8, 24]),
+            capability=rng.choice([80, 90]),
+            shared_bytes=rng.choice([3000, 9000, 227 << 10]),
+            threads=rng.choice([8, 16, 32, 64]),
+            refuses=rng.random() < 0.1,
+        ),
+        channels_last=rng.random() < 0.5,
+        running=(torch.randn_like(call.weight), torch.rand_like(call.weight)) if updates else None,
+        moved=rng.choice([0, 0, 63, 1 << rng.randrange(6)]),
+    )
+
+
+def wrong_of(program: Path, folder: Path, seeds: Sequence[int]) -> list[str]:
+    """What is wrong with the cases of the seeds."""
+    cases, wrong = list(map(drawn, seeds)), []
+    for seed, case, found in zip(seeds, cases, run_cases(program, folder, cases, seed=1), strict=True):
+        allowed = bounds(case.call, case.dy)
+        try:
+            assert_within(found.results, test_fuzz.expected(case.call, case.dy), allowed)
+            if case.running is not None:
+                assert_running(case, found, allowed)
+        except AssertionError as error:
+            wrong.append(f"seed {seed}: {error}: {case}")
+    return wrong
+
+
+def test_random_calls(checked, tmp_path):
+    assert wrong_of(checked, tmp_path, range(150)) == []
+
+
 def packed_shift(
     x: Tensor, base: Tensor | None, modalities: int, adjoint: bool, channels_last: bool, moved: int
 ) -> bytes:
@@ -490,3 +539,19 @@ def test_nan_stays_in_its_channel_and_out_of_what_nobody_reads(checked, tmp_path
     for case, found in zip(cases, run_cases(checked, tmp_path, cases), strict=True):
         assert found.results.dweight[0].isnan().any(), case
         assert found.results.dweight[0, 2] == found.results.dbias[0, 2] == 0, case
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="tests.ops.test_cuda_host")
+    parser.add_argument("cases", type=int, nargs="?", default=10_000)
+    cases = parser.parse_args().cases
+    with tempfile.TemporaryDirectory() as folder:
+        program = host_device.build(Path(folder), PARTS)
+        parts = [range(start, min(start + 100, cases)) for start in range(0, cases, 100)]
+        wrong = [message for part in parts for message in wrong_of(program, Path(folder), part)]
+    print("\n".join(wrong) or f"{cases} cases agree")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
