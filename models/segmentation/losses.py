@@ -149,6 +149,7 @@ class _ResizedCrossEntropies(torch.autograd.Function):
             sums[output, image] = -log_softmax.gather(-1, classes[here]).where(counted[here], 0).sum()
             if gradient is not None:
                 gradient[output, here] = _slope(log_softmax, classes[here], counted[here], logits.shape[-2:])
+            del log_softmax  # before the next one's
         ctx.save_for_backward(gradient)
         return sums.sum(1)
 
@@ -162,7 +163,8 @@ class _ResizedCrossEntropies(torch.autograd.Function):
 def _resized_log_softmax(logits: Tensor, size: torch.Size) -> Tensor:
     """``[1, K, h, w]`` to ``[1, H, W, K]``: classes last, as in memory where the network is channels_last."""
     large = F.interpolate(logits, size, mode="bilinear", align_corners=False)
-    return large.permute(0, 2, 3, 1).log_softmax(-1)
+    large = large.permute(0, 2, 3, 1).contiguous()  # log_softmax would keep both while it runs
+    return large.log_softmax(-1)
 
 
 def _slope(
@@ -173,7 +175,8 @@ def _slope(
 ) -> Tensor:
     """The summed cross-entropy's gradient by the logits before resizing, ``[1, K, h, w]``."""
     minus_one = log_softmax.new_full((), -1).expand_as(classes)
-    difference = log_softmax.exp_().scatter_add_(-1, classes, minus_one).where(counted, 0).permute(0, 3, 1, 2)
+    difference = log_softmax.exp_().scatter_add_(-1, classes, minus_one)
+    difference = difference.masked_fill_(~counted, 0).permute(0, 3, 1, 2)
     gradient: Tensor = torch.ops.aten.upsample_bilinear2d_backward(
         difference, difference.shape[-2:], [*difference.shape[:2], *size], False, None, None
     )

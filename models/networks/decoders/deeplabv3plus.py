@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from models.networks.backend import with_backend
 from models.networks.decoders.blocks import ConvNorm
+from models.networks.dropout import Dropout
 from models.networks.encoders.base import Encoder, NormLayer, make_encoder
 from models.networks.encoders.xception import SeparableConv
 from models.networks.fusion import DECODER, Exchange, Fusion
@@ -61,7 +62,7 @@ class AtrousPyramid(nn.Module):
         )
         self.pool = conv1x1(channels)
         self.merge = conv1x1((2 + len(rates)) * width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[M*N, channels, h, w]`` to ``[M*N, width, h, w]``."""

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from cen_ext import Conv3x3
 from models.networks.backend import with_backend
 from models.networks.decoders.blocks import ConvNorm
+from models.networks.dropout import Dropout
 from models.networks.encoders.base import NormLayer, make_encoder
 from models.networks.fusion import DECODER, Exchange, Fusion
 from models.networks.fusion.base import resolve
@@ -48,7 +49,7 @@ class PyramidHead(nn.Module):
             ConvNorm(nn.Conv2d(channels, reduced, 1, bias=False), norm_layer) for _ in BINS
         )
         self.merge = ConvNorm(Conv3x3(channels + len(BINS) * reduced, width, bias=False), norm_layer)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.classifier = nn.Conv2d(width, num_classes, 1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
@@ -67,7 +68,7 @@ class AuxiliaryHead(nn.Module):
     def __init__(self, channels: int, num_classes: int, dropout: float, norm_layer: NormLayer) -> None:
         super().__init__()
         self.reduce = ConvNorm(Conv3x3(channels, channels // 4, bias=False), norm_layer)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.classifier = nn.Conv2d(channels // 4, num_classes, 1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cen_ext import Conv3x3, max_pool_same
 from models.networks.backend import with_backend
+from models.networks.dropout import Dropout
 from models.networks.encoders.base import make_encoder
 from models.networks.fusion import Exchange, Fusion
 from models.networks.fusion.base import resolve
@@ -33,9 +35,9 @@ class ResidualConvUnit(nn.Module):
         self.conv2 = Conv3x3(channels, channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(x)
+        x = F.relu_(x)
         update: Tensor = self.conv2(F.relu_(self.conv1(x)))
-        return x + update
+        return update.add_(x)
 
 
 class ChainedResidualPooling(nn.Module):
@@ -75,8 +77,10 @@ class RefineNetBlock(nn.Module):
     def forward(self, feature: Tensor, coarser: Tensor | None) -> Tensor:
         x = self.adapt(self.reduce(feature))
         if self.join is not None and coarser is not None:
-            x = self.join(x) + F.interpolate(coarser, x.shape[-2:], mode="bilinear", align_corners=True)
-        x = self.refine(self.pool(F.relu(x)))
+            large = F.interpolate(coarser, x.shape[-2:], mode="bilinear", align_corners=True)
+            x = large.add_(self.join(x))
+        # F.relu keeps its result for the gradient, as nothing else does here; this keeps a byte per value.
+        x = self.refine(self.pool(torch.where(x <= 0, 0, x)))
         y: Tensor = x if self.project is None else self.project(x)
         return y
 
@@ -104,7 +108,7 @@ class RefineNetDecoder(nn.Module):
             RefineNetBlock(finest, width, None, joins=True),
         ]
         self.cascades = nn.ModuleList(blocks)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.classifier = Conv3x3(width, num_classes)
         if init == "kaiming":
             for block in blocks:
@@ -119,7 +123,7 @@ class RefineNetDecoder(nn.Module):
         x = None
         for cascade, feature in zip(self.cascades, levels, strict=True):
             x = cascade(feature, x)
-        logits: Tensor = self.classifier(self.dropout(x))
+        logits: Tensor = self.classifier(self.dropout(x, inplace=True))
         return logits
 
 
