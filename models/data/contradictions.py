@@ -7,6 +7,7 @@ number, a class that never appears.
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from models.data.survey import Scenes, Survey, Values, survey
 _FIRST_SCENES = 8  # looked at with a set's first sample
 _INDOORS = (0.3, 15.0)  # meters: where the median depth of rooms lies
 _HIDDEN = 0.9  # a share of missing depth that leaves little to learn from
+_FAR_AWAY = 2.0  # meters between two cameras of one rig
 _NARROW = 0.1  # a share of 16 bits' range that is worth a range of its own
 _ROTATED, _VALUES = 8, 50  # the greatest common divisor of so many values: SUN RGB-D's rotated bits
 
@@ -30,7 +32,11 @@ def first_look(dataset: Scenes) -> None:
         found = survey(dataset, _FIRST_SCENES, _FIRST_SCENES)
     except DataError:
         return  # an error of one scene is raised where that scene is read
-    for message in contradictions(found, dataset.layout, dataset.guessed_kinds, thorough=False):
+    messages = contradictions(found, dataset.layout, dataset.guessed_kinds, thorough=False)
+    for name, notes in found.resized.items():
+        if dataset.layout.modality(name).size is None:
+            messages.append(f"{found.split}: {next(iter(notes))}")
+    for message in messages:
         warnings.warn(f"{dataset.root}, {message}", stacklevel=3)
 
 
@@ -66,6 +72,7 @@ def contradictions(
     messages = [*_of_labels(found, layout, thorough)]
     for name, values in found.values.items():
         messages += [f"{name}: {message}" for message in _of_values(layout, name, values)]
+    messages += [*_of_views(found, layout)]
     for name in guessed_kinds:
         kind = layout.modality(name).kind
         messages.append(
@@ -146,6 +153,25 @@ def _of_values(layout: Layout, name: str, values: Values) -> Iterable[str]:
         )
     if kind in ("depth", "disparity") and values.known < (1 - _HIDDEN) * values.pixels:
         yield f"{1 - values.known / values.pixels:.0%} of the pixels are missing"
+
+
+def _of_views(found: Survey, layout: Layout) -> Iterable[str]:
+    """Describe what looks wrong in the poses by which files come into the others' view."""
+    for name, (known, pixels) in found.registered.items():
+        if not (pose := layout.modality(name).pose):
+            continue  # what comes with depth from one sensor is as it is
+        away = math.hypot(*pose[3::4])
+        if away > _FAR_AWAY:
+            yield (
+                f"{name}: its pose puts its camera {away:.3g} m away from that of the images: give the shift"
+                " in meters in layout.json"
+            )
+        if known < (1 - _HIDDEN) * pixels:
+            yield (
+                f"{name}: once registered {1 - known / pixels:.0%} of the pixels are missing: does its pose"
+                " map its camera's points to the other camera (X_ref = R X + t), and is each camera in pixels"
+                " of its own files?"
+            )
 
 
 def _of_distances(layout: Layout, values: Values) -> Iterable[str]:

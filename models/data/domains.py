@@ -27,9 +27,10 @@ from models.data.geometry import Array, Camera, plane_normals, surface_planes, w
 from models.data.images import DataError, kind_of, read_stored, size_of
 from models.data.layout_file import find_layout
 from models.data.layouts import CAMERA, SPLITS, Layout
-from models.data.modalities import Reader, configured, middle
+from models.data.modalities import Reader, configured
 from models.data.scenes import camera as room_camera
 from models.data.scenes import view
+from models.data.sizes import middle
 from models.data.survey import SCENES, Overview, Survey, add_files, spread
 from models.data.synthetic import check_parameters
 from models.data.taskonomy import DEPTH_UNITS, MISSING_DEPTH, PLACEHOLDER, file_of
@@ -113,6 +114,7 @@ def prepare_domains(
             "depth_scale": known.depth_scale,
             "bit_shift": known.bit_shift,
             "camera": None if known.camera is None else list(known.camera),
+            **_registration(known),
         },
         scenes,
         partial(_derive_entry, reader),
@@ -304,6 +306,12 @@ def _overview(layout: Layout, scenes: Mapping[str, Sequence[Entry]]) -> Overview
     )
 
 
+def _registration(layout: Layout) -> dict[str, Any]:
+    """What the record says of depth that another camera measured; nothing of any other."""
+    told = layout.modality("depth")
+    return {"depth_camera": list(told.camera), "pose": list(told.pose)} if told.camera else {}
+
+
 def _below(folder: Path, path: Path) -> str:
     return Path(os.path.relpath(path, folder)).as_posix()
 
@@ -312,7 +320,9 @@ def _derive_entry(reader: Reader, paths: Entry) -> dict[str, NDArray[Any]]:
     rgb = read_stored(paths["rgb"])
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
         raise DataError(f"{paths['rgb']}: expected a color image of 8 bits, found {kind_of(rgb)}")
-    (image,) = reader.read({name: path for name, path in paths.items() if name != "rgb"})
+    registered = reader.layout.registered("depth") is not None
+    size = rgb.shape[:2] if registered and not reader.layout.crop_to_labels else None
+    (image,) = reader.read({name: path for name, path in paths.items() if name != "rgb"}, size)
     depth = image[:, :, 0]
     # The RGB of the paper's archive lacks the frame's white border, its depth does not.
     (height, width), whole = rgb.shape[:2], depth.shape

@@ -144,16 +144,24 @@ def upgrade(contents: dict[str, Any]) -> dict[str, Any]:
 def layout_from_plain(plain: Mapping[str, Any]) -> Layout:
     """A layout of what ``to_plain`` returned."""
     found = _with_tuples(plain)
-    if found["camera"] is not None:
-        camera = Camera(*found["camera"])
-        if camera.size is not None:
-            height, width = camera.size
-            camera = camera._replace(size=(height, width))
-        found["camera"] = camera
+    found["camera"] = _camera(found["camera"])
     found["ranges"] = _with_tuples(found["ranges"])
     modalities = found.get("modalities", {})
-    found["modalities"] = {name: Modality(**_with_tuples(told)) for name, told in modalities.items()}
+    found["modalities"] = {
+        name: Modality(**{**_with_tuples(told), "camera": _camera(told.get("camera"))})
+        for name, told in modalities.items()
+    }
     return Layout(**found)
+
+
+def _camera(plain: Sequence[Any] | None) -> Camera | None:
+    if plain is None:
+        return None
+    camera = Camera(*plain)
+    if camera.size is None:
+        return camera
+    width, height = camera.size
+    return camera._replace(size=(width, height))
 
 
 def _with_tuples(plain: Mapping[str, Any]) -> dict[str, Any]:

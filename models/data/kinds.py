@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from models.data.geometry import Camera
 
 Array = NDArray[np.float32]
 
@@ -43,12 +46,21 @@ class Modality:
         missing: stored values that stand for no measurement, beside those that its kind has anyway.
         range: the two stored values that become 0 and 1, of intensity and categorical ones.
         channels: which of the file's to read, counted from 0; empty: all.
+        size: ``any``: it is resized to its scene's reference, whatever size it has; ``same``: never; None:
+            where it is a copy of other resolution, and no color image.
+        camera: of depth that another camera measured than the layout's ``camera``, in its own pixels.
+        pose: of that camera: R and t of ``X_ref = R X + t``, 3x4 row by row, t in meters; empty: none.
+        registered_with: the modality of the depth that came with it from one sensor, pixel by pixel.
     """
 
     kind: str | None = None
     missing: tuple[float, ...] = ()
     range: tuple[float, float] | None = None
     channels: tuple[int, ...] = ()
+    size: Literal["any", "same"] | None = None
+    camera: Camera | None = None
+    pose: tuple[float, ...] = ()
+    registered_with: str | None = None
 
 
 def kind_by_name(name: str) -> str | None:

@@ -13,6 +13,7 @@ from models.data.geometry import Camera
 from models.data.images import DataError
 from models.data.kinds import KINDS, SPELLINGS, Modality
 from models.data.layouts import CAMERA, LABELS, LAYOUTS, SPLITS, Layout
+from models.data.registration import is_rigid
 from models.networks.messages import suggest
 
 LAYOUT_FILE = "layout.json"
@@ -122,6 +123,9 @@ def read_layout(path: Path) -> Layout:
                     f"{suggest(kind, layout.files)}"
                 )
     for name, told in layout.modalities.items():
+        if problem := _problem_of_view(layout, name, told):
+            raise DataError(f"{path}: {problem}")
+    for name, told in layout.modalities.items():
         own_kind = layout.modality(name).kind
         if told.range is not None and own_kind not in (None, "intensity", "categorical"):
             raise DataError(
@@ -136,15 +140,20 @@ def _checked(path: Path, name: str, value: Any) -> Any:
     if not valid(value):
         raise DataError(f"{path}: {name} is {value!r}; expected {expected}")
     if name == "camera":
-        if value is None:
-            return None
-        fx, fy, cx, cy = map(float, value)
-        return Camera(fx, fy, cx, cy)
+        return _camera(value)
     if name == "ranges":
         return {kind: tuple(limits) for kind, limits in value.items()}
     if name == "modalities":
         return {modality: _modality(path, modality, told) for modality, told in value.items()}
     return tuple(value) if isinstance(value, list) else value
+
+
+def _camera(value: Sequence[float] | None) -> Camera | None:
+    if value is None:
+        return None
+    fx, fy, cx, cy, *size = value
+    width_height = (int(size[0]), int(size[1])) if size else None
+    return Camera(float(fx), float(fy), float(cx), float(cy), width_height)
 
 
 def _modality(path: Path, name: str, told: Mapping[str, Any]) -> Modality:
@@ -166,7 +175,52 @@ def _modality(path: Path, name: str, told: Mapping[str, Any]) -> Modality:
         missing=tuple(value for value in values if _is_finite(value)),  # others are missing in any case
         range=None if limits is None else (limits[0], limits[1]),
         channels=tuple(told.get("channels", ())),
+        size=told.get("size"),
+        camera=_camera(told.get("camera")),
+        pose=tuple(float(value) for row in told.get("pose") or () for value in row),
+        registered_with=told.get("registered_with"),
     )
+
+
+def _problem_of_view(layout: Layout, name: str, told: Modality) -> str:
+    """What is wrong in what a modality's entry says of its camera, size and sensor; empty for nothing."""
+    kind, other = layout.modality(name).kind, told.registered_with
+    if told.camera is not None and not told.pose:
+        return (
+            f"camera of {name} needs its pose beside it: three rows of R and t with X_ref = R X + t in meters"
+            " ([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]] where both cameras are in one place)"
+        )
+    if told.pose:
+        if told.camera is None:
+            return f"pose of {name} needs its camera beside it: fx, fy, cx, cy in pixels of its files"
+        if kind != "depth":
+            return (
+                f"pose of {name} is for depth, but its kind is {kind}: what comes with depth from one sensor"
+                ' says "registered_with" and that depth\'s name'
+            )
+        if not is_rigid(told.pose):
+            return (
+                f"pose of {name} is no rotation and shift: the first three columns must be orthonormal to"
+                " 0.001, of determinant 1"
+            )
+    if told.size is not None and layout.registered(name) is not None:
+        return f"size of {name} is that of the images it is registered to, given its pose: leave size out"
+    if other is None:
+        return ""
+    if told.pose:
+        return f"registered_with of {name} is {other!r}, but it has a pose of its own: leave one of them out"
+    if not layout.modality(other).pose:
+        posed = [each for each in layout.modalities if layout.modality(each).pose]
+        return (
+            f"registered_with of {name} is {other!r}; expected depth with a camera and a pose"
+            f"{' such as ' + ', '.join(posed) if posed else ''}{suggest(other, posed)}"
+        )
+    if kind not in (None, "color", "intensity", "categorical"):
+        return (
+            f"registered_with of {name} is for color, intensity and categorical ones, but its kind is {kind}"
+            + ("; give it a camera and a pose" if kind == "depth" else ": have it computed of the depth")
+        )
+    return ""
 
 
 def _check_template(path: Path, what: str, template: str, names: Sequence[str]) -> None:
@@ -202,7 +256,16 @@ def _dict_of(valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 _is_pair = _list_of(_is_finite, 2)
-_is_four = _list_of(_is_finite, 4)
+_is_pose = _list_of(_list_of(_is_finite, 4), 3)
+
+
+def _is_camera(value: Any) -> bool:
+    """Four numbers, and the width and height of the images that they are for, if told."""
+    return (
+        (_list_of(_is_finite, 4)(value) or _list_of(_is_finite, 6)(value))
+        and min(value[:2]) > 0
+        and all(_is_int(side, 1) for side in value[4:])
+    )
 
 
 def _is_missing(value: Any) -> bool:
@@ -210,6 +273,8 @@ def _is_missing(value: Any) -> bool:
     not_finite = isinstance(value, float) or str(value).lower() in ("nan", "inf", "-inf")
     return _is_finite(value) or not_finite
 
+
+_CAMERA = "fx, fy, cx, cy in pixels, after them width and height of the images if known, or null"
 
 # The check of each field of a modality in layout.json, and the check in words.
 _MODALITY_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -231,6 +296,16 @@ _MODALITY_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         ),
         "a list of the file's channels, counted from 0",
     ),
+    "size": (
+        lambda value: value is None or value in ("any", "same"),
+        "any, to be resized whatever size it has, or same, to be refused if it is another",
+    ),
+    "camera": (lambda value: value is None or _is_camera(value), _CAMERA),
+    "pose": (
+        lambda value: value is None or _is_pose(value),
+        "three rows of four numbers, of a rotation and of a shift in meters",
+    ),
+    "registered_with": (lambda value: value is None or _is_text(value), "the name of a modality"),
 }
 
 # The check of each field of layout.json, and the check in words.
@@ -252,14 +327,12 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "bit_shift": (lambda value: _is_int(value, 0, 15), "an integer from 0 to 15"),
     "modalities": (
         _dict_of(lambda value: isinstance(value, dict)),
-        "an object of kind, missing, range and channels by modality",
+        "an object of kind, missing, range and channels by modality, or of size, camera, pose and"
+        " registered_with",
     ),
     "ranges": (
         _dict_of(lambda value: _is_pair(value) and value[0] != value[1]),
         "two different numbers by modality",
     ),
-    "camera": (
-        lambda value: value is None or (_is_four(value) and min(value[:2]) > 0),
-        "fx, fy, cx, cy in pixels, or null",
-    ),
+    "camera": (lambda value: value is None or _is_camera(value), _CAMERA),
 }

@@ -53,7 +53,8 @@ class Layout:
         bit_shift: by how many bits stored depth is rotated to the right before it is scaled.
         modalities: what is known of a modality beside its files.
         ranges: by modality ``Modality.range``, the older place for it.
-        camera: of the depth; None: unknown.
+        camera: of the depth or, where that has a camera and a pose of its own, of the images beside it; None:
+            unknown.
         crop_to_labels: label maps may be smaller than images: each image is cropped to the middle, by itself
             (the paper's archive, whose RGB and labels lack the white border of the frame).
         hha_floor: the third channel of computed HHA on floors: 38, or 218 where it is upside down, for
@@ -84,6 +85,11 @@ class Layout:
         """Look up what is known of a modality: told of it, or by its name."""
         told = self.modalities.get(name, Modality())
         return replace(told, kind=told.kind or kind_by_name(name), range=told.range or self.ranges.get(name))
+
+    def registered(self, name: str) -> str | None:
+        """The depth by whose camera's pose a modality comes into the reference's view; None: it is in it."""
+        told = self.modalities.get(name, Modality())
+        return name if told.pose else told.registered_with
 
     def split(self, name: str) -> str:
         """The layout's name for ``train`` or ``val``; other names are its own."""

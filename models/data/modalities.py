@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,10 +29,11 @@ from models.data.images import (
     normals_image,
     read_label_values,
     read_stored,
-    size_of,
 )
 from models.data.kinds import SPARSE, is_mixed, kind_by_name
 from models.data.layouts import CAMERA, LABELS, Layout
+from models.data.sizes import Reference
+from models.data.views import File, known_camera, of_size, reference, registered
 from models.networks.messages import suggest
 
 MODALITIES = ("rgb", "depth", "disparity", "hha", "normals")
@@ -44,15 +43,6 @@ FLOORS = (38, 218)  # HHA's third channel on floors: Gupta et al.'s, and that of
 # Disparity in pixels that counts as 1 where a stereo camera measured it, so that inputs are of that order.
 _PIXELS = 64.0
 _SCENES_FOR_KIND = 4
-_LIKE_A_CROP = 0.8  # share of a side: the paper's archive keeps 0.875 and 0.885
-
-
-class File(NamedTuple):
-    """The values of one file: as stored, and as a network is fed them."""
-
-    stored: NDArray[Any]
-    image: Image
-    metric: bool = False  # whether it is depth in meters, or disparity
 
 
 @dataclass(frozen=True)
@@ -67,7 +57,9 @@ class Reader:
     - any other name: a file of the layout, read by its kind (``Layout.modality``); without one, three
       channels are color and one is intensity
 
-    Missing values are 0 in all of them. Of a file of its own a modality is read, else computed.
+    Missing values are 0 in all of them. Of a file of its own a modality is read, else computed. Files of a
+    camera with a pose (``Modality``) are brought into the view of the others first; ``hha`` and ``normals``
+    are computed of depth as large as it is stored, or as it is registered, and resized then.
 
     Args:
         layout: what the files hold.
@@ -75,7 +67,7 @@ class Reader:
         mean, std: of red, green and blue from 0 to 1; ImageNet's unless given.
 
     Raises:
-        ValueError: a modality that the layout has no files for.
+        ValueError: a modality that the layout has no files for; a pose to a camera that nobody tells.
     """
 
     layout: Layout
@@ -93,6 +85,12 @@ class Reader:
                 )
         if not self.modalities:
             raise ValueError(f"modalities is empty: expected some of {', '.join(known)}")
+        depths = self._registered()
+        if depths and self.layout.camera is None and CAMERA not in self.layout.files:
+            raise ValueError(
+                f"camera is not known, to whose images the pose of {depths[0]} leads: give camera=fx,fy,cx,cy"
+                " in pixels of the color images"
+            )
 
     def available(self) -> list[str]:
         """The modalities that the layout's files give."""
@@ -102,16 +100,27 @@ class Reader:
 
     def files(self) -> tuple[str, ...]:
         """The files that are read, by what they hold: modalities, and ``camera``."""
-        files = dict.fromkeys(self._source(modality) for modality in self.modalities)
+        files = dict.fromkeys([*map(self._source, self.modalities), *self._registered()])
         computed = [modality for modality in self.modalities if self._source(modality) != modality]
         beside = CAMERA in self.layout.files and self.layout.camera is None
-        return (*files, CAMERA) if beside and set(computed) - {"disparity"} else tuple(files)
+        needed = self._registered() or set(computed) - {"disparity"}
+        return (*files, CAMERA) if beside and needed else tuple(files)
+
+    def _registered(self) -> list[str]:
+        """The depth by whose pose files are brought into the others' view."""
+        depths = (self.layout.registered(self._source(modality)) for modality in self.modalities)
+        return list(dict.fromkeys(depth for depth in depths if depth is not None))
 
     def kinds(self) -> tuple[str | None, ...]:
         """The kinds by which ``models.data.kinds`` resizes and mirrors; None where only files tell."""
-        return tuple(
-            kind_by_name(name) if self._computed(name) else self._kind(name) for name in self.modalities
-        )
+        return tuple(map(self._input_kind, self.modalities))
+
+    def _input_kind(self, name: str) -> str | None:
+        if self._computed(name):
+            return kind_by_name(name)
+        kind = self._kind(name)
+        # What a camera beside it cannot see has no value.
+        return SPARSE if is_mixed(kind) and self.layout.registered(name) else kind
 
     def has_holes(self, name: str) -> bool:
         """Whether a modality may have missing pixels, which are 0; of others 0 is a value."""
@@ -137,38 +146,32 @@ class Reader:
 
         Args:
             paths: by what they hold, as ``files`` names them; that of ``labels`` for messages.
-            size: height and width of the scene's labels; None: there are none. Only a layout that says so has
-                images cropped to them, or without labels to the smallest of the images.
+            size: height and width of the scene's labels; None: there are none, and an image tells the size
+                (``views.reference``). Only a layout that says so has images cropped to it.
 
         Raises:
-            DataError: a file is broken, not what the layout says, or of another size; what is to be computed
-                needs a camera or a scale that is not known.
+            DataError: a file is broken, not what the layout says, or of a size that is not to be resized;
+                what is to be computed or registered needs a camera or a scale that is not known.
         """
         files = {
             name: self.read_file(name, path) for name, path in paths.items() if name not in (CAMERA, LABELS)
         }
+        files |= registered(self.layout, files, paths, size)
         images = [
             files[modality].image if modality in files else self._compute(modality, files, paths)
             for modality in self.modalities
         ]
-        sources = [paths[self._source(modality)] for modality in self.modalities]
-        reference: object = paths.get(LABELS, sources[0])
-        height, width = size or images[0].shape[:2]
-        if self.layout.crop_to_labels:
-            if size is None:
-                smallest = min(
-                    range(len(images)), key=lambda index: images[index].size // images[index].shape[2]
-                )
-                reference, (height, width) = sources[smallest], images[smallest].shape[:2]
-            images = [
-                _middle(image, (height, width), path, reference, size is not None)
-                for image, path in zip(images, sources, strict=True)
-            ]
-        for image, path in zip(images, sources, strict=True):
-            if image.shape[:2] != (height, width):
-                whose = f"its labels {reference} are" if size else f"{reference} is"
-                raise DataError(f"{path} is {size_of(image)}, but {whose} {width}x{height}")
-        return tuple(images)
+        to = self.reference(files, paths, size)
+        return tuple(
+            of_size(self.layout, source := self._source(name), image, kind, paths[source], to)
+            for image, name, kind in zip(images, self.modalities, self.kinds(), strict=True)
+        )
+
+    def reference(
+        self, files: Mapping[str, File], paths: Mapping[str, Path | Frame], size: Sequence[int] | None = None
+    ) -> Reference:
+        """What the size of a scene's images is that of; see ``views.reference``."""
+        return reference(self.layout, dict.fromkeys(map(self._source, self.modalities)), files, paths, size)
 
     def read_file(self, name: str, path: Path | Frame) -> File:
         """The file of one modality.
@@ -238,17 +241,7 @@ class Reader:
             DataError: it is not known, or that of another format.
         """
         path = paths["depth" if "depth" in paths else "disparity"]
-        camera = self.layout.camera
-        if CAMERA in paths:
-            file = paths[CAMERA]
-            if isinstance(file, Frame):
-                raise DataError(f"{file}: expected the path of a camera's file, got an array")
-            camera = read_camera(file)
-        if camera is None:
-            raise DataError(
-                f"{path}: its camera is not known to the layout {self.layout.name}; give"
-                " camera=fx,fy,cx,cy in pixels"
-            )
+        camera = known_camera(self.layout, paths, path)
         try:
             return camera.scaled(*size)
         except ValueError as error:
@@ -324,30 +317,6 @@ def configured(
     return replace(layout, **{name: value for name, value in known.items() if value is not None})
 
 
-def read_camera(path: Path) -> Camera:
-    """A camera from Cityscapes' JSON, or from a text file of the nine numbers of its matrix, row by row.
-
-    Raises:
-        DataError: there is no such file, or it is neither.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".json":
-            found = json.loads(text)
-            inner = found["intrinsic"]
-            fx, fy, cx, cy = (float(inner[name]) for name in ("fx", "fy", "u0", "v0"))
-            return Camera(fx, fy, cx, cy, baseline=float(found["extrinsic"]["baseline"]))
-        fx, _, cx, _, fy, cy, *_ = map(float, text.split())
-        return Camera(fx, fy, cx, cy)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path}: expected a camera's 3x3 matrix, or intrinsic and extrinsic as Cityscapes has them"
-            f" ({error})"
-        ) from error
-
-
 def _from_disparity(disparity: Image, camera: Camera, path: Path | Frame) -> Image:
     """Meters, of pixels."""
     if camera.baseline is None:
@@ -371,37 +340,3 @@ def _picked(path: Path | Frame, stored: NDArray[Any], channels: Sequence[int]) -
         )
     picked = stored.reshape(*stored.shape[:2], count)[:, :, list(channels)]
     return np.ascontiguousarray(picked[:, :, 0] if len(channels) == 1 else picked)
-
-
-def _middle(
-    image: Image, size: tuple[int, int], path: Path | Frame, reference: object, is_labels: bool
-) -> Image:
-    """The middle of an image, height and width ``size``, which ``reference`` has."""
-    height, width = image.shape[:2]
-    if (height, width) == size:
-        return image
-    if height < size[0] or width < size[1]:
-        labels = "its labels " if is_labels else ""
-        raise DataError(
-            f"{path} is {size_of(image)}, smaller than {labels}{reference} of {size[1]}x{size[0]}"
-        )
-    if height % size[0] == 0 and width % size[1] == 0:
-        raise DataError(
-            f"{reference} is {size[1]}x{size[0]}, but {path} is {size_of(image)}: a copy of fewer pixels,"
-            " and not its middle; resize one of them"
-        )
-    share = max(size[0] / height, size[1] / width)
-    if share < _LIKE_A_CROP or size[0] * width == size[1] * height:
-        what = "label maps" if is_labels else "images"
-        warnings.warn(
-            f"{what} of {size[1]}x{size[0]} are taken for the middle of images of {size_of(image)}: where"
-            " they are smaller copies, resize one of them",
-            stacklevel=2,
-        )
-    return middle(image, *size)
-
-
-def middle(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
-    """The middle ``height`` rows and ``width`` columns of an image ``[H, W, ...]``."""
-    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
-    return image[top : top + height, left : left + width]

@@ -14,8 +14,8 @@ from models.data.classes import NYU40
 from models.data.contradictions import contradictions
 from models.data.images import DataError, Frame, depth_image
 from models.data.layouts import LAYOUTS
-from models.data.modalities import File
 from models.data.survey import SCENES, Overview, Survey, spread
+from models.data.views import File
 
 _SCALE = 5000  # stored units per meter, the layout's
 _VOID = 255

@@ -18,9 +18,9 @@ from models.data.contradictions import contradictions
 from models.data.images import DataError, depth_image
 from models.data.layout_file import LAYOUT_FILE
 from models.data.layouts import LAYOUTS
-from models.data.modalities import File
 from models.data.stored import decode
 from models.data.survey import SCENES, Overview, Survey, spread
+from models.data.views import File
 
 _LAYOUT = LAYOUTS["sun_handa"]
 _SCALE, _BIT_SHIFT = 1000.0, 3  # the release's depth

@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 
 from models.data.images import kind_of, read_label_values, size_of
 from models.data.layouts import CAMERA, LABELS, Layout
-from models.data.modalities import File, Reader
+from models.data.modalities import Reader
+from models.data.sizes import check_size
+from models.data.views import File, registered, resizing
 
 SCENES = 50  # looked at as a whole
+_REGISTERED = 8  # of them, whose depth is brought into the view of another camera
 _THINNED = 2000  # values of a file that medians and steps are told from
 _LABEL_MAPS = 1000  # looked at while classes are missing
 
@@ -113,6 +116,9 @@ class Survey:
         void: pixels without one.
         voids: the stored values that turned out void, and their pixels.
         values: by modality, of those that are files.
+        resized: by modality, of files of another size than their scene's in words how they are resized.
+        registered: by modality of a camera of its own the pixels with a value once registered, and all.
+        views: scenes whose sizes were compared; of the first few files were registered.
     """
 
     split: str
@@ -124,6 +130,9 @@ class Survey:
     void: int = 0
     voids: Counter[int] = field(default_factory=Counter)
     values: dict[str, Values] = field(default_factory=dict)
+    resized: dict[str, Counter[str]] = field(default_factory=dict)
+    registered: dict[str, tuple[int, int]] = field(default_factory=dict)
+    views: int = 0
 
     def __post_init__(self) -> None:
         self.classes = np.zeros(len(self.class_names), np.int64)
@@ -149,6 +158,29 @@ class Survey:
         """Count a file of a modality."""
         self.values.setdefault(name, Values()).add(file, is_depth, has_holes)
 
+    def add_views(
+        self, reader: Reader, files: Mapping[str, File], paths: Mapping[str, Path], size: Sequence[int] | None
+    ) -> None:
+        """Count which files of a scene are resized and, of the first scenes, what is left of registered ones.
+
+        Raises:
+            DataError: one cannot be registered, or is of a size that is not to be resized.
+        """
+        layout, to = reader.layout, reader.reference(files, paths, size)
+        for name, file in files.items():
+            told = layout.modality(name)
+            if layout.registered(name) or (layout.crop_to_labels and told.size != "any"):
+                continue
+            check_size(file.image, told, paths[name], to)
+            if file.image.shape[:2] != to.size:
+                self.resized.setdefault(name, Counter())[resizing(name, file.image, to)] += 1
+        if self.views < _REGISTERED:
+            for name, file in registered(layout, files, paths, size).items():
+                seen = file.image.any(axis=-1)
+                known, pixels = self.registered.get(name, (0, 0))
+                self.registered[name] = known + int(seen.sum()), pixels + seen.size
+        self.views += 1
+
     @property
     def void_share(self) -> float:
         return self.void / max(1, self.void + int(self.classes.sum()))
@@ -170,6 +202,11 @@ class Survey:
             if values.known < values.pixels or values.meters:
                 parts.append(f"{1 - values.known / max(1, values.pixels):.1%} missing")
             lines.append(f"  {name}: {', '.join(parts)}")
+        lines += [f"  {note}" for notes in self.resized.values() for note in _some(notes)]
+        lines += [
+            f"  {name} registered: {known / pixels:.1%} of pixels have a value"
+            for name, (known, pixels) in self.registered.items()
+        ]
         if not self.label_maps:
             return lines
         counted = int(self.classes.sum())
@@ -205,9 +242,8 @@ def survey(dataset: Scenes, scenes: int = SCENES, label_maps: int = _LABEL_MAPS)
         return found
     dataset.sample(0)
     chosen = spread(len(dataset), scenes)
-    add_files(found, reader, dataset.scenes, chosen)
-    for index in chosen:
-        _add_labels(found, dataset, index)
+    sizes = [_add_labels(found, dataset, index) for index in chosen]
+    add_files(found, reader, dataset.scenes, chosen, sizes)
     for index in sorted(set(spread(len(dataset), label_maps)) - set(chosen)):
         if not found.missing_classes():
             break
@@ -216,26 +252,40 @@ def survey(dataset: Scenes, scenes: int = SCENES, label_maps: int = _LABEL_MAPS)
 
 
 def add_files(
-    found: Survey, reader: Reader, scenes: Sequence[Mapping[str, Path]], chosen: Sequence[int]
+    found: Survey,
+    reader: Reader,
+    scenes: Sequence[Mapping[str, Path]],
+    chosen: Sequence[int],
+    sizes: Sequence[tuple[int, ...]] = (),
 ) -> None:
     """Count the files of some scenes.
+
+    Args:
+        found: where they are counted.
+        reader, scenes: what reads them, and all of them.
+        chosen: those to count.
+        sizes: height and width of the chosen ones' labels; empty: an image tells the size.
 
     Raises:
         DataError: one is broken or not what the layout says.
     """
     names = [name for name in reader.files() if name != CAMERA]
-    for index in chosen:
-        for name in names:
-            file = reader.read_file(name, scenes[index][name])
+    for position, index in enumerate(chosen):
+        paths = scenes[index]
+        files = {name: reader.read_file(name, paths[name]) for name in names}
+        for name, file in files.items():
             is_depth = reader.layout.modality(name).kind == "depth"
             found.add_file(name, file, is_depth, reader.has_holes(name))
+        found.add_views(reader, files, paths, sizes[position] if sizes else None)
     found.looked = len(chosen)
 
 
-def _add_labels(found: Survey, dataset: Scenes, index: int) -> None:
+def _add_labels(found: Survey, dataset: Scenes, index: int) -> tuple[int, ...]:
+    """Count a label map; its height and width."""
     path = dataset.scenes[index][LABELS]
     stored = read_label_values(path).values
     found.add_labels(stored, dataset.classes_of(path, stored), dataset.ignore_index)
+    return stored.shape
 
 
 def spread(count: int, most: int) -> list[int]:

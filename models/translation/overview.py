@@ -10,9 +10,9 @@ from models.data import TranslationSet
 from models.data.contradictions import shared_scenes
 from models.data.images import read_stored
 from models.data.layouts import SPLITS
-from models.data.modalities import File
 from models.data.survey import SCENES, Overview, Survey, spread
 from models.data.taskonomy import MISSING_DEPTH
+from models.data.views import File
 from models.training.errors import writable
 from models.translation.build import build_train_loader, open_split
 from models.translation.settings import TranslationRecipe
