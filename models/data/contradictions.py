@@ -158,9 +158,7 @@ def _of_values(layout: Layout, name: str, values: Values) -> Iterable[str]:
 def _of_views(found: Survey, layout: Layout) -> Iterable[str]:
     """Describe what looks wrong in the poses by which files come into the others' view."""
     for name, (known, pixels) in found.registered.items():
-        if not (pose := layout.modality(name).pose):
-            continue  # what comes with depth from one sensor is as it is
-        away = math.hypot(*pose[3::4])
+        away = math.hypot(*layout.modality(name).pose[3::4])
         if away > _FAR_AWAY:
             yield (
                 f"{name}: its pose puts its camera {away:.3g} m away from that of the images: give the shift"

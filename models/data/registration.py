@@ -27,7 +27,7 @@ _UNSEEN = np.iinfo(np.int64).max
 _HALF = 16  # bits that hold a side of a patch's footprint
 _ROWS = 32  # of an image at a time, so that what is computed of them stays in the cache
 _STEEPEST = 0.1  # change of inverse depth from a pixel to the next: more is a step to another surface
-_SAME_SURFACE = 0.02  # difference of two depths, as a share of them, across a gap of a pixel
+_SAME_SURFACE = 0.05  # difference of two depths, as a share, across a gap of a pixel: 8-bit depth has 3 %
 _ORTHONORMAL = 1e-3  # what R^T R may differ from the identity by
 
 

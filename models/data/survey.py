@@ -117,7 +117,7 @@ class Survey:
         voids: the stored values that turned out void, and their pixels.
         values: by modality, of those that are files.
         resized: by modality, of files of another size than their scene's in words how they are resized.
-        registered: by modality of a camera of its own the pixels with a value once registered, and all.
+        registered: by depth of a camera of its own the pixels with a value once registered, and all.
         views: scenes whose sizes were compared; of the first few files were registered.
     """
 
@@ -176,6 +176,8 @@ class Survey:
                 self.resized.setdefault(name, Counter())[resizing(name, file.image, to)] += 1
         if self.views < _REGISTERED:
             for name, file in registered(layout, files, paths, size).items():
+                if layout.registered(name) != name:
+                    continue  # as much is left as of the depth that it comes with
                 seen = file.image.any(axis=-1)
                 known, pixels = self.registered.get(name, (0, 0))
                 self.registered[name] = known + int(seen.sum()), pixels + seen.size

@@ -12,21 +12,28 @@ import pytest
 
 from tests.helpers.own_recipes import SHORT, cen, write_package
 from tests.helpers.paths import ROOT
+from tests.helpers.planes import phone
 from tests.helpers.training_runs import prepare_rooms
 from tests.helpers.trees import scene, void_255, write
 
 SMALL = [*SHORT["segmentation"], "model.encoder=resnet18", "model.frozen_statistics=false", "eval.sheet=2"]
 
 
-def blocks(page: str, language: str) -> list[str]:
-    """The page's code in a language, block by block."""
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / "docs" / page).read_text(), re.M | re.S)
+def blocks(page: str, language: str, section: str | None = None) -> list[str]:
+    """The page's code in a language, block by block; of a section below its heading, "" what is above all."""
+    text = (ROOT / "docs" / page).read_text()
+    if section is not None:
+        title, *sections = re.split(r"^## ", text, flags=re.M)
+        text = next(part for part in sections if part.startswith(section)) if section else title
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S)
     return [code for name, code in found if name == language]
 
 
-def commands(page: str, changes: dict[str, str]) -> list[list[str]]:
+def commands(page: str, changes: dict[str, str], section: str | None = None) -> list[list[str]]:
     """The words of the page's commands after ``cen``, some of them changed or, where empty, left out."""
-    lines = [line for block in blocks(page, "") for line in block.splitlines() if line.startswith("cen ")]
+    lines = [
+        line for block in blocks(page, "", section) for line in block.splitlines() if line.startswith("cen ")
+    ]
     found = []
     for line in lines:
         words = [changes.get(word, word) for word in shlex.split(line, comments=True)[1:]]
@@ -66,7 +73,7 @@ def test_adding_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_adding_a_layout(tmp_path: Path) -> None:
     root = tmp_path / "own"
-    (description,) = blocks("adding_a_layout.md", "json")
+    (description,) = blocks("adding_a_layout.md", "json", "")
     for split, names in (("train", "abcdefgh"), ("val", "xyz")):
         for name in names:
             one = scene(ord(name), 4)
@@ -76,10 +83,26 @@ def test_adding_a_layout(tmp_path: Path) -> None:
         (root / f"{split}.txt").write_text("\n".join(names))
     (root / "layout.json").write_text(description)
     changes = {"data.root=FOLDER": f"data.root={root}", "model.weights=resnet50.pth": ""}
-    found = commands("adding_a_layout.md", changes)
+    found = commands("adding_a_layout.md", changes, "")
     names = [words[0] for words in found]
     assert names == ["data", "train"]
     cen(tmp_path, *([*words, "run.output=run"] if words[0] == "train" else words for words in found))
     assert cv2.imread(str(tmp_path / "data_sheet.png")) is not None
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["classes"], config["layout"]["depth_scale"]) == (["soil", "crop", "weed", "stone"], 1000)
+
+
+def test_depth_of_another_camera(tmp_path: Path) -> None:
+    root, section = phone(tmp_path / "own"), "Depth of another camera"
+    (description,) = blocks("adding_a_layout.md", "json", section)
+    (root / "layout.json").write_text(description)
+    for kind in ("rgb", "depth", "amplitude"):
+        shutil.copy(root / kind / "d.png", tmp_path / f"{kind}.png")
+    found = commands("adding_a_layout.md", {"data.root=FOLDER": f"data.root={root}"}, section)
+    assert [words[0] for words in found] == ["data", "train", "predict"]
+    cen(tmp_path, *found)
+    assert cv2.imread(str(tmp_path / "data_sheet.png")) is not None
+    record = json.loads((tmp_path / "run" / "config.json").read_text())["layout"]["modalities"]
+    assert record["depth"]["pose"] == [1, 0, 0, 0.06, 0, 1, 0, -0.01, 0, 0, 1, 0.02]
+    assert record["amplitude"]["registered_with"] == "depth"
+    assert cv2.imread(str(tmp_path / "out" / "labels" / "rgb.png"), cv2.IMREAD_UNCHANGED).shape == (192, 256)

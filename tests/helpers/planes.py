@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import cv2
 import numpy as np
 
 from models.data.geometry import Camera
+from tests.helpers.trees import write
 
 NOWHERE = (1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 SIZE, LARGE = (48, 64), (192, 256)
@@ -75,3 +80,39 @@ RIG = pose_of((0.01, -0.03, 0.02), (0.06, -0.01, 0.02))
 def measured(scene: list[Rectangle], camera: Camera = CAMERA, size: tuple[int, int] = SIZE) -> np.ndarray:
     depth = seen(scene, camera, size).min(axis=0)
     return np.where(np.isinf(depth), 0, depth).astype(np.float32)
+
+
+POSE = [list(RIG[start : start + 4]) for start in (0, 4, 8)]
+OWN: dict[str, Any] = {"camera": list(CAMERA[:4]), "pose": POSE}
+NAMES = {"train": ("a", "b", "c", "f"), "val": ("d", "e")}
+
+
+def phone(root: Path, **fields: Any) -> Path:
+    """Color and labels of 256x192; depth and amplitude of 64x48 from a camera beside; a box before a wall.
+
+    The label map is what the color camera sees: 0 wall, 1 box.
+    """
+    kinds = ("rgb", "depth", "amplitude", "labels")
+    description = {
+        "files": {kind: f"{kind}/{{name}}.png" for kind in kinds},
+        "lists": "{split}.txt",
+        "classes": ["wall", "box"],
+        "depth_scale": 1000,
+        "camera": list(COLOR[:4]),
+        "modalities": {"depth": OWN, "amplitude": {"kind": "intensity", "registered_with": "depth"}},
+    }
+    description |= fields
+    root.mkdir(exist_ok=True)
+    (root / "layout.json").write_text(json.dumps(description))
+    for split, names in NAMES.items():
+        (root / f"{split}.txt").write_text("\n".join(names))
+        for name in names:
+            rng = np.random.default_rng(ord(name))
+            scene = [FRONT, WALL]
+            classes = seen(scene, COLOR, LARGE, RIG).argmin(axis=0) == 0
+            soft = cv2.resize(rng.integers(0, 256, (6, 8, 3), np.uint8), LARGE[::-1])
+            write(root / f"rgb/{name}.png", np.where(classes[:, :, None], 255 - soft // 4, soft))
+            write(root / f"labels/{name}.png", classes.astype(np.uint8))
+            write(root / f"depth/{name}.png", np.rint(1000 * measured(scene)).astype(np.uint16))
+            write(root / f"amplitude/{name}.png", rng.integers(1, 256, SIZE, np.uint8))
+    return root
