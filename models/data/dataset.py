@@ -44,9 +44,9 @@ class SegmentationSet:
     """The samples of a split.
 
     Every file is looked for when the set is made, so that a missing one stops a training before it starts;
-    only some of modalities whose kind nobody has told are opened. Inputs are of their labels' size; the
-    paper's archive alone has larger ones, each of which is cropped to its middle. With the first sample a few
-    scenes are looked at as a whole: what contradicts the layout becomes a warning.
+    only some of modalities whose kind nobody has told are opened. Inputs come in their labels' size: those of
+    another one are resized or registered, or cropped to their middle in the paper's archive. With the first
+    sample a few scenes are looked at as a whole: what contradicts the layout becomes a warning.
 
     Args:
         root: folder of the data set.

@@ -24,7 +24,6 @@ from models.data.geometry import Array, Camera
 Indices = NDArray[np.signedinteger]
 
 _UNSEEN = np.iinfo(np.int64).max
-_HALF = 16  # bits that hold a side of a patch's footprint
 _ROWS = 32  # of an image at a time, so that what is computed of them stays in the cache
 _STEEPEST = 0.1  # change of inverse depth from a pixel to the next: more is a step to another surface
 _SAME_SURFACE = 0.05  # difference of two depths, as a share, across a gap of a pixel: 8-bit depth has 3 %
@@ -89,7 +88,7 @@ def _slope(inverse: Array, known: NDArray[np.bool_]) -> Array:
     """The change of inverse depth per column on the pixel's own surface, ``[h, w]``.
 
     Of the steps to both neighbors the smaller one, so that what lies behind an edge says nothing of the
-    surface before it; 0 where they point up and down, or where either is a step to another surface.
+    surface before it; 0 where one goes up and the other down, or where the smaller one is an edge as well.
     """
     steps = np.full((inverse.shape[0], inverse.shape[1] + 1), np.inf, np.float32)
     np.subtract(inverse[:, 1:], inverse[:, :-1], out=steps[:, 1:-1], where=known[:, 1:] & known[:, :-1])
@@ -161,13 +160,15 @@ def _nearest(
     left, right, top, bottom = boxes
     patches = np.flatnonzero(known & np.isfinite(distance) & (right > left) & (bottom > top))
     first = top[patches].astype(np.int64) * size[1] + left[patches]
-    shapes = (bottom - top)[patches] << _HALF | (right - left)[patches]
+    down, across = (bottom - top)[patches], (right - left)[patches]
+    widest = int(across.max(initial=0)) + 1
+    shapes = down * widest + across
     # Positive floating point is ordered as its bits are: one minimum of both finds the nearest and its name.
     keys = distance[patches].view(np.int32).astype(np.int64) << 32 | patches
     seen = np.full(size[0] * size[1], _UNSEEN)
-    for shape in np.unique(shapes):  # a handful: neighbors are magnified alike
+    for shape in np.flatnonzero(np.bincount(shapes)):  # a handful: neighbors are magnified alike
         members = np.flatnonzero(shapes == shape)
-        pixels = np.arange(shape >> _HALF)[:, None] * size[1] + np.arange(shape & (1 << _HALF) - 1)
+        pixels = np.arange(shape // widest)[:, None] * size[1] + np.arange(shape % widest)
         covered = (first[members, None] + pixels.ravel()).ravel()
         np.minimum.at(seen, covered, np.repeat(keys[members], pixels.size))
     # The lower half with its sign, which is -1 of what was not seen.

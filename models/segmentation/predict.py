@@ -41,9 +41,10 @@ def predict_files(
     Args:
         checkpoint: run folder or checkpoint.
         inputs: by modality an image, or a folder of images that are matched by their names without suffix;
-            scenes may differ in size, the modalities of one may not. Or a video, of ``rgb`` or ``depth``, and
-            for every other modality a video or a folder of frames in order of their names. Depth of 8 bits,
-            as most video is, has a scale of its own, ``data.depth_scale=25.5`` where 255 is 10 meters.
+            scenes may differ in size, the modalities of one as they might in training. Or a video, of ``rgb``
+            or ``depth``, and for every other modality a video or a folder of frames in order of their names.
+            Depth of 8 bits, as most video is, has a scale of its own, ``data.depth_scale=25.5`` where 255 is
+            10 meters.
         output: folder to write to.
         which: ``ensemble``, the default, or the modality whose branch to take.
         overrides: ``field=value`` assignments, such as another ``data.depth_scale``.
@@ -54,7 +55,7 @@ def predict_files(
     Raises:
         UsageError: a path, modality or output that does not exist; images that do not pair up; videos of
             different length; a scale that is missing.
-        DataError: a broken image or video, or modalities of different size; the message names the file.
+        DataError: a broken image or video, or one of a size that it may not have; the message names the file.
     """
     trained = load(checkpoint, overrides)
     names = output_names(trained.recipe)

@@ -45,7 +45,7 @@ class DataSettings:
         None, "bits that stored depth is rotated to the right by; none: the layout's"
     )
     camera: tuple[float, ...] = setting(
-        (), "fx,fy,cx,cy of the depth images in pixels, for hha and normals; none: the layout's"
+        (), "fx,fy,cx,cy in pixels of the depth, or of the images it is registered to; none: the layout's"
     )
     hha_floor: int = setting(38, "what computed HHA has for floors: 38; 218 is upside down, as it once was")
     mean: tuple[float, ...] = setting(
