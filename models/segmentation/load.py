@@ -72,7 +72,7 @@ class TrainedNetwork:
 
         Raises:
             UsageError: a modality's file is missing, or is of none of them; an array for a camera's file.
-            DataError: a broken image, one that is not what the layout says, or of a size that it may not have.
+            DataError: a broken image, one that is not what the layout says, or of a size it may not have.
         """
         check_complete(files, self.reader.files())
         sources = as_sources(files)
