@@ -31,6 +31,7 @@ from cen_ext.modules.base import ExchangeNorm, Mask
 from cen_ext.modules.rows import ExchangeGroupNorm, ExchangeLayerNorm
 from cen_ext.modules.running import ExchangeBatchNorm2d, ExchangeInstanceNorm2d
 from cen_ext.tables import is_sharded
+from cen_ext.thresholds import median_threshold, parse_median
 
 Where = Callable[[str, nn.Module], bool] | Collection[str]
 
@@ -61,7 +62,7 @@ _RESERVED[nn.GroupNorm] = _reserved(ExchangeGroupNorm(1, 1, 1), nn.GroupNorm(1, 
 def make_multimodal(
     module: nn.Module,
     num_modalities: int,
-    threshold: float | None = None,
+    threshold: float | str | None = None,
     where: Where | None = None,
     *,
     region: str = "own",
@@ -109,6 +110,9 @@ def make_multimodal(
         module: the network, left as it is.
         num_modalities: M >= 1.
         threshold: of the layers that exchange, as in ``norm_exchange``; None for 0.02, or for none with mask.
+            ``"0.05*median"`` gives each layer that factor of the median of the original norm's |scales|, as a
+            number, its ``threshold``. A state dict does not hold it: convert again from the same weights, or
+            set it.
         region, criterion: of the same.
         mask: in place of these three, a function of the scales, as in ``ExchangeNorm``, for the layers that
             exchange; each gets a copy of its own. A ``replaced`` or ``lender`` is given to the layers.
@@ -126,25 +130,45 @@ def make_multimodal(
             is no such collection.
         ValueError: there is no norm layer; a name in ``where`` or ``shared`` has none at or below it; norms
             that cannot be converted (all of them are named, with the reason); ``example`` shows that
-            modalities are mixed; the rest as ``ExchangeNorm``.
+            modalities are mixed; a median that is 0, or asked for on the meta device; the rest as
+            ``ExchangeNorm``.
     """
 
     if threshold is None:
         threshold = 0.02 if mask is None else 0.0
     options: dict[str, Any] = {"region": region, "criterion": criterion, "order": order, "backend": backend}
-    ExchangeBatchNorm2d(1, num_modalities, threshold=threshold, mask=mask, **options)  # refuses bad arguments
+    at_ones = parse_median(threshold) if isinstance(threshold, str) else threshold
+    ExchangeBatchNorm2d(1, num_modalities, threshold=at_ones, mask=mask, **options)  # refuses bad arguments
+    made: list[ExchangeNorm] = []
 
     def make_norm(norm: Any, exchanges: bool, activation: str) -> ExchangeNorm:
         layer, channels = layer_for(norm)
-        own = dict(options, threshold=threshold, mask=copy.deepcopy(mask)) if exchanges else options
+        own = dict(options, threshold=at_ones, mask=copy.deepcopy(mask)) if exchanges else options
         if hasattr(norm, "running_mean"):
             own = dict(own, track_running_stats=norm.running_mean is not None)
-        return layer(channels, num_modalities, activation=activation, **own)
+        new = layer(channels, num_modalities, activation=activation, **own)
+        if exchanges:
+            made.append(new)
+        return new
 
     converted = _replace(module, make_norm, where, shared, (num_modalities, order))
+    if isinstance(threshold, str):
+        _set_thresholds(converted, made, at_ones)
     if example is not None:
         check_example(converted, num_modalities, order, example)
     return converted
+
+
+def _set_thresholds(converted: nn.Module, exchanging: Collection[ExchangeNorm], factor: float) -> None:
+    """Set the layers' thresholds to a factor of the median of their scales."""
+    names = {layer: name for name, layer in converted.named_modules()}
+    for layer in exchanging:
+        try:
+            layer.threshold = median_threshold(factor, layer.weight)
+        except ValueError as error:
+            raise ValueError(
+                f"threshold={factor:g}*median: norm {names[layer]!r} {error}: give a number"
+            ) from None
 
 
 def replace_norms(module: nn.Module, make_norm: MakeNorm, where: Where | None = None) -> nn.Module:
