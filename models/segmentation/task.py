@@ -30,7 +30,7 @@ from models.segmentation.losses import counted_pixels
 from models.segmentation.overview import overview
 from models.segmentation.settings import SegmentationRecipe
 from models.segmentation.step import Objective, make_optimizer
-from models.training import distributed, graphs
+from models.training import distributed, graphs, thresholds
 from models.training.devices import device_of
 from models.training.ema import Ema
 from models.training.errors import UsageError
@@ -83,15 +83,25 @@ class SegmentationTask:
 
     def initialize(self) -> list[str]:
         notes = load_weights(self.net, self.recipe.model, self.describe())
+        thresholds.resolve(*self._networks())
         if self.ema is not None:
             self.ema.restart(self.net)
         return notes
 
     initialise = initialize  # the old spelling
 
+    def recall(self, path: Path, contents: dict[str, Any]) -> None:
+        for net in self._networks():
+            thresholds.restore(net, f"--resume: {path}", contents)
+
     def describe(self) -> dict[str, Any]:
         here = describe(self.validation.reader, self.validation.class_names, self.palette)
-        return {**here, "gray_in_color": list(self.validation.gray_in_color)}
+        gray = list(self.validation.gray_in_color)
+        return {**here, "gray_in_color": gray, **thresholds.record(self.net)}
+
+    def _networks(self) -> list[SegmentationNetwork]:
+        """The network, and its average where there is one."""
+        return [self.net] if self.ema is None else [self.net, self.ema.net]
 
     def start_stage(self, index: int, begin: int) -> None:
         stage, settings = self.stages[index], self.recipe.optim

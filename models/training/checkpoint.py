@@ -2,7 +2,8 @@
 
 A run's checkpoint (``torch.save``) holds: ``format``; ``cen_ext``, the version; ``recipe``, ``recipe_module``
 and ``recipe_kind``, where its recipe is found again (``registry.record``); ``config``, its settings
-(``config.to_plain``); what the task says of its network, such as ``inputs``;
+(``config.to_plain``); what the task says of its network, such as ``inputs``, and ``thresholds``, where
+those are factors of medians;
 ``loop``, the loop's progress; ``task``, networks and optimizers; ``processes``, what differs between the
 run's processes.
 
@@ -30,7 +31,7 @@ from models.data.inputs import differing_inputs, input_from_plain, once_color, u
 from models.networks.encoders.weights import misfits_of
 from models.networks.messages import first_line
 from models.networks.segmentor import rename_old_keys
-from models.training import config, registry
+from models.training import config, registry, thresholds
 from models.training.errors import UsageError, existing, program, writable
 from models.training.files import replacing
 
@@ -171,12 +172,14 @@ def fill(net: nn.Module, path: Path, contents: dict[str, Any]) -> None:
     """Load the weights of a file into the network that its settings make.
 
     Raises:
-        UsageError: they do not fit, because settings were changed.
+        UsageError: they do not fit, because settings were changed; its thresholds are not those of the
+            settings (``thresholds.restore``).
     """
     state = weights(contents)
     if problems := misfits_of(net, state):
         raise UsageError(f"{path} does not fit these settings: {problems}")
     net.load_state_dict(state)
+    thresholds.restore(net, str(path), contents)
 
 
 def check_inputs(path: Path, contents: dict[str, Any], now: dict[str, Any]) -> None:

@@ -1,8 +1,9 @@
 """Typed settings: nested frozen dataclasses, changed field by field with ``path.to.field=value``.
 
 A settings dataclass declares each field with ``setting``. Types: bool, int, float, str, Path, Literal of
-strings, tuples of these, any of them ``| None``, another settings dataclass, a tuple of those (addressed by
-index, ``optim.stages.0.encoder_lr``), or a ``choice`` among the registered dataclasses of one kind. A
+strings, tuples of these, unions of them and None (a text is of the first member that it can be), another
+settings dataclass, a tuple of those (addressed by index, ``optim.stages.0.encoder_lr``), or a ``choice``
+among the registered dataclasses of one kind. A
 ``__post_init__`` that raises a ValueError beginning with the field's name validates values.
 
 Why not a library. These settings, a frozen dataclass that holds a tuple of dataclasses, were tried with three
@@ -24,6 +25,7 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -213,8 +215,13 @@ def parse(text: str, kind: Any) -> Any:
     """
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        (inner,) = (arg for arg in args if arg is not type(None))
-        return None if text.lower() in ("none", "null") else parse(text, inner)
+        if type(None) in args and text.lower() in ("none", "null"):
+            return None
+        *others, last = (arg for arg in args if arg is not type(None))
+        for kind in others:
+            with suppress(ValueError):
+                return parse(text, kind)
+        return parse(text, last)
     if origin is Literal:
         if text not in args:
             raise ValueError(f"one of {', '.join(args)}{suggest(text, args)}")

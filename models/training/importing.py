@@ -8,6 +8,7 @@ from typing import Any
 
 from models.training import config
 from models.training.errors import UsageError
+from models.training.thresholds import refuse_relative
 
 
 def check_settings(released: Path, recipe: Any, expected: Mapping[str, Any], inputs: str) -> None:
@@ -20,8 +21,9 @@ def check_settings(released: Path, recipe: Any, expected: Mapping[str, Any], inp
         inputs: the path of the inputs' names, of which only the number is expected.
 
     Raises:
-        UsageError: they are others; the message says which to set.
+        UsageError: they are others; the message says which to set. Or the threshold is a factor of a median.
     """
+    refuse_relative(recipe.fusion, str(released))
     values = config.flatten(recipe)
     count = expected.get(inputs, len(values[inputs]))
     changes = [

@@ -61,6 +61,12 @@ class Task(Protocol):
     def initialize(self) -> list[str]:
         """Load the weights to start from, and return notes about them. Not called when resuming."""
 
+    def recall(self, path: Path, contents: dict[str, Any]) -> None:
+        """Take from a checkpoint what ``describe`` has put there and neither settings nor state tell.
+
+        Called when resuming, in the place of ``initialize``.
+        """
+
     def describe(self) -> dict[str, Any]:
         """The record to file with the weights beside the settings, as JSON has it, with the ``inputs``."""
 

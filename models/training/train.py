@@ -48,10 +48,11 @@ def _train(name: str, overrides: Sequence[str], resume: Path | bool) -> int:
     set_tf32(recipe.run.tf32)
     seed_all(recipe.run.seed)
     task = registry.system_of(recipe).task(recipe)
-    header = {**checkpoint.header(name, recipe), **task.describe()}
     if resumed:
-        checkpoint.check_inputs(*resumed, header)
+        checkpoint.check_inputs(*resumed, task.describe())
+        task.recall(*resumed)
     notes = [] if resumed else task.initialize()
+    header = {**checkpoint.header(name, recipe), **task.describe()}
     if distributed.rank() > 0:  # the weights are the same in all processes; dropout is not
         seed_all(process_seed(recipe.run.seed, distributed.rank()))
     own = resumed is not None and resumed[0].parent.resolve() == output.resolve()

@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from models.data import TranslationBatch
 from models.data.loading import on_device, subset
 from models.networks.systems.unet import UNet
-from models.training import distributed
+from models.training import distributed, thresholds
 from models.training.devices import device_of
 from models.training.exchange import exchanged_share, record_exchange
 from models.translation.build import (
@@ -62,14 +62,24 @@ class TranslationTask:
         self.nets = GANTrainer(generator.to(self.device), discriminator.to(self.device), recipe, self.device)
 
     def initialize(self) -> list[str]:
-        if self.recipe.model.start is None:
-            return []
-        return load_start(self.nets, self.recipe.model.start, self.describe())
+        start = self.recipe.model.start
+        notes = [] if start is None else load_start(self.nets, start, self.describe())
+        thresholds.resolve(*self._generators())
+        return notes
 
     initialise = initialize  # the old spelling
 
+    def recall(self, path: Path, contents: dict[str, Any]) -> None:
+        for net in self._generators():
+            thresholds.restore(net, f"--resume: {path}", contents)
+
     def describe(self) -> dict[str, Any]:
-        return describe(self.recipe.data)
+        return {**describe(self.recipe.data), **thresholds.record(self.nets.generator)}
+
+    def _generators(self) -> list[UNet]:
+        """The generator, and its average where there is one."""
+        nets = self.nets
+        return [nets.generator] if nets.ema is None else [nets.generator, nets.ema.net]
 
     def start_stage(self, index: int, begin: int) -> None:
         stage = self.stages[index]

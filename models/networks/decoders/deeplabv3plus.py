@@ -119,7 +119,7 @@ def deeplabv3plus(
     num_modalities: int = 2,
     *,
     fusion: Fusion | str | None = None,
-    threshold: float | None = None,
+    threshold: float | str | None = None,
     region: str | None = None,
     criterion: str | None = None,
     dropout: float = 0.1,
@@ -141,7 +141,8 @@ def deeplabv3plus(
         fusion: how the modalities meet, a ``models.fusion`` object or a registered name with its defaults;
             None for ``Exchange(threshold, region, criterion)``.
         threshold, region, criterion: of the exchange, as ``cen_ext.norm_exchange`` describes them; 0.02,
-            ``"own"`` and ``"abs"`` where not given. With threshold 0 nothing is exchanged.
+            ``"own"`` and ``"abs"`` where not given. With threshold 0 nothing is exchanged. A threshold may be
+            ``"0.05*median"``, as for ``models.fusion.Exchange``.
         dropout: probability, after the pyramid; 0.1 in Chen et al.
         width: channels of pyramid and decoder; 256 in Chen et al.
         output_stride: of the encoder's last feature: 16, or 8 with twice the pyramid's dilations.

@@ -92,7 +92,7 @@ def pspnet(
     num_modalities: int = 2,
     *,
     fusion: Fusion | str | None = None,
-    threshold: float | None = None,
+    threshold: float | str | None = None,
     region: str | None = None,
     criterion: str | None = None,
     dropout: float = 0.1,
@@ -112,7 +112,8 @@ def pspnet(
         fusion: how the modalities meet, a ``models.fusion`` object or a registered name with its defaults;
             None for ``Exchange(threshold, region, criterion)``.
         threshold, region, criterion: of the exchange, as ``cen_ext.norm_exchange`` describes them; 0.02,
-            ``"own"`` and ``"abs"`` where not given. With threshold 0 nothing is exchanged.
+            ``"own"`` and ``"abs"`` where not given. With threshold 0 nothing is exchanged. A threshold may be
+            ``"0.05*median"``, as for ``models.fusion.Exchange``.
         dropout: probability, before the classifiers; 0.1 in Zhao et al.
         width: channels before the classifier; 512 in Zhao et al.
         aux: add the auxiliary head on stage 3; the output in training is an ``AuxiliaryOutput`` with its

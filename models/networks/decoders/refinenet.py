@@ -137,7 +137,7 @@ def refinenet(
     num_modalities: int = 2,
     *,
     fusion: Fusion | str | None = None,
-    threshold: float | None = None,
+    threshold: float | str | None = None,
     region: str | None = None,
     criterion: str | None = None,
     dropout: float = 0.5,
@@ -157,7 +157,8 @@ def refinenet(
         fusion: how the modalities meet, a ``models.fusion`` object or a registered name with its defaults;
             None for ``Exchange(threshold, region, criterion)``.
         threshold, region, criterion: of the exchange, as ``cen_ext.norm_exchange`` describes them; 0.02,
-            ``"own"`` and ``"abs"`` where not given. With threshold 0 nothing is exchanged.
+            ``"own"`` and ``"abs"`` where not given. With threshold 0 nothing is exchanged. A threshold may be
+            ``"0.05*median"``, as for ``models.fusion.Exchange``.
         dropout: probability, on the features at 1/16 and 1/32 and before the classifier.
         width: channels of the decoder (the coarsest cascade has twice as many); 256 in the paper.
         in_channels: channels of every modality's input.

@@ -129,7 +129,8 @@ class ExchangeResNet(Encoder):
         name: ``"resnet18"``, ``"resnet34"``, ``"resnet50"``, ``"resnet101"`` or ``"resnet152"``.
         num_modalities: M >= 1; 1 is a plain ResNet.
         fusion: a ``Fusion`` or a registered name; None for ``Exchange(threshold, region, criterion)``.
-        threshold, region, criterion: of the exchange, as ``cen_ext.norm_exchange`` describes them.
+        threshold, region, criterion: of the exchange, as ``cen_ext.norm_exchange`` describes them, or as
+            ``Exchange`` a threshold ``"0.05*median"``.
         in_channels: channels of every modality's input.
         frozen_statistics: ``train()`` leaves the norms in eval mode: running statistics are used and not
             updated, while weight and bias train. The paper's recipe for segmentation from ImageNet weights.
@@ -155,7 +156,7 @@ class ExchangeResNet(Encoder):
         num_modalities: int = 2,
         fusion: Fusion | str | None = None,
         *,
-        threshold: float | None = None,
+        threshold: float | str | None = None,
         region: str | None = None,
         criterion: str | None = None,
         in_channels: int = 3,

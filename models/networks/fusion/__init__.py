@@ -16,6 +16,7 @@ from models.networks.fusion.base import (
 from models.networks.fusion.conditional import ConditionalNorm
 from models.networks.fusion.exchange import Exchange, LateConcat, NoFusion
 from models.networks.fusion.stages import MMF, Average, Concat, SelfAttention
+from models.networks.fusion.thresholds import resolve_thresholds
 
 __all__ = [
     "DECODER",
@@ -40,4 +41,5 @@ __all__ = [
     "fusions",
     "option",
     "register_fusion",
+    "resolve_thresholds",
 ]

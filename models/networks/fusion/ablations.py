@@ -38,6 +38,7 @@ from models.networks.fusion.exchange import (
     Convolutions,
     Penalty,
 )
+from models.networks.fusion.thresholds import THRESHOLD_HELP, Threshold, threshold_at_ones
 
 
 class Mix(nn.Module):
@@ -277,10 +278,10 @@ class Discard(_Mixing):
     """Sets channels of small scale to zero instead of exchanging them (ablation 5).
 
     Raises:
-        ValueError: a negative threshold, an unknown choice.
+        ValueError: a negative threshold, a text that is no factor of the median, an unknown choice.
     """
 
-    threshold: float = option(0.02, "channels of a smaller scale are zero", carried=True)
+    threshold: Threshold = option(0.02, f"channels of a smaller scale are zero{THRESHOLD_HELP}", carried=True)
     region: Literal["own", "all"] = option("own", REGION_HELP, carried=True)
     criterion: Literal["abs", "signed"] = option("abs", CRITERION_HELP, carried=True)
     penalty: Penalty = option("own", PENALTY_HELP)
@@ -292,10 +293,10 @@ class Discard(_Mixing):
         check_rule(self.threshold, self.region, self.criterion)
 
     def mix(self, channels: int, num_modalities: int) -> Mix:
-        return DiscardMix(self.threshold, self.region, self.criterion)
+        return DiscardMix(threshold_at_ones(self.threshold), self.region, self.criterion)
 
     def penalty_on_scales(self, net: nn.Module) -> Tensor:
-        return scale_penalty(net, self.penalty if self.threshold > 0 else "none")
+        return scale_penalty(net, self.penalty if threshold_at_ones(self.threshold) > 0 else "none")
 
 
 @register_fusion

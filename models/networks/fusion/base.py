@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from cen_ext import ExchangeBatchNorm2d, replaced_channels
 from cen_ext.modules import ExchangeNorm
+from models.networks.fusion.thresholds import Threshold, threshold_at_ones
 from models.networks.messages import suggest
 from models.networks.registry import Registry
 
@@ -227,15 +228,17 @@ def resolve(
     return fusion
 
 
-def check_rule(threshold: float, region: str, criterion: str) -> None:
+def check_rule(threshold: Threshold, region: str, criterion: str) -> None:
     """Refuse what the operator would refuse at the first batch only.
 
     Raises:
-        ValueError: a negative threshold, or none; an unknown region or criterion.
+        ValueError: a negative threshold, or none; a text that is no factor of the median; an unknown region
+            or criterion.
     """
-    if not threshold >= 0:
-        raise ValueError(f"threshold must not be negative, got {threshold}")
-    replaced_channels(torch.ones(1, 1), threshold, region, criterion)
+    value = threshold_at_ones(threshold)
+    if not value >= 0:
+        raise ValueError(f"threshold must not be negative, got {value}")
+    replaced_channels(torch.ones(1, 1), value, region, criterion)
 
 
 def check_several(fusion: Fusion, num_modalities: int) -> None:

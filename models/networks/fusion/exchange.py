@@ -23,6 +23,7 @@ from models.networks.fusion.base import (
     register_fusion,
     scale_penalty,
 )
+from models.networks.fusion.thresholds import THRESHOLD_HELP, Threshold, threshold_at_ones
 
 Penalty = Literal["own", "all", "none"]
 Convolutions = Literal["shared", "private"]
@@ -40,11 +41,16 @@ REGION_HELP = "own: a modality gives up channels of its share only; all: any"
 class Exchange(Fusion):
     """Replaces channels of small scale by the mean of the other modalities' channels (Eq. 6).
 
+    A threshold ``"0.05*median"`` is that factor of each layer's median |scale|, those of new layers being 1,
+    until ``resolve_thresholds`` sets it by the weights that training starts from.
+
     Raises:
-        ValueError: a negative threshold, an unknown choice.
+        ValueError: a negative threshold, a text that is no factor of the median, an unknown choice.
     """
 
-    threshold: float = option(0.02, "exchange threshold on the scales; 0: no exchange", carried=True)
+    threshold: Threshold = option(
+        0.02, f"exchange threshold on the scales, 0: no exchange{THRESHOLD_HELP}", carried=True
+    )
     region: Literal["own", "all"] = option("own", REGION_HELP, carried=True)
     criterion: Literal["abs", "signed"] = option("abs", CRITERION_HELP, carried=True)
     penalty: Penalty = option("own", PENALTY_HELP)
@@ -72,7 +78,7 @@ class Exchange(Fusion):
         norm = layer(
             channels,
             streams,
-            threshold=self.threshold,
+            threshold=threshold_at_ones(self.threshold),
             region=self.region,
             criterion=self.criterion,
             **options,
@@ -83,7 +89,7 @@ class Exchange(Fusion):
         return self.convolutions == "private"
 
     def penalty_on_scales(self, net: nn.Module) -> Tensor:
-        return scale_penalty(net, self.penalty if self.threshold > 0 else "none")
+        return scale_penalty(net, self.penalty if threshold_at_ones(self.threshold) > 0 else "none")
 
 
 @register_fusion

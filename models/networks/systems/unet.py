@@ -103,6 +103,10 @@ class UNetEncoder(nn.Module):
             levels.append(Down(before, width, norm, activates=not fused))
         self.levels = nn.ModuleList(levels)
 
+    def stages(self) -> Sequence[nn.Module]:
+        """Return the levels."""
+        return tuple(self.levels)
+
     def forward(self, x: Tensor) -> list[Tensor]:
         """``[M*N, in_channels, H, W]`` to every level's output after LeakyReLU, finest first."""
         features = []
@@ -202,7 +206,7 @@ def unet(
     size: int = 256,
     base_width: int = 64,
     fusion: Fusion | str | None = None,
-    threshold: float | None = None,
+    threshold: float | str | None = None,
     region: str | None = None,
     criterion: str | None = None,
     dropout: float = 0.5,
@@ -224,7 +228,8 @@ def unet(
         fusion: how the modalities meet in the encoder, a ``models.fusion`` object or a registered name with
             its defaults; None for ``Exchange(threshold, region, criterion)``.
         threshold, region, criterion: of the exchange, as ``cen_ext.norm_exchange`` describes them; 0.01,
-            ``"own"`` and ``"abs"`` where not given. With threshold 0 nothing is exchanged.
+            ``"own"`` and ``"abs"`` where not given. With threshold 0 nothing is exchanged. A threshold may be
+            ``"0.05*median"``, as for ``models.fusion.Exchange``.
         dropout: probability, in the three coarsest levels of the decoder.
         decoder_norms: ``"shared"`` by the modalities, as in the paper, or ``"private"``, as in the released
             networks; without exchange.
