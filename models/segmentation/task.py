@@ -13,6 +13,8 @@ from torch.utils.tensorboard import SummaryWriter
 from cen_ext import synchronize_statistics
 from models.data import Batch
 from models.data.loading import on_device, subset
+from models.data.survey import Overview
+from models.networks.counting import count_parameters
 from models.networks.fusion import FusionStage
 from models.networks.segmentor import SegmentationNetwork
 from models.segmentation.build import (
@@ -36,7 +38,9 @@ from models.training.ema import Ema
 from models.training.errors import UsageError
 from models.training.exchange import exchanged_share, record_exchange
 from models.training.optimization import Optimization, steps_in_backward
+from models.training.pace import length
 from models.training.precision import loss_scaler
+from models.training.scales import Penalty, scales_at_start, travel_by_stage
 from models.visualize import Image, beside
 
 
@@ -67,6 +71,7 @@ class SegmentationTask:
         self.images_per_step = recipe.data.batch_size
         self.validation = open_split(recipe.data, "val")
         train = open_split(recipe.data, "train")
+        self.images = len(train), len(self.validation)
         self.overview = overview(recipe.data, (train, self.validation))
         self.palette = train.palette
         self.net = build_network(recipe)
@@ -98,6 +103,30 @@ class SegmentationTask:
         here = describe(self.validation.reader, self.validation.class_names, self.palette)
         gray = list(self.validation.gray_in_color)
         return {**here, "gray_in_color": gray, **thresholds.record(self.net)}
+
+    def summary(self, steps: int) -> str:
+        train, val = self.images
+        return ", ".join(
+            (
+                f"{train} training and {val} validation images",
+                f"{self.recipe.data.num_classes} classes",
+                " + ".join(self.recipe.data.modalities),
+                f"{count_parameters(self.net) / 1e6:.2f} M parameters",
+                length(steps, self.steps_per_epoch, self.images_per_step),
+            )
+        )
+
+    def scales(self, steps: int) -> Overview:
+        optim, loss = self.recipe.optim, self.recipe.loss
+        momentum = optim.momentum if optim.method == "sgd" else None
+        lengths = [stage.length(self.steps_per_epoch) for stage in self.stages]
+        ways = list(zip(self.stages, travel_by_stage(optim, lengths, steps, momentum), strict=True))
+        travel = (
+            sum(stage.encoder_lr * way for stage, way in ways),
+            sum(stage.decoder_lr * way for stage, way in ways),
+        )
+        strength = loss.sparsity * (len(self.names) if loss.per_output else 1)
+        return scales_at_start(self.net, Penalty(strength, momentum, travel, steps))
 
     def _networks(self) -> list[SegmentationNetwork]:
         """The network, and its average where there is one."""

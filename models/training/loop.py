@@ -29,6 +29,7 @@ from models.training import checkpoint, distributed
 from models.training.devices import peak_memory
 from models.training.errors import UsageError
 from models.training.interrupt import Interrupt
+from models.training.pace import Pace, duration
 from models.training.rng import preserved_rng, process_seed, rng_state, seed_all, set_rng_state
 from models.training.run_folder import RunFolder
 from models.training.settings import RunSettings, Stage, stage_ends
@@ -69,6 +70,12 @@ class Task(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """The record to file with the weights beside the settings, as JSON has it, with the ``inputs``."""
+
+    def summary(self, steps: int) -> str:
+        """Data, network and length of a training of so many steps, in a line."""
+
+    def scales(self, steps: int) -> Overview:
+        """The scales that a training of so many steps begins with, and whether it can exchange channels."""
 
     def start_stage(self, index: int, begin: int) -> None:
         """Make the fresh optimizers of a stage whose first step is ``begin``."""
@@ -211,6 +218,7 @@ class Loop:
                 self.board = SummaryWriter(self.folder.path / "tensorboard", purge_step=start + 1)
                 stack.enter_context(self.board)
             hidden = None if self.first else True  # None: shown on a terminal
+            self.pace = Pace(self.task.device)
             self.bar = tqdm(total=self.total, initial=start, unit="step", disable=hidden, dynamic_ncols=True)
             stack.enter_context(self.bar)
             self._restart_clock()
@@ -227,9 +235,11 @@ class Loop:
         progress, task = self.progress, self.task
         if progress.step == 0 or progress.step in self.ends:
             self._start_stage(progress.step)
+        self.pace.start()
         for batch in self._batches():
             self._accumulate(task.step(batch, progress.step))
             self.bar.update()
+            self._log_pace()
             if progress.step % self.run_settings.log_steps == 0:
                 self._log_losses()
             due = self._evaluation_due()
@@ -306,6 +316,13 @@ class Loop:
         text = ", ".join(f"{name} {value}" for name, value in shown.items())
         log.log(logging.INFO if self.bar.disable else logging.DEBUG, "step %d: %s", progress.step, text)
         self._restart_clock()
+
+    def _log_pace(self) -> None:
+        """Log once how long the rest of the run takes, evaluations aside, if there is a rest by then."""
+        seconds, rest = self.pace.count(), self.total - self.progress.step
+        if seconds is not None and rest > 0:
+            text = "step %d: %.3g s a step, about %s to go, evaluations aside"
+            log.info(text, self.progress.step, seconds, duration(rest * seconds))
 
     def _check_finite(self) -> None:
         step = -1 if self.not_finite is None else int(distributed.maximum(self.not_finite))

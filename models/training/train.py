@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from models.data.survey import Overview
 from models.training import checkpoint, config, distributed, registry
 from models.training.errors import UsageError, program
 from models.training.interrupt import Interrupt
@@ -61,15 +62,15 @@ def _train(name: str, overrides: Sequence[str], resume: Path | bool) -> int:
     folder.make()  # only now: mistakes in the settings leave no folder behind
     with logging_to(output / "log.txt"), interrupt:
         log.info("%s in %s", name, output)
-        for line in task.overview.lines:
-            log.info(line)
-        for warning in task.overview.warnings:
-            log.warning("warning: %s", warning)
+        _log(task.overview)
         for note in notes:
             log.warning(note)
+        log.info(task.summary(loop.total))
         if resumed:
             loop.restore(resumed[1])
             log.info("resumed at step %d", loop.progress.step)
+        else:
+            _log(task.scales(loop.total))
         loop.run()
         if not loop.signal:
             log.info("done: %s", folder.path)
@@ -77,6 +78,13 @@ def _train(name: str, overrides: Sequence[str], resume: Path | bool) -> int:
         again = f"{program()} train {name} --resume {folder.path}"
         log.info("interrupted at step %d and saved; continue with: %s", loop.progress.step, again)
         return 128 + loop.signal
+
+
+def _log(overview: Overview) -> None:
+    for line in overview.lines:
+        log.info(line)
+    for warning in overview.warnings:
+        log.warning("warning: %s", warning)
 
 
 def _settings(

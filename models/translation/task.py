@@ -11,10 +11,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 from models.data import TranslationBatch
 from models.data.loading import on_device, subset
+from models.data.survey import Overview
+from models.networks.counting import count_parameters
 from models.networks.systems.unet import UNet
 from models.training import distributed, thresholds
 from models.training.devices import device_of
 from models.training.exchange import exchanged_share, record_exchange
+from models.training.pace import length
+from models.training.scales import Penalty, scales_at_start, travel_by_stage
 from models.translation.build import (
     build_discriminator,
     build_generator,
@@ -55,7 +59,9 @@ class TranslationTask:
         self.steps_per_epoch = self.loader.steps_per_epoch
         self.images_per_step = recipe.data.batch_size
         self.validation = open_split(recipe.data, "val")
-        self.overview = overview({"train": open_split(recipe.data, "train"), "val": self.validation})
+        train = open_split(recipe.data, "train")
+        self.images = len(train), len(self.validation)
+        self.overview = overview({"train": train, "val": self.validation})
         self.views = chosen_views(self.validation, recipe)
         check_scores(recipe, len(self.views))
         generator, discriminator = build_generator(recipe), build_discriminator(recipe)
@@ -75,6 +81,29 @@ class TranslationTask:
 
     def describe(self) -> dict[str, Any]:
         return {**describe(self.recipe.data), **thresholds.record(self.nets.generator)}
+
+    def summary(self, steps: int) -> str:
+        (train, val), data = self.images, self.recipe.data
+        generator, discriminator = (
+            f"{count_parameters(net) / 1e6:.2f} M" for net in (self.nets.generator, self.nets.discriminator)
+        )
+        return ", ".join(
+            (
+                f"{train} training and {val} validation views",
+                f"{' + '.join(data.domains)} to {data.target}",
+                f"{generator} parameters and {discriminator} of the discriminator",
+                length(steps, self.steps_per_epoch, self.images_per_step),
+            )
+        )
+
+    def scales(self, steps: int) -> Overview:
+        optim, loss = self.recipe.optim, self.recipe.loss
+        lengths = [stage.length(self.steps_per_epoch) for stage in self.stages]
+        ways = travel_by_stage(optim, lengths, steps, None)
+        travel = sum(stage.generator_lr * way for stage, way in zip(self.stages, ways, strict=True))
+        strength = loss.sparsity * (len(self.names) if loss.per_output else 1)
+        penalty = Penalty(strength, None, (travel, travel), steps)
+        return scales_at_start(self.nets.generator, penalty, "level")
 
     def _generators(self) -> list[UNet]:
         """The generator, and its average where there is one."""

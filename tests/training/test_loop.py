@@ -6,7 +6,7 @@ import math
 import re
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -236,11 +236,25 @@ def test_what_is_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
     losses = column(tmp_path, "losses.csv", "loss/loss")
     shown = [f"loss {loss:.4g}, half {loss / 2:.4g}, images/s " for loss in losses]
     (norm,) = column(tmp_path, "metrics.csv", "norm")
-    first, second, evaluation = (record.getMessage() for record in caplog.records)
+    first, to_go, second, evaluation = (record.getMessage() for record in caplog.records)
     assert first.startswith(f"step 7: {shown[0]}")
+    assert re.fullmatch(r"step 10: \S+ s a step, about 1 s to go, evaluations aside", to_go)
     assert second.startswith(f"step 14: {shown[1]}")
     assert second.endswith(", share 50.00%")
     assert evaluation == f"step 14, epoch 3.50: norm {norm:.4f} (best)"  # its own value, not what is compared
+
+
+@pytest.mark.parametrize(
+    ("begun", "total", "told"), [(0, 9, 0), (0, 10, 0), (0, 11, 1), (0, 14, 1), (4, 14, 0)]
+)
+def test_the_time_to_go_is_told_once_if_ten_steps_leave_some(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, begun: int, total: int, told: int
+) -> None:
+    if begun:
+        run(tmp_path, Toy(), RunSettings(steps=begun))
+    with caplog.at_level(logging.INFO, "models"):
+        run(tmp_path, Toy(), replace(RUN, steps=total), resume=begun > 0)
+    assert sum("to go" in record.getMessage() for record in caplog.records) == told
 
 
 def test_a_run_begun_with_other_losses_is_resumed(tmp_path: Path) -> None:

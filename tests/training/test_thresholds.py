@@ -1,4 +1,4 @@
-"""Thresholds that are factors of medians, through trainings and files."""
+"""Thresholds that are factors of medians, through trainings and files; the words at a training's start."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from models.__main__ import main
 from models.networks.fusion.thresholds import ruled_layers
 from models.training import checkpoint, config, registry
 from models.training.errors import UsageError
+from models.training.pace import Pace, duration
 from tests.helpers import training_runs, translation_runs
 from tests.helpers.training_runs import assert_same_runs
 
@@ -216,3 +217,99 @@ def test_a_released_network_has_no_medians(tmp_path: Path, capsys: pytest.Captur
         command = ["import", str(released), "--recipe", recipe, "--output", str(tmp_path / "net.pt"), RULE]
         assert main(command) == 2
         assert "error: fusion.threshold must be a number, got 0.9*median: " in capsys.readouterr().err
+
+
+# ---- the words at the start
+
+
+def log_of(folder: Path) -> list[str]:
+    """The messages of a run's log, without times."""
+    return [line.split(" ", 2)[2] for line in (folder / "log.txt").read_text().splitlines()]
+
+
+def test_a_start_line(runs: Folders) -> None:
+    shared = "12 training and 3 validation"
+    lines = log_of(runs["segmentation"])
+    net = models.load(runs["segmentation"], ["run.device=cpu"]).net
+    millions = sum(p.numel() for name, p in net.named_parameters() if name != "alpha") / 1e6
+    expected = f"INFO {shared} images, 11 classes, rgb + depth, {millions:.2f} M parameters"
+    assert f"{expected}, 7 steps of 4 images, 2.333 epochs" in lines
+    (line,) = (line for line in log_of(runs["translation"]) if shared in line)
+    assert line.startswith(f"INFO {shared} views, normal + edge_texture to ")
+    assert re.search(
+        r", \d\.\d\d M parameters and \d\.\d\d M of the discriminator, 7 steps of 4 images", line
+    )
+
+
+@both_systems
+def test_the_scales_are_told_once(
+    runs: Folders, data: Folders, numbers: Folders, tmp_path: Path, system: str
+) -> None:
+    command = begun(system, data, numbers, tmp_path / "run")
+    assert main([*command, "run.steps=2"]) == 0
+    assert main([*command, "run.steps=3", "--resume"]) == 0
+    lines = log_of(tmp_path / "run")
+    word = "stage 1" if system == "segmentation" else "level 2"
+    assert sum(f"|γ| of {word}: " in line for line in lines) == 1
+    assert sum("the penalty alone moves a scale by up to" in line for line in lines) == 1
+    assert sum("12 training and 3 validation" in line for line in lines) == 2  # also of the part that follows
+
+
+def test_a_threshold_out_of_reach_is_warned_of(data: Folders, tmp_path: Path) -> None:
+    """Two steps cannot bring scales of 1 below 0.02; and the travel is that of the steps that are run."""
+    settings = [
+        "model.initial_scale=1",
+        "fusion.threshold=0.02",
+        "run.steps=2",
+        "optim.stages.0.encoder_lr=0.5",
+    ]
+    settings += ["optim.momentum=0.8", "loss.sparsity=0.1"]
+    for name, more, travel in (
+        ("once", [], 0.1 * 0.5 * (1 + 1.8)),
+        ("each", ["loss.per_output=true"], 3 * 0.1 * 0.5 * (1 + 1.8)),
+    ):
+        assert main(training_runs.command(data["segmentation"], tmp_path / name, *settings, *more)) == 0
+        lines = log_of(tmp_path / name)
+        (line,) = (line for line in lines if "the penalty alone moves" in line)
+        assert f"by up to {travel:.3g} in 2 steps: λ {0.1 * (3 if more else 1):.3g}, momentum 0.8" in line
+        (warning,) = (line for line in lines if "out of reach" in line)
+        assert warning.startswith(
+            "WARNING warning: the threshold is out of reach in any layer: the penalty alone"
+        )
+
+
+def test_nothing_is_warned_of_where_the_threshold_is_in_reach(data: Folders, tmp_path: Path) -> None:
+    settings = [
+        "model.initial_scale=0.05",
+        "fusion.threshold=0.02",
+        "run.steps=2",
+        "optim.stages.0.encoder_lr=0.5",
+    ]
+    command = training_runs.command(data["segmentation"], tmp_path, *settings, "loss.sparsity=0.1")
+    assert main(command) == 0
+    assert not [line for line in log_of(tmp_path) if "out of reach" in line or "are below" in line]
+
+
+def test_the_pace_leaves_out_the_first_step_and_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    pace, told = Pace(torch.device("cpu")), []
+    pace.start()
+    for step in range(12):
+        now[0] += 50 if step == 0 else 2
+        told.append(pace.count())
+        if step == 5:
+            now[0] += 1000  # an evaluation
+            pace.start()
+    assert told == [None] * 9 + [2.0] + [None] * 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        *[(0.2, "1 s"), (59.4, "59 s"), (60, "1 min"), (125, "2 min 5 s"), (7500.4, "2 h 5 min")],
+        *[(3600, "1 h"), (3659, "1 h"), (86400 * 3 + 3600 * 4 + 59, "3 d 4 h"), (86399.9, "1 d")],
+    ],
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
