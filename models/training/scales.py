@@ -86,11 +86,12 @@ class Penalty:
             how = f"λ {self.strength:.3g}, momentum {self.momentum:g}"
         return f"the penalty alone moves a scale by up to {travel:.3g} in {self.steps} steps: {how}"
 
-    def remedy(self, travel: float) -> str:
-        """The settings that let scales come further than ``travel``."""
-        if travel == 0:
+    def remedy(self, times: float) -> str:
+        """The settings that let scales come so many times as far."""
+        if not math.isfinite(times):
             return "a penalty that moves these scales: loss.sparsity, fusion.penalty, learning rates"
-        return "more steps" if self.momentum is None else "a larger loss.sparsity, or more steps"
+        which = "steps" if self.momentum is None else "loss.sparsity or steps"
+        return f"{_rounded_up(times)} times the {which}"
 
 
 class _Scales(NamedTuple):
@@ -113,10 +114,14 @@ class _Scales(NamedTuple):
     def smallest(self) -> float:
         return float(self.sizes[self.exchangeable].min())
 
-    def needed(self) -> tuple[float, float]:
-        """The thresholds that are just not enough: as a number, and as a factor of the median."""
-        left, medians = (each[self.exchangeable] for each in (self.sizes - self.travels, self.medians))
-        return float(left.min()), float((left / np.maximum(medians, np.finfo(np.float32).tiny)).min())
+    def needed(self) -> tuple[float, float, float]:
+        """What is just not enough: a threshold, as a number and as a factor of the median, or a travel, as a
+        factor of what it is."""
+        left = self.sizes - self.travels
+        with np.errstate(divide="ignore", invalid="ignore"):  # by a median or a travel of 0
+            ways = (left, left / self.medians, (self.sizes - self.thresholds) / self.travels)
+        number, factor, times = (float(way[self.exchangeable].min()) for way in ways)
+        return number, factor, times
 
 
 def scales_at_start(net: nn.Module, penalty: Penalty, word: str = "stage") -> Overview:
@@ -211,18 +216,18 @@ def _warnings(
     found = []
     far = {group: scales for group, scales in parts.items() if scales.out_of_reach}
     if far:
-        where = "any layer" if len(far) == len(parts) else ", ".join(far)
+        where = "everywhere" if len(far) == len(parts) else f"in {', '.join(far)}"
         scales = _joined(far.values())
         travel = float(scales.travels[scales.exchangeable].max())
-        number, factor = (max(needs) for needs in zip(*(each.needed() for each in far.values()), strict=True))
+        needs = zip(*(each.needed() for each in far.values()), strict=True)
+        number, factor, times = (max(each) for each in needs)
         sizes = ", ".join(f"{each.smallest:.3g} in {group}" for group, each in far.items())
-        remedy = f"above {_rounded_up(factor)}*median"
-        if relative is None:
-            remedy = f"above {_rounded_up(number)}, or {remedy}"
+        texts = [] if relative else [f"above {_rounded_up(number)}"]
+        texts += [f"above {_rounded_up(factor)}*median"] if math.isfinite(factor) else []
         found.append(
-            f"the threshold is out of reach in {where}: the penalty alone takes at most {travel:.3g} off a "
+            f"the threshold is out of reach {where}: the penalty alone takes at most {travel:.3g} off a "
             f"scale, and the smallest |γ| is {sizes}. For channels to be exchanged there, give "
-            f"fusion.threshold {remedy}, or {penalty.remedy(travel)}"
+            f"fusion.threshold {', or '.join(texts)}, or {penalty.remedy(times)}"
         )
     share = whole.below.mean()
     if share > 0.5:
@@ -236,4 +241,4 @@ def _warnings(
 def _rounded_up(value: float) -> str:
     """A positive number with two digits, not less than it is, float32's rounding aside."""
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)
-    return f"{math.ceil(value / unit - 1e-5) * unit:.2g}"
+    return f"{math.ceil(value / unit - 1e-5) * unit:g}"

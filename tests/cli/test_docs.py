@@ -5,11 +5,17 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
+import examples.own_encoder  # noqa: F401 - registers plain_net
+from models.networks.encoders import make_encoder
+from models.networks.fusion import NoFusion
+from tests.helpers.networks import randomise_norms
 from tests.helpers.own_recipes import SHORT, cen, write_package
 from tests.helpers.paths import ROOT
 from tests.helpers.planes import phone
@@ -17,6 +23,7 @@ from tests.helpers.training_runs import prepare_rooms
 from tests.helpers.trees import scene, void_255, write
 
 SMALL = [*SHORT["segmentation"], "model.encoder=resnet18", "model.frozen_statistics=false", "eval.sheet=2"]
+NUMBER = r"\d[\d.]*(?:e-\d+)?"
 
 
 def blocks(page: str, language: str, section: str | None = None) -> list[str]:
@@ -106,3 +113,30 @@ def test_depth_of_another_camera(tmp_path: Path) -> None:
     assert record["depth"]["pose"] == [1, 0, 0, 0.06, 0, 1, 0, -0.01, 0, 0, 1, 0.02]
     assert record["amplitude"]["registered_with"] == "depth"
     assert cv2.imread(str(tmp_path / "out" / "labels" / "rgb.png"), cv2.IMREAD_UNCHANGED).shape == (192, 256)
+
+
+def test_thresholds(tmp_path: Path) -> None:
+    rooms = prepare_rooms(tmp_path / "rooms")
+    weights = tmp_path / "resnet.safetensors"
+    net = make_encoder("plain_net", 2, NoFusion())  # whose checkpoints are small
+    randomise_norms(net)
+    save_file(net.state_dict(), weights)
+    changes = {
+        "data.root=/data/nyudv2": f"data.root={rooms}",
+        "model.weights=/data/resnet50.pth": f"model.weights={weights}",
+    }
+    found = commands("thresholds.md", changes)
+    assert [words[0] for words in found] == ["train", "train", "evaluate", "export", "evaluate"]
+    found[0] += ["data.num_classes=11", "model.encoder=plain_net", "run.steps=1"]
+    cen(tmp_path, *found)
+    thresholds = json.loads((tmp_path / "runs" / "relative" / "config.json").read_text())["thresholds"]
+    assert thresholds["rule"] == "0.05*median"
+    log = (tmp_path / "runs" / "relative" / "log.txt").read_text()
+    shown = [block for block in blocks("thresholds.md", "") if "|γ|" in block]
+    for line in shown[0].splitlines():
+        assert re.sub(NUMBER, "N", line) in re.sub(f"{NUMBER}( to {NUMBER})?", "N", log), line
+    (program,) = blocks("thresholds.md", "python")
+    values: dict[str, Any] = {}
+    exec(program, values)
+    assert set(values["values"].values()) == {0.05}
+    assert values["net"][1].threshold == 0.05

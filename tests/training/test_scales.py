@@ -116,12 +116,12 @@ def test_a_threshold_out_of_reach_is_told_with_the_smallest_scale_and_remedies()
     net = network(Exchange(threshold=0.2), 0.35, 1.65)
     _, (warning,) = noted(net, 0.05)
     assert warning.startswith(
-        "the threshold is out of reach in any layer: the penalty alone takes at most 0.05 off"
+        "the threshold is out of reach everywhere: the penalty alone takes at most 0.05 off"
     )
     assert "the smallest |γ| is 0.35 in stage 1, 0.35 in stage 2" in warning
     # (0.35 - 0.05) / 1 is just not enough.
     assert warning.endswith(
-        "give fusion.threshold above 0.3, or above 0.3*median, or a larger loss.sparsity, or more steps"
+        "give fusion.threshold above 0.3, or above 0.3*median, or 3 times the loss.sparsity or steps"
     )
     assert not noted(network(Exchange(threshold=0.31), 0.35, 1.65), 0.05).warnings
     assert not noted(network(Exchange(threshold=0.2), 0.35, 1.65), 0.16).warnings
@@ -132,6 +132,9 @@ def test_the_advice_helps() -> None:
         net = network(Exchange(threshold=threshold), 0.35, 1.65)
         models.fusion.resolve_thresholds(net)
         assert not noted(net, 0.05).warnings
+    net = network(Exchange(threshold=0.2), 0.35, 1.65)
+    assert not noted(net, 0.05, strength=3.01).warnings
+    assert not noted(net, 3.01 * 0.05, momentum=None).warnings
 
 
 def test_stages_out_of_reach_are_named() -> None:
@@ -142,7 +145,7 @@ def test_stages_out_of_reach_are_named() -> None:
         "the threshold is out of reach in stage 4: the penalty alone takes at most 0.05 off"
     )
     assert "the smallest |γ| is 1 in stage 4." in warning
-    assert warning.endswith("give fusion.threshold above 0.95, or above 0.95*median, or more steps")
+    assert warning.endswith("give fusion.threshold above 0.95, or above 0.95*median, or 16 times the steps")
 
 
 def test_a_relative_threshold_gets_a_larger_factor() -> None:
@@ -150,7 +153,7 @@ def test_a_relative_threshold_gets_a_larger_factor() -> None:
     models.fusion.resolve_thresholds(net)
     lines, (warning,) = noted(net, 0.1)
     assert "; threshold 0.04, 0 of " in lines[0]
-    assert "give fusion.threshold above 0.25*median, or a larger loss.sparsity" in warning
+    assert "give fusion.threshold above 0.25*median, or 1.6 times the loss.sparsity" in warning
 
 
 def test_what_is_not_a_modalitys_own_does_not_count() -> None:
@@ -227,7 +230,7 @@ def test_a_unet_has_levels() -> None:
     net = models.unet(size=32, base_width=4, threshold=0.01)
     lines, (warning,) = scales_at_start(net, Penalty(1e-3, None, (0.2, 0.2), 1000), "level")
     assert [line.partition(":")[0] for line in lines[:-1]] == [f"|γ| of level {n}" for n in (2, 3, 4)]
-    assert warning.startswith("the threshold is out of reach in any layer")
+    assert warning.startswith("the threshold is out of reach everywhere")
 
 
 def test_eighty_steps_on_a_resnet50(shared: Path) -> None:
@@ -243,7 +246,7 @@ def test_eighty_steps_on_a_resnet50(shared: Path) -> None:
     assert lines[3].startswith(
         "|γ| of stage 4: 1 % 0.619, 10 % 0.811, 50 % 0.986, 90 % 1.17; threshold 0.2, 0 of"
     )
-    assert "in any layer" in warning
+    assert "out of reach everywhere" in warning
     assert "0.349 in stage 4" in warning
     reachable = models.refinenet("resnet50", 5, width=8, threshold="0.7*median")
     load_imagenet(reachable.encoder, path)

@@ -274,7 +274,7 @@ def test_a_threshold_out_of_reach_is_warned_of(data: Folders, tmp_path: Path) ->
         assert f"by up to {travel:.3g} in 2 steps: λ {0.1 * (3 if more else 1):.3g}, momentum 0.8" in line
         (warning,) = (line for line in lines if "out of reach" in line)
         assert warning.startswith(
-            "WARNING warning: the threshold is out of reach in any layer: the penalty alone"
+            "WARNING warning: the threshold is out of reach everywhere: the penalty alone"
         )
 
 
