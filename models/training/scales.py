@@ -106,7 +106,7 @@ class _Scales(NamedTuple):
 
     @property
     def out_of_reach(self) -> bool:
-        """Whether the penalty alone brings none of these below that is to be exchanged."""
+        """Whether the penalty alone brings none of these below that may be exchanged."""
         reached = self.below | (self.sizes - self.travels < self.thresholds)
         return not (reached & self.exchangeable).any()
 
@@ -153,14 +153,16 @@ def _slopes(net: nn.Module, layers: Mapping[str, Ruled]) -> dict[str, Tensor]:
     """By layer ``[M, C]``: the size of the derivative of the fusion's penalty, without λ, by each scale."""
     fusion: Any = net.fusion
     penalty = fusion.penalty_on_scales(net)
-    weights = [layer.weight.parameter for layer, _ in layers.values()]
-    gradients: Sequence[Tensor | None] = [None] * len(weights)
-    if penalty.requires_grad:
-        gradients = torch.autograd.grad(penalty, weights, allow_unused=True)
-    return {
-        name: torch.zeros(layer.table_shape()) if slope is None else slope.abs().view(layer.table_shape())
-        for (name, (layer, _)), slope in zip(layers.items(), gradients, strict=True)
+    slopes = {name: torch.zeros(layer.table_shape()) for name, (layer, _) in layers.items()}
+    weights = {
+        name: layer.weight.parameter for name, (layer, _) in layers.items() if layer.weight.requires_grad
     }
+    if penalty.requires_grad and weights:
+        gradients = torch.autograd.grad(penalty, list(weights.values()), allow_unused=True)
+        for name, gradient in zip(weights, gradients, strict=True):
+            if gradient is not None:
+                slopes[name] = gradient.abs().view_as(slopes[name])
+    return slopes
 
 
 def _groups(net: nn.Module, layers: Mapping[str, Ruled], word: str) -> dict[str, str]:

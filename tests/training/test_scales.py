@@ -221,6 +221,15 @@ def test_most_scales_below_the_threshold_at_the_start(threshold: float, warned: 
     assert [text.endswith("give a smaller fusion.threshold") for text in warnings] == [True] * warned
 
 
+def test_frozen_scales_do_not_move() -> None:
+    net = network(Exchange(threshold=0.2), 0.3, 0.9)
+    net.encoder.layers[0].norm.weight.requires_grad_(False)
+    _, (warning,) = noted(net, 0.15)
+    assert warning.startswith(
+        "the threshold is out of reach in stage 1: the penalty alone takes at most 0 off"
+    )
+
+
 def test_nothing_is_said_of_networks_without_a_threshold() -> None:
     for fusion, modalities in ((FixedPortion(), 2), (Exchange(threshold=0.0), 2), (Exchange(), 1)):
         assert noted(network(fusion, 0.3, 0.9, modalities), 0.1) == Overview([], [])
