@@ -51,7 +51,9 @@ def _released(paper: TranslationRecipe) -> TranslationRecipe:
         fusion=Exchange(threshold=0.01, region="all"),
         optim=OptimSettings(passes=2),
         loss=LossSettings(per_output=True),
-        eval=EvalSettings(fid=FidSettings(preparation="released")),
+        eval=EvalSettings(
+            fid=FidSettings(preparation="released", kid_subsets=50, kid_subset_size=None),
+        ),
     )
 
 

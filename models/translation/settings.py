@@ -138,7 +138,7 @@ class EvalSettings:
         "what -1 and 1 are in MAE and MSE; none: 0,1, or of depth 0,11.1: ln(1 + stored)",
         resumable=True,
     )
-    best: Literal["l1", "psnr", "ssim", "fid", "kid"] = setting(
+    best: Literal["l1", "rmse", "psnr", "ssim", "fid", "kid"] = setting(
         "l1", "score of the ensemble by which the best checkpoint is chosen", resumable=True
     )
     pictures: int = setting(

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -24,7 +25,6 @@ from models.translation.metrics.fid import (
     feature_scores,
     frechet_distance,
     kernel_distance,
-    quantize,
     released,
     squared_mmd,
 )
@@ -49,7 +49,8 @@ def by_hand(output: Tensor, target: Tensor, unit: float) -> dict[str, float]:
         ssim = np.mean([ssim_by_hand((x + 1) / 2, (y + 1) / 2) for x, y in zip(a, b, strict=True)])
         mae = np.mean(np.abs(a - b))
         rows.append((mae, mse, mae * unit, mse * unit**2, 10 * np.log10(2**2 / mse), ssim))
-    return dict(zip(SCORES, np.mean(rows, 0), strict=True))
+    l1, l2, mae, mse, psnr, ssim = np.mean(rows, 0)
+    return dict(zip(SCORES, (l1, l2, mae, mse, np.sqrt(mse), psnr, ssim), strict=True))
 
 
 def ssim_by_hand(a: np.ndarray, b: np.ndarray) -> float:
@@ -88,6 +89,7 @@ def test_a_constant_error_in_closed_form() -> None:
             "ensemble/l2": 0.25,
             "ensemble/mae": 0.25,
             "ensemble/mse": 0.0625,
+            "ensemble/rmse": 0.25,
             "ensemble/psnr": 10 * math.log10(16),
             "ensemble/ssim": (2 * x * y + 1e-4) / (x * x + y * y + 1e-4),
         },
@@ -101,7 +103,7 @@ def test_without_error_and_without_images() -> None:
     same = images(0, 2, 3, 16, 16)
     metrics.update([same], same)
     found = metrics.compute()
-    assert [found[f"ensemble/{score}"] for score in SCORES[:5]] == [0, 0, 0, 0, math.inf]
+    assert [found[f"ensemble/{score}"] for score in SCORES[:6]] == [0, 0, 0, 0, 0, math.inf]
     assert found["ensemble/ssim"] == pytest.approx(1, abs=1e-14)
 
 
@@ -238,10 +240,69 @@ def test_clean_images_are_pils(size: tuple[int, int]) -> None:
     assert np.abs(found - (expected - 128) / 128).max() < 2e-4
 
 
-def test_released_images_are_8_bits() -> None:
-    x = torch.tensor([-1.5, -1, -0.999, 0.1, 0.999, 1, 1.5]).view(1, 1, 1, 7)
-    assert torch.equal(released(x).flatten() * 255, torch.tensor([0.0, 0, 0, 140, 255, 255, 255]))
-    assert torch.equal(quantize(2 * released(x) - 1), released(x))
+def drawn(image: np.ndarray) -> np.ndarray:
+    """An image ``[3, H, W]`` as the released code's file has it, ``[500, 500, 3]`` from 0 to 255.
+
+    Each image's own extremes, of all channels, become 0 and 255; cut off to 8 bits; pixels by their distance.
+    """
+    low, high = image.min(), image.max()
+    gray = ((image - low) / (high - low) * np.float32(255)).astype(np.uint8).transpose(1, 2, 0)
+    for axis in (0, 1):
+        length = gray.shape[axis]
+        apart = np.abs((np.arange(500)[:, None] + 0.5) / 500 - (np.arange(length) + 0.5) / length)
+        gray = gray.take(apart.round(12).argmin(1), axis)
+    return gray
+
+
+@pytest.mark.parametrize("size", [(256, 256), (128, 128), (75, 130)])
+def test_released_images_are_stretched_cut_off_and_drawn(size: tuple[int, int]) -> None:
+    x = torch.cat([0.4 * images(0, 1, 3, *size) + 0.1, images(1, 1, 3, *size)])
+    found = released(x)
+    assert found.shape == (2, 3, 500, 500)
+    for one, image in zip(found, x, strict=True):
+        np.testing.assert_array_equal((255 * one).round().permute(1, 2, 0).numpy(), drawn(image.numpy()))
+        assert (one.min(), one.max()) == (0, 1)
+    # Cut off, not rounded; of one value: black; not a number: stays so, which a score is to show.
+    ramp = torch.tensor([0.0, 0.41, 0.9, 1.0]).view(1, 1, 2, 2) * 2 - 1
+    assert set((255 * released(ramp)).round().unique().tolist()) == {0, 104, 229, 255}
+    assert released(torch.full((1, 1, 2, 2), 0.3)).abs().max() == 0
+    assert released(torch.full((1, 3, 4, 4), math.nan)).isnan().all()
+
+
+def test_released_images_are_matplotlibs(tmp_path: Path) -> None:
+    """A figure of 5×5 inches without margins; the resampling of early 2019 named, which was the default."""
+    pytest.importorskip("matplotlib", reason="needs matplotlib")
+    from matplotlib.figure import Figure
+
+    x = images(0, 1, 3, 256, 256)
+    figure = Figure(figsize=(5, 5))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.axis("off")
+    low, high = x.min(), x.max()
+    gray = ((x[0] - low) / (high - low) * 255).floor().to(torch.uint8).permute(1, 2, 0).numpy()
+    axes.imshow(gray, interpolation="nearest")
+    figure.savefig(tmp_path / "a.png", dpi=100)
+    file = cv2.imread(str(tmp_path / "a.png"))[:, :, ::-1]
+    np.testing.assert_array_equal((255 * released(x)[0]).round().permute(1, 2, 0).numpy(), file)
+
+
+def test_kids_subsets_of_all_images_are_one() -> None:
+    """50 subsets of 1000 of fewer images, as the released code draws them: all of the images, each time."""
+    settings = FidSettings(kid_subsets=50, kid_subset_size=None)
+    assert [settings.subset_size(count) for count in (7, 500, 1000, 1500)] == [7, 500, 1000, 1000]
+    settings.check_images(2)
+
+    def means(x: Tensor) -> Tensor:
+        return x.mean((1, 2, 3))[:, None].expand(-1, 2048)
+
+    scores = FeatureScores(1, means, settings)
+    output, target = images(0, 7, 3, 16, 16), images(1, 7, 3, 16, 16)
+    scores.update([output], target)
+    x, y = (means(clean(each)).double().numpy() for each in (output, target))
+    cubes = [(a @ b.T / 2048 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y))]
+    within = [(k.sum() - np.trace(k)) / 42 for k in cubes[:2]]
+    found = scores._kid(scores.outputs[0])
+    assert found["kid"] == pytest.approx(100 * (sum(within) - 2 * cubes[2].mean()), rel=1e-9)
 
 
 def test_feature_scores_of_outputs() -> None:
@@ -253,12 +314,12 @@ def test_feature_scores_of_outputs() -> None:
         return nn.functional.adaptive_avg_pool2d(x, 2).flatten(1) @ weight.T
 
     target, good, bad = images(0, 12, 1, 16, 16), images(1, 12, 1, 16, 16), images(2, 12, 1, 16, 16) - 0.5
-    settings = FidSettings(preparation="released", kid_subsets=7, kid_subset_size=6)
+    settings = FidSettings(kid_subsets=7, kid_subset_size=6)
     metrics = TranslationMetrics(("good", "bad"), features=FeatureScores(2, crude, settings))
     for part in (slice(0, 5), slice(5, 12)):
         metrics.update([good[part], bad[part]], target[part])
     found = metrics.compute()
-    features = [crude(quantize(x).expand(-1, 3, -1, -1)) for x in (target, good, bad)]
+    features = [crude(clean(x.expand(-1, 3, -1, -1))) for x in (target, good, bad)]
     centred = [(x.double() - x.double().mean(0)).numpy() for x in features]
     for name, x, xc in zip(("good", "bad"), features[1:], centred[1:], strict=True):
         means = (x.double().mean(0) - features[0].double().mean(0)).square().sum()

@@ -66,7 +66,8 @@ def test_released_recipes_differ_as_the_released_code_does(pair: str) -> None:
         "optim.passes: 1 -> 2",
         "loss.per_output: false -> true",
     ]
-    assert released.eval.fid.preparation == "released"
+    fid = released.eval.fid
+    assert (fid.preparation, fid.kid_subsets, fid.kid_subset_size) == ("released", 50, None)
 
 
 @pytest.mark.parametrize("name", NAMES)

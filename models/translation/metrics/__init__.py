@@ -9,14 +9,14 @@ from the squared error, which is needed anyway.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import exp
+from math import exp, sqrt
 
 import torch
 from torch import Tensor, distributed
 
 from models.translation.metrics.fid import FEATURE_SCORES, FeatureScores
 
-SCORES = ("l1", "l2", "mae", "mse", "psnr", "ssim")
+SCORES = ("l1", "l2", "mae", "mse", "rmse", "psnr", "ssim")
 _WINDOW = 11  # pixels; Wang et al. (2004)
 _SIGMA = 1.5
 
@@ -26,8 +26,10 @@ class TranslationMetrics:
 
     - ``l1``, ``l2``: mean absolute and mean squared difference on the network's scale, [-1, 1]; ``l1`` is the
       generator's loss.
-    - ``mae``, ``mse``: the same two in the target's unit. None of the four is a root or scaled up; by which
-      factors the paper's L1, L2, MAE and MSE are, its text does not say.
+    - ``mae``, ``mse``: the same two in the target's unit. None of the four is a root or scaled up.
+    - ``rmse``: the root of ``mse``, taken once, of the mean over all images, as the released code takes it of
+      ``l2``. What the papers' tables call MSE is that root on [-1, 1] (``value_range`` of (-1, 1)), times 10,
+      as MAE is: their "MSE" exceeds 2 MAE, which squares of differences up to 2 cannot.
     - ``psnr``: in dB, the peak being the whole range; infinite for an image without error.
     - ``ssim``: as ``structural_similarity``, averaged over channels.
     - ``fid``, ``kid``: with ``features`` only; see ``models.translation.metrics.fid``.
@@ -107,7 +109,8 @@ class TranslationMetrics:
         features = self.features.compute() if self.features is not None else [{}] * len(self.names)
         found: dict[str, float] = {}
         for name, (l1, l2, psnr, ssim), more in zip(self.names, means, features, strict=True):
-            values = (l1, l2, self.unit * l1, self.unit**2 * l2, psnr, ssim)
+            mse = self.unit**2 * l2
+            values = (l1, l2, self.unit * l1, mse, sqrt(mse), psnr, ssim)
             found |= {f"{name}/{score}": value for score, value in zip(SCORES, values, strict=True)}
             found |= {f"{name}/{score}": value for score, value in more.items()}
         return found

@@ -22,6 +22,7 @@ from models.training.settings import require, require_at_least
 from models.translation.metrics.inception import FEATURES, SIZE, Inception, load_inception
 
 FEATURE_SCORES = ("fid", "kid")
+_DRAWN = 500  # height and width of the released code's files
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,15 @@ class FidSettings:
         None, "FID's Inception weights, .pth or .safetensors; none: neither FID nor KID", resumable=True
     )
     preparation: Literal["clean", "released"] = setting(
-        "clean", "clean: resize with antialiasing; released: without, as the released code", resumable=True
+        "clean",
+        "clean: resize with antialiasing; released: each image stretched by itself, resized without, as the "
+        "released code",
+        resumable=True,
     )
     kid_subsets: int = setting(100, "random subsets that KID is averaged over; 0: no KID", resumable=True)
-    kid_subset_size: int = setting(100, "images in each subset", resumable=True)
+    kid_subset_size: int | None = setting(
+        100, "images in each subset; none: all, 1000 at most, as the released code", resumable=True
+    )
     kid_seed: int = setting(0, "seeds the choice of the subsets", resumable=True)
 
     def __post_init__(self) -> None:
@@ -51,11 +57,15 @@ class FidSettings:
         """
         if count < 2:
             raise UsageError(f"FID needs the covariance of 2 images or more, and there is {count}")
-        if self.kid_subsets and self.kid_subset_size > count:
+        if self.kid_subsets and self.subset_size(count) > count:
             raise UsageError(
                 f"eval.fid.kid_subset_size={self.kid_subset_size}: there are only {count} images; "
                 f"expected 2 to {count}, or eval.fid.kid_subsets=0 for no KID"
             )
+
+    def subset_size(self, count: int) -> int:
+        """The size of KID's subsets of so many images."""
+        return min(1000, count) if self.kid_subset_size is None else self.kid_subset_size
 
     def load(self) -> Inception:
         """The network of ``weights``, which are set, on the CPU.
@@ -88,14 +98,19 @@ def clean(images: Tensor) -> Tensor:
 
 
 def released(images: Tensor) -> Tensor:
-    """Prepare as for the paper's figures, as far as is known: ``[N, 3, H, W]`` for the Inception.
+    """Prepare as the authors' released code does: ``[N, 3, 500, 500]`` for the Inception.
 
-    Known is that the released code saves the images and scores the files. Here: 8 bits, [-1, 1] mapped to
-    0 to 255 and rounded, and the resize left to the Inception, bilinear without antialiasing as in the common
-    PyTorch port. Not known are the files' format (taken for lossless), whether values were rounded or cut off
-    (taken for rounded), whether an image's own extremes became 0 and 255 (taken for not), and KID's subsets.
+    It scores files. In each image, real ones too, the least value of all channels becomes 0 and the largest
+    255, and what is between is cut off to 8 bits, not rounded; matplotlib draws it at 500×500. Its resampling
+    is that of early 2019, the nearest pixel, the lower one of two (from version 3.2 on it is a windowed
+    filter). The Inception resizes that bilinearly without antialiasing. An image of one value is black.
     """
-    return quantize(images)
+    low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
+    shares = (images - low) / torch.where(high == low, 1, high - low)
+    drawn, places = (255 * shares).floor(), torch.arange(_DRAWN, device=images.device)
+    for dim in (2, 3):
+        drawn = drawn.index_select(dim, ((2 * places + 1) * images.shape[dim] - 1) // (2 * _DRAWN))
+    return drawn / 255
 
 
 PREPARATIONS: dict[str, Callable[[Tensor], Tensor]] = {"clean": clean, "released": released}
@@ -271,7 +286,10 @@ class FeatureScores:
         if not chosen.kid_subsets:
             return {}
         pair = torch.cat(output.vectors), torch.cat(self.target.vectors)
-        distance = kernel_distance(*pair, chosen.kid_subsets, chosen.kid_subset_size, chosen.kid_seed)
+        size = chosen.subset_size(output.count)
+        # Subsets of all images differ in nothing but their order.
+        subsets = chosen.kid_subsets if size < output.count else 1
+        distance = kernel_distance(*pair, subsets, size, chosen.kid_seed)
         return {"kid": 100 * float(distance)}
 
 
