@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from models.data.files import composed, visible
 from models.data.images import FILE_SUFFIXES
@@ -57,12 +58,14 @@ def check_complete(files: Collection[str], kinds: Sequence[str]) -> None:
         raise UsageError(f"expected a file of each of {', '.join(kinds)}, got {', '.join(files) or 'none'}")
 
 
-def match_files(paths: Mapping[str, Path], ending: str = "") -> dict[str, dict[str, Path]]:
+def match_files(
+    paths: Mapping[str, Path], endings: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, dict[str, Path]]:
     """Match files or folders of them: by scene, in order of their names, the file of every modality.
 
     Args:
         paths: by modality a file, or a folder.
-        ending: what the names may end in that is not the scene's, with ``{}`` for the modality.
+        endings: by modality what its names may end in that is not the scene's.
 
     Raises:
         UsageError: a counterpart is missing; a folder without images, or with two of one name; a file beside
@@ -70,13 +73,13 @@ def match_files(paths: Mapping[str, Path], ending: str = "") -> dict[str, dict[s
     """
     first = next(iter(paths))
     if not any(path.is_dir() for path in paths.values()):
-        return {paths[first].stem.removesuffix(ending.format(first)): dict(paths)}
+        return {paths[first].stem.removesuffix(endings.get(first, "")): dict(paths)}
     for modality, path in paths.items():
         if not path.is_dir():
             raise UsageError(
                 f"{option_of(modality)}: {path} is a file; give a folder for every modality, or for none"
             )
-    found = {modality: images_of(path, ending.format(modality)) for modality, path in paths.items()}
+    found = {modality: images_of(path, endings.get(modality, "")) for modality, path in paths.items()}
     for files in found.values():
         for stem, file in files.items():
             for other, others in found.items():

@@ -65,10 +65,27 @@ def save_image(path: Path, image: NDArray[np.unsignedinteger[Any]]) -> None:
     Raises:
         UsageError: it cannot be written there.
     """
-    stored = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
+    _save(path, ".png", image)
+
+
+def save_numbers(path: Path, image: NDArray[Any]) -> None:
+    """Write ``[H, W, 3]`` or ``[H, W]`` numbers to ``.npy`` (any), ``.tiff`` (float32) or ``.png``.
+
+    Raises:
+        UsageError: it cannot be written there.
+    """
+    _save(path, path.suffix, image)
+
+
+def _save(path: Path, suffix: str, image: NDArray[Any]) -> None:
+    """Write numbers as files of the suffix hold them."""
+    stored = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 and suffix != ".npy" else image
     try:
-        with replacing(path) as temporary:
-            cv2.imencode(".png", stored)[1].tofile(temporary)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            if suffix == ".npy":
+                np.save(file, stored)
+            else:
+                cv2.imencode(suffix, stored)[1].tofile(file)
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
 

@@ -15,7 +15,8 @@ def add(commands: Commands) -> None:
     parser = add_command(
         commands,
         "predict",
-        help="run a trained network on image files; translation takes their middle square",
+        help="run a trained network on image files; translation takes their middle square, or all of it "
+        "with eval.size=full",
     )
     add_checkpoint(parser)
     add_overrides(parser)

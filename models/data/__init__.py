@@ -25,17 +25,20 @@ from models.data.layouts import LAYOUTS, Layout
 from models.data.loading import Batch, Loader, collate, eval_loader, train_loader
 from models.data.modalities import MODALITIES, Reader, configured
 from models.data.nyudv2 import prepare_nyudv2
+from models.data.pairs import LayoutDomain
 from models.data.scenes import CLASSES as SYNTHETIC_CLASSES
 from models.data.sunrgbd import prepare_sunrgbd
 from models.data.synthetic import prepare_synthetic
 from models.data.taskonomy import DOMAINS, Domain
 from models.data.transforms import TrainTransform, broaden
 from models.data.translation import (
+    AnyDomain,
     Jitter,
     Square,
     TranslationBatch,
     TranslationSample,
     TranslationSet,
+    Whole,
     collate_translation,
 )
 
@@ -53,12 +56,14 @@ __all__ = [
     "NYU40",
     "SUN37",
     "SYNTHETIC_CLASSES",
+    "AnyDomain",
     "Batch",
     "DataError",
     "Domain",
     "InputSpec",
     "Jitter",
     "Layout",
+    "LayoutDomain",
     "Loader",
     "Reader",
     "Sample",
@@ -68,6 +73,7 @@ __all__ = [
     "TranslationBatch",
     "TranslationSample",
     "TranslationSet",
+    "Whole",
     "broaden",
     "collate",
     "collate_translation",

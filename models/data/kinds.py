@@ -73,8 +73,8 @@ def is_mixed(kind: str | None) -> bool:
     return kind not in _UNMIXED
 
 
-def resized(image: Array, size: Sequence[int], kind: str | None) -> Array:
-    """An ``[H, W, C]`` image of another size, height and width.
+def resized(image: Array, size: Sequence[int], kind: str | None, averaged: bool = False) -> Array:
+    """An ``[H, W, C]`` image of another size, height and width; ``averaged`` over all pixels if it shrinks.
 
     Kinds that are never averaged take the nearest pixel. Of ``SPARSE`` ones, whose missing pixels are 0, only
     those that are known are averaged, and what was missing stays so. (So does a value that is 0 because it is
@@ -85,11 +85,12 @@ def resized(image: Array, size: Sequence[int], kind: str | None) -> Array:
     if not is_mixed(kind):
         nearest = cv2.resize(image, width_height, interpolation=cv2.INTER_NEAREST_EXACT)
         return np.asarray(nearest.reshape(shape))
-    linear = cv2.resize(image, width_height, interpolation=cv2.INTER_LINEAR).reshape(shape)
+    how = cv2.INTER_AREA if averaged and size[0] < image.shape[0] else cv2.INTER_LINEAR
+    linear = cv2.resize(image, width_height, interpolation=how).reshape(shape)
     if kind != SPARSE:
         return np.asarray(linear)
     known = np.asarray(image.any(axis=-1))
-    share = cv2.resize(known.astype(np.float32), width_height, interpolation=cv2.INTER_LINEAR)[:, :, None]
+    share = cv2.resize(known.astype(np.float32), width_height, interpolation=how)[:, :, None]
     there = cv2.resize(known.astype(np.uint8), width_height, interpolation=cv2.INTER_NEAREST_EXACT)[
         :, :, None
     ]

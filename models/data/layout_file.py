@@ -21,6 +21,11 @@ LAYOUT_FILE = "layout.json"
 _LARGEST = 2**16 - 1  # the largest stored value
 
 
+def has_own_layout(root: Path) -> bool:
+    """Whether a folder describes itself, by a ``layout.json``."""
+    return (root / LAYOUT_FILE).is_file()
+
+
 def find_layout(root: Path, name: str | None = None) -> Layout:
     """The layout of a folder: the one named, else that of its ``layout.json``, else the one it looks like.
 
@@ -37,7 +42,7 @@ def find_layout(root: Path, name: str | None = None) -> Layout:
                 f"unknown layout {name!r}: expected {', '.join(LAYOUTS)}{suggest(name, LAYOUTS)}"
             )
         return LAYOUTS[name]
-    if (root / LAYOUT_FILE).is_file():
+    if has_own_layout(root):
         return read_layout(root / LAYOUT_FILE)
     found = [layout for layout in LAYOUTS.values() if looks_like(root, layout)]
     if len(found) != 1:
@@ -75,8 +80,12 @@ def _expectations() -> str:
     return ", ".join(told)
 
 
-def read_layout(path: Path) -> Layout:
+def read_layout(path: Path, labels: bool = True) -> Layout:
     """The layout that a ``layout.json`` describes: fields of ``Layout``, those of ``base`` where absent.
+
+    Args:
+        path: the file.
+        labels: whether it must say where label maps are, which translation does without.
 
     Raises:
         DataError: the file cannot be read, or a field is unknown, missing, of the wrong type or out of range;
@@ -104,8 +113,9 @@ def read_layout(path: Path) -> Layout:
     # Whose files are others is no longer the archive whose images are larger than their labels.
     crop = base.crop_to_labels and "files" not in values
     layout = replace(base, **values, crop_to_labels=crop, stated=tuple(values))
-    if LABELS not in layout.files or len(layout.files) < 2:
-        raise DataError(f"{path}: files must give the paths of labels and of every modality")
+    if not layout.files.keys() - {LABELS, CAMERA} or (labels and LABELS not in layout.files):
+        wanted = "labels and of " if labels else ""
+        raise DataError(f"{path}: files must give the paths of {wanted}every modality")
     _check_template(path, "lists", layout.lists, ("split", "file"))
     for kind, template in layout.files.items():
         beside = ("rgb",) if kind != "rgb" and "rgb" in layout.files else ()

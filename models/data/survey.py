@@ -84,6 +84,8 @@ class Values:
         """Count one file; of one with holes, what is 0 is missing."""
         stored, image = file.stored, file.image
         known = image.any(axis=-1) if has_holes else np.ones(image.shape[:2], bool)
+        if stored.dtype.kind == "f":  # what is not finite is missing in any case
+            known &= np.isfinite(stored).reshape(*known.shape, -1).all(axis=-1)
         self.kinds[kind_of(stored)] += 1
         self.sizes[size_of(stored)] += 1
         self.known += int(known.sum())

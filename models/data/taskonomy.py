@@ -30,8 +30,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.data import kinds
 from models.data.files import read_lines, walk
 from models.data.images import DataError, Frame, kind_of, read_stored
+from models.data.inputs import InputSpec
 from models.data.layouts import SPLITS
 from models.networks.messages import suggest
 
@@ -61,6 +63,26 @@ class Domain:
     scale: float = 1.0
     logarithmic: bool = False
     mixed: bool = True
+
+    @property
+    def channels(self) -> int:
+        """As many as the generator gives where it is the target: three, alike where files have one."""
+        return 3
+
+    @property
+    def hole(self) -> float | None:
+        """The encoded value of pixels that no loss and no score counts: none, as in the paper all count."""
+        return None
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """What -1 and 1 stand for in MAE and MSE."""
+        return (0.0, 255 / self.scale if self.logarithmic else 1.0)
+
+    @property
+    def suffix(self) -> str:
+        """Of the files of what a network makes."""
+        return ".png"
 
     def read(self, path: Path | Frame) -> NDArray[np.float32]:
         """A file as networks see it, ``[H, W, 3]`` or ``[H, W, 1]`` float32 from -1 to 1.
@@ -96,12 +118,35 @@ class Domain:
         values = (values + 1) * (127.5 / self.scale)
         return torch.expm1(values) if self.logarithmic else values
 
+    def stored(self, image: Tensor) -> NDArray[np.uint8] | NDArray[np.uint16]:
+        """Convert to what a file would hold: ``[H, W, 3]`` of 8 bits, or ``[H, W]`` of 16.
+
+        Args:
+            image: ``[3, H, W]`` in [-1, 1]; a domain of one channel gets the mean of the three.
+        """
+        image = image.double().cpu()
+        if self.bits == 16:
+            return _rounded(self.decode(image.mean(0)), 2**16 - 1).numpy().astype(np.uint16)
+        return _rounded(self.decode(image.permute(1, 2, 0)), 255).numpy().astype(np.uint8)
+
+    def resized(self, image: NDArray[np.float32], size: Sequence[int]) -> NDArray[np.float32]:
+        """An image as ``read`` gives it in another size, height and width."""
+        return kinds.resized(image, size, None if self.mixed else "categorical", averaged=True)
+
     def mirrored(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """An image as ``read`` gives it, mirrored; of normals the one of the mirrored scene."""
-        image = image[:, ::-1].copy()
-        if self.name == "normal":
-            image[:, :, 0] *= -1
-        return image
+        return kinds.mirrored(image, "normals" if self.name == "normal" else None)
+
+    def spec(self) -> InputSpec:
+        """Encoded values / 127.5 - 1, in words."""
+        white = f"{255 / self.scale:g}"
+        unit = f"{white} of ln(1 + stored)" if self.logarithmic else f"{white} as stored"
+        order = "rgb" if self.name == "rgb" else None
+        return InputSpec(self.name, unit, 1 if self.bits == 16 else None, order, (0.5,), (0.5,))
+
+
+def _rounded(values: Tensor, largest: int) -> Tensor:
+    return values.round().clamp(0, largest)
 
 
 def _stored_depth(meters: NDArray[Any]) -> NDArray[np.uint16]:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.data.images import DataError, size_of
+from models.data.images import DataError, Frame, size_of
+from models.data.layout_file import has_own_layout
 from models.data.layouts import SPLITS
-from models.data.taskonomy import Domain, find_domain, find_views
+from models.data.pairs import LayoutDomain, LayoutReader, Pairs, find_pairs
+from models.data.taskonomy import Domain, ViewFiles, find_domain, find_views
 from models.data.transforms import broaden
 
 Image = NDArray[np.float32]  # [H, W, C] from -1 to 1; C is 3 or 1
+AnyDomain: TypeAlias = Domain | LayoutDomain
 
-_CHANNELS = 3
+_CHANNELS = 3  # of inputs; a single one is tiled
 
 
 class TranslationSample(NamedTuple):
@@ -29,7 +31,7 @@ class TranslationSample(NamedTuple):
     images: tuple[Image, ...]  # M
     target: Image
     name: str  # building, point and view
-    domains: tuple[Domain, ...]  # M + 1: of the images, then of the target
+    domains: tuple[AnyDomain, ...]  # M + 1: of the images, then of the target
 
 
 @dataclass
@@ -37,7 +39,7 @@ class TranslationBatch:
     """N samples of M domains, stacked domain-major: rows ``m*N .. m*N+N-1`` are domain m."""
 
     images: Tensor  # [M*N, 3, H, W] float32 from -1 to 1, channels_last
-    target: Tensor  # [N, 3, H, W] likewise
+    target: Tensor  # [N, C', H, W] likewise; C' is the target domain's ``channels``
     names: list[str]  # N
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> TranslationBatch:
@@ -50,23 +52,68 @@ class TranslationBatch:
         return replace(self, images=self.images.pin_memory(), target=self.target.pin_memory())
 
 
-class TranslationSet:
-    """The views of a split in Taskonomy's layout; see ``models.data.taskonomy``.
+class TaskonomyReader:
+    """Makes what networks see of a view's files, one for each of Taskonomy's domains.
 
-    Every file is looked for (not opened) when the set is made, so that a missing one stops a training before
-    it starts.
+    Args:
+        names: of the domains, in the order of the images.
+
+    Raises:
+        ValueError: a domain is unknown.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.domains = tuple(map(find_domain, names))
+
+    def files(self) -> tuple[str, ...]:
+        """The files that are read, by what they hold."""
+        return tuple(domain.name for domain in self.domains)
+
+    def endings(self) -> dict[str, str]:
+        """By what they hold, what the names of files end in that is not the view's."""
+        return {domain.name: f"_domain_{domain.name}" for domain in self.domains}
+
+    def read(self, files: Mapping[str, Path | Frame]) -> tuple[Image, ...]:
+        """The encoded images.
+
+        Raises:
+            DataError: a file is broken, not what its domain stores, or of another size than the last one.
+        """
+        paths = [files[domain.name] for domain in self.domains]
+        images = tuple(domain.read(path) for domain, path in zip(self.domains, paths, strict=True))
+        for image, path in zip(images, paths, strict=True):
+            if image.shape[:2] != images[-1].shape[:2]:
+                raise DataError(f"{path} is {size_of(image)}, but {paths[-1]} is {size_of(images[-1])}")
+        return images
+
+
+ViewReader: TypeAlias = TaskonomyReader | LayoutReader
+
+
+class TranslationSet:
+    """The views of a split: of any pairs where the folder has a ``layout.json``, else in Taskonomy's layout.
+
+    See ``models.data.pairs`` and ``models.data.taskonomy``. Every file is looked for when the set is made, so
+    that a missing one stops a training before it starts; of pairs the first view's are opened as well.
 
     Args:
         root: folder of the data set.
         split: ``train`` or ``val``.
         domains: names of the inputs; samples give them in this order.
         target: name of the domain to be made of them.
-        lists: paths of the training and the validation list; empty: see ``taskonomy.find_views``.
+        lists: paths of the training and the validation list; empty: the layout's.
 
     Raises:
-        DataError: a list or file is missing, a line is malformed; from ``dataset[i]``: a file is broken, not
-            what its domain stores, or of another size than the others of its view.
-        ValueError: a domain is unknown or named twice, ``split`` or ``lists`` is none.
+        DataError: a list or file is missing, a line is malformed, ``layout.json`` is wrong; from
+            ``dataset[i]``: a file is broken, not what its domain stores, or of another size than the others
+            of its view.
+        ValueError: a domain is unknown, cannot be one, or is named twice; ``split`` or ``lists`` is none.
+
+    Attributes:
+        reader: of a view's files.
+        domains: of the inputs, then of the target.
+        source: the list or the folder that the views were found in; the root in Taskonomy's layout.
+        guessed_kinds: of a ``layout.json``, the modalities whose kind only the files told.
     """
 
     def __init__(
@@ -88,23 +135,34 @@ class TranslationSet:
         if len(set(names)) < len(names):
             raise ValueError(f"domains and target must differ, got {','.join(domains)} and {target}")
         self.root, self.split = Path(root), split
-        self.domains = tuple(find_domain(name) for name in names)
-        self._views = find_views(self.root, split, names, lists)
+        self.reader: ViewReader
+        self._views: Pairs | list[ViewFiles]
+        if has_own_layout(self.root):
+            list_file = dict(zip(SPLITS, lists, strict=False)).get(split, "")
+            pairs = self._views = find_pairs(self.root, split, names, list_file)
+            self.reader, self.source, self.guessed_kinds = pairs.reader, pairs.source, pairs.guessed_kinds
+        else:
+            self.reader, self.source, self.guessed_kinds = TaskonomyReader(names), str(self.root), ()
+            self._views = find_views(self.root, split, names, lists)
+
+    @property
+    def domains(self) -> tuple[AnyDomain, ...]:
+        return self.reader.domains
 
     def __len__(self) -> int:
-        return len(self._views)
+        return len(self._views.scenes if isinstance(self._views, Pairs) else self._views)
 
-    def files(self, index: int) -> list[Path]:
-        """A view's files, in the order of ``domains``."""
-        return [self._views[index].path(self.root, domain.name) for domain in self.domains]
+    def files(self, index: int) -> Mapping[str, Path]:
+        """A view's files, by what they hold."""
+        if isinstance(self._views, Pairs):
+            return self._views.scenes[index]
+        view = self._views[index]
+        return {domain.name: view.path(self.root, domain.name) for domain in self.domains}
 
     def __getitem__(self, index: int) -> TranslationSample:
-        view, paths = self._views[index], self.files(index)
-        images = [domain.read(path) for domain, path in zip(self.domains, paths, strict=True)]
-        for image, path in zip(images, paths, strict=True):
-            if image.shape[:2] != images[-1].shape[:2]:
-                raise DataError(f"{path} is {size_of(image)}, but {paths[-1]} is {size_of(images[-1])}")
-        return TranslationSample(tuple(images[:-1]), images[-1], view.name, self.domains)
+        name = self._views.names[index] if isinstance(self._views, Pairs) else self._views[index].name
+        *images, target = self.reader.read(self.files(index))
+        return TranslationSample(tuple(images), target, name, self.domains)
 
 
 @dataclass(frozen=True)
@@ -113,7 +171,8 @@ class Jitter:
 
     The shorter side becomes ``resize`` pixels, a square of ``crop`` is cut out at random, half of the samples
     are mirrored (of normals: the scene is). Images are averaged when they shrink and interpolated linearly
-    when they grow, but for depth and segments, of which the nearest pixel is taken.
+    when they grow, but for depth and segments (and normals of a ``layout.json``), of which the nearest pixel
+    is taken.
 
     Raises:
         ValueError: a side is not positive, or ``crop`` larger than ``resize``.
@@ -133,8 +192,8 @@ class Jitter:
         top, left = (int(rng.integers(length - self.crop + 1)) for length in size)
         mirror = self.mirror and rng.random() < 0.5
 
-        def cut(image: Image, domain: Domain) -> Image:
-            cropped = _resized(image, domain, size)[top : top + self.crop, left : left + self.crop]
+        def cut(image: Image, domain: AnyDomain) -> Image:
+            cropped = domain.resized(image, size)[top : top + self.crop, left : left + self.crop]
             return domain.mirrored(cropped) if mirror else cropped
 
         return _each(sample, cut)
@@ -159,14 +218,23 @@ class Square:
         size = _with_shorter_side(self.size, sample.target)
         top, left = ((length - self.size) // 2 for length in size)
 
-        def cut(image: Image, domain: Domain) -> Image:
-            return _resized(image, domain, size)[top : top + self.size, left : left + self.size]
+        def cut(image: Image, domain: AnyDomain) -> Image:
+            return domain.resized(image, size)[top : top + self.size, left : left + self.size]
 
         return _each(sample, cut)
 
 
+@dataclass(frozen=True)
+class Whole:
+    """Evaluation's transform where images stay as large as they are."""
+
+    def __call__(self, sample: TranslationSample, _: np.random.Generator | None = None) -> TranslationSample:
+        """The sample as it is."""
+        return sample
+
+
 def collate_translation(samples: Sequence[TranslationSample]) -> TranslationBatch:
-    """Stack samples; single channels are tiled to three.
+    """Stack samples; single channels of inputs are tiled to three, those of the target to its ``channels``.
 
     Raises:
         DataError: the samples are of different sizes.
@@ -176,24 +244,23 @@ def collate_translation(samples: Sequence[TranslationSample]) -> TranslationBatc
         if sample.target.shape != first.target.shape:
             raise DataError(
                 f"{sample.name} is {size_of(sample.target)} and {first.name} {size_of(first.target)}:"
-                " samples of one batch must be of one size"
+                " samples of one batch must be of one size; any go with a batch of one"
             )
     # The same memory format as segmentation's batches have, for the same reason.
     inputs = [
         image for images in zip(*(sample.images for sample in samples), strict=True) for image in images
     ]
-    return TranslationBatch(
-        _stack(inputs), _stack([sample.target for sample in samples]), [sample.name for sample in samples]
-    )
+    target = _stack([sample.target for sample in samples], first.domains[-1].channels)
+    return TranslationBatch(_stack(inputs, _CHANNELS), target, [sample.name for sample in samples])
 
 
-def _stack(images: Sequence[Image]) -> Tensor:
-    """``[B, 3, H, W]`` in channels_last."""
-    rows = [torch.from_numpy(broaden([image], _CHANNELS)[0]) for image in images]
+def _stack(images: Sequence[Image], channels: int) -> Tensor:
+    """``[B, channels, H, W]`` in channels_last."""
+    rows = [torch.from_numpy(broaden([image], channels)[0]) for image in images]
     return torch.stack(rows).permute(0, 3, 1, 2)
 
 
-def _each(sample: TranslationSample, change: Callable[[Image, Domain], Image]) -> TranslationSample:
+def _each(sample: TranslationSample, change: Callable[[Image, AnyDomain], Image]) -> TranslationSample:
     sources = (*sample.images, sample.target)
     *images, target = (change(*each) for each in zip(sources, sample.domains, strict=True))
     return sample._replace(images=tuple(images), target=target)
@@ -204,12 +271,3 @@ def _with_shorter_side(length: int, image: Image) -> tuple[int, int]:
     height, width = image.shape[:2]
     scale = length / min(height, width)
     return max(length, round(height * scale)), max(length, round(width * scale))
-
-
-def _resized(image: Image, domain: Domain, size: tuple[int, int]) -> Image:
-    if not domain.mixed:
-        how = cv2.INTER_NEAREST_EXACT
-    else:
-        how = cv2.INTER_AREA if size[0] < image.shape[0] else cv2.INTER_LINEAR
-    smaller = cv2.resize(image, size[::-1], interpolation=how)
-    return np.asarray(smaller.reshape(*size, image.shape[2]))

@@ -188,12 +188,13 @@ def check_inputs(path: Path, contents: dict[str, Any], now: dict[str, Any]) -> N
     Args:
         path: the checkpoint.
         contents: its.
-        now: ``inputs``, and ``classes`` where there are such, as the task at hand describes them.
+        now: ``inputs``, and ``target`` or ``classes`` where there are such, as the task at hand describes it.
 
     Raises:
         UsageError: they are others than in the checkpoint.
     """
-    specs = [[input_from_plain(plain) for plain in each["inputs"]] for each in (contents, now)]
+    plains = [[*each["inputs"], *([each["target"]] if "target" in each else [])] for each in (contents, now)]
+    specs = [[input_from_plain(plain) for plain in each] for each in plains]
     if differences := differing_inputs(*specs):
         raise UsageError(f"--resume: {path} was trained on other inputs: {'; '.join(differences)}")
     if problem := once_color(specs[0], now.get("gray_in_color", ())):

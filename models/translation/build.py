@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cen_ext import ExchangeInstanceNorm2d
-from models.data import DataError, Jitter, Loader, Square, TranslationSet, collate_translation
+from models.data import DataError, Jitter, Loader, Square, TranslationSet, Whole, collate_translation
 from models.data.loading import SampleSet, eval_loader, train_loader
 from models.networks.systems.patchgan import LEAST, PatchGAN, patchgan
 from models.networks.systems.unet import UNet, unet
@@ -12,7 +12,7 @@ from models.training.errors import UsageError, data_root
 from models.training.fusions import check_fusion, refused
 from models.translation.settings import DataSettings, TranslationRecipe
 
-_CHANNELS = 3  # per domain; a single one is tiled
+_CHANNELS = 3  # per input; a single one is tiled
 
 
 def output_names(recipe: TranslationRecipe) -> tuple[str, ...]:
@@ -20,8 +20,12 @@ def output_names(recipe: TranslationRecipe) -> tuple[str, ...]:
     return (*recipe.data.domains, "ensemble")
 
 
-def build_generator(recipe: TranslationRecipe) -> UNet:
+def build_generator(recipe: TranslationRecipe, channels: int = 3) -> UNet:
     """The recipe's generator with random weights.
+
+    Args:
+        recipe: the settings.
+        channels: of the target's domain.
 
     Raises:
         UsageError: a setting that the network refuses; a crop that it cannot halve often enough.
@@ -32,7 +36,7 @@ def build_generator(recipe: TranslationRecipe) -> UNet:
     try:
         net = unet(
             _CHANNELS,
-            _CHANNELS,
+            channels,
             len(recipe.data.domains),
             size=model.size,
             base_width=model.base_width,
@@ -55,8 +59,8 @@ def build_generator(recipe: TranslationRecipe) -> UNet:
     return net
 
 
-def build_discriminator(recipe: TranslationRecipe) -> PatchGAN:
-    """The recipe's discriminator with random weights.
+def build_discriminator(recipe: TranslationRecipe, channels: int = 3) -> PatchGAN:
+    """The recipe's discriminator with random weights, for targets of so many channels.
 
     Raises:
         UsageError: a setting that the network refuses.
@@ -65,7 +69,7 @@ def build_discriminator(recipe: TranslationRecipe) -> PatchGAN:
         raise UsageError(
             f"model.discriminator_width must be at least 1, got {recipe.model.discriminator_width}"
         )
-    return patchgan(2 * _CHANNELS, recipe.model.discriminator_width)
+    return patchgan(_CHANNELS + channels, recipe.model.discriminator_width)
 
 
 def open_split(settings: DataSettings, split: str) -> TranslationSet:
@@ -108,12 +112,17 @@ def build_train_loader(recipe: TranslationRecipe) -> Loader:
         raise UsageError(f"data.{error}") from None
 
 
+def eval_transform(recipe: TranslationRecipe) -> Square | Whole:
+    """The part of a view that ``eval.size`` has evaluated and translated."""
+    return Square(recipe.data.crop) if recipe.eval.size == "square" else Whole()
+
+
 def build_eval_loader(dataset: SampleSet, recipe: TranslationRecipe) -> Loader:
-    """The squares of ``data.crop`` pixels in the middle of a data set's views, in order."""
+    """A data set's views as they are evaluated, in order."""
     return eval_loader(
         dataset,
         recipe.eval.batch_size,
         recipe.run.workers,
-        transform=Square(recipe.data.crop),
+        transform=eval_transform(recipe),
         collate=collate_translation,
     )

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from models.data import DOMAINS, DataError, Square, collate_translation
+from models.data import AnyDomain, DataError, collate_translation
 from models.data.loading import SampleSet, subset
 from models.networks.messages import first_line
 from models.networks.systems.unet import UNet
 from models.training.errors import UsageError, writable
 from models.training.files import replacing, write_json
-from models.translation.build import build_eval_loader, open_split, output_names
+from models.translation.build import build_eval_loader, eval_transform, open_split, output_names
+from models.translation.holes import measured
 from models.translation.inference import translate, translate_views, translating
 from models.translation.load import load
 from models.translation.metrics import TranslationMetrics, table
@@ -34,6 +35,7 @@ def evaluate(
     net: UNet,
     dataset: SampleSet,
     recipe: TranslationRecipe,
+    target: AnyDomain,
     stop: Callable[[], bool] = lambda: False,
     *,
     total: int | None = None,
@@ -46,9 +48,10 @@ def evaluate(
         dataset: the views; or one process's part of them, after which ``TranslationMetrics.reduce`` joins the
             parts.
         recipe: how to evaluate, and the outputs' names.
+        target: the domain of what the net makes.
         stop: asked after every batch.
         total: the number of views of all processes; None: those of ``dataset``.
-        constant: an image ``[3, H, W]`` that is scored as an output as well, as ``MEAN_IMAGE``.
+        constant: an image ``[C', H, W]`` that is scored as an output as well, as ``MEAN_IMAGE``.
 
     Returns:
         The scores so far, to be computed; or None once ``stop()`` was true.
@@ -59,7 +62,7 @@ def evaluate(
     device = next(net.parameters()).device
     names = output_names(recipe) + (() if constant is None else (MEAN_IMAGE,))
     features = feature_scores(recipe.eval.fid, len(names), len(dataset) if total is None else total, device)
-    metrics = TranslationMetrics(names, value_range(recipe), features, device)
+    metrics = TranslationMetrics(names, value_range(recipe, target), features, device, target.hole)
     loader = tqdm(build_eval_loader(dataset, recipe), desc="evaluate", leave=False, disable=None)
     with translating(net, recipe.eval.dropout):
         for batch in loader:
@@ -73,10 +76,9 @@ def evaluate(
     return metrics
 
 
-def value_range(recipe: TranslationRecipe) -> tuple[float, float]:
-    """The meaning of -1 and 1 in MAE and MSE: ``eval.value_range``, or (0, 1), or (0, 11.1) for depth."""
-    domain = DOMAINS[recipe.data.target]
-    return recipe.eval.value_range or (0.0, 255 / domain.scale if domain.logarithmic else 1.0)
+def value_range(recipe: TranslationRecipe, target: AnyDomain) -> tuple[float, float]:
+    """The meaning of -1 and 1 in MAE, MSE and RMSE: ``eval.value_range``, or the target's own."""
+    return recipe.eval.value_range or target.value_range
 
 
 def check_scores(recipe: TranslationRecipe, views: int) -> None:
@@ -109,17 +111,20 @@ def chosen_views(dataset: SampleSet, recipe: TranslationRecipe) -> range:
 
 
 def mean_target(recipe: TranslationRecipe) -> Tensor:
-    """The mean ``[3, H, W]`` of the training views' targets, in squares as evaluation sees them.
+    """The mean ``[C', H, W]`` of the training views' targets, in squares as evaluation sees them.
 
     Raises:
         UsageError, DataError: as ``open_split``.
     """
     dataset = open_split(recipe.data, "train")
-    total = torch.zeros(3, recipe.data.crop, recipe.data.crop, dtype=torch.float64)
-    loader = build_eval_loader(dataset, recipe)
-    for batch in tqdm(loader, desc=MEAN_IMAGE, leave=False, disable=None):
-        total += batch.target.double().sum(0)
-    return (total / len(dataset)).float()
+    target, side = dataset.domains[-1], recipe.data.crop
+    total = torch.zeros(target.channels, side, side, dtype=torch.float64)
+    count = torch.zeros(1, side, side, dtype=torch.float64)
+    for batch in tqdm(build_eval_loader(dataset, recipe), desc=MEAN_IMAGE, leave=False, disable=None):
+        known = measured(batch.target, target.hole)
+        total += torch.where(known, batch.target.double(), 0).sum(0)
+        count += known.sum(0)
+    return (total / count.clamp(min=1)).float()
 
 
 def example_images(
@@ -139,7 +144,7 @@ def example_images(
     images, names = {}, output_names(recipe)
     with translating(net, recipe.eval.dropout):
         for index in chosen:
-            batch = collate_translation([Square(recipe.data.crop)(dataset[index])])
+            batch = collate_translation([eval_transform(recipe)(dataset[index])])
             (name,) = batch.names
             outputs = [each[0] for each in translate(net, batch.images.to(device), name, recipe)]
             images[name] = view_images(batch.images, outputs, names, batch.target[0])
@@ -167,25 +172,21 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | Non
     trained = load(path, overrides)
     net, recipe, path = trained.net, trained.recipe, trained.path
     views = chosen_views(dataset := open_split(recipe.data, "val"), recipe)
+    trained.check(dataset)
     check_scores(recipe, len(views))
     file = writable((output or path.parent) / f"evaluation_{path.stem}.json", "--output")
     overview({"val": dataset}).show(sys.stderr)
     seen = subset(dataset, views)
-    constant: Tensor | None = None
-    baseline = "mean target of the training views"
-    try:
-        constant = mean_target(recipe)
-    except DataError as error:
-        baseline = f"left out, for want of training views ({first_line(error)})"
-    scores = evaluate(net, seen, recipe, constant=constant)
+    constant, baseline = _baseline(recipe)
+    scores = evaluate(net, seen, recipe, trained.target, constant=constant)
     assert scores is not None  # nothing stops it
     metrics = scores.compute()
     alpha = dict(zip(recipe.data.domains, net.branch_weights(), strict=True))
     how = {
         "dropout": recipe.eval.dropout,
         "precision": recipe.run.precision,
-        "size": recipe.data.crop,
-        "value_range": value_range(recipe),
+        "size": recipe.data.crop if recipe.eval.size == "square" else "full",
+        "value_range": value_range(recipe, trained.target),
         MEAN_IMAGE: baseline,
     }
     found = {"views": len(views), "inference": how, "alpha": alpha, "metrics": metrics}
@@ -202,6 +203,16 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | Non
     print("ensemble of " + ", ".join(f"{weight:.2f} {name}" for name, weight in alpha.items()))
     print(f"written: {file.with_suffix('')}.json, .csv" + ", .png" * (recipe.eval.sheet > 0))
     return metrics
+
+
+def _baseline(recipe: TranslationRecipe) -> tuple[Tensor | None, str]:
+    """The mean image to compare with, or None, and in words what it is or why there is none."""
+    if recipe.eval.size != "square":
+        return None, "left out, as images of any size have none (eval.size=square)"
+    try:
+        return mean_target(recipe), "mean target of the training views"
+    except DataError as error:
+        return None, f"left out, for want of training views ({first_line(error)})"
 
 
 def _write_csv(path: Path, metrics: dict[str, float]) -> None:

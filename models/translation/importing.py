@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from models.data.translation import TaskonomyReader
 from models.networks.encoders.weights import read_state_dict
 from models.networks.released import load_released
 from models.training import checkpoint, config, registry
@@ -43,7 +44,7 @@ def import_released(released: Path, name: str, overrides: Sequence[str], output:
         }
         check_settings(released, recipe, expected | released_settings(state), "data.domains")
         net = load_released(build_generator(recipe), state)
-        described = describe(recipe.data)
+        described = describe(TaskonomyReader((*recipe.data.domains, recipe.data.target)))
     except UsageError:
         raise
     except ValueError as error:

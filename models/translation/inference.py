@@ -14,6 +14,7 @@ from models.networks.systems.unet import UNet
 from models.training.precision import at_least_float32, autocast
 from models.training.rng import preserved_rng
 from models.translation.settings import TranslationRecipe
+from models.translation.windows import in_windows
 
 
 @contextmanager
@@ -43,7 +44,9 @@ def translating(net: UNet, dropout: bool) -> Iterator[None]:
 
 @torch.no_grad()
 def translate(net: UNet, images: Tensor, name: str, recipe: TranslationRecipe) -> list[Tensor]:
-    """Images ``[N, C, H, W]`` in [-1, 1] of every branch and, last, of the ensemble; float32.
+    """Images ``[N, C', H, W]`` in [-1, 1] of every branch and, last, of the ensemble; float32.
+
+    With ``eval.size=full`` H and W may be any.
 
     Args:
         net: in the context ``translating``.
@@ -52,10 +55,16 @@ def translate(net: UNet, images: Tensor, name: str, recipe: TranslationRecipe) -
         name: of the view; dropout draws the same for the same name, whatever was translated before.
         recipe: ``run.precision`` tells what the network computes in, ``run.seed`` seeds dropout.
     """
+
+    def run(images: Tensor) -> list[Tensor]:
+        with autocast(recipe.run.precision, images.device):
+            output = at_least_float32(net(images))
+        return [*output.branches, output.ensemble]
+
     torch.manual_seed(zlib.crc32(f"{recipe.run.seed} {name}".encode()))
-    with autocast(recipe.run.precision, images.device):
-        output = at_least_float32(net(images))
-    return [*output.branches, output.ensemble]
+    if recipe.eval.size == "square":
+        return run(images)
+    return in_windows(run, images, recipe.model.size, recipe.eval.window or recipe.data.crop)
 
 
 def translate_views(

@@ -7,34 +7,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from models.arrays import Given, as_sources
 from models.data import (
+    AnyDomain,
     DataError,
-    Domain,
     InputSpec,
-    Square,
     TranslationSample,
+    TranslationSet,
     collate_translation,
     differing_inputs,
     input_from_plain,
     to_plain,
 )
-from models.data.images import size_of
+from models.data.images import Frame
+from models.data.layouts import CAMERA
+from models.data.pairs import LayoutReader, recorded_reader
 from models.data.taskonomy import find_domain
+from models.data.translation import TaskonomyReader, ViewReader
 from models.networks.systems.unet import UNet
 from models.sources import check_complete
 from models.training import checkpoint, config
 from models.training.devices import device_of
 from models.training.errors import UsageError
-from models.translation.build import build_generator, output_names
+from models.translation.build import build_generator, eval_transform, output_names
 from models.translation.inference import translate, translating
-from models.translation.settings import DataSettings, TranslationRecipe
-from models.translation.visualize import stored
+from models.translation.settings import TranslationRecipe
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class TrainedGenerator:
         changed: what in ``recipe`` differs from the settings of the training, as ``path: old -> new``.
         path: the file.
         inputs: what it was fed, by domain in their order.
-        domains: of the inputs.
+        reader: makes the images that it takes of a view's files, as in training.
         target: the domain that it makes.
     """
 
@@ -57,31 +58,37 @@ class TrainedGenerator:
     changed: tuple[str, ...]
     path: Path
     inputs: tuple[InputSpec, ...]
-    domains: tuple[Domain, ...]
-    target: Domain
+    reader: ViewReader
+    target: AnyDomain
+
+    @property
+    def domains(self) -> tuple[AnyDomain, ...]:
+        """Of the inputs."""
+        return self.reader.domains
 
     def read(self, **files: Given) -> Tensor:
         """The generator's input for one view, ``[M, 3, H, W]``, of its files: ``read(normal=..., ...)``.
 
-        The shorter side becomes ``data.crop`` pixels, and the square in the middle is kept, as in evaluation.
+        The shorter side becomes ``data.crop`` pixels, and the square in the middle is kept, as in evaluation;
+        with ``eval.size=full`` images stay as large as they are.
 
         Args:
-            files: by domain, paths or ``models.arrays.as_sources``'s arrays.
+            files: by what they hold (domains, or what they are computed from), paths or
+                ``models.arrays.as_sources``'s arrays.
 
         Raises:
             UsageError: a domain's file is missing, or is of none of them.
             DataError: a broken image, not what its domain stores, or images of different size.
         """
-        check_complete(files, [domain.name for domain in self.domains])
-        found = as_sources(files)
-        sources = [found[domain.name] for domain in self.domains]
-        images = tuple(domain.read(source) for domain, source in zip(self.domains, sources, strict=True))
-        for image, source in zip(images, sources, strict=True):
-            if image.shape[:2] != images[0].shape[:2]:
-                raise DataError(f"{source} is {size_of(image)}, but {sources[0]} is {size_of(images[0])}")
+        check_complete(files, self.reader.files())
+        sources = as_sources(files)
+        if isinstance(sources.get(CAMERA), Frame):
+            raise UsageError(f"{CAMERA}: expected the path of a camera's file, got an array")
+        images = self.reader.read(sources)
         # The first image stands in for a target.
-        sample = TranslationSample(images, images[0], str(sources[0]), (*self.domains, self.domains[0]))
-        batch = collate_translation([Square(self.recipe.data.crop)(sample)])
+        name = str(next(iter(sources.values())))
+        sample = TranslationSample(images, images[0], name, (*self.domains, self.domains[0]))
+        batch = collate_translation([eval_transform(self.recipe)(sample)])
         return batch.images.to(next(self.net.parameters()).device)
 
     def translate(self, images: Tensor, name: str = "") -> dict[str, Tensor]:
@@ -92,20 +99,32 @@ class TrainedGenerator:
             name: of the view; dropout draws the same for the same name. ``eval.dropout=false`` is without.
 
         Returns:
-            Images ``[3, H, W]`` of the target's domain in [-1, 1]; ``target.decode`` gives stored values.
+            Images ``[C, H, W]`` of the target's domain in [-1, 1]; ``target.stored`` gives stored values.
         """
         with translating(self.net, self.recipe.eval.dropout):
             outputs = translate(self.net, images, name, self.recipe)
         return {name: each[0] for name, each in zip(output_names(self.recipe), outputs, strict=True)}
 
-    def predict(self, **files: Given) -> dict[str, NDArray[np.uint8] | NDArray[np.uint16]]:
+    def predict(self, **files: Given) -> dict[str, NDArray[Any]]:
         """Translate one view to what the target's files store; takes and raises as ``read``.
 
         Returns:
-            By output ``[H, W, 3]`` of 8 bits, red first, or ``[H, W]`` of 16.
+            By output ``[H, W, 3]``, red first, or ``[H, W]``, of the files' type.
         """
         images = self.translate(self.read(**files))
-        return {name: stored(image, self.target) for name, image in images.items()}
+        return {name: self.target.stored(image) for name, image in images.items()}
+
+    def check(self, dataset: TranslationSet) -> None:
+        """Refuse a data set that feeds the generator otherwise than its training did, or has another target.
+
+        Raises:
+            UsageError: it does.
+        """
+        here = [domain.spec() for domain in dataset.domains]
+        if differences := differing_inputs([*self.inputs, self.target.spec()], here):
+            raise UsageError(
+                f"{self.path} was trained on others than {dataset.root} has: {'; '.join(differences)}"
+            )
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainedGenerator:
@@ -129,30 +148,46 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainedGenerator:
                 f"data.{field} must stay {config.show(before)}, as {path} was trained, got {config.show(now)}"
             )
     inputs = tuple(map(input_from_plain, contents["inputs"]))
-    here = describe(recipe.data)
-    if differences := differing_inputs(inputs, tuple(map(input_from_plain, here["inputs"]))):
+    told = recipe.data.root != trained.data.root
+    try:
+        reader, target = _readers(contents, recipe, recipe.data.root if told else None)
+    except DataError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"data: {error}") from None
+    if differences := differing_inputs(inputs, [domain.spec() for domain in reader.domains]):
         raise UsageError(f"{path} was trained on other inputs: {'; '.join(differences)}")
-    net = build_generator(recipe)
+    net = build_generator(recipe, target.channels)
     checkpoint.fill(net, path, contents)
     net = net.to(device_of(recipe.run.device)).eval()
     if recipe.run.channels_last:  # dropout draws in the order of memory: as in the training's evaluations
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own types leave it out
-    domains = tuple(map(find_domain, recipe.data.domains))
-    target = find_domain(recipe.data.target)
-    return TrainedGenerator(net, recipe, tuple(changed), path, inputs, domains, target)
+    return TrainedGenerator(net, recipe, tuple(changed), path, inputs, reader, target)
 
 
-def describe(settings: DataSettings) -> dict[str, Any]:
-    """A checkpoint's record of a generator beside its settings: ``inputs`` and ``target``."""
-    return {
-        "inputs": [to_plain(_spec(find_domain(name))) for name in settings.domains],
-        "target": to_plain(_spec(find_domain(settings.target))),
-    }
+def describe(reader: ViewReader) -> dict[str, Any]:
+    """A checkpoint's record of a generator beside its settings: ``inputs``, ``target``, how pairs are read.
+
+    Args:
+        reader: of the inputs and, last, of the target.
+    """
+    *inputs, target = (to_plain(domain.spec()) for domain in reader.domains)
+    pairs = {"pairs": reader.record()} if isinstance(reader, LayoutReader) else {}
+    return {"inputs": inputs, "target": target, **pairs}
 
 
-def _spec(domain: Domain) -> InputSpec:
-    """Encoded values / 127.5 - 1, in words: see ``models.data.taskonomy``."""
-    white = f"{255 / domain.scale:g}"
-    unit = f"{white} of ln(1 + stored)" if domain.logarithmic else f"{white} as stored"
-    order = "rgb" if domain.name == "rgb" else None
-    return InputSpec(domain.name, unit, 1 if domain.bits == 16 else None, order, (0.5,), (0.5,))
+def _readers(
+    contents: dict[str, Any], recipe: TranslationRecipe, root: Path | None
+) -> tuple[ViewReader, AnyDomain]:
+    """The reader of the inputs that a checkpoint's network takes, and its target's domain.
+
+    Args:
+        contents: of the checkpoint.
+        recipe: its settings.
+        root: a folder that may say how inputs are stored.
+    """
+    data = recipe.data
+    if "pairs" not in contents:
+        return TaskonomyReader(data.domains), find_domain(data.target)
+    record = contents["pairs"]
+    return recorded_reader(record, data.domains, root), recorded_reader(record, [data.target]).domains[0]

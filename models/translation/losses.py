@@ -86,6 +86,7 @@ def generator_loss(
     target: Tensor,
     penalty: Tensor,
     fusion: Tensor | None = None,
+    share: Tensor | None = None,
     *,
     l1: float = 100.0,
     sparsity: float = 1e-3,
@@ -102,6 +103,8 @@ def generator_loss(
         target: ``[N, C, H, W]`` the real images.
         penalty: 0-d, ``cen_ext.sparsity_penalty`` of the generator.
         fusion: 0-d, the fusion's own loss with its weight; None for none.
+        share: 0-d, the share of the target's pixels that were measured, in all others of which the output is
+            the target; L1 is the mean over those. None: all.
         l1: weight of the L1 terms.
         sparsity: λ, the weight of the penalty.
         per_output: add the penalty once per output, M + 1 times, as the released code does; the paper adds it
@@ -120,6 +123,8 @@ def generator_loss(
     distances = torch.cat(
         [_mean((_single(branches) - target).abs()), _mean((_single(ensemble) - target).abs()[None])]
     )
+    if share is not None:
+        distances = distances / share.clamp(min=torch.finfo(distances.dtype).eps)
     times = len(distances) if per_output else 1
     # Added to a zero on the device: where no scale is penalized, the penalty is one on the CPU.
     zero = distances.new_zeros(())

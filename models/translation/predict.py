@@ -13,23 +13,25 @@ from models.sources import check_inputs, is_video, match_files
 from models.training.errors import UsageError
 from models.translation.build import output_names
 from models.translation.load import load
-from models.translation.visualize import stored, view_images
-from models.visualize import contact_sheet, save_image, thumbnail
+from models.translation.visualize import view_images
+from models.visualize import contact_sheet, save_image, save_numbers, thumbnail
 
 
 def predict_files(
     checkpoint: Path, inputs: Mapping[str, Path], output: Path, which: str | None, overrides: Sequence[str]
 ) -> list[str]:
-    """Translate images; write ``<output>/<view>.png`` for every output and view, as the target stores it.
+    """Translate images; write ``<output>/<view>`` for every output and view, as the target stores it.
 
-    Of every view the middle square is taken, at ``data.crop`` pixels, as in evaluation. ``sheet.png`` shows
-    the inputs and what every output says, of ``eval.sheet`` views spread evenly.
+    Of every view the middle square is taken, at ``data.crop`` pixels, as in evaluation; with
+    ``eval.size=full`` all of it, in its own size. Files are PNG, or TIFF or ``.npy`` where the target has
+    numbers that PNG cannot hold. ``sheet.png`` shows the inputs and what every output says, of ``eval.sheet``
+    views spread evenly.
 
     Args:
         checkpoint: run folder or checkpoint.
         inputs: by domain an image, or a folder of images that are matched by their names without suffix,
             in which the domain's own may stand: ``point_0_view_0_domain_normal`` goes with
-            ``point_0_view_0_domain_reshading``.
+            ``point_0_view_0_domain_reshading``, and of pairs what ``layout.json`` has behind ``{name}``.
         output: folder to write to.
         which: write this output only: ``ensemble``, or a domain whose branch to take; None: all of them.
         overrides: ``field=value`` assignments.
@@ -47,11 +49,11 @@ def predict_files(
     if which is not None and which not in names:
         raise UsageError(f"--which must be one of {', '.join(names)}, got {which!r}{suggest(which, names)}")
     written = names if which is None else (which,)
-    paths = check_inputs(inputs, recipe.data.domains)
+    paths = check_inputs(inputs, trained.reader.files())
     for path in paths.values():
         if is_video(path):
             raise UsageError(f"{path} is a video: translation takes images, or folders of them")
-    views = match_files(paths, "_domain_{}")
+    views = match_files(paths, trained.reader.endings())
     try:
         for name in written:
             (output / name).mkdir(parents=True, exist_ok=True)
@@ -64,7 +66,8 @@ def predict_files(
         images = trained.read(**files)
         outputs = trained.translate(images, view)
         for name in written:
-            save_image(output / name / f"{view}.png", stored(outputs[name], trained.target))
+            target = output / name / f"{view}{trained.target.suffix}"
+            save_numbers(target, trained.target.stored(outputs[name]))
         if index in chosen:
             drawn = view_images(images, list(outputs.values()), names)
             shown[view] = {name: thumbnail(image) for name, image in drawn.items()}

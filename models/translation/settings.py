@@ -21,13 +21,14 @@ class DataSettings:
     """Location, reading and augmentation of the images."""
 
     root: Path | None = setting(
-        None, "the data set's folder, in Taskonomy's layout; required", resumable=True
+        None, "the data set's folder, with a layout.json or in Taskonomy's layout; required", resumable=True
     )
     lists: tuple[str, ...] = setting(
         (), "training and validation list in the folder; none: the layout's", resumable=True
     )
     domains: tuple[str, ...] = setting(
-        ("reshading", "edge_texture"), "inputs, one branch each: rgb, normal, reshading, depth_zbuffer, ..."
+        ("reshading", "edge_texture"),
+        "inputs, one branch each: modalities of layout.json, or Taskonomy's rgb, normal, reshading, ...",
     )
     target: str = setting("rgb", "the domain that is made of them")
     batch_size: int = setting(1, "views per step, of all processes together")
@@ -135,7 +136,8 @@ class EvalSettings:
     )
     value_range: tuple[float, float] | None = setting(
         None,
-        "what -1 and 1 are in MAE and MSE; none: 0,1, or of depth 0,11.1: ln(1 + stored)",
+        "what -1 and 1 are in MAE, MSE and RMSE; none: 0,1, a range in layout.json, or of depth 0,11.1: "
+        "ln(1 + stored)",
         resumable=True,
     )
     best: Literal["l1", "rmse", "psnr", "ssim", "fid", "kid"] = setting(
@@ -146,9 +148,20 @@ class EvalSettings:
     )
     sheet: int = setting(8, "views on the contact sheet of evaluate and predict; 0: no sheet", resumable=True)
     fid: FidSettings = setting(FidSettings(), "")
+    size: Literal["square", "full"] = setting(
+        "square",
+        "square: the middle, data.crop pixels wide once resized; full: whole images in their own size",
+        resumable=True,
+    )
+    window: int | None = setting(
+        None,
+        "side in pixels of the overlapping windows that whole images are translated in; none: data.crop",
+        resumable=True,
+    )
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "batch_size", "limit")
+        require_at_least(32, self, "window")
         require_at_least(0, self, "pictures", "sheet")
         if self.value_range is not None:
             low, high = self.value_range

@@ -22,6 +22,7 @@ from models.training import distributed, graphs
 from models.training.ema import Ema
 from models.training.optimization import Optimization, fused, steps_in_backward
 from models.training.precision import at_least_float32, autocast, loss_scaler
+from models.translation.holes import filled, measured
 from models.translation.losses import discriminator_loss, generator_loss
 from models.translation.settings import TranslationRecipe, TranslationStage
 
@@ -69,13 +70,21 @@ class DiscriminatorObjective(nn.Module):
     Args:
         discriminator: runs in the precision of ``run.precision``; the loss is float32.
         recipe, device: as in ``GeneratorForward``.
+        hole: the value of the target's pixels that do not count, as in ``holes``.
     """
 
-    def __init__(self, discriminator: PatchGAN, recipe: TranslationRecipe, device: torch.device) -> None:
+    def __init__(
+        self,
+        discriminator: PatchGAN,
+        recipe: TranslationRecipe,
+        device: torch.device,
+        hole: float | None = None,
+    ) -> None:
         super().__init__()
         self.discriminator = discriminator
         self.recipe = recipe
         self.device = device
+        self.hole = hole
 
     def forward(self, images: Tensor, target: Tensor, branches: Tensor) -> tuple[Tensor, ...]:
         """Compute the ``discriminator_loss``.
@@ -84,6 +93,7 @@ class DiscriminatorObjective(nn.Module):
             images, target: ``[M*N, C, H, W]`` and ``[N, C', H, W]``.
             branches: ``[M, N, C', H, W]`` the generator's, detached.
         """
+        branches = filled(branches, target, self.hole)
         with autocast(self.recipe.run.precision, self.device):
             real, fake = discriminate(self.discriminator, images, target, branches)
         return discriminator_loss(real, fake, adversarial=self.recipe.loss.gan)
@@ -94,17 +104,23 @@ class GeneratorObjective(nn.Module):
 
     Args:
         generator: whose scales are penalized; it does not run here.
-        discriminator, recipe, device: as in ``DiscriminatorObjective``.
+        discriminator, recipe, device, hole: as in ``DiscriminatorObjective``.
     """
 
     def __init__(
-        self, generator: UNet, discriminator: PatchGAN, recipe: TranslationRecipe, device: torch.device
+        self,
+        generator: UNet,
+        discriminator: PatchGAN,
+        recipe: TranslationRecipe,
+        device: torch.device,
+        hole: float | None = None,
     ) -> None:
         super().__init__()
         self.generator = generator
         self.discriminator = discriminator
         self.recipe = recipe
         self.device = device
+        self.hole = hole
 
     def forward(
         self,
@@ -117,6 +133,7 @@ class GeneratorObjective(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Compute the ``generator_loss``; ``GeneratorForward`` returns the last four arguments."""
         settings = self.recipe.loss
+        branches, ensemble = (filled(each, target, self.hole) for each in (branches, ensemble))
         with autocast(self.recipe.run.precision, self.device):
             (logits,) = discriminate(self.discriminator, images, branches)
         return generator_loss(
@@ -125,6 +142,7 @@ class GeneratorObjective(nn.Module):
             target,
             self.generator.fusion.penalty_on_scales(self.generator),
             fusion,
+            None if self.hole is None else measured(target, self.hole).float().mean(),
             l1=settings.l1,
             sparsity=settings.sparsity,
             per_output=settings.per_output,
@@ -139,6 +157,7 @@ class GANTrainer:
         generator, discriminator: on the device of ``device``.
         recipe: the settings.
         device: the networks'.
+        hole: the value of the target's pixels that do not count, as in ``holes``; None: all do.
 
     Attributes:
         ema: the generator's average, or None.
@@ -148,7 +167,12 @@ class GANTrainer:
     """
 
     def __init__(
-        self, generator: UNet, discriminator: PatchGAN, recipe: TranslationRecipe, device: torch.device
+        self,
+        generator: UNet,
+        discriminator: PatchGAN,
+        recipe: TranslationRecipe,
+        device: torch.device,
+        hole: float | None = None,
     ) -> None:
         graphs.check(recipe.run, device)
         self.in_backward = steps_in_backward(recipe.optim, recipe.run, device)
@@ -167,11 +191,12 @@ class GANTrainer:
 
         self.generate = distributed.parallel(prepared(GeneratorForward(generator, recipe, device)), device)
         self.discriminator_objective = distributed.parallel(
-            prepared(DiscriminatorObjective(discriminator, recipe, device)), device
+            prepared(DiscriminatorObjective(discriminator, recipe, device, hole)), device
         )
         # The processes' gradients meet in ``generate``, through which all but the penalty's flow: that is
         # the same in all of them.
-        self.generator_objective = prepared(GeneratorObjective(generator, discriminator, recipe, device))
+        objective = GeneratorObjective(generator, discriminator, recipe, device, hole)
+        self.generator_objective = prepared(objective)
         self.has_stages = any(isinstance(module, FusionStage) for module in generator.modules())
         self.optimizations: dict[str, Optimization] = {}
         self.kept: tuple[Tensor, ...] = ()  # between a step's two parts: images, target, generated

@@ -61,11 +61,14 @@ class TranslationTask:
         self.validation = open_split(recipe.data, "val")
         train = open_split(recipe.data, "train")
         self.images = len(train), len(self.validation)
+        self.reader = train.reader
+        self.target = train.domains[-1]
         self.overview = overview({"train": train, "val": self.validation})
         self.views = chosen_views(self.validation, recipe)
         check_scores(recipe, len(self.views))
-        generator, discriminator = build_generator(recipe), build_discriminator(recipe)
-        self.nets = GANTrainer(generator.to(self.device), discriminator.to(self.device), recipe, self.device)
+        generator = build_generator(recipe, self.target.channels).to(self.device)
+        discriminator = build_discriminator(recipe, self.target.channels).to(self.device)
+        self.nets = GANTrainer(generator, discriminator, recipe, self.device, self.target.hole)
 
     def initialize(self) -> list[str]:
         start = self.recipe.model.start
@@ -80,7 +83,7 @@ class TranslationTask:
             thresholds.restore(net, f"--resume: {path}", contents)
 
     def describe(self) -> dict[str, Any]:
-        return {**describe(self.recipe.data), **thresholds.record(self.nets.generator)}
+        return {**describe(self.reader), **thresholds.record(self.nets.generator)}
 
     def summary(self, steps: int) -> str:
         (train, val), data = self.images, self.recipe.data
@@ -138,7 +141,7 @@ class TranslationTask:
         """Each process evaluates every n-th of the views."""
         part = self.views[distributed.rank() :: distributed.world_size()]
         views = subset(self.validation, part)
-        metrics = evaluate(self.evaluated, views, self.recipe, stop, total=len(self.views))
+        metrics = evaluate(self.evaluated, views, self.recipe, self.target, stop, total=len(self.views))
         if distributed.largest(metrics is None) or metrics is None:
             return None
         metrics.reduce()

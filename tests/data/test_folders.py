@@ -338,7 +338,7 @@ def test_accents_when_files_are_matched_to_predict(tmp_path: Path, forms: tuple[
         folder.mkdir()
         for number in (1, 2):
             (folder / unicodedata.normalize(form, f"{ACCENTED}_{number}_{modality}.png")).write_bytes(b"")
-    found = match_files(folders, "_{}")
+    found = match_files(folders, {name: f"_{name}" for name in folders})
     assert list(found) == [unicodedata.normalize("NFC", f"{ACCENTED}_{number}") for number in (1, 2)]
     for files in found.values():
         assert {modality: path.parent for modality, path in files.items()} == folders

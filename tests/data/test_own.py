@@ -76,13 +76,13 @@ def test_the_pages_command(own: Path, tmp_path: Path) -> None:
 
 
 def test_commands_of_the_page_are_understood() -> None:
-    """Recipe and fields of every training command exist; every preparation's flags do."""
+    """Recipe and fields of every training command exist; every other command's flags do."""
     commands = [
         shlex.split(line, comments=True)[3:] for line in PAGE.splitlines() if line.startswith("python")
     ]
-    assert {words[0] for words in commands} == {"train", "prepare"}
+    assert {words[0] for words in commands} == {"train", "data", "prepare", "predict", "evaluate"}
     for words in commands:
-        if words[0] == "train":
+        if words[0] in ("train", "data"):
             assert main(["recipes", *words[1:]]) == 0
         else:
             with pytest.raises(SystemExit) as caught:

@@ -515,6 +515,8 @@ def test_fid_is_asked_for_as_set(views: Path, monkeypatch: pytest.MonkeyPatch) -
             ["eval.fid.weights=pyproject.toml", "eval.fid.kid_subsets=0"],
             r"^eval.fid.weights: pyproject.toml: not a file of weights",
         ),
+        (["eval.window=31"], r"eval.window must be at least 32, got 31"),
+        (["eval.size=whole"], r"eval.size=whole: expected one of square, full"),
         (["eval.value_range=1,1"], r"eval.value_range must be low,high"),
         (["run.cuda_graphs=true"], r"run.cuda_graphs=true needs a CUDA device"),
         (["data.batch_size=13"], r"data.batch_size=13 is more than the 12"),

@@ -14,6 +14,7 @@ from math import exp, sqrt
 import torch
 from torch import Tensor, distributed
 
+from models.translation.holes import filled, measured
 from models.translation.metrics.fid import FEATURE_SCORES, FeatureScores
 
 SCORES = ("l1", "l2", "mae", "mse", "rmse", "psnr", "ssim")
@@ -38,6 +39,9 @@ class TranslationMetrics:
     tiled. ``predict`` writes their mean into such a file, whose errors are therefore a little smaller (and
     PSNR higher) than those reported here, most of all L2 and MSE, but for rounding to 16 bits.
 
+    Where the target has holes, errors and PSNR are those of the measured pixels, and SSIM is the mean over
+    the windows around them, in which holes are the same in both images; images without one do not count.
+
     Args:
         names: the outputs: the input domains, then ``ensemble``; further images to compare with, such as
             the training images' mean, may follow.
@@ -45,6 +49,7 @@ class TranslationMetrics:
             values, for log-encoded depth the range of log(1 + x).
         features: FID and KID of as many outputs.
         device: that of the images.
+        hole: the value of the target's pixels that do not count, as in ``models.translation.holes``.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class TranslationMetrics:
         value_range: tuple[float, float] = (0.0, 1.0),
         features: FeatureScores | None = None,
         device: torch.device | str = "cpu",
+        hole: float | None = None,
     ) -> None:
         low, high = value_range
         if not low < high:
@@ -62,7 +68,8 @@ class TranslationMetrics:
         self.names = tuple(names)
         self.unit = (high - low) / 2
         self.features = features
-        self.count = 0
+        self.hole = hole
+        self.count = torch.zeros((), dtype=torch.float64, device=device)
         self.sums = torch.zeros(len(names), 4, dtype=torch.float64, device=device)  # l1, l2, psnr, ssim
 
     @torch.no_grad()
@@ -73,16 +80,21 @@ class TranslationMetrics:
             ValueError: another number of outputs, or shapes that do not fit.
         """
         self._check(outputs, target)
-        truth, images = target.double(), torch.stack(tuple(outputs)).double()
-        difference = images - truth
-        l1 = difference.abs().mean((2, 3, 4))
-        l2 = difference.square().mean((2, 3, 4))
-        psnr = 10 * torch.log10(4 / l2)
-        ssim = structural_similarity((images + 1) / 2, (truth + 1) / 2).mean(2)
-        self.sums += torch.stack([l1, l2, psnr, ssim], -1).sum(1)
-        self.count += len(target)
+        images = filled(torch.stack(tuple(outputs)), target, self.hole)
         if self.features is not None:
-            self.features.update(outputs, target)
+            self.features.update(images.unbind(), target)
+        known = measured(target, self.hole)
+        truth, images, share = target.double(), images.double(), known.double().mean((1, 2, 3))
+        difference = images - truth
+        l1 = difference.abs().mean((2, 3, 4)) / share
+        l2 = difference.square().mean((2, 3, 4)) / share
+        psnr = 10 * torch.log10(4 / l2)
+        around = None if self.hole is None else known
+        ssim = structural_similarity((images + 1) / 2, (truth + 1) / 2, around).mean(2)
+        scores = torch.stack([l1, l2, psnr, ssim], -1)
+        counts = _inside(known).flatten(1).any(1)
+        self.sums += torch.where(counts[:, None], scores, 0).sum(1)
+        self.count += counts.sum()
 
     def reduce(self) -> None:
         """Join what all processes have seen, each of which has it then; alone, this does nothing.
@@ -92,10 +104,8 @@ class TranslationMetrics:
         """
         if not (distributed.is_available() and distributed.is_initialized()):
             return
-        count = torch.tensor(self.count, device=self.sums.device)
-        distributed.all_reduce(count)
+        distributed.all_reduce(self.count)
         distributed.all_reduce(self.sums)
-        self.count = int(count)
         if self.features is not None:
             self.features.reduce()
 
@@ -105,7 +115,7 @@ class TranslationMetrics:
         Raises:
             UsageError: too few images for FID or KID.
         """
-        means = (self.sums.cpu() / self.count).tolist()
+        means = (self.sums / self.count).tolist()
         features = self.features.compute() if self.features is not None else [{}] * len(self.names)
         found: dict[str, float] = {}
         for name, (l1, l2, psnr, ssim), more in zip(self.names, means, features, strict=True):
@@ -128,19 +138,34 @@ class TranslationMetrics:
             raise ValueError(f"the target is {tuple(target.shape)}; expected {expected}")
 
 
-def structural_similarity(a: Tensor, b: Tensor) -> Tensor:
+def structural_similarity(a: Tensor, b: Tensor, counted: Tensor | None = None) -> Tensor:
     """SSIM of images ``[..., H, W]`` in [0, 1] (Wang et al. 2004), each channel for itself; ``[...]``.
 
     Gaussian windows of 11×11 pixels, σ 1.5, K 0.01 and 0.03; the mean over all windows that lie in the image.
     (Implementations that reflect the image at its edges differ, by 0.01 to 0.03 on photographs of 256×256.)
     The two broadcast.
+
+    Args:
+        a, b: the images.
+        counted: a mask that broadcasts with them, of the pixels around which windows count; None: all.
+            Without any SSIM is NaN.
     """
     c1, c2 = 0.01**2, 0.03**2
     mean_a, mean_b = _window_means(a), _window_means(b)
     variances = _window_means(a * a) - mean_a**2 + _window_means(b * b) - mean_b**2
     covariance = _window_means(a * b) - mean_a * mean_b
     luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
-    return (luminance * (2 * covariance + c2) / (variances + c2)).mean((-2, -1))
+    similar = luminance * (2 * covariance + c2) / (variances + c2)
+    if counted is None:
+        return similar.mean((-2, -1))
+    inside = _inside(counted).to(similar.dtype)
+    return (similar * inside).sum((-2, -1)) / inside.sum((-2, -1))
+
+
+def _inside(image: Tensor) -> Tensor:
+    """The pixels ``[..., H - 10, W - 10]`` that are the middle of a window."""
+    edge = _WINDOW // 2
+    return image[..., edge:-edge, edge:-edge]
 
 
 def _window_means(x: Tensor) -> Tensor:
