@@ -9,14 +9,26 @@ import torch
 from torch import distributed
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from models.segmentation.metrics import SCORES, SegmentationMetrics, scores, table
+from models.segmentation.metrics import BY_IMAGE, SCORES, SegmentationMetrics, image_iou, scores, table
 from tests.helpers.training_runs import spawn_two
 
 K, IGNORE = 5, 255
 
 
+def image_by_hand(predicted: np.ndarray, target: np.ndarray) -> float:
+    """The mean IoU of one image over the classes in its truth; NaN where it has none."""
+    valid = target != IGNORE
+    predicted, target = predicted[valid], target[valid]
+    ious = [
+        np.sum((predicted == k) & (target == k)) / np.sum((predicted == k) | (target == k))
+        for k in np.unique(target)
+    ]
+    return float(np.mean(ious)) if ious else math.nan
+
+
 def by_hand(predicted: np.ndarray, target: np.ndarray) -> dict[str, float]:
     """The scores by their definitions, from the pixels."""
+    by_image = np.nanmean([image_by_hand(*pair) for pair in zip(predicted, target, strict=True)])
     valid = target != IGNORE
     predicted, target = predicted[valid], target[valid]
     accuracies, ious, weighted = [], [], 0.0
@@ -33,6 +45,7 @@ def by_hand(predicted: np.ndarray, target: np.ndarray) -> dict[str, float]:
         "mean_accuracy": np.mean(accuracies),
         "mean_iou": np.mean(ious),
         "weighted_iou": weighted,
+        BY_IMAGE: by_image,
     }
 
 
@@ -46,10 +59,12 @@ def test_metrics_over_batches(absent: int | None) -> None:
         np.where(rng.random(target.shape) < 0.6, target, rng.integers(0, K, target.shape)) for _ in "abc"
     ]
     target[rng.random(target.shape) < 0.2] = IGNORE
+    target[2] = IGNORE  # an image without labels
     metrics = SegmentationMetrics(("rgb", "depth", "ensemble"), K, IGNORE)
     for part in (slice(0, 1), slice(1, 4)):
         metrics.update([torch.from_numpy(x[part]) % K for x in outputs], torch.from_numpy(target[part]))
     computed = metrics.compute()
+    assert {key.partition("/")[2] for key in computed} == set(SCORES)
     for name, predicted in zip(("rgb", "depth", "ensemble"), outputs, strict=True):
         for score, value in by_hand(predicted % K, target).items():
             assert computed[f"{name}/{score}"] == pytest.approx(value, rel=1e-12)
@@ -67,12 +82,28 @@ def test_class_iou_of_one_output() -> None:
 
 def test_perfect_prediction_with_absent_classes() -> None:
     confusion = torch.diag(torch.tensor([3.0, 0.0, 5.0]))
-    assert scores(confusion) == dict.fromkeys(SCORES, 1.0)
+    assert scores(confusion) == dict.fromkeys(SCORES[:4], 1.0)
+    assert image_iou(confusion[None]).tolist() == [1.0]
 
 
 def test_a_class_that_is_only_predicted_lowers_the_iou_alone() -> None:
     confusion = torch.tensor([[2.0, 2.0], [0.0, 0.0]])
-    assert scores(confusion) == dict(zip(SCORES, (0.5, 0.5, 0.25, 0.5), strict=True))
+    assert scores(confusion) == dict(zip(SCORES[:4], (0.5, 0.5, 0.25, 0.5), strict=True))
+    assert image_iou(confusion[None]).tolist() == [0.5]
+
+
+def test_images_count_alike_by_image() -> None:
+    """One image of a class that fills it, and one of another class, small and missed for the most part."""
+    target = torch.full((2, 4, 4), IGNORE)
+    target[0], target[1, 0] = 0, 1
+    predicted = torch.where(target == 1, 2, target)
+    predicted[1, 0, 0] = 1
+    metrics = SegmentationMetrics(("ensemble",), K, IGNORE)
+    metrics.update([predicted % K], target)
+    found = metrics.compute()
+    assert found[f"ensemble/{BY_IMAGE}"] == (1 + 1 / 4) / 2
+    assert found["ensemble/mean_iou"] == pytest.approx((1 + 1 / 4 + 0) / 3)
+    assert found[f"constant/{BY_IMAGE}"] == (1 + 0) / 2
 
 
 def test_no_pixel_counted_is_not_a_number() -> None:
@@ -83,9 +114,9 @@ def test_no_pixel_counted_is_not_a_number() -> None:
 
 
 def test_table_aligns_outputs_and_scores() -> None:
-    values = {f"{name}/{score}": 0.5 for name in ("rgb", "ensemble") for score in scores(torch.eye(2))}
+    values = {f"{name}/{score}": 0.5 for name in ("rgb", "ensemble") for score in SCORES}
     lines = table(values).splitlines()
-    assert [line.split() for line in lines[1:]] == [["rgb", *["50.00"] * 4], ["ensemble", *["50.00"] * 4]]
+    assert [line.split() for line in lines[1:]] == [["rgb", *["50.00"] * 5], ["ensemble", *["50.00"] * 5]]
     assert len({len(line) for line in lines}) == 1
 
 
@@ -119,7 +150,7 @@ def _count(rank: int, folder: Path) -> None:
         metrics.update(*random_labels(0))
     metrics.update(*random_labels(1))
     metrics.reduce()
-    torch.save(metrics.confusion, f"{folder}/{rank}.pt")
+    torch.save((metrics.confusion, metrics.compute()), f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
 
@@ -129,7 +160,9 @@ def test_reduce_adds_up_what_two_processes_counted(tmp_path: Path) -> None:
     for seed in (0, 1, 1):
         whole.update(*random_labels(seed))
     for rank in range(2):
-        assert torch.equal(torch.load(tmp_path / f"{rank}.pt"), whole.confusion)
+        confusion, computed = torch.load(tmp_path / f"{rank}.pt")
+        assert torch.equal(confusion, whole.confusion)
+        assert computed == pytest.approx(whole.compute(), rel=1e-12)
     whole.reduce()  # without a group
     assert int(whole.confusion.sum()) == 2 * sum(
         (random_labels(seed)[1] != IGNORE).sum() for seed in (0, 1, 1)
