@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from models.data import DataError, Loader, eval_loader
 from models.data.loading import SampleSet, subset
+from models.data.survey import spread
 from models.networks.segmentor import SegmentationNetwork
 from models.segmentation.build import open_split, output_names
 from models.segmentation.inference import predict_labels
@@ -42,7 +43,7 @@ def evaluate(
 
     Args:
         net: in any mode, which is restored.
-        dataset: the images, of which the first ``eval.limit`` count; or one process's part of them, after
+        dataset: the images, of which those of ``chosen_images`` count; or one process's part of those, after
             which ``SegmentationMetrics.reduce`` adds up the parts.
         recipe: how to evaluate, and the outputs' names.
         stop: asked after every batch.
@@ -65,6 +66,11 @@ def evaluate(
             if stop():
                 return None
     return metrics
+
+
+def chosen_images(dataset: SampleSet, recipe: SegmentationRecipe) -> list[int]:
+    """The indices of the images that evaluation looks at: ``eval.limit`` of them, spread evenly; or all."""
+    return spread(len(dataset), recipe.eval.limit or len(dataset))
 
 
 def example_images(
@@ -125,7 +131,8 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | Non
     counts = evaluate(net, dataset, recipe)
     assert counts is not None  # nothing stops it
     metrics, classes = counts.compute(), class_rows(counts, dataset.class_names)
-    count = min(recipe.eval.limit or len(dataset), len(dataset))
+    chosen = chosen_images(dataset, recipe)
+    count = len(chosen)
     alpha = dict(zip(output_names(recipe), net.branch_weights(), strict=False))
     how = {name: getattr(recipe.eval, name) for name in _HOW} | {"precision": recipe.run.precision}
     changed = trained.changes(dataset)
@@ -133,11 +140,13 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | Non
     write_json(file, {"checkpoint": str(path), "changed": changed, **found})
     write_class_csv(file.with_suffix(".csv"), classes)
     if recipe.eval.sheet:
-        seen = subset(dataset, range(count))
+        seen = subset(dataset, chosen)
         examples = example_images(net, seen, recipe, recipe.eval.sheet, trained.palette)
         sheet = contact_sheet(examples, dataset.class_names, trained.palette)
         save_image(file.with_suffix(".png"), sheet)
-    print(f"{path}, {count} images, {', '.join(f'{name} {show(value)}' for name, value in how.items())}")
+    spread_over = f" spread over {len(dataset)}" if count < len(dataset) else ""
+    ways = ", ".join(f"{name} {show(value)}" for name, value in how.items())
+    print(f"{path}, {count} images{spread_over}, {ways}")
     for change in changed:
         print(f"other than in training: {change}")
     print(f"in per cent\n{table(metrics)}\n\n{class_table(classes)}\n")
@@ -160,6 +169,6 @@ def evaluating(net: nn.Module) -> Iterator[None]:
 
 def _loader(dataset: SampleSet, recipe: SegmentationRecipe) -> Loader:
     settings = recipe.eval
-    chosen = dataset if settings.limit is None else subset(dataset, range(min(settings.limit, len(dataset))))
+    chosen = subset(dataset, chosen_images(dataset, recipe))
     # Windows fill the batches: images may be of any size then.
     return eval_loader(chosen, 1 if settings.window else settings.batch_size, recipe.run.workers)

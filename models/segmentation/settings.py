@@ -202,7 +202,7 @@ class EvalSettings:
     )
     overlap: float = setting(0.25, "least share of a window that the next one covers", resumable=True)
     limit: int | None = setting(
-        None, "number of images to evaluate, the first ones; none: all", resumable=True
+        None, "number of images to evaluate, spread evenly over all; none: all", resumable=True
     )
     pictures: int = setting(4, "validation images shown in TensorBoard", resumable=True)
     frames: bool = setting(

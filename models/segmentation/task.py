@@ -25,7 +25,7 @@ from models.segmentation.build import (
     output_names,
     with_normalization,
 )
-from models.segmentation.evaluate import evaluate, example_images
+from models.segmentation.evaluate import chosen_images, evaluate, example_images
 from models.segmentation.initial import load_weights
 from models.segmentation.load import describe
 from models.segmentation.losses import counted_pixels
@@ -189,8 +189,8 @@ class SegmentationTask:
 
     def evaluate(self, stop: Callable[[], bool]) -> dict[str, float] | None:
         """Each process evaluates every n-th of the images."""
-        limit = self.recipe.eval.limit or len(self.validation)
-        chosen = range(min(limit, len(self.validation)))[distributed.rank() :: distributed.world_size()]
+        every = chosen_images(self.validation, self.recipe)
+        chosen = every[distributed.rank() :: distributed.world_size()]
         counts = evaluate(self.evaluated, subset(self.validation, chosen), self.recipe, stop)
         if distributed.largest(counts is None) or counts is None:
             return None

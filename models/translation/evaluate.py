@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from models.data import AnyDomain, DataError, collate_translation
 from models.data.loading import SampleSet, subset
+from models.data.survey import spread
 from models.networks.messages import first_line
 from models.networks.systems.unet import UNet
 from models.training.errors import UsageError, writable
@@ -99,15 +100,15 @@ def check_scores(recipe: TranslationRecipe, views: int) -> None:
         settings.fid.load()
 
 
-def chosen_views(dataset: SampleSet, recipe: TranslationRecipe) -> range:
-    """The indices of the views that evaluation looks at: the first ``eval.limit``.
+def chosen_views(dataset: SampleSet, recipe: TranslationRecipe) -> list[int]:
+    """The indices of the views that evaluation looks at: ``eval.limit`` of them, spread evenly; or all.
 
     Raises:
         DataError: there are none.
     """
     if len(dataset) == 0:
         raise DataError(f"{recipe.data.root}: there are no validation views")
-    return range(min(recipe.eval.limit or len(dataset), len(dataset)))
+    return spread(len(dataset), recipe.eval.limit or len(dataset))
 
 
 def mean_target(recipe: TranslationRecipe) -> Tensor:
@@ -196,7 +197,9 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | Non
         examples = example_images(net, seen, recipe, recipe.eval.sheet)
         save_image(file.with_suffix(".png"), contact_sheet(examples))
     # Only now: whoever reads along may stop, as head does.
-    print(f"{path}, {len(views)} views, {' + '.join(recipe.data.domains)} to {recipe.data.target}")
+    spread_over = f" spread over {len(dataset)}" if len(views) < len(dataset) else ""
+    seen_of = f"{len(views)} views{spread_over}"
+    print(f"{path}, {seen_of}, {' + '.join(recipe.data.domains)} to {recipe.data.target}")
     for change in trained.changed:
         print(f"other than in training: {change}")
     print(f"{table(metrics)}\n\n{MEAN_IMAGE}: {baseline}")

@@ -132,7 +132,7 @@ class EvalSettings:
         resumable=True,
     )
     limit: int | None = setting(
-        None, "number of views to evaluate, the first ones; none: all", resumable=True
+        None, "number of views to evaluate, spread evenly over all; none: all", resumable=True
     )
     value_range: tuple[float, float] | None = setting(
         None,

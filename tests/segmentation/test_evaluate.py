@@ -1,6 +1,7 @@
 """evaluate with a network that reads the classes off its input, so that every count is known."""
 
 import csv
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch.utils.data import Subset
 
 from models.data import DataError, Sample, palette
 from models.segmentation import SegmentationOutput
-from models.segmentation.evaluate import evaluate, example_images
+from models.segmentation.evaluate import chosen_images, evaluate, example_images
 from models.segmentation.metrics import SHARE, SegmentationMetrics, class_rows, class_table, write_class_csv
 from models.segmentation.settings import DataSettings, EvalSettings, SegmentationRecipe
 from models.segmentation.visualize import contact_sheet, legend
@@ -72,6 +73,16 @@ def recipe(**settings: object) -> SegmentationRecipe:
     )
 
 
+def test_a_limit_is_spread_evenly() -> None:
+    data = samples()
+    for limit, chosen in ((1, [0]), (2, [0, 4]), (3, [0, 2, 4]), (4, [0, 1, 3, 4]), (5, list(range(5)))):
+        assert chosen_images(data, recipe(limit=limit)) == chosen
+    assert chosen_images(data, recipe()) == chosen_images(data, recipe(limit=9)) == list(range(5))
+    whole = chosen_images(range(654), recipe(limit=100))
+    assert (len(set(whole)), whole[0], whole[-1]) == (100, 0, 653)
+    assert {b - a for a, b in itertools.pairwise(whole)} == {6, 7}
+
+
 def expected(chosen: Sequence[Sample]) -> Tensor:
     """``[3, K, K]``"""
     confusion = torch.zeros(3, K, K, dtype=torch.long)
@@ -88,7 +99,7 @@ def expected(chosen: Sequence[Sample]) -> Tensor:
     ("settings", "batches"),
     [
         ({}, [1] * 5),
-        ({"limit": 3, "batch_size": 2}, [2, 1]),
+        ({"limit": 3}, [1] * 3),
         ({"limit": 99}, [1] * 5),
         ({"flip": True}, [1] * 10),
         ({"window": 32, "overlap": 0.0, "batch_size": 4}, [4, 4, 4, 4, 2, 4]),
@@ -98,7 +109,8 @@ def test_counts(settings: dict[str, int], batches: list[int]) -> None:
     net, data = Reads(), samples()
     found = evaluate(net, data, recipe(**settings))
     assert found is not None
-    assert torch.equal(found.confusion, expected(data[: settings.get("limit")]))
+    chosen = [data[index] for index in ((0, 2, 4) if settings.get("limit") == 3 else range(5))]
+    assert torch.equal(found.confusion, expected(chosen))
     assert net.batches == batches
     assert net.training
 
