@@ -169,16 +169,42 @@ class OptimSettings(UpdateSettings):
 
 @dataclass(frozen=True)
 class LossSettings:
-    """The loss beside the cross-entropies."""
+    """The loss: what the outputs' logits are compared with the labels by, and what is beside it."""
 
     sparsity: float = setting(5e-3, "weight of the penalty on the scales")
     per_output: bool = setting(
         False, "add the penalty once for every branch and the ensemble, as the released code"
     )
     auxiliary: float = setting(0.4, "weight of the loss of pspnet's auxiliary head; 0: no such head")
+    kind: Literal["cross_entropy", "ohem", "focal"] = setting(
+        "cross_entropy", "of the branches, the ensemble and the auxiliary head; ohem: of hard pixels alone"
+    )
+    class_weights: tuple[float, ...] | Literal["median_frequency"] | None = setting(
+        None, "one per class, or median_frequency, counted in the training labels; none: 1"
+    )
+    label_smoothing: float = setting(0.0, "share of the truth that is spread evenly over the classes")
+    focal_gamma: float = setting(2.0, "of focal: exponent of 1 - p, p the true class's probability")
+    ohem_threshold: float = setting(0.7, "of ohem: a pixel is hard where the true class has less probability")
+    ohem_min_kept: float = setting(
+        0.0625, "of ohem: share of each image's pixels, the hardest ones, that counts at least"
+    )
+    dice: float = setting(0.0, "weight of the Dice losses that are added; 0: none")
 
     def __post_init__(self) -> None:
         require_at_least(0, self, "sparsity", "auxiliary")
+        weights = self.class_weights
+        require(
+            not isinstance(weights, tuple)
+            or (all(0 <= weight < math.inf for weight in weights) and any(weight > 0 for weight in weights)),
+            f"class_weights must be numbers from 0 on, one of them above 0, got {weights}",
+        )
+        smoothing, threshold, kept = self.label_smoothing, self.ohem_threshold, self.ohem_min_kept
+        require(0 <= smoothing < 1, f"label_smoothing must be from 0 to below 1, got {smoothing}")
+        require(0 < threshold <= 1, f"ohem_threshold must be above 0 and at most 1, got {threshold}")
+        require(0 <= kept <= 1, f"ohem_min_kept must be from 0 to 1, got {kept}")
+        for name in ("focal_gamma", "dice"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"{name} must be a number from 0 on, got {value}")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cen_ext import recompute_outputs
 from models.networks.segmentor import SegmentationNetwork
+from models.segmentation.criteria import Criterion
 from models.segmentation.losses import SegmentationLoss, segmentation_loss
 from models.segmentation.settings import OptimSettings, SegmentationRecipe, SegmentationStage
 from models.training.optimization import fused
@@ -23,20 +24,32 @@ class Objective(nn.Module):
         net: the network, which runs in the precision of ``run.precision``; the loss is float32.
         recipe: the settings.
         device: the network's.
+        class_weights: ``[K]`` on the device; None: 1.
     """
 
-    def __init__(self, net: SegmentationNetwork, recipe: SegmentationRecipe, device: torch.device) -> None:
+    def __init__(
+        self,
+        net: SegmentationNetwork,
+        recipe: SegmentationRecipe,
+        device: torch.device,
+        class_weights: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.net = net
         self.recipe = recipe
         self.device = device
+        self.criterion = Criterion(**{name: getattr(recipe.loss, name) for name in Criterion._fields})
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", class_weights, persistent=False)
 
-    def forward(self, images: Tensor, target: Tensor, pixels: Tensor) -> SegmentationLoss:
+    def forward(
+        self, images: Tensor, target: Tensor, pixels: Tensor, labeled: Tensor | None = None
+    ) -> SegmentationLoss:
         """Compute the ``segmentation_loss``.
 
         Args:
             images, target: ``[M*N, C, H, W]`` and ``[N, H, W]``.
-            pixels: 0-d, what the sums over pixels are divided by.
+            pixels, labeled: 0-d, what the sums over pixels and over images are divided by; as ``Counts``.
         """
         settings = self.recipe.loss
         run = self.recipe.run
@@ -53,6 +66,9 @@ class Objective(nn.Module):
             ignore_index=self.recipe.data.ignore_index,
             auxiliary=settings.auxiliary,
             pixels=pixels,
+            images=labeled,
+            criterion=self.criterion,
+            weights=self.class_weights,
         )
 
 

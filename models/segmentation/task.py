@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,13 @@ from models.segmentation.build import (
     output_names,
     with_normalization,
 )
+from models.segmentation.class_weights import MEDIAN_FREQUENCY, count_weights
 from models.segmentation.evaluate import chosen_images, evaluate, example_images
 from models.segmentation.initial import load_weights
 from models.segmentation.load import describe
-from models.segmentation.losses import counted_pixels
+from models.segmentation.losses import Counts
 from models.segmentation.overview import overview
-from models.segmentation.settings import SegmentationRecipe
+from models.segmentation.settings import LossSettings, SegmentationRecipe
 from models.segmentation.step import Objective, make_optimizer
 from models.training import distributed, graphs, thresholds
 from models.training.devices import device_of
@@ -42,6 +44,14 @@ from models.training.pace import length
 from models.training.precision import loss_scaler
 from models.training.scales import Penalty, scales_at_start, travel_by_stage
 from models.visualize import Image, beside
+
+# loss's settings that are of some kinds of loss alone
+_OPTIONS_OF = {
+    "label_smoothing": ("cross_entropy", "ohem"),
+    "focal_gamma": ("focal",),
+    "ohem_threshold": ("ohem",),
+    "ohem_min_kept": ("ohem",),
+}
 
 
 class SegmentationTask:
@@ -55,11 +65,12 @@ class SegmentationTask:
         DataError: the data set is not whole, or cannot give what the settings want.
     """
 
-    shown = ("loss", "cross_entropy", "penalty")
     best_metric = "ensemble/mean_iou"
 
     def __init__(self, recipe: SegmentationRecipe) -> None:
         check_batch_size(recipe)
+        check_loss(recipe)
+        self.shown = ("loss", recipe.loss.kind, "penalty")
         self.recipe = recipe = with_normalization(recipe)
         self.device = device_of(recipe.run.device)
         graphs.check(recipe.run, self.device)
@@ -70,10 +81,10 @@ class SegmentationTask:
         self.steps_per_epoch = self.loader.steps_per_epoch
         self.images_per_step = recipe.data.batch_size
         self.validation = open_split(recipe.data, "val")
-        train = open_split(recipe.data, "train")
-        self.images = len(train), len(self.validation)
-        self.overview = overview(recipe.data, (train, self.validation))
-        self.palette = train.palette
+        self.train = open_split(recipe.data, "train")
+        self.images = len(self.train), len(self.validation)
+        self.overview = overview(recipe.data, (self.train, self.validation))
+        self.palette = self.train.palette
         self.net = build_network(recipe)
         self.net.to(self.device).train()
         channels_last = recipe.run.channels_last is not False
@@ -82,8 +93,9 @@ class SegmentationTask:
         if distributed.world_size() > 1:
             synchronize_statistics(self.net)
         self.ema = None if recipe.optim.ema is None else Ema(self.net, recipe.optim.ema)
-        objective = graphs.compiled(Objective(self.net, recipe, self.device), recipe.run)
-        self.objective = distributed.parallel(objective, self.device)
+        self.class_weights = self._class_weights()
+        objective = Objective(self.net, recipe, self.device, self.class_weights)
+        self.objective = distributed.parallel(graphs.compiled(objective, recipe.run), self.device)
         self.optimization: Optimization | None = None
 
     def initialize(self) -> list[str]:
@@ -91,6 +103,10 @@ class SegmentationTask:
         thresholds.resolve(*self._networks())
         if self.ema is not None:
             self.ema.restart(self.net)
+        if self._counts_classes:
+            weights, note = count_weights(self.train, self.recipe.run.workers)
+            self._set_class_weights(weights)
+            notes.append(note)
         return notes
 
     initialise = initialize  # the old spelling
@@ -101,6 +117,8 @@ class SegmentationTask:
 
     def describe(self) -> dict[str, Any]:
         here = describe(self.validation.reader, self.validation.class_names, self.palette)
+        if self._counts_classes and self.class_weights is not None:
+            here["class_weights"] = self.class_weights.tolist()
         gray = list(self.validation.gray_in_color)
         return {**here, "gray_in_color": gray, **thresholds.record(self.net)}
 
@@ -132,6 +150,23 @@ class SegmentationTask:
         """The network, and its average where there is one."""
         return [self.net] if self.ema is None else [self.net, self.ema.net]
 
+    @property
+    def _counts_classes(self) -> bool:
+        return self.recipe.loss.class_weights == MEDIAN_FREQUENCY
+
+    def _class_weights(self) -> Tensor | None:
+        """``[K]`` float64 on the device: those given, or NaN until they are counted or restored."""
+        given = self.recipe.loss.class_weights
+        if given is None:
+            return None
+        values = [nan] * self.recipe.data.num_classes if self._counts_classes else given
+        return torch.tensor(values, dtype=torch.float64, device=self.device)
+
+    def _set_class_weights(self, weights: Tensor) -> None:
+        """In place: the objective, perhaps compiled, has the tensor."""
+        assert self.class_weights is not None, "there are some"
+        self.class_weights.copy_(weights)
+
     def start_stage(self, index: int, begin: int) -> None:
         stage, settings = self.stages[index], self.recipe.optim
         self.optimization = Optimization(
@@ -159,9 +194,11 @@ class SegmentationTask:
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         images = batch.images.contiguous(memory_format=self.layout)
         self._updates.start(step)
-        total, entropies, penalty, auxiliary, fusion = self.gradients(images, batch.target)
+        total, entropies, penalty, auxiliary, fusion, dice = self.gradients(images, batch.target)
         self._updates.step()
-        losses = {"loss": total, "cross_entropy": entropies.sum(), "penalty": penalty}
+        losses = {"loss": total, self.recipe.loss.kind: entropies.sum(), "penalty": penalty}
+        if self.recipe.loss.dice > 0:
+            losses["dice"] = dice
         if self.net.auxiliary is not None:
             losses["auxiliary"] = auxiliary
         if any(isinstance(module, FusionStage) for module in self.net.modules()):
@@ -176,10 +213,13 @@ class SegmentationTask:
         """
         accumulate = self.recipe.optim.accumulate
         parts = Batch(images, target, [""] * len(target)).split(accumulate)
-        pixels = distributed.total(counted_pixels(target, self.recipe.data.ignore_index)).clamp(min=1)
+        own = Counts.of(target, self.recipe.data.ignore_index, self.class_weights)
+        counts = distributed.total(torch.stack(own))
         # float64, because the mean count of a part need not be whole.
-        pixels = pixels.double() / (accumulate * distributed.world_size())
-        return self._updates.gradients(self.objective, [(part.images, part.target, pixels) for part in parts])
+        pixels, labeled = counts.where(counts > 0, 1) / (accumulate * distributed.world_size())
+        return self._updates.gradients(
+            self.objective, [(part.images, part.target, pixels, labeled) for part in parts]
+        )
 
     def status(self) -> dict[str, Tensor]:
         return {"exchanged": exchanged_share(self.net)}
@@ -217,6 +257,8 @@ class SegmentationTask:
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"net": self.net.state_dict()}
+        if self._counts_classes:
+            state["class_weights"] = self.class_weights
         if self.ema is not None:
             state["ema"] = self.ema.net.state_dict()
         if self.optimization is not None:
@@ -226,10 +268,34 @@ class SegmentationTask:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.net.load_state_dict(state["net"])
+        if self._counts_classes:
+            self._set_class_weights(state["class_weights"])
         if self.ema is not None:
             self.ema.net.load_state_dict(state["ema"])
         if self.optimization is not None:
             self.optimization.load_state_dict(state["optimisation"])
+
+
+def check_loss(recipe: SegmentationRecipe) -> None:
+    """Refuse settings of a loss that contradict each other or the data.
+
+    Raises:
+        UsageError: an option of another kind of loss is set; class weights are not one for each class.
+    """
+    loss = recipe.loss
+    for name, kinds in _OPTIONS_OF.items():
+        value, default = getattr(loss, name), getattr(LossSettings, name)
+        if loss.kind not in kinds and value != default:
+            others = " or ".join(f"loss.kind={kind}" for kind in kinds)
+            raise UsageError(
+                f"loss.{name}={value} has no meaning with loss.kind={loss.kind}: it goes with {others}"
+            )
+    weights, classes = loss.class_weights, recipe.data.num_classes
+    if isinstance(weights, tuple) and len(weights) != classes:
+        raise UsageError(
+            f"loss.class_weights must be one number for each of data.num_classes={classes} classes, "
+            f"got {len(weights)}"
+        )
 
 
 def check_batch_size(recipe: SegmentationRecipe) -> None:

@@ -25,7 +25,6 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -215,13 +214,7 @@ def parse(text: str, kind: Any) -> Any:
     """
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        if type(None) in args and text.lower() in ("none", "null"):
-            return None
-        *others, last = (arg for arg in args if arg is not type(None))
-        for kind in others:
-            with suppress(ValueError):
-                return parse(text, kind)
-        return parse(text, last)
+        return None if text.lower() in ("none", "null") else _parse_any(text, args)
     if origin is Literal:
         if text not in args:
             raise ValueError(f"one of {', '.join(args)}{suggest(text, args)}")
@@ -240,6 +233,19 @@ def parse(text: str, kind: Any) -> Any:
     if kind is Path and not text:  # which Path would take for the working directory
         raise ValueError("a path")
     return kind(text)
+
+
+def _parse_any(text: str, kinds: tuple[Any, ...]) -> Any:
+    """A value of the first of these types that the text is one of."""
+    expected = []
+    for kind in kinds:
+        if kind is type(None):
+            continue
+        try:
+            return parse(text, kind)
+        except ValueError as error:
+            expected.append(str(error))
+    raise ValueError(", or ".join(expected))
 
 
 def _parse_tuple(text: str, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -69,7 +69,10 @@ class Task(Protocol):
         """
 
     def describe(self) -> dict[str, Any]:
-        """The record to file with the weights beside the settings, as JSON has it, with the ``inputs``."""
+        """The record to file with the weights beside the settings, as JSON has it, with the ``inputs``.
+
+        What it says may become known by ``initialize`` or ``load_state_dict``.
+        """
 
     def summary(self, steps: int) -> str:
         """Data, network and length of a training of so many steps, in a line."""

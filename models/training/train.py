@@ -68,6 +68,7 @@ def _train(name: str, overrides: Sequence[str], resume: Path | bool) -> int:
         log.info(task.summary(loop.total))
         if resumed:
             loop.restore(resumed[1])
+            header |= task.describe()  # the task may have restored a part of it
             log.info("resumed at step %d", loop.progress.step)
         else:
             _log(task.scales(loop.total))

@@ -237,7 +237,10 @@ def test_label_maps_without_a_palette_of_their_own(tmp_path: Path, case: str) ->
 @given(labels=arrays.arrays(np.uint8, (3, 5), elements=st.integers(0, 255)), count=st.integers(2, 8))
 def test_predictions_are_drawn_in_the_palettes_colors(labels: np.ndarray, count: int) -> None:
     colors = colors_of(count)
-    for found, expected in ((colorize(labels, count, colors), colors), (colorize(labels, count), palette(count))):
+    for found, expected in (
+        (colorize(labels, count, colors), colors),
+        (colorize(labels, count), palette(count)),
+    ):
         for at in np.ndindex(labels.shape):
             label = int(labels[at])
             assert found[at].tolist() == (expected[label].tolist() if label < count else [0, 0, 0])
@@ -592,7 +595,9 @@ def a_set(root: Path, colors: np.ndarray) -> Path:
     return root
 
 
-def test_large_label_maps_are_read_and_pillows_limit_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_label_maps_are_read_and_pillows_limit_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The limit is the program's; its own label maps are no stranger's files."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     root = a_set(tmp_path, np.array([[0, 0, 0], [200, 0, 0], [0, 200, 0]], np.uint8))

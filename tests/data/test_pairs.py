@@ -297,9 +297,7 @@ def test_own_lists_and_computed_domains(tmp_path: Path) -> None:
     files = {"visible": "visible/{name}.png", "depth": "other/{name}.png"}
     root = own(tmp_path, MILLIMETERS, files=files, modalities={}, depth_scale=1000, camera=[30, 30, 16, 12])
     (root / "mine.txt").write_text("c\nb\n")
-    dataset = opened(
-        root, domains=("normals", "depth"), target="visible", lists=("mine.txt", "val.txt")
-    )
+    dataset = opened(root, domains=("normals", "depth"), target="visible", lists=("mine.txt", "val.txt"))
     assert [dataset[index].name for index in range(2)] == ["c", "b"]
     assert set(dataset.files(0)) == {"depth", "visible"}
     normals = dataset[0].images[0]
@@ -329,7 +327,10 @@ def test_a_reader_is_made_again_of_what_went_with_the_weights(tmp_path: Path) ->
     [
         ({"target": "infrared"}, "unknown modality 'infrared': expected visible, other, segments, labels_of"),
         ({"target": "othr"}, "did you mean 'other'"),
-        ({"domains": ("labels",)}, "'labels' is no modality; for label maps as input, give them another name"),
+        (
+            {"domains": ("labels",)},
+            "'labels' is no modality; for label maps as input, give them another name",
+        ),
         ({"domains": ("camera",)}, "'camera' is no modality"),
         ({"target": "segments"}, "the target 'segments' is of the kind categorical"),
         ({"target": "disparity"}, "'disparity' is disparity, whose values have no upper end"),
@@ -357,7 +358,10 @@ def test_what_cannot_be_a_domain_or_target(tmp_path: Path, options: dict[str, An
         (lambda root: (root / "train.txt").unlink(), "train.txt: no such list"),
         (lambda root: write(root / "other/a.png", COLORS[:20, :, 0]), r"other/a\.png is 32x20, but .*32x24"),
         (lambda root: (root / "other/a.png").write_bytes(b"none"), r"other/a\.png: broken or truncated"),
-        (lambda root: write(root / "other/a.png", COLORS), r"other/a\.png: expected gray, as its kind is int"),
+        (
+            lambda root: write(root / "other/a.png", COLORS),
+            r"other/a\.png: expected gray, as its kind is int",
+        ),
         (lambda root: describe(root, files={"labels": "a/{name}.png"}), "must give the paths of every modal"),
         (lambda root: describe(root, files={"a": "a/{nam}.png"}), r"'a/\{nam\}.png' \('nam' is unknown\)"),
     ],

@@ -34,6 +34,7 @@ from tests.helpers.planes import (
     seen,
 )
 
+
 @pytest.mark.parametrize("plane", [WALL, FLOOR, SLANTED], ids=["wall", "floor", "slanted"])
 @pytest.mark.parametrize("size", [LARGE, SIZE, (24, 32)], ids=["up", "same", "down"])
 @pytest.mark.parametrize("pose", [NOWHERE, RIG, pose_of((0.1, 0.2, -0.3), (-0.2, 0.1, -0.1))])
@@ -207,7 +208,11 @@ def test_other_images_of_the_sensor_are_carried_with_the_depth() -> None:
 
 def test_what_is_behind_the_camera_or_beside_its_image_is_left_out() -> None:
     depth = measured([WALL])
-    for pose in (pose_of((0, np.pi, 0), (0, 0, 0)), pose_of((0, 0, 0), (0, 0, -4)), pose_of((0, 0, 0), (90, 0, 0))):
+    for pose in (
+        pose_of((0, np.pi, 0), (0, 0, 0)),
+        pose_of((0, 0, 0), (0, 0, -4)),
+        pose_of((0, 0, 0), (90, 0, 0)),
+    ):
         found = register(depth, CAMERA, pose, COLOR, LARGE)
         assert not found.depth.any()
         assert (found.source == -1).all()

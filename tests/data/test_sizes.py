@@ -38,6 +38,7 @@ from models.segmentation.settings import DataSettings
 from models.training.errors import UsageError
 from tests.helpers.planes import CAMERA, COLOR, LARGE, OWN, POSE, RIG, SIZE, SLANTED, phone, seen
 
+
 def opened(root: Path, *modalities: str, split: str = "train") -> SegmentationSet:
     return SegmentationSet(root, split, modalities=modalities or ("rgb", "depth"), num_classes=2)
 
@@ -95,9 +96,7 @@ def test_depth_of_fewer_pixels_is_resized(tmp_path: Path, told: dict[str, Any] |
     root = sized(tmp_path / "set", told)
     sample = opened(root).sample(0)
     np.testing.assert_array_equal(sample.images[1][:, :, 0], np.kron(stored_depth(root), np.ones((4, 4))))
-    np.testing.assert_array_equal(
-        opened(root, "depth", "rgb").sample(0).images[0], sample.images[1]
-    )
+    np.testing.assert_array_equal(opened(root, "depth", "rgb").sample(0).images[0], sample.images[1])
 
 
 @pytest.mark.parametrize("new", [(192, 256), (24, 32)])
@@ -135,7 +134,11 @@ def test_what_is_computed_of_resized_depth_is_the_planes(
         ((48, 64), {"size": "same"}, r"\"size\": \"same\" in layout.json forbids"),
         ((168, 224), None, r"about the same size, as of a crop or a border"),
         ((216, 288), None, r"about the same size"),
-        ((48, 64), {"kind": "color"}, r"label maps are drawn on color images of their size; \"size\": \"any\""),
+        (
+            (48, 64),
+            {"kind": "color"},
+            r"label maps are drawn on color images of their size; \"size\": \"any\"",
+        ),
     ],
 )
 def test_what_is_no_copy_is_refused(
@@ -160,11 +163,16 @@ def test_what_is_no_copy_is_refused(
         assert opened(root).sample(0).images[1].shape[:2] == LARGE
 
 
-@pytest.mark.parametrize("size", [(48, 64), (38, 51), (39, 51), (39, 52), (38, 50), (36, 48), (384, 512), (575, 767)])
+@pytest.mark.parametrize(
+    "size", [(48, 64), (38, 51), (39, 51), (39, 52), (38, 50), (36, 48), (384, 512), (575, 767)]
+)
 def test_a_pixel_of_rounding_is_no_other_proportion(tmp_path: Path, size: tuple[int, int]) -> None:
     """192x256 scaled and rounded up or down along either side."""
     layout = Layout("own", {"rgb": "r", "depth": "d", "labels": "l"}, depth_scale=1000.0)
-    frames = {"rgb": Frame("rgb", np.zeros((*LARGE, 3), np.uint8)), "depth": Frame("d", np.ones(size, np.uint16))}
+    frames = {
+        "rgb": Frame("rgb", np.zeros((*LARGE, 3), np.uint8)),
+        "depth": Frame("d", np.ones(size, np.uint16)),
+    }
     assert Reader(layout, ("rgb", "depth")).read(frames, LARGE)[1].shape == (*LARGE, 1)
 
 
@@ -174,7 +182,11 @@ def test_color_may_be_of_another_size_where_the_layout_says_so(tmp_path: Path) -
         write(root / f"rgb/{name}.png", np.full((*SIZE, 3), 128, np.uint8))
     sample = opened(root).sample(0)
     assert sample.images[0].shape == (*LARGE, 3)
-    np.testing.assert_allclose(sample.images[0][50, 50], (128 / 255 - np.array((0.485, 0.456, 0.406))) / (0.229, 0.224, 0.225), rtol=1e-5)
+    np.testing.assert_allclose(
+        sample.images[0][50, 50],
+        (128 / 255 - np.array((0.485, 0.456, 0.406))) / (0.229, 0.224, 0.225),
+        rtol=1e-5,
+    )
 
 
 def test_the_papers_archive_resizes_where_it_is_told_to(tmp_path: Path) -> None:
@@ -265,7 +277,9 @@ def test_the_view_is_that_of_the_color_image_or_of_its_camera(tmp_path: Path) ->
     np.testing.assert_array_equal(alone.sample(0).images[0], expected[2::4, 2::4])
     layout = find_layout(root)
     plain = Reader(replace(layout, camera=COLOR), ("depth",))
-    with pytest.raises(DataError, match=r"depth/a\.png: the size of the images that depth is registered to is"):
+    with pytest.raises(
+        DataError, match=r"depth/a\.png: the size of the images that depth is registered to is"
+    ):
         plain.read({"depth": root / "depth/a.png"})
 
 
@@ -308,7 +322,10 @@ LONG = [[1.02 * value for value in row] for row in POSE]
         ({"depth": {"camera": OWN["camera"]}}, r"camera of depth needs its pose beside it: three rows"),
         ({"depth": {**OWN, "pose": TURNED}}, r"pose of depth is no rotation and shift: .*determinant 1"),
         ({"depth": {**OWN, "pose": LONG}}, r"pose of depth is no rotation and shift: .*orthonormal to"),
-        ({"depth": {**OWN, "pose": POSE[:2]}}, r"pose of depth is \[\[.*; expected three rows of four numbers"),
+        (
+            {"depth": {**OWN, "pose": POSE[:2]}},
+            r"pose of depth is \[\[.*; expected three rows of four numbers",
+        ),
         ({"depth": {**OWN, "pose": [1, 2]}}, r"pose of depth is \[1, 2\]"),
         ({"depth": {**OWN, "camera": [0, 1, 2, 3]}}, r"camera of depth is \[0, 1, 2, 3\]; expected fx, fy"),
         ({"depth": {**OWN, "camera": [1, 1, 2, 3, 64]}}, r"camera of depth is \[1, 1, 2, 3, 64\]"),
@@ -316,7 +333,10 @@ LONG = [[1.02 * value for value in row] for row in POSE]
         ({"depth": {**OWN, "size": "any"}}, r"size of depth is that of the images it is registered to"),
         ({"depth": {"size": "large"}}, r"size of depth is 'large'; expected any, .* or same"),
         ({"amplitude": OWN}, r"pose of amplitude is for depth, but its kind is None.*registered_with"),
-        ({"amplitude": {"registered_with": "depth"}}, r"registered_with of amplitude is 'depth'; expected depth with"),
+        (
+            {"amplitude": {"registered_with": "depth"}},
+            r"registered_with of amplitude is 'depth'; expected depth with",
+        ),
         (
             {"depth": OWN, "amplitude": {"registered_with": "dept"}},
             r"registered_with of amplitude is 'dept'; .*such as depth; did you mean 'depth'",
@@ -353,7 +373,9 @@ def test_wrong_descriptions_are_refused_naming_the_field(
 def test_what_registering_needs_is_asked_for_before_any_file_is_read(tmp_path: Path) -> None:
     root = phone(tmp_path / "set", camera=None)
     settings = DataSettings(root=root, modalities=("rgb", "depth"), num_classes=2)
-    with pytest.raises(UsageError, match=r"^data: camera is not known, to whose images the pose of depth leads"):
+    with pytest.raises(
+        UsageError, match=r"^data: camera is not known, to whose images the pose of depth leads"
+    ):
         build_reader(settings)
     assert build_reader(replace(settings, modalities=("rgb",))).files() == ("rgb",)
     reader = build_reader(replace(settings, camera=COLOR[:4], given=("camera",)))
@@ -369,7 +391,9 @@ def test_depth_that_cannot_be_registered_is_refused_naming_its_file(tmp_path: Pa
     with pytest.raises(DataError, match=r"amplitude/b\.png is 32x24, but .*depth/b\.png, .* is 64x48"):
         opened(root, "rgb", "amplitude").sample(1)
     phone(root, modalities={"depth": {**OWN, "camera": [*CAMERA[:4], 64, 64]}})
-    with pytest.raises(DataError, match=r"depth/a\.png: the camera of 64x64 does not tell .*; correct camera of"):
+    with pytest.raises(
+        DataError, match=r"depth/a\.png: the camera of 64x64 does not tell .*; correct camera of"
+    ):
         opened(root).sample(0)
 
 
@@ -427,7 +451,9 @@ def test_a_network_is_fed_by_predict_as_it_was_in_training(tmp_path: Path) -> No
 def test_domains_are_derived_of_registered_depth(tmp_path: Path) -> None:
     root = phone(tmp_path / "set")
     out = prepare_domains(tmp_path / "out", root, processes=1)
-    stored = cv2.imread(str(out / "depth_zbuffer/point_0_view_0_domain_depth_zbuffer.png"), cv2.IMREAD_UNCHANGED)
+    stored = cv2.imread(
+        str(out / "depth_zbuffer/point_0_view_0_domain_depth_zbuffer.png"), cv2.IMREAD_UNCHANGED
+    )
     depth = opened(root).sample(0).images[1][:, :, 0]
     np.testing.assert_array_equal(stored == 65535, depth == 0)
     np.testing.assert_allclose(stored[depth > 0] / 512, depth[depth > 0], atol=0.5 / 512 + 1e-6)

@@ -82,7 +82,7 @@ def test_loss_is_their_sum_and_the_penalty(
     output: SegmentationOutput, target: Tensor, per_output: bool, times: int
 ) -> None:
     net = Layers()
-    loss, entropies, found, auxiliary, fusion = segmentation_loss(
+    loss, entropies, found, auxiliary, fusion, dice = segmentation_loss(
         net, output, target, sparsity=0.25, per_output=per_output, ignore_index=255
     )
     scales = net.exchanging.weight.detach().abs()
@@ -90,7 +90,7 @@ def test_loss_is_their_sum_and_the_penalty(
     torch.testing.assert_close(entropies, expected_entropies(output, target))
     torch.testing.assert_close(found, 0.25 * times * penalty)
     torch.testing.assert_close(loss, expected_entropies(output, target).sum() + 0.25 * times * penalty)
-    assert auxiliary == fusion == 0
+    assert auxiliary == fusion == dice == 0
     loss.backward()
     signs = net.exchanging.weight.detach().sign()
     own = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1]])

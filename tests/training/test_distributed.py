@@ -28,6 +28,10 @@ CASES = {
     "frozen statistics": ["model.frozen_statistics=true"],
     "parts": ["model.frozen_statistics=true", "optim.accumulate=2"],
     "the rest": ["optim.clip=0.1", "optim.ema=0.9", "optim.schedule=polynomial", "optim.warmup_steps=2"],
+    "losses": [
+        *["loss.kind=ohem", "loss.ohem_threshold=0.1", "loss.ohem_min_kept=0.3", "loss.dice=0.5"],
+        *["loss.class_weights=median_frequency", "loss.label_smoothing=0.1"],
+    ],
     "pspnet": ["model.network=pspnet", "model.encoder=resnet18"],
 }
 
@@ -41,6 +45,8 @@ def trained(rooms: Path, overrides: list[str]) -> dict[str, Any]:
     """Losses, weights, statistics and evaluation after a few steps in float64."""
     torch.set_default_dtype(torch.float64)
     task = tiny_task(rooms, *EXACT, *overrides)
+    if task.class_weights is not None:
+        task.initialize()  # counts them, each process in its share of the labels
     losses = []
     for step, batch in enumerate(task.batches(0, 0)):
         if distributed.rank() == 0:  # pixels that count are spread unevenly

@@ -213,6 +213,8 @@ class NoSizesFromValues(TorchDispatchMode):
         ["run.precision=bf16", "optim.accumulate=2", "model.frozen_statistics=true"],
         ["run.precision=fp16", "optim.clip=0.1", "optim.ema=0.9", "optim.schedule=cosine"],
         ["model.network=pspnet", "model.encoder=resnet18", "fusion.penalty=all"],
+        ["loss.kind=ohem", f"loss.class_weights=0{',1' * 10}", "loss.label_smoothing=0.1", "loss.dice=1"],
+        ["loss.kind=focal", "run.precision=fp16"],
     ],
 )
 def test_a_step_does_not_wait_for_the_device(rooms: Path, overrides: list[str]) -> None:
