@@ -267,6 +267,7 @@ def test_evaluate(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     limited = json.loads((other / "evaluation_best.json").read_text())
     how = [limited["inference"][name] for name in ("scales", "flip", "window")]
     assert (limited["images"], how) == (1, [[0.75, 1.0], True, 48])
+    assert f"{trained / 'best.pt'}, 1 images spread over 3, scales 0.75,1.0" in capsys.readouterr().out
     assert sorted(path.suffix for path in other.iterdir()) == [".csv", ".json", ".png"]
     file = other / "evaluation_best.json"
     assert "cannot write" in error_of(["evaluate", str(trained), "--output", str(file)], capsys)

@@ -140,3 +140,18 @@ def test_thresholds(tmp_path: Path) -> None:
     exec(program, values)
     assert set(values["values"].values()) == {0.05}
     assert values["net"][1].threshold == 0.05
+
+
+def test_losses(tmp_path: Path) -> None:
+    rooms = prepare_rooms(tmp_path / "rooms")
+    found = commands("losses.md", {"data.root=/data/nyudv2": f"data.root={rooms}"})
+    assert [words[0] for words in found] == ["train", "train", "train", "evaluate"]
+    for name, words in zip(("weights", "ohem", "focal"), found, strict=False):
+        words += ["data.num_classes=11", f"run.output=runs/{name}"]
+    cen(tmp_path, *found)
+    config = json.loads((tmp_path / "runs" / "weights" / "config.json").read_text())
+    assert len(config["class_weights"]) == 11
+    header = (tmp_path / "runs" / "ohem" / "losses.csv").read_text().splitlines()[0].split(",")
+    assert {"loss/ohem", "loss/dice"} < set(header)
+    evaluation = json.loads((tmp_path / "runs" / "focal" / "evaluation_best.json").read_text())
+    assert 0 <= evaluation["metrics"]["ensemble/image_mean_iou"] <= 1

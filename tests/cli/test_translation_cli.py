@@ -262,7 +262,9 @@ def test_evaluation_is_written_before_it_is_printed(
     }
 
 
-def test_evaluating_an_average_and_options(views: Path, tmp_path: Path) -> None:
+def test_evaluating_an_average_and_options(
+    views: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     assert main(command(views, run, "optim.ema=0.5", "run.steps=2", "eval.best=ssim")) == 0
     state = checkpoint.load(run)[1]["task"]
@@ -281,6 +283,7 @@ def test_evaluating_an_average_and_options(views: Path, tmp_path: Path) -> None:
         assert not list((tmp_path / dropout).glob("*.png"))
     found = [json.loads((tmp_path / d / "evaluation_best.json").read_text()) for d in ("true", "false")]
     assert [each["views"] for each in found] == [2, 2]
+    assert "2 views spread over 3, " in capsys.readouterr().out
     scores = [each["metrics"]["ensemble/l1"] for each in found]
     assert scores[0] != scores[1]
     assert found[0]["metrics"][f"{MEAN_IMAGE}/l1"] == found[1]["metrics"][f"{MEAN_IMAGE}/l1"]

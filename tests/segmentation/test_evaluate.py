@@ -21,6 +21,7 @@ from models.segmentation.settings import DataSettings, EvalSettings, Segmentatio
 from models.segmentation.visualize import contact_sheet, legend
 from models.training.settings import RunSettings
 from models.visualize import CELL
+from tests.helpers.training_runs import prepare_rooms, tiny_task
 
 K, IGNORE = 4, 255
 SIZES = [(40, 56), (40, 56), (40, 56), (33, 70), (64, 40)]
@@ -81,6 +82,19 @@ def test_a_limit_is_spread_evenly() -> None:
     whole = chosen_images(range(654), recipe(limit=100))
     assert (len(set(whole)), whole[0], whole[-1]) == (100, 0, 653)
     assert {b - a for a, b in itertools.pairwise(whole)} == {6, 7}
+
+
+def test_training_and_the_command_evaluate_the_same_images(tmp_path: Path) -> None:
+    """The first and the last of three."""
+    task = tiny_task(prepare_rooms(tmp_path / "rooms"), "eval.limit=2")
+    found = evaluate(task.net, task.validation, task.recipe)
+    ends = SegmentationMetrics(found.names, 11, IGNORE)
+    for index in (0, 2):
+        one = evaluate(task.net, Subset(task.validation, [index]), task.recipe)
+        ends._confusion += one.confusion
+    assert torch.equal(found.confusion, ends.confusion)
+    assert task.evaluate(lambda: False) == found.compute()
+    assert found.compute()["ensemble/mean_iou"] == ends.compute()["ensemble/mean_iou"]
 
 
 def expected(chosen: Sequence[Sample]) -> Tensor:

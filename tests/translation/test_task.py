@@ -38,6 +38,12 @@ def views(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare_views(tmp_path_factory.mktemp("data") / "views")
 
 
+def test_a_limit_is_spread_evenly(views: Path) -> None:
+    task = tiny_task(views, "eval.limit=3")
+    last = len(task.validation) - 1
+    assert task.views == [0, last // 2, last]
+
+
 # ---- the fusion's own loss
 
 
