@@ -12,6 +12,8 @@ two:
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn import functional as F
 
-from cen_ext.ops import dispatch, fx
+from cen_ext.ops import dispatch, flops, fx
 from cen_ext.ops.dispatch import Backend
 
 _MULTIPLE = 32  # the kernels need multiples of this many channels
@@ -224,6 +226,11 @@ def _gradients_of_weight_gradient(ctx: Any, ddweight: Tensor) -> tuple[Tensor | 
     )
 
 
+def _flops(first: Sequence[int], *_: Any, out_shape: Sequence[int]) -> int:
+    """Of each op, whose first tensor's values meet nine taps of every channel of the result."""
+    return 2 * 9 * prod(first) * out_shape[1]
+
+
 _INSTRUCTION_SET = ""
 if dispatch.IS_COMPILED:
     _INSTRUCTION_SET = importlib.import_module("cen_ext._C").build_info()["instruction_set"]
@@ -234,3 +241,4 @@ if dispatch.IS_COMPILED:
     ):
         torch.library.register_fake(f"cen_ext::{_name}", _fake_kernel)
         torch.library.register_autograd(f"cen_ext::{_name}", _gradient, setup_context=_keep)
+        flops.register(_name, formula=_flops)

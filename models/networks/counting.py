@@ -29,8 +29,7 @@ def count_multiply_adds(net: nn.Module, shape: Sequence[int]) -> int:
     617.9 billion, where DFormer's table of costs has 618.7.
 
     Args:
-        net: on the meta device, where convolutions are PyTorch's: ``cen_ext.conv3x3``'s own kernels are not
-            seen. In any mode, which is restored.
+        net: on any device; on the meta device it takes no memory. In any mode, which is restored.
         shape: of the input, ``[M*N, C, H, W]``.
     """
     device = next(net.parameters()).device

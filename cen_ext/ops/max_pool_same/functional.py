@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.fx import Proxy
 from torch.nn import functional as F
 
-from cen_ext.ops import dispatch, fx
+from cen_ext.ops import dispatch, flops, fx
 from cen_ext.ops.dispatch import Backend, why_not_cpu, why_not_reference, why_not_triton
 from cen_ext.ops.max_pool_same.autograd import gradient, refuse_second_gradient, setup_context
 from cen_ext.ops.norm_exchange.reference import DTYPES, memory_format
@@ -138,3 +138,4 @@ if dispatch.IS_COMPILED:
         setup_context=setup_context,
     )
     torch.library.register_autograd("cen_ext::max_pool_same_backward", refuse_second_gradient)
+    flops.register("max_pool_same", "max_pool_same_backward")

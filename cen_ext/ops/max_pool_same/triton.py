@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cen_ext.ops import flops
 from cen_ext.ops.max_pool_same.autograd import gradient, refuse_second_gradient, setup_context
 from cen_ext.ops.norm_exchange.reference import memory_format
 from cen_ext.ops.triton import define_op, device_of, wrap_kernel
@@ -215,3 +216,4 @@ max_pool_same.register_fake(_fake_forward)
 max_pool_same.register_autograd(gradient(max_pool_same_backward), setup_context=setup_context)
 max_pool_same_backward.register_fake(_fake_backward)
 max_pool_same_backward.register_autograd(refuse_second_gradient)
+flops.register("triton_max_pool_same", "triton_max_pool_same_backward")

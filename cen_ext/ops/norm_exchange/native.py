@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cen_ext.ops import flops
 from cen_ext.ops.norm_exchange import autograd
 from cen_ext.ops.norm_exchange.reference import statistics_dtype, statistics_shape
 
@@ -150,3 +151,4 @@ torch.library.register_autograd(
     setup_context=autograd.setup_context,
 )
 torch.library.register_autograd("cen_ext::norm_exchange_backward", autograd.refuse_second_gradient)
+flops.register("norm_exchange", "norm_exchange_updating", "norm_exchange_backward")

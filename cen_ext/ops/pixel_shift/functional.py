@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.fx import Proxy
 from torch.nn import functional as F
 
-from cen_ext.ops import dispatch, fx
+from cen_ext.ops import dispatch, flops, fx
 from cen_ext.ops.dispatch import Backend, why_not_cpu, why_not_cuda, why_not_reference, why_not_triton
 from cen_ext.ops.norm_exchange.reference import DTYPES, memory_format, split_rows
 from cen_ext.ops.pixel_shift.autograd import gradient, setup_context
@@ -168,3 +168,4 @@ if dispatch.IS_COMPILED:
     torch.library.register_autograd(
         "cen_ext::pixel_shift", gradient(torch.ops.cen_ext.pixel_shift), setup_context=setup_context
     )
+    flops.register("pixel_shift")

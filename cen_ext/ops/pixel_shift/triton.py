@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cen_ext.ops import flops
 from cen_ext.ops.norm_exchange.reference import memory_format
 from cen_ext.ops.pixel_shift.autograd import gradient, setup_context
 from cen_ext.ops.triton import define_op, device_of, wrap_kernel
@@ -87,3 +88,4 @@ def _fake(x: Tensor, base: Tensor | None, num_modalities: int, group: int, adjoi
 pixel_shift: Any = define_op("cen_ext::triton_pixel_shift", _pixel_shift, mutates_args=())
 pixel_shift.register_fake(_fake)
 pixel_shift.register_autograd(gradient(pixel_shift), setup_context=setup_context)
+flops.register("triton_pixel_shift")

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cen_ext.ops import flops
 from cen_ext.ops.norm_exchange import autograd
 from cen_ext.ops.norm_exchange.options import Options
 from cen_ext.ops.norm_exchange.reference import memory_format, statistics_dtype, statistics_shape
@@ -319,3 +320,4 @@ triton_norm_exchange.register_autograd(
 )
 triton_norm_exchange_backward.register_fake(_empty_gradients)
 triton_norm_exchange_backward.register_autograd(autograd.refuse_second_gradient)
+flops.register("triton_norm_exchange", "triton_norm_exchange_backward")
