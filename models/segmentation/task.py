@@ -255,12 +255,16 @@ class SegmentationTask:
     def _examples(self) -> dict[str, dict[str, Image]]:
         return example_images(self.evaluated, self.validation, self.recipe, colors=self.palette)
 
-    def state_dict(self) -> dict[str, Any]:
+    def networks(self) -> dict[str, Any]:
         state: dict[str, Any] = {"net": self.net.state_dict()}
         if self._counts_classes:
             state["class_weights"] = self.class_weights
         if self.ema is not None:
             state["ema"] = self.ema.net.state_dict()
+        return state
+
+    def state_dict(self) -> dict[str, Any]:
+        state = self.networks()
         if self.optimization is not None:
             # The old spelling, so that runs and checkpoints of every version resume.
             state["optimisation"] = self.optimization.state_dict()

@@ -5,7 +5,7 @@ and ``recipe_kind``, where its recipe is found again (``registry.record``); ``co
 (``config.to_plain``); what the task says of its network, such as ``inputs``, and ``thresholds``, where
 those are factors of medians;
 ``loop``, the loop's progress; ``task``, networks and optimizers; ``processes``, what differs between the
-run's processes.
+run's processes. The best one, ``best.pt``, is for use: it lacks ``processes`` and the optimizers.
 
 A network's file holds the same without ``loop``, ``processes`` and optimizers, and the averaged weights where
 there are such: as ``.safetensors``, whose header holds each entry but ``task`` as JSON, or as ``.pt``.
@@ -14,7 +14,10 @@ there are such: as ``.safetensors``, whose header holds each entry but ``task`` 
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -38,6 +41,7 @@ from models.training.files import replacing
 FORMAT = 2
 LAST, BEST, CONFIG = "last.pt", "best.pt", "config.json"  # the names in a run folder
 _SUFFIXES = (".safetensors", ".pt")
+_NUMBERED = re.compile(r"step_(\d{6,})\.pt")
 _OF_RUNS = ("loop", "processes", "task")
 
 
@@ -49,6 +53,41 @@ def save(path: Path, contents: dict[str, Any]) -> None:
     """
     with _writing(path) as temporary, temporary.open("wb") as file:
         torch.save({"format": FORMAT, "cen_ext": cen_ext.__version__, **contents}, file)
+
+
+def link(source: Path, path: Path) -> None:
+    """Give a checkpoint another name, under which it stays when the first one is replaced.
+
+    A hard link, which writes and takes no data; a copy where the file system has none.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    with _writing(path) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+
+def numbered_path(folder: Path, step: int) -> Path:
+    """Where a run keeps the checkpoint of a step."""
+    return folder / f"step_{step:06d}.pt"
+
+
+def numbered(folder: Path) -> dict[int, Path]:
+    """The checkpoints that a run has kept, by their steps, in that order."""
+    found = {int(match[1]): path for path in folder.iterdir() if (match := _NUMBERED.fullmatch(path.name))}
+    return dict(sorted(found.items()))
+
+
+def step_of(path: Path) -> int | None:
+    """The step of a run's checkpoint, whose tensors are not read; None where it is missing or broken."""
+    try:
+        step: int = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["loop"]["step"]
+    except Exception:  # as in ``load``
+        return None
+    return step
 
 
 def save_network(path: Path, contents: dict[str, Any]) -> None:
@@ -97,7 +136,7 @@ def network_file(path: Path) -> Path:
     """
     if path.suffix not in _SUFFIXES:
         raise UsageError(f"--output must end in {' or '.join(_SUFFIXES)}, got {path}")
-    if path.name in (LAST, BEST) and is_of_run(path.parent):
+    if is_of_run(path.parent) and (path.name in (LAST, BEST) or _NUMBERED.fullmatch(path.name)):
         raise UsageError(f"--output: {path} is a run's own checkpoint; choose another name")
     return writable(path, "--output")
 
@@ -107,7 +146,8 @@ def load(path: Path, prefer: str = LAST) -> tuple[Path, dict[str, Any]]:
 
     Args:
         path: either, or a run folder.
-        prefer: which checkpoint of a run folder; the other where this is missing.
+        prefer: which checkpoint of a run folder; where this is missing, the next of the last one, the latest
+            that was kept by its step, and the best one.
 
     Returns:
         The file's path and contents.
@@ -117,7 +157,8 @@ def load(path: Path, prefer: str = LAST) -> tuple[Path, dict[str, Any]]:
     """
     existing(path, "checkpoint")
     if path.is_dir():
-        found = [path / name for name in (prefer, LAST, BEST) if (path / name).is_file()]
+        kept = [file.name for file in numbered(path).values()][::-1]
+        found = [path / name for name in (prefer, LAST, *kept, BEST) if (path / name).is_file()]
         if not found:
             begun = "; its run had saved nothing yet: start it again, without --resume"
             raise UsageError(

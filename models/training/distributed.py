@@ -66,7 +66,12 @@ def maximum(values: Tensor) -> Tensor:
 
 def largest(value: int) -> int:
     """The largest of the processes' numbers, which are on the host."""
-    return value if world_size() == 1 else int(maximum(torch.tensor(value)))
+    return largest_each(value)[0]
+
+
+def largest_each(*values: int) -> list[int]:
+    """``largest`` of several numbers, in one exchange."""
+    return list(values) if world_size() == 1 else [int(each) for each in maximum(torch.tensor(values))]
 
 
 def gathered(value: T) -> list[T]:

@@ -17,6 +17,8 @@ from models.training.errors import UsageError
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path of the same suffix, renamed to ``path`` once the block has written it."""
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    # One that was killed may have had the same number; what it left may be a link to a file that is whole.
+    temporary.unlink(missing_ok=True)
     try:
         yield temporary
         with temporary.open("rb") as file:

@@ -112,6 +112,9 @@ class Task(Protocol):
     def record(self, board: SummaryWriter, folder: Path, step: int) -> None:
         """Write images and histograms to TensorBoard and the run's folder; in the first process only."""
 
+    def networks(self) -> dict[str, Any]:
+        """The part of ``state_dict`` that using the networks, or starting from them, takes."""
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that training changes, in tensors and plain containers."""
 
@@ -173,6 +176,8 @@ class Loop:
         self.first = distributed.rank() == 0
         self.sums: dict[str, Tensor] = {}  # this process's losses since the last log, on the device
         self.not_finite: Tensor | None = None  # the first step whose loss was not, or -1; on the device
+        self.saved = time.monotonic()
+        self.late = False  # whether a save is due by the first process's clock, the same in all of them
 
     def restore(self, contents: dict[str, Any]) -> None:
         """Take up where a checkpoint was written.
@@ -245,11 +250,12 @@ class Loop:
             self._log_pace()
             if progress.step % self.run_settings.log_steps == 0:
                 self._log_losses()
-            due = self._evaluation_due()
+            due, stopped = self._evaluation_due(), self._stopped()
             # Before an evaluation as well: a broken image in it must not cost the steps so far.
-            if due or progress.step % self.run_settings.checkpoint_steps == 0:
+            if due or self.late or progress.step % self.run_settings.checkpoint_steps == 0:
                 self._save()
-            if self._stopped() or progress.step in (self.total, *self.ends) or due:
+                stopped = self._stopped()  # during a long save, say
+            if stopped or progress.step in (self.total, *self.ends) or due:
                 break
 
     def _batches(self) -> Iterator[Any]:
@@ -269,8 +275,11 @@ class Loop:
         self.task.start_stage(index, self.ends[index - 1] if index else 0)
 
     def _stopped(self) -> bool:
-        """Whether a process was told to stop; all of them get the same answer."""
-        self.signal = distributed.largest(self.interrupt.received or 0)
+        """Whether a process was told to stop; all of them get the same answer, and the same ``late``."""
+        minutes = self.run_settings.checkpoint_minutes
+        late = self.first and minutes is not None and time.monotonic() - self.saved >= 60 * minutes
+        self.signal, anywhere = distributed.largest_each(self.interrupt.received or 0, late)
+        self.late = anywhere > 0
         return self.signal > 0
 
     def _accumulate(self, losses: dict[str, Tensor]) -> None:
@@ -358,7 +367,7 @@ class Loop:
         text = f"{name} {metrics[name]:.4f}{' (best)' if best else ''}"
         log.info("step %d, epoch %.2f: %s", progress.step, epoch, text)
         if best:
-            self._save(checkpoint.BEST)
+            self._save_best()
         self._save()
         self._restart_clock()
         return True
@@ -372,13 +381,21 @@ class Loop:
         epoch = step / self.task.steps_per_epoch
         self.folder.metrics.append({"step": step, "epoch": epoch, **metrics})
 
-    def _save(self, name: str = checkpoint.LAST) -> None:
+    def _save(self) -> None:
         self._check_finite()
         sums = {name: value.cpu() for name, value in self.sums.items()}
         processes = distributed.gathered({"rng": rng_state(), "sums": sums})
         if self.first:
             contents = {"loop": vars(self.progress), "task": self.task.state_dict(), "processes": processes}
-            checkpoint.save(self.folder.path / name, {**self.header, **contents})
+            checkpoint.save(self.folder.path / checkpoint.LAST, {**self.header, **contents})
+            self.folder.keep(self.progress.step, self.run_settings.keep)
+        self.saved = time.monotonic()
+
+    def _save_best(self) -> None:
+        """Save the networks without the state of their training, which no command but train uses."""
+        if self.first:
+            contents = {"loop": vars(self.progress), "task": self.task.networks()}
+            checkpoint.save(self.folder.path / checkpoint.BEST, {**self.header, **contents})
 
     def _restart_clock(self) -> None:
         self.clock, self.clock_step = time.perf_counter(), self.progress.step

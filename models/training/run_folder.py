@@ -6,7 +6,7 @@ import logging
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -26,13 +26,14 @@ ENVIRONMENT = "environment.json"
 LOSSES, SPEED, METRICS = "losses.csv", "speed.csv", "metrics.csv"
 _WRITTEN = (
     *(checkpoint.CONFIG, ENVIRONMENT, LOSSES, SPEED, METRICS),
-    *(checkpoint.LAST, checkpoint.BEST),
+    *(checkpoint.LAST, checkpoint.BEST, "step_*.pt"),
 )
 
 
 class RunFolder:
     """``config.json environment.json log.txt losses.csv speed.csv metrics.csv last.pt best.pt tensorboard/``.
 
+    With ``run.keep``, ``step_001500.pt`` and so on are further names of what has been ``last.pt``.
     ``speed.csv`` stands apart from the losses, which are the same whenever a run is repeated.
 
     Args:
@@ -85,10 +86,63 @@ class RunFolder:
         self.speed = Table(self.path / SPEED, last_step)
         self.metrics = Table(self.path / METRICS, last_evaluation)
 
+    def keep(self, step: int, count: int) -> None:
+        """Keep what ``last.pt`` now is under the name of its step; remove all but the latest ``count``.
+
+        Raises:
+            UsageError: a file cannot be written or removed.
+        """
+        if count:
+            checkpoint.link(self.path / checkpoint.LAST, checkpoint.numbered_path(self.path, step))
+            self._remove(list(checkpoint.numbered(self.path).values())[:-count])
+
+    def go_back(self, source: Path, step: int, count: int) -> bool:
+        """Make a checkpoint of the run the last one: those of later steps are of a training given up.
+
+        Killed in between, the run resumes from where it came from or from that checkpoint.
+
+        Args:
+            source: the checkpoint, in this folder; it may be the last one already.
+            step: its step.
+            count: as for ``keep``.
+
+        Returns:
+            Whether there is no ``best.pt``, because it was of a later step, and the next evaluation is to
+            make one.
+
+        Raises:
+            UsageError: as ``keep``.
+        """
+        last, best = self.path / checkpoint.LAST, self.path / checkpoint.BEST
+        if source.resolve() != last.resolve():
+            before = checkpoint.step_of(last)
+            if before is not None and before > step:
+                _LOG.warning(
+                    "%s is of step %d: checkpoints and tables' rows after step %d are dropped; with "
+                    "run.output=FOLDER they would have stayed",
+                    *(last, before, step),
+                )
+            checkpoint.link(source, last)
+        self._remove([path for number, path in checkpoint.numbered(self.path).items() if number > step])
+        of_best = checkpoint.step_of(best)
+        if of_best is not None and of_best > step:
+            _LOG.warning("%s is of step %d and dropped; the next evaluation makes another", best, of_best)
+            self._remove([best])
+        self.keep(step, count)
+        return not best.is_file()
+
+    def _remove(self, paths: Sequence[Path]) -> None:
+        for path in paths:
+            try:
+                path.unlink()
+            except OSError as error:
+                raise UsageError(f"cannot remove {path}: {error.strerror}") from None
+
     def last_checkpoint(self) -> Path | None:
         """The run's last checkpoint, if there is one."""
-        path = self.path / checkpoint.LAST
-        return path if path.is_file() else None
+        kept = checkpoint.numbered(self.path).values() if self.path.is_dir() else ()
+        found = [path for path in (self.path / checkpoint.LAST, *reversed(list(kept))) if path.is_file()]
+        return found[0] if found else None
 
 
 def default_output(recipe: str) -> Path:

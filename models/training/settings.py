@@ -71,12 +71,26 @@ class RunSettings:
     evaluate_steps: int | None = setting(
         None, "steps between two evaluations, instead of evaluate_epochs", resumable=True
     )
+    checkpoint_minutes: float | None = setting(
+        10.0,
+        "minutes between two checkpoints at the most, whatever checkpoint_steps is; none: by steps alone",
+        resumable=True,
+    )
+    keep: int = setting(
+        0,
+        "checkpoints of the last so many saves that are kept beside last.pt, named by their step; 0: none",
+        resumable=True,
+    )
 
     def __post_init__(self) -> None:
         require_at_least(
             1, self, "log_steps", "checkpoint_steps", "evaluate_epochs", "evaluate_steps", "steps"
         )
-        require_at_least(0, self, "workers")
+        require_at_least(0, self, "workers", "keep")
+        minutes = self.checkpoint_minutes
+        require(
+            minutes is None or minutes > 0, f"checkpoint_minutes must be positive, or none, got {minutes}"
+        )
         require(0 <= self.seed < 2**32, f"seed must be from 0 to 2**32 - 1, got {self.seed}")
 
 

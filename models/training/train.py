@@ -67,9 +67,13 @@ def _train(name: str, overrides: Sequence[str], resume: Path | bool) -> int:
             log.warning(note)
         log.info(task.summary(loop.total))
         if resumed:
-            loop.restore(resumed[1])
+            path, contents = resumed
+            loop.restore(contents)
             header |= task.describe()  # the task may have restored a part of it
-            log.info("resumed at step %d", loop.progress.step)
+            step = loop.progress.step
+            log.info("resumed at step %d", step)
+            if own and distributed.from_first(lambda: folder.go_back(path, step, recipe.run.keep)):
+                loop.progress.best = -float("inf")
         else:
             _log(task.scales(loop.total))
         loop.run()
@@ -100,6 +104,13 @@ def _settings(
     path, contents = checkpoint.load(source)
     if "loop" not in contents:
         raise UsageError(f"--resume: {path} holds a network alone; start from it with model.start={path}")
+    if "processes" not in contents:
+        last = path.with_name(checkpoint.LAST)
+        remedy = f"--resume {last}" if last.is_file() else f"which is gone; model.start={path} starts from it"
+        raise UsageError(
+            f"--resume: {path} holds the best networks, but not the state of their training, which "
+            f"{checkpoint.LAST} holds: {remedy}"
+        )
     if not registry.is_recorded(name, contents):
         raise UsageError(f"--resume: {path} is of the recipe {contents['recipe']!r}, not of {name!r}")
     saved = checkpoint.settings(contents)

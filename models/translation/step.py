@@ -282,15 +282,19 @@ class GANTrainer:
         rates = (each.learning_rates() for each in self.optimizations.values())
         return {name: rate for each in rates for name, rate in each.items()}
 
-    def state_dict(self) -> dict[str, Any]:
-        """``net``, ``discriminator``, ``ema`` and, in a stage, ``optimisations``."""
+    def networks(self) -> dict[str, Any]:
+        """The state of ``net``, ``discriminator`` and, where there is an average, ``ema``."""
         state: dict[str, Any] = {
             "net": self.generator.state_dict(),
             "discriminator": self.discriminator.state_dict(),
         }
         if self.ema is not None:
             state["ema"] = self.ema.net.state_dict()
-        return state | {  # the old spelling, so that runs of every version resume
+        return state
+
+    def state_dict(self) -> dict[str, Any]:
+        """The networks and, in a stage, ``optimisations``."""
+        return self.networks() | {  # the old spelling, so that runs of every version resume
             "optimisations": {name: each.state_dict() for name, each in self.optimizations.items()}
         }
 

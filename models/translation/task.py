@@ -173,6 +173,9 @@ class TranslationTask:
         (folder / "pictures").mkdir(exist_ok=True)
         save_image(folder / "pictures" / f"{step:08d}.png", contact_sheet(examples))
 
+    def networks(self) -> dict[str, Any]:
+        return self.nets.networks()
+
     def state_dict(self) -> dict[str, Any]:
         return self.nets.state_dict()
 

@@ -19,7 +19,15 @@ from models.segmentation.task import SegmentationTask
 from models.training import checkpoint, distributed
 from models.training.errors import UsageError
 from tests.helpers.training_runs import STEPS as STEPS_OF_A_RUN
-from tests.helpers.training_runs import assert_same_runs, column, command, prepare_rooms, tiny_task, together
+from tests.helpers.training_runs import (
+    Clock,
+    assert_same_runs,
+    column,
+    command,
+    prepare_rooms,
+    tiny_task,
+    together,
+)
 
 STEPS = 3
 EXACT = ["model.dropout=0", "optim.stages.0.steps=3", "optim.stages.0.encoder_lr=0.01"]
@@ -183,3 +191,24 @@ def assert_resumes_in_one_process(rooms: Path, folder: Path) -> None:
     assert (contents["loop"]["step"], len(contents["processes"])) == (STEPS_OF_A_RUN, 1)
     assert all(map(math.isfinite, column(folder, "losses.csv", "loss/loss")))
     assert "had 2 processes and has 1 now" in (folder / "log.txt").read_text()
+
+
+def train_by_clock(rank_seconds: list[float], arguments: list[str]) -> int:
+    """The command line, in processes whose clocks differ."""
+    clock, stepping = Clock(), SegmentationTask.step
+    clock.install()
+
+    def step(self: SegmentationTask, *rest: Any) -> dict[str, Tensor]:
+        clock.now += rank_seconds[int(os.environ["RANK"])]
+        return stepping(self, *rest)
+
+    SegmentationTask.step = step  # type: ignore[method-assign]
+    return main(arguments)
+
+
+def test_the_first_process_decides_when_it_is_time(rooms: Path, tmp_path: Path) -> None:
+    rarely = ["run.checkpoint_steps=99", "run.checkpoint_minutes=1.5", "run.keep=9", "run.evaluate_epochs=9"]
+    arguments = command(rooms, tmp_path / "run", *rarely)
+    # By the second one's clock it is always time.
+    assert together(train_by_clock, [60.0, 1000.0], arguments) == [0, 0]
+    assert [*checkpoint.numbered(tmp_path / "run")] == [2, 4, 6, 7]

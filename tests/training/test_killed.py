@@ -10,11 +10,15 @@ from pathlib import Path
 import pytest
 
 from models.__main__ import main
-from tests.helpers.training_runs import assert_same_runs, command, prepare_rooms, start
+from models.training import checkpoint
+from tests.helpers.training_runs import STEPS, assert_same_runs, command, prepare_rooms, start
 
 KILLS = 10
 # A save after every step: half of the time is spent writing, so that many a kill comes in between.
-OFTEN = ["model.encoder=resnet18", "run.checkpoint_steps=1", "run.log_steps=2", "run.evaluate_epochs=1"]
+OFTEN = [
+    *["model.encoder=resnet18", "run.checkpoint_steps=1", "run.log_steps=2", "run.evaluate_epochs=1"],
+    "run.keep=2",
+]
 ALL = [
     *["optim.ema=0.9", "optim.accumulate=2", "optim.clip=1", "optim.schedule=polynomial"],
     *["optim.warmup_steps=1", "run.precision=bf16", "optim.method=adamw"],
@@ -48,3 +52,4 @@ def test_killed_ten_times(tmp_path: Path) -> None:
     assert main([*command(rooms, killed, *OFTEN, *ALL), *resume]) == 0
     assert_same_runs(whole, killed)
     assert not list(killed.glob(".[0-9]*")), "what the killed ones left half written"
+    assert [*checkpoint.numbered(killed)] == [*checkpoint.numbered(whole)] == [STEPS - 1, STEPS]

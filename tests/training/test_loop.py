@@ -90,8 +90,11 @@ class Toy:
     def record(self, board: object, folder: Path, step: int) -> None:
         self.events.append(f"record {step}")
 
+    def networks(self) -> dict[str, Any]:
+        return {"value": self.value.detach().clone()}
+
     def state_dict(self) -> dict[str, Any]:
-        return {"value": self.value.detach().clone(), "optimizer": self.optimizer.state_dict()}
+        return {**self.networks(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         with torch.no_grad():
