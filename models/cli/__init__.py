@@ -16,21 +16,32 @@ import models.recipes  # noqa: F401 - fills the registry
 from models.cli import compare, data, evaluate, export, importing, predict, prepare, recipes, train
 from models.data import DataError
 from models.training.errors import RecipeError, UsageError, program
-from models.training.importable import use_current_folder
+from models.training.importable import import_modules, use_current_folder
 
 _COMMANDS = (data, train, evaluate, compare, predict, export, importing, prepare, recipes)
+_IMPORT = "--import"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code. Mistakes of the caller's are printed in one line and give 2."""
     use_current_folder()
     parser = argparse.ArgumentParser(prog=program(), description="Train and use the networks.")
+    parser.add_argument(
+        _IMPORT,
+        action="append",
+        default=[],
+        dest="imports",
+        metavar="MODULE",
+        help="import a module first that registers encoders, fusions or recipes of your own; may be repeated",
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for command in _COMMANDS:
         command.add(commands)
     arguments, rest = parser.parse_known_args(argv)
     if flags := [argument for argument in rest if argument.startswith("-")]:
-        parser.error(f"unrecognized arguments: {' '.join(flags)}")
+        misplaced = any(flag.partition("=")[0] == _IMPORT for flag in flags)
+        hint = f"; {_IMPORT} MODULE goes before the command" * misplaced
+        parser.error(f"unrecognized arguments: {' '.join(flags)}{hint}")
     if "overrides" in arguments:  # assignments after a flag end up in rest
         arguments.overrides = [*arguments.overrides, *rest]
     elif rest:
@@ -39,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command != "train" and several:
         parser.error(f"{arguments.command} runs in one process: start it without torchrun")
     try:
+        import_modules(arguments.imports)
         code = int(arguments.run(arguments) or 0)
         sys.stdout.flush()
         return code

@@ -12,6 +12,7 @@ from models.comparison.runs import on_cpu
 from models.networks.counting import count_multiply_adds, count_parameters
 from models.training import registry
 from models.training.errors import UsageError
+from models.training.importable import naming_missing
 
 _CHANNELS = 3  # of every modality, as the systems' networks take it
 _SECONDS = 1.0  # that a measurement takes at the least
@@ -47,7 +48,7 @@ def costs(group: Group, *, measure: bool) -> Costs:
     run = group.runs[0]
     system = registry.system_of(run.recipe)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), naming_missing({"imports": run.imports}):
             net = system.network(run.recipe)
     except UsageError as error:  # an encoder whose module is missing here, say
         raise UsageError(f"compare: {run.path}: {error}") from None

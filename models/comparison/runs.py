@@ -21,6 +21,7 @@ Numbers = dict[str, float]
 # Where a run was carried out and what it showed on the way.
 _NOT_OF_THE_TRAINING = (
     *("run.output", "run.device", "run.workers", "run.log_steps", "run.checkpoint_steps"),
+    *("run.checkpoint_minutes", "run.keep"),
     *("eval.pictures", "eval.sheet", "eval.frames"),
 )
 # Other data, or other ways to look at them, give metrics that do not compare.
@@ -45,6 +46,7 @@ class Run:
         images_per_second: in training, the median over the log; None where none was logged.
         peak_memory: in training, MiB; None likewise.
         machine: what it trained on, in words.
+        imports: the modules that ``--import`` named for it.
     """
 
     path: Path
@@ -56,6 +58,7 @@ class Run:
     images_per_second: float | None
     peak_memory: float | None
     machine: str
+    imports: tuple[str, ...]
 
     @property
     def finished(self) -> bool:
@@ -112,6 +115,7 @@ def _read(path: Path) -> Run:
         median(row["images_per_second"] for row in speed) if speed else None,
         max(memory, default=None),
         _machine(path / ENVIRONMENT, recipe.run.device),
+        tuple(header.get("imports", ())),
     )
 
 

@@ -36,6 +36,7 @@ from models.sources import check_complete
 from models.training import checkpoint, config
 from models.training.devices import device_of
 from models.training.errors import UsageError
+from models.training.importable import naming_missing
 
 
 @dataclass(frozen=True)
@@ -143,12 +144,13 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> TrainedNetwork:
             f"{','.join(recipe.data.modalities)}"
         )
     recipe = with_normalization(recipe)
+    with naming_missing(contents):
+        net = build_network(recipe)
     inputs = tuple(map(input_from_plain, contents["inputs"]))
     told = any(getattr(recipe.data, name) != getattr(trained.data, name) for name in ("root", "layout"))
     layout = layout_from_plain(contents["layout"])
     reader = build_reader(recipe.data, None if told else layout)
     _check(path, inputs, reader)
-    net = build_network(recipe)
     checkpoint.fill(net, path, contents)
     net = net.to(device_of(recipe.run.device)).eval()
     classes = tuple(contents["classes"])

@@ -1,11 +1,11 @@
 """Files of runs and of networks: tensors and plain containers, loaded without running any code in them.
 
 A run's checkpoint (``torch.save``) holds: ``format``; ``cen_ext``, the version; ``recipe``, ``recipe_module``
-and ``recipe_kind``, where its recipe is found again (``registry.record``); ``config``, its settings
-(``config.to_plain``); what the task says of its network, such as ``inputs``, and ``thresholds``, where
-those are factors of medians;
-``loop``, the loop's progress; ``task``, networks and optimizers; ``processes``, what differs between the
-run's processes. The best one, ``best.pt``, is for use: it lacks ``processes`` and the optimizers.
+and ``recipe_kind``, where its recipe is found again (``registry.record``); ``imports``, the modules that its
+training was given by ``--import``; ``config``, its settings (``config.to_plain``); what the task says of its
+network, such as ``inputs``, and ``thresholds``, where those are factors of medians; ``loop``, the loop's
+progress; ``task``, networks and optimizers; ``processes``, what differs between the run's processes. The best
+one, ``best.pt``, is for use: it lacks ``processes`` and the optimizers.
 
 A network's file holds the same without ``loop``, ``processes`` and optimizers, and the averaged weights where
 there are such: as ``.safetensors``, whose header holds each entry but ``task`` as JSON, or as ``.pt``.
@@ -34,7 +34,7 @@ from models.data.inputs import differing_inputs, input_from_plain, once_color, u
 from models.networks.encoders.weights import misfits_of
 from models.networks.messages import first_line
 from models.networks.segmentor import rename_old_keys
-from models.training import config, registry, thresholds
+from models.training import config, importable, registry, thresholds
 from models.training.errors import UsageError, existing, program, writable
 from models.training.files import replacing
 
@@ -244,14 +244,22 @@ def check_inputs(path: Path, contents: dict[str, Any], now: dict[str, Any]) -> N
         raise UsageError(f"--resume: {path} was trained on classes of other names than data.root has")
 
 
-def header(name: str, recipe: Any) -> dict[str, Any]:
-    """A file's record of its recipe, by that name, and of the settings: the part that ``settings`` reads."""
-    return {**registry.record(name, recipe), "config": config.to_plain(recipe)}
+def header(name: str, recipe: Any, imports: Sequence[str] = ()) -> dict[str, Any]:
+    """A file's record of its recipe, by that name, of the modules that were imported for it, those named here
+    and before, and of the settings: the part that ``settings`` reads.
+    """
+    modules = importable.imported(before=imports)
+    return {**registry.record(name, recipe), "imports": modules, "config": config.to_plain(recipe)}
 
 
 def settings(contents: dict[str, Any]) -> Any:
-    """The recipe's settings as the checkpoint's run had them."""
-    return config.from_plain(registry.recall(contents), contents["config"])
+    """The recipe's settings as the checkpoint's run had them.
+
+    Raises:
+        UsageError: they hold what no module that is imported here registers.
+    """
+    with importable.naming_missing(contents):
+        return config.from_plain(registry.recall(contents), contents["config"])
 
 
 def settings_here(contents: dict[str, Any], overrides: Sequence[str]) -> tuple[Any, list[str]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from models.data.survey import Overview
-from models.training import checkpoint, config, distributed, registry
+from models.training import checkpoint, config, distributed, importable, registry
 from models.training.errors import UsageError, program
 from models.training.interrupt import Interrupt
 from models.training.loop import Loop
@@ -48,12 +48,14 @@ def _train(name: str, overrides: Sequence[str], resume: Path | bool) -> int:
     output = distributed.from_first(lambda: recipe.run.output or default_output(name))
     set_tf32(recipe.run.tf32)
     seed_all(recipe.run.seed)
-    task = registry.system_of(recipe).task(recipe)
+    recorded = resumed[1] if resumed else {}
+    with importable.naming_missing(recorded):
+        task = registry.system_of(recipe).task(recipe)
     if resumed:
         checkpoint.check_inputs(*resumed, task.describe())
         task.recall(*resumed)
     notes = [] if resumed else task.initialize()
-    header = {**checkpoint.header(name, recipe), **task.describe()}
+    header = {**checkpoint.header(name, recipe, recorded.get("imports", ())), **task.describe()}
     if distributed.rank() > 0:  # the weights are the same in all processes; dropout is not
         seed_all(process_seed(recipe.run.seed, distributed.rank()))
     own = resumed is not None and resumed[0].parent.resolve() == output.resolve()
@@ -80,7 +82,7 @@ def _train(name: str, overrides: Sequence[str], resume: Path | bool) -> int:
         if not loop.signal:
             log.info("done: %s", folder.path)
             return 0
-        again = f"{program()} train {name} --resume {folder.path}"
+        again = f"{program()} {importable.flags(header['imports'])}train {name} --resume {folder.path}"
         log.info("interrupted at step %d and saved; continue with: %s", loop.progress.step, again)
         return 128 + loop.signal
 

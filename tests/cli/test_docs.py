@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 import examples.own_encoder  # noqa: F401 - registers plain_net
 from models.networks.encoders import make_encoder
 from models.networks.fusion import NoFusion
+from models.training import checkpoint
 from tests.helpers.networks import randomise_norms
 from tests.helpers.own_recipes import SHORT, cen, write_package
 from tests.helpers.paths import ROOT
@@ -36,17 +38,38 @@ def blocks(page: str, language: str, section: str | None = None) -> list[str]:
     return [code for name, code in found if name == language]
 
 
-def commands(page: str, changes: dict[str, str], section: str | None = None) -> list[list[str]]:
-    """The words of the page's commands after ``cen``, some of them changed or, where empty, left out."""
+def name_of(words: list[str]) -> str:
+    """The command's name, in its words after ``cen``."""
+    return words[2 * words.count("--import")]
+
+
+def commands(
+    page: str,
+    changes: dict[str, str],
+    section: str | None = None,
+    *,
+    start: str = "cen ",
+    small: Sequence[str] = SMALL,
+) -> list[list[str]]:
+    """The words after ``cen`` of the page's commands that start so, some of them changed or, where empty,
+    left out; and settings that make a training small.
+    """
     lines = [
-        line for block in blocks(page, "", section) for line in block.splitlines() if line.startswith("cen ")
+        line for block in blocks(page, "", section) for line in block.splitlines() if line.startswith(start)
     ]
     found = []
     for line in lines:
         words = [changes.get(word, word) for word in shlex.split(line, comments=True)[1:]]
-        small = SMALL if words[0] in ("train", "data") and "--resume" not in words else []
-        found.append([*filter(None, words), *small, *(["run.steps=2"] if words[0] == "train" else [])])
+        name = name_of(words)
+        made_small = small if name in ("train", "data") and "--resume" not in words else []
+        found.append([*filter(None, words), *made_small, *(["run.steps=2"] if name == "train" else [])])
     return found
+
+
+def write_photo(rooms: Path, folder: Path) -> None:
+    """The files that pages predict of."""
+    for name, images in (("photo", "rgb"), ("depth", "depth")):
+        shutil.copy(rooms / images / "000001.png", folder / f"{name}.png")
 
 
 def test_adding_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,15 +77,20 @@ def test_adding_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     recipe, short = blocks("adding_a_recipe.md", "python")
     listed = recipe.replace("def small", "@models.register_recipe\ndef small")
     write_package(tmp_path, "my_package", f"import models\n{listed}")
-    for name, folder in (("photo", "rgb"), ("depth", "depth")):
-        shutil.copy(rooms / folder / "000001.png", tmp_path / f"{name}.png")
+    write_photo(rooms, tmp_path)
     found = commands("adding_a_recipe.md", {"data.root=/data/nyudv2": f"data.root={rooms}"})
-    names = [words[0] for words in found]
-    assert names == ["recipes", "data", "train", "train", "evaluate", "predict", "export"]
+    names = list(map(name_of, found))
+    long = ["recipes", "data", "train", "train", "evaluate", "predict", "export"]
+    assert names == [*long, "recipes", "train"]
     cen(
         tmp_path,
-        *([*words, "data.num_classes=11"] if words[0] in ("data", "train") else words for words in found),
+        *(
+            [*words, "data.num_classes=11"] if name_of(words) in ("data", "train") else words
+            for words in found
+        ),
     )
+    listed = json.loads((tmp_path / "runs" / "listed" / "config.json").read_text())
+    assert (listed["recipe"], listed["imports"]) == ("small_crops", ["my_package.recipes"])
     config = json.loads((tmp_path / "runs" / "small" / "config.json").read_text())
     assert config["config"]["loss"]["sparsity"] == 1e-3
     assert (tmp_path / "net.safetensors").is_file()
@@ -155,3 +183,52 @@ def test_losses(tmp_path: Path) -> None:
     assert {"loss/ohem", "loss/dice"} < set(header)
     evaluation = json.loads((tmp_path / "runs" / "focal" / "evaluation_best.json").read_text())
     assert 0 <= evaluation["metrics"]["ensemble/image_mean_iou"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("page", "names", "run"),
+    [
+        ("adding_an_encoder.md", ["train", "evaluate"], "plain"),
+        ("adding_a_fusion.md", ["train", "predict"], "once"),
+    ],
+)
+def test_adding_what_is_imported(tmp_path: Path, page: str, names: list[str], run: str) -> None:
+    rooms = prepare_rooms(tmp_path / "rooms")
+    write_photo(rooms, tmp_path)
+    changes = {"data.root=/data/rooms": f"data.root={rooms}"}
+    found = commands(page, changes, start="cen --import", small=SHORT["segmentation"])
+    assert list(map(name_of, found)) == names
+    cen(tmp_path, *found)
+    config = json.loads((tmp_path / "runs" / run / "config.json").read_text())
+    chosen = {"plain": config["config"]["model"]["encoder"], "once": config["config"]["fusion"]["name"]}
+    assert chosen[run] == {"plain": "plain_net", "once": "concat_once"}[run]
+    assert config["imports"] == [{"plain": "examples.own_encoder", "once": "examples.own_fusion"}[run]]
+
+
+def test_runs(tmp_path: Path) -> None:
+    """Of as many steps as show each command's effect."""
+    rooms = prepare_rooms(tmp_path / "rooms")
+    old, new = (f"runs/demo/step_{step:06d}.pt" for step in (100, 2))
+    changes = {"data.root=/data/rooms": f"data.root={rooms}", old: new}
+    found = commands("runs.md", changes, small=[*SHORT["segmentation"], "model.encoder=plain_net"])
+    names = list(map(name_of, found))
+    assert names == ["train", "train", "evaluate", "evaluate", "export", "train", "train"]
+    steps = {1: 4, 5: 3, 6: 3}
+    cen(
+        tmp_path,
+        *([*words, f"run.steps={steps[i]}"] if i in steps else words for i, words in enumerate(found)),
+    )
+    runs = tmp_path / "runs"
+    assert [*checkpoint.numbered(runs / "demo")] == [2, 3]
+    assert [*checkpoint.numbered(runs / "branch")] == [3]
+    for folder in ("demo", "branch"):
+        assert checkpoint.load(runs / folder)[1]["loop"]["step"] == 3
+    assert (runs / "demo" / "evaluation_best.json").is_file()
+    assert (tmp_path / "out" / "step_100" / "evaluation_step_000002.json").is_file()
+    assert (tmp_path / "net.safetensors").is_file()
+    written = {path.name for path in (runs / "demo").iterdir()} - {
+        path.name for path in runs.rglob("evaluation*")
+    }
+    page = (ROOT / "docs" / "runs.md").read_text()
+    told = set(re.findall(r"`([\w.]+)/?`", page.partition("## ")[0])) | {"step_000002.pt", "step_000003.pt"}
+    assert written <= told

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,6 +65,14 @@ def cen(folder: Path, *commands: Sequence[str | Path], imports: str = "") -> Non
     assert process.exitcode == 0, f"{commands} in {folder} ended with {process.exitcode}"
 
 
+def attempt(folder: Path, *command: str | Path) -> tuple[int | None, str]:
+    """Run one command as ``cen`` does; its exit code, and what it wrote to stderr."""
+    with tempfile.NamedTemporaryFile("r+") as errors:
+        process = start(_attempt, folder, list(map(str, command)), errors.name)
+        process.join(300)
+        return process.exitcode, errors.read()
+
+
 def train_two_steps(
     recipe: str,
     data: Path,
@@ -85,6 +94,11 @@ def train_two_steps(
     """
     places = [f"data.root={data}", f"run.output={output}", "run.steps=2"]
     cen(folder, ["train", recipe, *SHORT[system], *places, *overrides], imports=imports)
+
+
+def _attempt(folder: Path, command: Sequence[str], errors: str) -> int:
+    os.dup2(os.open(errors, os.O_WRONLY), sys.stderr.fileno())
+    return _call(folder, [command], "")
 
 
 def _call(folder: Path, commands: Sequence[Sequence[str]], imports: str) -> int:
