@@ -64,7 +64,8 @@ def naming_missing(recorded: Mapping[str, Any]) -> Iterator[None]:
     """Let a UsageError in this context name the modules that were imported for a file's training and are not
     here: what is unknown may be registered there.
 
-    They are named, not imported: a file must not decide which code runs.
+    They are named, not imported: a file from elsewhere is not to choose the code that runs, but for the one
+    module of its recipe (``registry.recall``).
 
     Args:
         recorded: of the file, with the modules in ``imports``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tests.helpers.training_runs import prepare_rooms, together
 
 FUSION = """
 from dataclasses import dataclass
+from pathlib import Path
 
 import models
 from models.fusion import Fusion
@@ -24,6 +26,9 @@ from models.fusion import Fusion
 @dataclass(frozen=True)
 class Apart(Fusion):
     '''The modalities do not meet.'''
+
+
+Path("imported").touch()
 """
 ENCODER = """
 import models
@@ -134,8 +139,10 @@ def test_what_a_file_names_is_imported_only_where_it_is_needed(home: Path, tmp_p
     cen(home, [*IMPORTS, *train("plain", "model.encoder=plain_net")])
     (tmp_path / "rooms").symlink_to(home / "rooms")
     cen(tmp_path, ["export", home / "plain", "--output", "net.pt"])
+    (home / "imported").unlink()
     code, error = attempt(home, "train", "mine", "--resume", "plain", "run.steps=2")
     assert (code, error) == (0, "")
+    assert not (home / "imported").exists()
     assert checkpoint.load(home / "plain")[1]["imports"] == NAMES
 
 
@@ -146,8 +153,6 @@ def test_torchruns_processes_import_it(home: Path, run: Path) -> None:
 
 
 def main_in(folder: Path, command: list[str]) -> int:
-    import os
-
     os.chdir(folder)
     return main(command)
 

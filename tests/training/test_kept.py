@@ -20,6 +20,7 @@ from models.training.run_folder import RunFolder
 from models.training.settings import RunSettings
 from tests.helpers.same import assert_same
 from tests.helpers.training_runs import Clock, assert_same_runs, command, prepare_rooms
+from tests.training.test_checkpoint import files_of_at_most
 from tests.training.test_loop import Toy, run
 
 OFTEN = ["run.keep=9", "run.evaluate_steps=2", "run.log_steps=1"]  # saves after steps 2, 4, 6 and 7
@@ -130,15 +131,27 @@ def test_none_is_removed_before_the_new_one_is_there(tmp_path: Path, monkeypatch
     assert kept(tmp_path) == [4, 6]
 
 
-def test_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise PermissionError(1, "Operation not permitted")
+def no_links(*_: object) -> None:
+    raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(os, "link", refuse)
+
+def test_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", no_links)
     run(tmp_path, Toy(), RunSettings(log_steps=3, checkpoint_steps=5, evaluate_epochs=9, keep=2))
     assert kept(tmp_path) == [10, 14]
     assert step_in(tmp_path / "step_000010.pt") == 10
     assert not (tmp_path / "step_000014.pt").samefile(tmp_path / "last.pt")
+
+
+def test_a_disk_too_full_for_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save(tmp_path / "last.pt", {"value": torch.zeros(100_000), "loop": {"step": 7}})
+    monkeypatch.setattr(os, "link", no_links)
+    with (
+        files_of_at_most(50_000),
+        pytest.raises(UsageError, match=r"^cannot write .*step_000007\.pt: .*large"),
+    ):
+        RunFolder(tmp_path, resume=True).keep(7, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
 
 def test_a_link_left_by_a_process_of_the_same_number_is_not_written_to(tmp_path: Path) -> None:
