@@ -14,6 +14,7 @@ from cen_ext.modules import (
 )
 from cen_ext.network import (
     exchanging_layers,
+    present,
     sparsity_penalty,
     synchronise_statistics,
     synchronize_statistics,
@@ -44,6 +45,7 @@ __all__ = [
     "max_pool_same",
     "norm_exchange",
     "pixel_shift",
+    "present",
     "recompute_outputs",
     "replaced_channels",
     "sparsity_penalty",

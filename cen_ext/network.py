@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from numbers import Integral
 from typing import TypeVar
 
 import torch
@@ -12,6 +15,7 @@ from cen_ext.modules.base import ExchangeNorm
 from cen_ext.modules.running import ExchangeBatchNorm2d
 from cen_ext.ops.norm_exchange import reference
 from cen_ext.ops.norm_exchange.sync import check_process_group, default_group
+from cen_ext.tables import PerModality
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -23,6 +27,70 @@ def exchanging_layers(module: nn.Module) -> dict[str, ExchangeNorm]:
         for name, layer in module.named_modules()
         if isinstance(layer, ExchangeNorm) and layer.exchanges
     }
+
+
+@contextmanager
+def present(module: nn.Module, modalities: Sequence[int]) -> Iterator[None]:
+    """Context in which a network takes some of its M modalities alone; for sensors that fail, or dropout.
+
+    Its layers then take the M' present modalities stacked, ``[M'*N, ...]``, with their rows of scales, shifts
+    and running statistics, of which training updates these alone. Each modality gives up the channels that
+    it would give up in the whole network, and takes them from the other present ones: the mean of these, or
+    the ``lender`` if present. One alone exchanges nothing. No channel comes from a modality that is absent,
+    as nothing is computed of it. The network's own code must do with any number of modalities, as those of
+    ``models`` and of ``make_multimodal`` do.
+
+    The layers are told, whichever thread runs them, and told again on leaving. What recomputes activations in
+    the backward pass (``torch.utils.checkpoint``) needs that within the context, too.
+
+    Args:
+        module: the network.
+        modalities: the present ones, ascending numbers below M. All of them change nothing.
+
+    Raises:
+        TypeError, ValueError: they are no such numbers; no layer below ``module`` knows modalities, or layers
+            know different numbers of them; a part of it needs all modalities.
+        ValueError: in the forward pass, in training with ``momentum=None``.
+    """
+    parts = [part for part in module.modules() if isinstance(part, PerModality)]
+    several = [part for part in parts if _modalities_of(part) > 1]  # the others take any rows
+    counts = sorted({_modalities_of(part) for part in several or parts})
+    if len(counts) != 1:
+        found = "none" if not counts else f"layers of {' and '.join(map(str, counts))} modalities"
+        raise ValueError(f"module must have layers of one number of modalities, got {found}")
+    chosen = _checked_modalities(modalities, counts[0])
+    some = None if len(chosen) == counts[0] else chosen
+    for part in several if some else ():
+        part.check_subset()
+    before = [(part, part.__dict__.get("present")) for part in several]
+    try:
+        for part in several:
+            part.present = some
+        yield
+    finally:
+        for part, value in before:
+            part.__dict__.pop("present")
+            if value is not None:
+                part.present = value
+
+
+def _modalities_of(part: PerModality) -> int:
+    count: int = part.num_modalities  # type: ignore[attr-defined]  # a property of some, set by others
+    return count
+
+
+def _checked_modalities(modalities: Sequence[int], count: int) -> tuple[int, ...]:
+    """The modalities as a tuple.
+
+    Raises:
+        TypeError, ValueError: they are no ascending numbers below ``count``, or none.
+    """
+    if not isinstance(modalities, Sequence) or not all(isinstance(m, Integral) for m in modalities):
+        raise TypeError(f"modalities must be a sequence of integers, got {modalities!r}")
+    chosen = tuple(map(int, modalities))
+    if not chosen or list(chosen) != sorted(set(chosen)) or chosen[0] < 0 or chosen[-1] >= count:
+        raise ValueError(f"modalities must be some of 0 to {count - 1}, ascending, got {list(chosen)}")
+    return chosen
 
 
 def sparsity_penalty(

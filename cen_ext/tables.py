@@ -122,7 +122,36 @@ def _attribute(name: str, doc: str) -> Any:
     return property(show, put, drop, doc)
 
 
-class PrivateTables(nn.Module):
+class PerModality:
+    """Mixin of modules that have something for each of M modalities, ``num_modalities``.
+
+    Attributes:
+        present: the modalities, ascending, that x holds; None: all. ``cen_ext.present`` sets it for a while.
+    """
+
+    present: tuple[int, ...] | None = None
+
+    @property
+    def num_present(self) -> int:
+        """How many modalities x holds."""
+        every: int = self.num_modalities  # type: ignore[attr-defined]  # a property of some, set by others
+        return every if self.present is None else len(self.present)
+
+    def of_present(self, table: Tensor) -> Tensor:
+        """The rows ``[M', ...]`` of a table ``[M, ...]`` that belong to the modalities in x."""
+        if self.present is None:
+            return table
+        return torch.cat([table[m : m + 1] for m in self.present])  # an index would be copied to a GPU
+
+    def check_subset(self) -> None:
+        """Refuse to run with some of the modalities; a module that needs all of them overrides this.
+
+        Raises:
+            ValueError: it needs all of them.
+        """
+
+
+class PrivateTables(PerModality, nn.Module):
     """Mixin of layers whose ``weight`` and ``bias`` hold a row for each of M modalities.
 
     ``parameters()`` and ``state_dict()`` have them one-dimensional, ``[M*C]``; the attributes are tables

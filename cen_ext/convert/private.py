@@ -46,12 +46,14 @@ class PrivateNorm(PrivateTables):
         """Normalize ``[M*N, ...]``.
 
         Raises:
-            ValueError: the first axis is not divisible by M.
+            ValueError: the first axis is not divisible by M, or by as many modalities as are present.
         """
         if isinstance(x, Proxy):
             return fx.call_module(self, x)
         results = []
-        for modality, rows in enumerate(unstack_modalities(x, self.num_modalities, order=self.order)):
+        modalities = range(self.num_modalities) if self.present is None else self.present
+        parts = unstack_modalities(x, len(modalities), order=self.order)
+        for modality, rows in zip(modalities, parts, strict=True):
             results.append(super(PrivateNorm, self._showing(modality)).forward(rows))
         self.shown = None
         return stack_modalities(results, order=self.order)

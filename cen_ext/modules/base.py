@@ -151,6 +151,15 @@ class ExchangeNorm(PrivateTables):
 
     def replaced(self) -> Tensor:
         """Mask ``[M, C]`` of the channels that the next forward pass replaces."""
+        replaced = self._rule()
+        if self.present is None:
+            return replaced
+        several = len(self.present) > 1
+        there = [several and m in self.present for m in range(self.num_modalities)]
+        return replaced & torch.tensor(there, device=replaced.device)[:, None]
+
+    def _rule(self) -> Tensor:
+        """The same of all modalities."""
         if self.replaced_mask is not None:
             return self.replaced_mask & (self.num_modalities > 1)
         weight = self.whole_table("weight")
@@ -174,23 +183,30 @@ class ExchangeNorm(PrivateTables):
             weight = like.new_ones(self.table_shape(), dtype=statistics_dtype(like.dtype))
         elif (dtype := statistics_dtype(weight.dtype)) != weight.dtype:  # FSDP's policies bypass _apply
             weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-        return self.normalize(x, weight, torch.zeros_like(weight) if bias is None else bias, residual)
+        bias = torch.zeros_like(weight) if bias is None else bias
+        return self.normalize(x, self.of_present(weight), self.of_present(bias), residual)
 
     def normalize(self, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Do the same with scales and shifts ``[M, C]`` in place of the layer's own."""
+        """Do the same with scales and shifts ``[M, C]``, of the present modalities, in place of its own."""
         raise NotImplementedError
 
     def call_options(self) -> dict[str, Any]:
         """Arguments of ``norm_exchange`` that all layers give."""
-        replaced = self.replaced_mask
-        if self.mask is not None and (scales := self.table("weight")) is not None:
-            replaced = self.mask(scales.detach())
-        return {
+        rule: dict[str, Any] = {
             "threshold": self.threshold,
             "region": self.region,
             "criterion": self.criterion,
+        }
+        replaced, lender = self.replaced_mask, self.lender
+        if self.mask is not None and (scales := self.table("weight")) is not None:
+            replaced = self.mask(scales.detach())
+        if self.present is not None:
+            replaced, lender = self._present_route(replaced, lender)
+            rule = {}
+        return {
+            **rule,
             "replaced": replaced,
-            "lender": self.lender,
+            "lender": lender,
             "norm": self.norm,
             "order": self.order,
             "eps": self.__dict__["eps"],
@@ -198,6 +214,27 @@ class ExchangeNorm(PrivateTables):
             "negative_slope": self.negative_slope,
             "backend": self.backend,
         }
+
+    def _present_route(
+        self, replaced: Tensor | None, lender: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What of ``replaced`` and ``lender`` ``[M, C]`` holds among the present modalities.
+
+        An absent lender is -1, the mean of the others.
+        """
+        if self.num_present == 1:
+            return None, None
+        if replaced is None and self.threshold > 0 and (scales := self.table("weight")) is not None:
+            # By the rule of all modalities: with M, a modality's own share of the channels changes.
+            wide = scales.detach().to(statistics_dtype(scales.dtype))
+            options = Options(self.threshold, self.region, self.criterion)
+            replaced = reference.replaced_channels(wide, options)
+        if lender is not None:
+            rows = self.of_present(lender)
+            lender = torch.full_like(rows, -1)
+            for index, m in enumerate(self.present or ()):
+                lender = torch.where(rows == m, index, lender)
+        return None if replaced is None else self.of_present(replaced), lender
 
     def _check_has_scales(self) -> None:
         """Raise ValueError where the exchange would compare scales that an affine-free layer lacks."""

@@ -108,6 +108,16 @@ class RunningExchangeNorm(ExchangeNorm, _NormBase):
         of_x = training or running_mean is None or not (tracks or self.norm == "batch")
         if of_x and not tracks:
             running_mean = running_var = None
+        # Synchronized processes count the same batches, even one whose own batch is empty.
+        updates = training and tracks and (x.numel() > 0 or process_group is not None)
+        whole = (running_mean, running_var)
+        if self.present is not None and running_mean is not None and running_var is not None:
+            if updates and self.momentum is None:
+                raise ValueError(
+                    "momentum=None averages over all batches, which the layer counts for its modalities "
+                    "together: give a momentum to train with some of them"
+                )
+            running_mean, running_var = self.of_present(running_mean), self.of_present(running_var)
         y = norm_exchange(
             x,
             weight,
@@ -120,8 +130,11 @@ class RunningExchangeNorm(ExchangeNorm, _NormBase):
             process_group=process_group,
             **self.call_options(),
         )
-        # Synchronized processes count the same batches, even one whose own batch is empty.
-        updates = training and tracks and (x.numel() > 0 or process_group is not None)
+        if updates and self.present is not None:
+            for table, rows in zip(whole, (running_mean, running_var), strict=True):
+                if table is not None and rows is not None:
+                    for m, row in zip(self.present, rows, strict=True):
+                        table[m].copy_(row)
         if updates and (batches := self.num_batches_tracked) is not None:
             batches.add_(1)
         return y

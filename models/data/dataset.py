@@ -25,6 +25,7 @@ from models.data.images import (
 )
 from models.data.layout_file import find_layout
 from models.data.layouts import LABELS, SPLITS
+from models.data.missing import CHOICES, Absences, Missing, settle
 from models.data.modalities import Reader, configured, with_kinds
 
 _PALETTE_SUFFIXES = frozenset({".png", ".bmp", ".tif", ".tiff"})
@@ -38,6 +39,7 @@ class Sample(NamedTuple):
     name: str  # path of the label file below its kind's folder, without suffix: unique in a split
     modalities: tuple[str, ...]  # the names of the images
     kinds: tuple[str | None, ...] = ()  # the images' (``Reader.kinds``); empty: told by their names
+    absent: tuple[int, ...] = ()  # the numbers of the modalities whose images stand for nothing
 
 
 class SegmentationSet:
@@ -59,6 +61,9 @@ class SegmentationSet:
         ignore_index: value of void pixels in ``Sample.target``; in the files it stands for them as well.
         merge: a name in ``MERGES``: classes of the files that become one.
         mean, std: as ``Reader``.
+        missing: what to do about scenes that lack a file of some modality: ``"refuse"`` them, ``"skip"`` the
+            scene, or ``"fill"`` the image with 0 and name it in ``Sample.absent``. Labels must be there.
+        without: modalities that are absent from every sample; their files are not looked for.
 
     Raises:
         DataError: a list or file is missing, a line is malformed, the layout is not clear, or its classes are
@@ -74,6 +79,7 @@ class SegmentationSet:
         guessed_kinds: the modalities whose kind the files told, as nothing else did.
         gray_in_color: those of them that are gray, but stored in three channels.
         class_names: of the ``num_classes`` classes.
+        absences: what the scenes lack.
     """
 
     def __init__(
@@ -94,6 +100,8 @@ class SegmentationSet:
         merge: str | None = None,
         mean: tuple[float, ...] = IMAGENET_MEAN,
         std: tuple[float, ...] = IMAGENET_STD,
+        missing: Missing = "refuse",
+        without: Sequence[str] = (),
     ) -> None:
         self.root, self.split = Path(root), split
         self.modalities, self.num_classes = tuple(modalities), num_classes
@@ -101,6 +109,12 @@ class SegmentationSet:
             raise ValueError(f"num_classes must be 1 to 255, got {num_classes}")
         if lists and len(lists) != len(SPLITS):
             raise ValueError(f"lists must be two paths, for training and validation, got {','.join(lists)}")
+        if missing not in CHOICES:
+            raise ValueError(f"missing must be one of {', '.join(CHOICES)}, got {missing!r}")
+        if not set(without) < set(self.modalities):
+            raise ValueError(
+                f"without must be some of {','.join(self.modalities)}, not all, got {','.join(without)}"
+            )
         known = configured(
             find_layout(self.root, layout),
             depth_scale=depth_scale,
@@ -116,10 +130,16 @@ class SegmentationSet:
         self.label_map = self._label_map(merge)
         self.class_names = class_names(self.root, num_classes, () if merge else known.classes)
         list_file = dict(zip(SPLITS, lists, strict=False)).get(split, "")
-        files = (*Reader(known, self.modalities).files(), LABELS)
-        self.scenes = find_samples(known, self.root, split, files, list_file)
+        files = Reader(known, self.modalities, without=tuple(without)).files()
+        optional = files if missing != "refuse" else ()
+        entries = find_samples(known, self.root, split, (*files, LABELS), list_file, optional)
+        self.absences = Absences(split, without=tuple(without))
+        if missing != "refuse":
+            source = list_file or known.list_file(split) or split
+            entries, self.absences = settle(entries, split, missing, source, tuple(without))
+        self.scenes = entries
         self.layout, self.gray_in_color = with_kinds(known, self.scenes, self.modalities)
-        self.reader = Reader(self.layout, self.modalities, mean, std)
+        self.reader = Reader(self.layout, self.modalities, mean, std, tuple(without))
         self.guessed_kinds = tuple(
             name for name in known.files if name in self.modalities and known.modality(name).kind is None
         )
@@ -142,7 +162,14 @@ class SegmentationSet:
         paths = self.scenes[index]
         target = self.classes_of(paths[LABELS], read_label_values(paths[LABELS]).values)
         images = self.reader.read(paths, target.shape)
-        return Sample(images, target, self._name(paths[LABELS]), self.modalities, self.reader.kinds())
+        return Sample(
+            images,
+            target,
+            self._name(paths[LABELS]),
+            self.modalities,
+            self.reader.kinds(),
+            self.reader.absent(paths),
+        )
 
     def classes_of(self, path: Path, values: NDArray[Any]) -> NDArray[np.uint8]:
         """The target that stored label values stand for.

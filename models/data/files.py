@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from models.data.classes import NAMES_FILE
@@ -21,7 +21,12 @@ _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
 
 
 def find_samples(
-    layout: Layout, root: Path, split: str, kinds: Iterable[str], list_file: str = ""
+    layout: Layout,
+    root: Path,
+    split: str,
+    kinds: Iterable[str],
+    list_file: str = "",
+    optional: Collection[str] = (),
 ) -> list[Entry]:
     """The files of every sample of a split, in the order of its list or of their names.
 
@@ -31,6 +36,8 @@ def find_samples(
         split: ``train``, ``val``, or the name of another list there.
         kinds: of the files wanted.
         list_file: path of a list to read in place of the layout's.
+        optional: kinds whose files need not be there; their paths are returned all the same. Without a list
+            a sample is whatever any of them has a file of.
 
     Raises:
         DataError: a list or file is missing, a line is malformed. Files are looked for, not opened.
@@ -44,7 +51,7 @@ def find_samples(
         path = _list_path(layout, root, split, list_file)
         what, listed = path.name, iter(_read_list(layout, root, split, path, needed))
     else:
-        what, listed = split, iter(_names_in_folder(layout, root, split))
+        what, listed = split, iter(_names_in_folders(layout, root, split, optional))
     folders = Folders()
     entries = []
     for item in listed:
@@ -54,7 +61,7 @@ def find_samples(
             path = entry[kind] if kind in entry else _fill(layout, root, split, kind, name, entry)
             entry[kind] = folders.find(path)
         entries.append({kind: entry[kind] for kind in kinds})
-    _check(entries, what)
+    _check(entries, what, optional)
     return entries
 
 
@@ -217,9 +224,26 @@ def _parallel_lists(layout: Layout, root: Path, split: str, kinds: Sequence[str]
         yield dict(zip(lists, row, strict=True))
 
 
-def _names_in_folder(layout: Layout, root: Path, split: str) -> list[str]:
-    """The names of the samples whose file of the first kind is there, in order."""
-    kind = next(iter(layout.files))
+def _names_in_folders(layout: Layout, root: Path, split: str, optional: Collection[str]) -> list[str]:
+    """The names of the samples whose file of the first kind, or of an optional one, is there, in order."""
+    first = next(iter(layout.files))
+    kinds = [
+        kind
+        for kind in dict.fromkeys((first, *optional))
+        if kind != CAMERA and "{rgb}" not in layout.files[kind]
+    ]
+    found: dict[str | int, str] = {}
+    for kind in kinds:
+        for name in _names_in_folder(layout, root, split, kind):
+            found.setdefault(int(name) if "{number" in layout.files[kind] else name, name)
+    if not found:
+        folder = Folders().spelled(root / layout.folder(first, split))
+        raise DataError(f"{folder}: no file there is named like {layout.files[first]}")
+    return sorted(found.values())
+
+
+def _names_in_folder(layout: Layout, root: Path, split: str, kind: str) -> list[str]:
+    """The names of the samples whose file of a kind is there."""
     folder = Folders().spelled(root / layout.folder(kind, split))
     pattern = re.escape(layout.files[kind].replace("{split}", layout.split(split)))
     place = re.escape("{name}")
@@ -232,15 +256,20 @@ def _names_in_folder(layout: Layout, root: Path, split: str) -> list[str]:
         (place / name).relative_to(root).as_posix() for place, _, those in walk(folder) for name in those
     )
     matches = (re.fullmatch(composed(pattern), composed(file)) for file in files)
-    names = sorted(match["name"] for match in matches if match)
-    if not names:
-        raise DataError(f"{folder}: no file there is named like {layout.files[kind]}")
-    return names
+    return [match["name"] for match in matches if match]
 
 
-def _check(entries: Sequence[Entry], what: str) -> None:
+def _check(entries: Sequence[Entry], what: str, optional: Collection[str]) -> None:
     """Raise if a file is missing."""
-    missing = [path for entry in entries for path in entry.values() if not path.is_file()]
+    missing = [
+        (kind, path)
+        for entry in entries
+        for kind, path in entry.items()
+        if kind not in optional and not path.is_file()
+    ]
     if missing:
+        kind, path = missing[0]
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise DataError(f"{missing[0]}: listed in {what}, but there is no such file{more}")
+        remedy = "; data.missing=skip leaves such scenes out, data.missing=fill keeps them without"
+        remedy *= kind not in (LABELS, CAMERA)
+        raise DataError(f"{path}: listed in {what}, but there is no such file{more}{remedy}")

@@ -54,6 +54,7 @@ class Batch:
     target: Tensor  # [N, H, W] int64
     names: list[str]  # N
     kinds: tuple[str | None, ...] = ()  # M, as ``Sample.kinds``
+    absent: tuple[tuple[int, ...], ...] = ()  # N, as ``Sample.absent``; empty: none is
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         images, target = (
@@ -82,9 +83,39 @@ class Batch:
                 self.target[start : start + size],
                 self.names[start : start + size],
                 self.kinds,
+                self.absent[start : start + size],
             )
             for start in range(0, len(self.target), size)
         ]
+
+    def by_presence(self, dropped: Sequence[int] = ()) -> list[tuple[tuple[int, ...] | None, Batch]]:
+        """The samples that have the same modalities together: those, None for all, and a batch of them alone.
+
+        Args:
+            dropped: modalities to leave out, but of samples that have no other.
+        """
+        size = len(self.target)
+        every = tuple(range(len(self.images) // size))
+        together: dict[tuple[int, ...], list[int]] = {}
+        for n, absent in enumerate(self.absent or ((),) * size):
+            there = tuple(m for m in every if m not in absent)
+            together.setdefault(tuple(m for m in there if m not in dropped) or there, []).append(n)
+        if list(together) == [every]:
+            return [(None, self)]
+        modalities = self.images.split(size)
+        parts: list[tuple[tuple[int, ...] | None, Batch]] = []
+        for there, rows in sorted(together.items(), key=lambda item: (-len(item[0]), item[0])):
+            # Slices, which torch.cat joins in their memory format.
+            images = torch.cat([modalities[m][n : n + 1] for m in there for n in rows])
+            target = torch.stack([self.target[n] for n in rows])
+            kinds = tuple(self.kinds[m] for m in there) if self.kinds else ()
+            parts.append(
+                (
+                    None if there == every else there,
+                    Batch(images, target, [self.names[n] for n in rows], kinds),
+                )
+            )
+        return parts
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -109,7 +140,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
         for m, image in enumerate(row):
             images[m * len(samples) + n] = torch.from_numpy(image).permute(2, 0, 1)
     target = torch.from_numpy(np.stack([sample.target for sample in samples]).astype(np.int64))
-    return Batch(images, target, [sample.name for sample in samples], first.kinds)
+    absent = tuple(sample.absent for sample in samples) if any(sample.absent for sample in samples) else ()
+    return Batch(images, target, [sample.name for sample in samples], first.kinds, absent)
 
 
 class Loader:

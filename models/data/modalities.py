@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ class Reader:
         layout: what the files hold.
         modalities: names, in the order of the images.
         mean, std: of red, green and blue from 0 to 1; ImageNet's unless given.
+        without: modalities that are never read, as if there were no files of them.
 
     Raises:
         ValueError: a modality that the layout has no files for; a pose to a camera that nobody tells.
@@ -74,6 +75,7 @@ class Reader:
     modalities: tuple[str, ...]
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    without: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         known = self.available()
@@ -100,16 +102,29 @@ class Reader:
 
     def files(self) -> tuple[str, ...]:
         """The files that are read, by what they hold: modalities, and ``camera``."""
-        files = dict.fromkeys([*map(self._source, self.modalities), *self._registered()])
-        computed = [modality for modality in self.modalities if self._source(modality) != modality]
+        files = dict.fromkeys([*map(self._source, self._wanted()), *self._registered()])
+        computed = [modality for modality in self._wanted() if self._source(modality) != modality]
         beside = CAMERA in self.layout.files and self.layout.camera is None
         needed = self._registered() or set(computed) - {"disparity"}
         return (*files, CAMERA) if beside and needed else tuple(files)
 
     def _registered(self) -> list[str]:
         """The depth by whose pose files are brought into the others' view."""
-        depths = (self.layout.registered(self._source(modality)) for modality in self.modalities)
+        depths = (self.layout.registered(self._source(modality)) for modality in self._wanted())
         return list(dict.fromkeys(depth for depth in depths if depth is not None))
+
+    def absent(self, paths: Collection[str]) -> tuple[int, ...]:
+        """The numbers of the modalities that files of these kinds do not give."""
+        return tuple(m for m, name in enumerate(self.modalities) if not self._is_given(name, paths))
+
+    def _is_given(self, name: str, paths: Collection[str]) -> bool:
+        """Whether there is the file of a modality, and the depth by whose pose it is seen, if it is."""
+        source = self._source(name)
+        depth = self.layout.registered(source)
+        return name not in self.without and source in paths and (depth is None or depth in paths)
+
+    def _wanted(self) -> list[str]:
+        return [modality for modality in self.modalities if modality not in self.without]
 
     def kinds(self) -> tuple[str | None, ...]:
         """The kinds by which ``models.data.kinds`` resizes and mirrors; None where only files tell."""
@@ -142,7 +157,7 @@ class Reader:
         return modality if modality in files else "depth" if "depth" in files else "disparity"
 
     def read(self, paths: Mapping[str, Path | Frame], size: Sequence[int] | None = None) -> tuple[Image, ...]:
-        """The images, all of one size.
+        """The images, all of one size; one channel of zeros of each modality, but not all, without a file.
 
         Args:
             paths: by what they hold, as ``files`` names them; that of ``labels`` for messages.
@@ -157,21 +172,27 @@ class Reader:
             name: self.read_file(name, path) for name, path in paths.items() if name not in (CAMERA, LABELS)
         }
         files |= registered(self.layout, files, paths, size)
+        absent = self.absent(paths)
+        there = [modality for m, modality in enumerate(self.modalities) if m not in absent]
         images = [
             files[modality].image if modality in files else self._compute(modality, files, paths)
-            for modality in self.modalities
+            for modality in there
         ]
-        to = self.reference(files, paths, size)
-        return tuple(
-            of_size(self.layout, source := self._source(name), image, kind, paths[source], to)
-            for image, name, kind in zip(images, self.modalities, self.kinds(), strict=True)
-        )
+        to, kinds = self.reference(files, paths, size), dict(zip(self.modalities, self.kinds(), strict=True))
+        made = {
+            name: of_size(self.layout, source := self._source(name), image, kinds[name], paths[source], to)
+            for name, image in zip(there, images, strict=True)
+        }
+        nothing = np.zeros((*to.size, 1), np.float32)
+        return tuple(made.get(modality, nothing) for modality in self.modalities)
 
     def reference(
         self, files: Mapping[str, File], paths: Mapping[str, Path | Frame], size: Sequence[int] | None = None
     ) -> Reference:
         """What the size of a scene's images is that of; see ``views.reference``."""
-        return reference(self.layout, dict.fromkeys(map(self._source, self.modalities)), files, paths, size)
+        absent = self.absent(paths)
+        there = [self._source(name) for m, name in enumerate(self.modalities) if m not in absent]
+        return reference(self.layout, dict.fromkeys(there), files, paths, size)
 
     def read_file(self, name: str, path: Path | Frame) -> File:
         """The file of one modality.
@@ -258,7 +279,7 @@ def with_kinds(
 
     Args:
         layout: of the scenes.
-        scenes: by what they hold the files of each.
+        scenes: by what they hold the files of each, which need not be of all modalities.
         modalities: that are to have a kind.
 
     Returns:
@@ -270,9 +291,9 @@ def with_kinds(
     told, gray_in_color = dict(layout.modalities), []
     for name in modalities:
         modality = layout.modality(name)
-        if name in layout.files and modality.kind is None and scenes:
-            step = max(1, len(scenes) // _SCENES_FOR_KIND)
-            files = [scene[name] for scene in scenes[::step][:_SCENES_FOR_KIND]]
+        every = [scene[name] for scene in scenes if name in scene]
+        if name in layout.files and modality.kind is None and every:
+            files = every[:: max(1, len(every) // _SCENES_FOR_KIND)][:_SCENES_FOR_KIND]
             stored = [_picked(path, read_stored(path), modality.channels) for path in files]
             colored = any(image.ndim == 3 and image.shape[2] == 3 and not is_gray(image) for image in stored)
             told[name] = replace(modality, kind="color" if colored else "intensity")

@@ -276,7 +276,7 @@ def add_files(
     names = [name for name in reader.files() if name != CAMERA]
     for position, index in enumerate(chosen):
         paths = scenes[index]
-        files = {name: reader.read_file(name, paths[name]) for name in names}
+        files = {name: reader.read_file(name, paths[name]) for name in names if name in paths}
         for name, file in files.items():
             is_depth = reader.layout.modality(name).kind == "depth"
             found.add_file(name, file, is_depth, reader.has_holes(name))

@@ -84,7 +84,8 @@ def registered(
         DataError: depth is not in meters or of another format than its camera; the other camera, or the size
             of its images, is not known; a file is of another size than the depth that it is registered with.
     """
-    depths = {name: depth for name in files if (depth := layout.registered(name)) is not None}
+    told = {name: layout.registered(name) for name in files}
+    depths = {name: depth for name, depth in told.items() if depth is not None and depth in files}
     seen = {depth: _seen(layout, depth, files, paths, size) for depth in dict.fromkeys(depths.values())}
     found = {}
     for name, depth in depths.items():
