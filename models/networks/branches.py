@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from cen_ext import stack_modalities
+from cen_ext import present, stack_modalities
 
 
 def stacked_input(x: Tensor | Sequence[Tensor], num_modalities: int, in_channels: int) -> Tensor:
@@ -14,7 +15,7 @@ def stacked_input(x: Tensor | Sequence[Tensor], num_modalities: int, in_channels
 
     Args:
         x: that tensor, or a sequence of M tensors ``[N, in_channels, H, W]``.
-        num_modalities, in_channels: the network's.
+        num_modalities, in_channels: the network's, or the number of modalities that are present.
 
     Raises:
         ValueError: another number of modalities or channels, or modalities of different shapes.
@@ -30,6 +31,11 @@ def stacked_input(x: Tensor | Sequence[Tensor], num_modalities: int, in_channels
             f"x has {x.shape[0]} rows on its batch axis, not divisible by {num_modalities} modalities"
         )
     return x
+
+
+def running_with(net: nn.Module, modalities: Sequence[int] | None) -> AbstractContextManager[None]:
+    """``cen_ext.present``; with None the network runs with all of its modalities."""
+    return nullcontext() if modalities is None else present(net, modalities)
 
 
 def split_branches(stacked: Tensor, num_modalities: int) -> Tensor:

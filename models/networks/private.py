@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cen_ext.tables import PerModality
 
-class PrivateConv2d(nn.Conv2d):
+
+class PrivateConv2d(PerModality, nn.Conv2d):
     """A set of filters for each of M modalities, all of them in one stacked call.
 
     Takes and returns the stacked ``[M*N, C, H, W]`` as a shared convolution does, so that norms and exchange
@@ -44,14 +46,14 @@ class PrivateConv2d(nn.Conv2d):
             self.bias = nn.Parameter(conv.bias.detach().repeat(num_modalities))
 
     def forward(self, x: Tensor) -> Tensor:
-        modalities = self.num_modalities
-        biases = [None] * modalities if self.bias is None else self.bias.chunk(modalities)
+        count = self.num_modalities
+        weights = self.weight.chunk(count)
+        biases = [None] * count if self.bias is None else self.bias.chunk(count)
+        modalities = range(count) if self.present is None else self.present
         return torch.cat(
             [
-                F.conv2d(rows, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-                for rows, weight, bias in zip(
-                    x.chunk(modalities), self.weight.chunk(modalities), biases, strict=True
-                )
+                F.conv2d(rows, weights[m], biases[m], self.stride, self.padding, self.dilation, self.groups)
+                for rows, m in zip(x.chunk(len(modalities)), modalities, strict=True)
             ]
         )
 

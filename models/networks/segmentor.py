@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from cen_ext.tables import PerModality
 from models.networks.backend import runs_on_backend
 from models.networks.branches import split_branches
 from models.networks.encoders.base import Encoder
@@ -15,8 +16,10 @@ from models.networks.outputs import AuxiliaryOutput, SegmentationOutput, with_en
 from models.networks.private import make_convolutions_private
 
 
-class SegmentationNetwork(nn.Module):
+class SegmentationNetwork(PerModality, nn.Module):
     """Base of ``RefineNet``, ``PSPNet`` and ``DeepLabV3Plus``, whose builders describe the arguments.
+
+    In ``cen_ext.present`` it takes and returns the present modalities alone, unless the fusion joins all.
 
     Args:
         encoder: its features, finest first, go to decoder and auxiliary head; its fusion is the network's.
@@ -60,14 +63,15 @@ class SegmentationNetwork(nn.Module):
 
     def branch_weights(self) -> list[float]:
         """The ensemble's weights, of sum 1; none where the fusion has a head."""
-        return [] if self.alpha is None else self.alpha.softmax(0).tolist()
+        return [] if self.alpha is None else self.of_present(self.alpha).softmax(0).tolist()
 
     @runs_on_backend
     def forward(self, x: Tensor | Sequence[Tensor]) -> SegmentationOutput | AuxiliaryOutput:
         """Compute logits of the decoder's size; with those of the auxiliary head in training.
 
         Args:
-            x: ``[M*N, 3, H, W]`` stacked modality-major, or a sequence of M tensors ``[N, 3, H, W]``.
+            x: ``[M*N, 3, H, W]`` stacked modality-major, or a sequence of M tensors ``[N, 3, H, W]``; of the
+                present modalities alone within ``cen_ext.present``.
 
         Raises:
             ValueError: x does not hold M modalities of the encoder's input channels.
@@ -76,13 +80,13 @@ class SegmentationNetwork(nn.Module):
         logits = self.decoder(features)
         if self.head is None:
             assert self.alpha is not None  # it is there if and only if no head is
-            output = with_ensemble(logits, self.alpha)
+            output = with_ensemble(logits, self.of_present(self.alpha))
         else:
             branches = split_branches(logits, self.num_branches)
             output = SegmentationOutput(branches, self.head(branches), None)
         if self.auxiliary is None or not self.training:
             return output
-        return AuxiliaryOutput(*output, split_branches(self.auxiliary(features), self.num_branches))
+        return AuxiliaryOutput(*output, split_branches(self.auxiliary(features), len(output.branches)))
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
         rename_old_keys(state_dict, prefix)

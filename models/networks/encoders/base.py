@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cen_ext import ExchangeBatchNorm2d
 from cen_ext.modules import ExchangeNorm
+from cen_ext.tables import PerModality
 from models.networks.branches import stacked_input
 from models.networks.fusion.base import Fusion
 from models.networks.messages import suggest
@@ -36,7 +37,7 @@ class Normalization(NamedTuple):
     std: tuple[float, ...]
 
 
-class Encoder(nn.Module):
+class Encoder(PerModality, nn.Module):
     """Base of encoders for M modalities stacked on the batch axis.
 
     A subclass makes its modules, with ``norm_layer`` for norms, calls ``finish`` last, and gives ``stem`` and
@@ -97,6 +98,9 @@ class Encoder(nn.Module):
     @property
     def stem_weights(self) -> tuple[str, ...]:
         return (self.stem_weight,)
+
+    def check_subset(self) -> None:
+        self.fusion.check_subset()
 
     def norm_layer(self, stage: int, *, downsampling: bool = False) -> NormLayer:
         """Make the norms of a stage, 0 for the stem; ``downsampling`` where the block halves the resolution.
@@ -166,7 +170,7 @@ class Encoder(nn.Module):
         Raises:
             ValueError: another number of modalities or channels, or modalities of different shapes.
         """
-        x = stacked_input(x, self.num_modalities, self.in_channels)
+        x = stacked_input(x, self.num_present, self.in_channels)
         x = self.stem(x)
         features = []
         for number, stage in enumerate(self.stages(), 1):

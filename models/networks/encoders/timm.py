@@ -128,7 +128,7 @@ class TimmEncoder(Encoder):
     def forward(self, x: Tensor | Sequence[Tensor]) -> list[Tensor]:
         if self._chain:
             return super().forward(x)
-        features = self.network(stacked_input(x, self.num_modalities, self.in_channels))
+        features = self.network(stacked_input(x, self.num_present, self.in_channels))
         return [self._channels_second(feature) for feature in features]
 
     def fuse(self, stage: int, x: Tensor) -> tuple[Tensor, Tensor]:

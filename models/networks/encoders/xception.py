@@ -297,7 +297,7 @@ class AlignedXception(Encoder):
         return self._stages
 
     def forward(self, x: Tensor | Sequence[Tensor]) -> list[Tensor]:
-        y = self.stem(stacked_input(x, self.num_modalities, self.in_channels))
+        y = self.stem(stacked_input(x, self.num_present, self.in_channels))
         features: list[Tensor] = []
         *blocks, last = self.blocks
         for block in cast("list[XceptionBlock]", blocks):

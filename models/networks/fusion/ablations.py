@@ -165,6 +165,9 @@ class MixedNorm(ExchangeNorm):
     def replaced(self) -> Tensor:
         return self.mix.replaced(self.weight)
 
+    def check_subset(self) -> None:
+        raise ValueError(f"{type(self).__name__} mixes all modalities and cannot do without one")
+
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         z = super().forward(x).unflatten(0, (self.num_modalities, -1))
         u = self.mix(z, self.weight).flatten(0, 1)
@@ -253,6 +256,7 @@ class FixedPortion(_Ablation):
     region: Literal["own", "all"] = option("own", REGION_HELP, carried=True)
 
     name: ClassVar[str] = "fixed_portion"
+    subsets: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from cen_ext import pixel_shift
+from cen_ext.tables import PerModality
 from models.networks.fusion.base import Fusion, Lateral, option, register_fusion
 
 GROUPS = 5  # of channels: four are shifted, and the rest, which is the last group or more, is swapped
 
 
-class PixelShift(nn.Module):
-    """Adds to every modality the shifted channels of the next one (``cen_ext.pixel_shift``)."""
+class PixelShift(PerModality, nn.Module):
+    """Adds to every modality the shifted channels of the next present one (``cen_ext.pixel_shift``)."""
 
     def __init__(self, num_modalities: int) -> None:
         super().__init__()
@@ -27,7 +28,9 @@ class PixelShift(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Shift x and add it to y, ``[M*N, C, H, W]`` both."""
-        return pixel_shift(x, self.num_modalities, base=y, groups=GROUPS)
+        if self.num_present == 1:
+            return y
+        return pixel_shift(x, self.num_present, base=y, groups=GROUPS)
 
 
 def swapped_tail(channels: int, num_modalities: int, step: int) -> dict[str, Tensor]:
@@ -66,6 +69,7 @@ class AsymFusion(Fusion):
     shift: bool = option(True, "add the other modality's channels, shifted by a pixel")
 
     name: ClassVar[str] = "asymfusion"
+    subsets: ClassVar[bool] = True
     uses_lateral: ClassVar[bool] = True
 
     def check(self, num_modalities: int) -> None:

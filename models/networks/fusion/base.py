@@ -81,6 +81,8 @@ class Fusion:
 
     Attributes:
         uses_lateral: it needs an encoder that asks for ``lateral``.
+        subsets: networks with it run with some of their modalities as well (``cen_ext.present``): what it
+            adds to them is ``cen_ext.tables.PerModality``, or takes any number of modalities.
 
     Raises:
         ValueError: a value that is not among a field's choices; the message begins with the field's name.
@@ -88,6 +90,7 @@ class Fusion:
 
     name: ClassVar[str]
     uses_lateral: ClassVar[bool] = False
+    subsets: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -119,6 +122,19 @@ class Fusion:
         Raises:
             ValueError: the message begins with the option's name.
         """
+
+    def check_subset(self) -> None:
+        """Refuse to run with some of the modalities.
+
+        Raises:
+            ValueError: the fusion needs all of them.
+        """
+        if not self.subsets:
+            able = [name for name, member in FUSIONS.members.items() if member.subsets]
+            raise ValueError(
+                f"fusion={getattr(self, 'name', type(self).__name__)} joins all modalities and cannot do "
+                f"without one; networks with fusion={' or '.join(able)} can"
+            )
 
     def streams(self, stage: int, num_modalities: int) -> int:
         """Streams that leave a stage, each of one modality or of several together."""

@@ -71,6 +71,9 @@ class ConditionalBatchNorm2d(ExchangeBatchNorm2d):
         self.modulated_activation = activation
         self.modulations = nn.ModuleList(Modulation(num_features) for _ in range(num_modalities - 1))
 
+    def check_subset(self) -> None:
+        raise ValueError(f"{type(self).__name__} modulates by the first modality and cannot do without one")
+
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         ones, zeros = torch.ones_like(self.weight), torch.zeros_like(self.bias)
         first, *others = self.normalize(x, ones, zeros).chunk(self.num_modalities)

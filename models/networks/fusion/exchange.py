@@ -58,6 +58,7 @@ class Exchange(Fusion):
     convolutions: Convolutions = option("shared", CONVOLUTIONS_HELP)
 
     name: ClassVar[str] = "exchange"
+    subsets: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,6 +110,7 @@ class NoFusion(Fusion):
     at: At = option("every", "norms whose scales the penalty is on: " + AT_HELP, carried=True)
 
     name: ClassVar[str] = "none"
+    subsets: ClassVar[bool] = True
 
     def check(self, num_modalities: int) -> None:
         if self.norms == "private":
@@ -173,6 +175,7 @@ class LateConcat(Exchange):
     """
 
     name: ClassVar[str] = "late_concat"
+    subsets: ClassVar[bool] = False  # the convolution reads every branch
 
     def check(self, num_modalities: int) -> None:
         check_several(self, num_modalities)

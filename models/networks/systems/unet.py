@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cen_ext.tables import PerModality
 from models.networks.backend import runs_on_backend, with_backend
 from models.networks.branches import split_branches, stacked_input, weighted_ensemble
 from models.networks.fusion.base import Fusion, FusionStage, resolve
@@ -148,8 +149,11 @@ class UNetDecoder(nn.Module):
         return torch.tanh(self.image(x))
 
 
-class UNet(nn.Module):
-    """``unet`` builds one and describes the arguments and attributes."""
+class UNet(PerModality, nn.Module):
+    """``unet`` builds one and describes the arguments and attributes.
+
+    In ``cen_ext.present`` it takes and returns the present modalities alone, unless the fusion joins all.
+    """
 
     def __init__(
         self,
@@ -170,9 +174,12 @@ class UNet(nn.Module):
     def num_modalities(self) -> int:
         return len(self.alpha)
 
+    def check_subset(self) -> None:
+        self.fusion.check_subset()
+
     def branch_weights(self) -> list[float]:
         """The ensemble's weights, of sum 1."""
-        return self.alpha.softmax(0).tolist()
+        return self.of_present(self.alpha).softmax(0).tolist()
 
     @runs_on_backend
     def forward(self, x: Tensor | Sequence[Tensor]) -> TranslationOutput:
@@ -185,7 +192,7 @@ class UNet(nn.Module):
         Raises:
             ValueError: x does not hold M modalities of ``in_channels`` channels, or is of another size.
         """
-        x = stacked_input(x, self.num_modalities, self.in_channels)
+        x = stacked_input(x, self.num_present, self.in_channels)
         levels = len(self.encoder.levels)
         size = 1 << levels
         height, width = x.shape[-2:]
@@ -194,8 +201,8 @@ class UNet(nn.Module):
                 f"x must have a height and a width divisible by {size}, since each of {levels} levels halves "
                 f"them, got {height} x {width}"
             )
-        branches = split_branches(self.decoder(self.encoder(x)), self.num_modalities)
-        return TranslationOutput(branches, *weighted_ensemble(branches, self.alpha))
+        branches = split_branches(self.decoder(self.encoder(x)), self.num_present)
+        return TranslationOutput(branches, *weighted_ensemble(branches, self.of_present(self.alpha)))
 
 
 def unet(
