@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,9 +47,32 @@ def branch_names(recipe: SegmentationRecipe) -> tuple[str, ...]:
     return modalities if recipe.fusion.branches(len(modalities)) == len(modalities) else ("fused",)
 
 
-def output_names(recipe: SegmentationRecipe) -> tuple[str, ...]:
-    """The network's outputs: its branches, and the ensemble."""
-    return (*branch_names(recipe), "ensemble")
+def output_names(recipe: SegmentationRecipe, present: Sequence[int] | None = None) -> tuple[str, ...]:
+    """The network's outputs: its branches, and the ensemble.
+
+    Args:
+        present: the modalities that it runs with; None: all.
+    """
+    names = branch_names(recipe)
+    return (*(names if present is None else [names[m] for m in present]), "ensemble")
+
+
+def evaluated(recipe: SegmentationRecipe) -> tuple[int, ...] | None:
+    """The modalities to evaluate with: None for all, or those that ``eval.without`` leaves."""
+    names, without = recipe.data.modalities, recipe.eval.without
+    return tuple(m for m, name in enumerate(names) if name not in without) if without else None
+
+
+def check_subset(recipe: SegmentationRecipe, setting: str) -> None:
+    """Refuse a setting that leaves modalities out where the fusion needs all of them.
+
+    Raises:
+        UsageError: it does; the message names the setting.
+    """
+    try:
+        recipe.fusion.check_subset()
+    except ValueError as error:
+        raise UsageError(f"{setting}: {error}") from None
 
 
 def build_network(recipe: SegmentationRecipe) -> SegmentationNetwork:
@@ -125,8 +149,11 @@ def _check_decoder(model: ModelSettings) -> None:
             raise ValueError(f"{name} must be {default} with model.network={model.network}, got {value}")
 
 
-def open_split(settings: DataSettings, split: str) -> SegmentationSet:
+def open_split(settings: DataSettings, split: str, without: tuple[str, ...] = ()) -> SegmentationSet:
     """The images of ``train`` or ``val``.
+
+    Args:
+        without: modalities that are left out, ``eval.without``.
 
     Raises:
         UsageError: ``data.root`` is not set or does not exist, or a setting is refused.
@@ -145,6 +172,8 @@ def open_split(settings: DataSettings, split: str) -> SegmentationSet:
             ignore_index=settings.ignore_index,
             merge=settings.merge,
             hha_floor=settings.hha_floor,
+            missing=settings.missing,
+            without=without,
             **settings.normalization._asdict(),
             **values,
         )
@@ -152,6 +181,25 @@ def open_split(settings: DataSettings, split: str) -> SegmentationSet:
         raise
     except ValueError as error:
         raise UsageError(f"data: {error}") from None
+
+
+def open_validation(recipe: SegmentationRecipe) -> SegmentationSet:
+    """The images to evaluate on, without the modalities of ``eval.without``.
+
+    Raises:
+        UsageError, DataError: as ``open_split``; a modality is absent, and the fusion needs all of them.
+    """
+    settings, without = recipe.data, recipe.eval.without
+    if not set(without) < set(settings.modalities):
+        raise UsageError(
+            f"eval.without must be some of {','.join(settings.modalities)}, not all, got {','.join(without)}"
+        )
+    if without:
+        check_subset(recipe, "eval.without")
+    dataset = open_split(settings, "val", without)
+    if dataset.absences.filled:
+        check_subset(recipe, "data.missing=fill")
+    return dataset
 
 
 def precedence(settings: DataSettings, layout: Layout) -> tuple[dict[str, Any], list[str]]:

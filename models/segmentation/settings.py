@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from models.data.images import IMAGENET_MEAN, IMAGENET_STD
+from models.data.missing import Missing
 from models.data.modalities import FLOORS
 from models.networks.encoders import Normalization
 from models.networks.fusion import Exchange, Fusion
@@ -61,6 +62,12 @@ class DataSettings:
     )
     scale: tuple[float, float] = setting((0.5, 2.0), "range of the random scale")
     crop: int = setting(500, "side in pixels of the square crop; padded where the image is smaller")
+    missing: Missing = setting(
+        "refuse", "scenes that lack a file of some modality: refuse, skip, or fill: do without that branch"
+    )
+    drop_modality: float = setting(
+        0.0, "probability, per training step, that one modality chosen at random is absent from it"
+    )
 
     def __post_init__(self) -> None:
         require(len(self.modalities) > 0, "modalities must name at least one")
@@ -77,6 +84,12 @@ class DataSettings:
         require(scale is None or scale > 0, f"depth_scale must be positive, got {scale}")
         require(
             0 < self.scale[0] <= self.scale[1] < math.inf, f"scale must be a range above 0, got {self.scale}"
+        )
+        share = self.drop_modality
+        require(0 <= share <= 1, f"drop_modality must be from 0 to 1, got {share}")
+        require(
+            share == 0 or len(self.modalities) > 1,
+            f"drop_modality must be 0 with a single modality, got {share}",
         )
 
     @property
@@ -236,6 +249,9 @@ class EvalSettings:
     )
     sheet: int = setting(
         8, "scenes on the contact sheet of evaluate and predict; 0: no sheet", resumable=True
+    )
+    without: tuple[str, ...] = setting(
+        (), "modalities to evaluate without, as if there were no files of them", resumable=True
     )
 
     def __post_init__(self) -> None:

@@ -47,6 +47,8 @@ class Objective(nn.Module):
     ) -> SegmentationLoss:
         """Compute the ``segmentation_loss``.
 
+        Within ``cen_ext.present`` images are of the present modalities, and the entropies of the others 0.
+
         Args:
             images, target: ``[M*N, C, H, W]`` and ``[N, H, W]``.
             pixels, labeled: 0-d, what the sums over pixels and over images are divided by; as ``Counts``.
@@ -57,7 +59,7 @@ class Objective(nn.Module):
         keeping = recompute_outputs() if run.recompute and not run.compile else nullcontext()
         with autocast(run.precision, self.device), keeping:
             output = self.net(images)
-        return segmentation_loss(
+        loss = segmentation_loss(
             self.net,
             at_least_float32(output),
             target,
@@ -70,6 +72,12 @@ class Objective(nn.Module):
             criterion=self.criterion,
             weights=self.class_weights,
         )
+        if self.net.present is None:
+            return loss
+        *branches, ensemble = loss.entropies
+        found = dict(zip(self.net.present, branches, strict=True))
+        every = [found.get(m, torch.zeros_like(ensemble)) for m in range(self.net.num_modalities)]
+        return loss._replace(entropies=torch.stack([*every, ensemble]))
 
 
 def make_optimizer(

@@ -7,6 +7,7 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -15,14 +16,18 @@ from cen_ext import synchronize_statistics
 from models.data import Batch
 from models.data.loading import on_device, subset
 from models.data.survey import Overview
+from models.networks.branches import running_with
 from models.networks.counting import count_parameters
+from models.networks.encoders.base import STRIDES
 from models.networks.fusion import FusionStage
 from models.networks.segmentor import SegmentationNetwork
 from models.segmentation.build import (
     branch_names,
     build_network,
     build_train_loader,
+    check_subset,
     open_split,
+    open_validation,
     output_names,
     with_normalization,
 )
@@ -80,8 +85,9 @@ class SegmentationTask:
         self.loader = build_train_loader(recipe)
         self.steps_per_epoch = self.loader.steps_per_epoch
         self.images_per_step = recipe.data.batch_size
-        self.validation = open_split(recipe.data, "val")
+        self.validation = open_validation(recipe)
         self.train = open_split(recipe.data, "train")
+        check_absences(recipe, self.train.absences.filled)
         self.images = len(self.train), len(self.validation)
         self.overview = overview(recipe.data, (self.train, self.validation))
         self.palette = self.train.palette
@@ -194,7 +200,10 @@ class SegmentationTask:
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         images = batch.images.contiguous(memory_format=self.layout)
         self._updates.start(step)
-        total, entropies, penalty, auxiliary, fusion, dice = self.gradients(images, batch.target)
+        dropped = dropped_modality(self.recipe, step)
+        # Only what is nothing but tensors can be recorded.
+        missing = (batch.absent, dropped) if batch.absent or dropped else ()
+        total, entropies, penalty, auxiliary, fusion, dice = self.gradients(images, batch.target, *missing)
         self._updates.step()
         losses = {"loss": total, self.recipe.loss.kind: entropies.sum(), "penalty": penalty}
         if self.recipe.loss.dice > 0:
@@ -205,20 +214,33 @@ class SegmentationTask:
             losses["fusion"] = fusion
         return losses | dict(zip(self.names, entropies, strict=True))
 
-    def _gradients(self, images: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+    def _gradients(
+        self,
+        images: Tensor,
+        target: Tensor,
+        absent: tuple[tuple[int, ...], ...] = (),
+        dropped: tuple[int, ...] = (),
+    ) -> tuple[Tensor, ...]:
         """``Optimization.gradients`` of the whole batch, of which this process has its share of the images.
+
+        Args:
+            images, target, absent: a ``Batch``'s. Images that have the same modalities are a part.
+            dropped: modalities that are absent from all images that have others.
 
         Returns:
             A ``SegmentationLoss``'s members, detached.
         """
-        accumulate = self.recipe.optim.accumulate
-        parts = Batch(images, target, [""] * len(target)).split(accumulate)
+        batch = Batch(images, target, [""] * len(target), absent=absent)
+        split = batch.split(self.recipe.optim.accumulate)
+        parts = [each for part in split for each in part.by_presence(dropped)]
         own = Counts.of(target, self.recipe.data.ignore_index, self.class_weights)
         counts = distributed.total(torch.stack(own))
         # float64, because the mean count of a part need not be whole.
-        pixels, labeled = counts.where(counts > 0, 1) / (accumulate * distributed.world_size())
+        pixels, labeled = counts.where(counts > 0, 1) / (len(parts) * distributed.world_size())
         return self._updates.gradients(
-            self.objective, [(part.images, part.target, pixels, labeled) for part in parts]
+            self.objective,
+            [(part.images, part.target, pixels, labeled) for _, part in parts],
+            [running_with(self.net, present) for present, _ in parts],
         )
 
     def status(self) -> dict[str, Tensor]:
@@ -302,6 +324,56 @@ def check_loss(recipe: SegmentationRecipe) -> None:
         )
 
 
+def dropped_modality(recipe: SegmentationRecipe, step: int) -> tuple[int, ...]:
+    """The modality that ``data.drop_modality`` makes absent in a step; none in most.
+
+    It follows from the run's seed and the step alone: a resumed run, and every process, drops the same.
+    """
+    share, count = recipe.data.drop_modality, len(recipe.data.modalities)
+    # Four numbers, as no other stream of the seed has: numpy pads shorter ones with zeros.
+    rng = np.random.default_rng((recipe.run.seed, step, 0, 1))
+    return (int(rng.integers(count)),) if share > 0 and rng.random() < share else ()
+
+
+def check_absences(recipe: SegmentationRecipe, filled: bool) -> None:
+    """Refuse to train without modalities where that cannot work.
+
+    Args:
+        filled: whether training scenes lack some, which ``data.missing=fill`` keeps.
+
+    Raises:
+        UsageError: the fusion needs all modalities; parts of a batch differ in number or size from step to
+            step where they must not, or are too small for a norm.
+    """
+    run, dropped = recipe.run, recipe.data.drop_modality > 0
+    setting = "data.missing=fill" if filled else "data.drop_modality"
+    if not filled and not dropped:
+        return
+    check_subset(recipe, setting)
+    if run.cuda_graphs:
+        raise UsageError(f"{setting} does not go with run.cuda_graphs=true, which records one computation")
+    if not filled:
+        return
+    obstacles = {
+        f"{distributed.world_size()} processes, whose batches fall into different parts": (
+            distributed.world_size() > 1
+        ),
+        "run.compile=true, which compiles for every size of a part": run.compile,
+        f"model.network={recipe.model.network}, a norm of which has a single value per image": (
+            recipe.model.network != "refinenet"
+        ),
+        f"batch statistics and data.crop={recipe.data.crop}, of which the last stage leaves a single value": (
+            not recipe.model.frozen_statistics and recipe.data.crop <= STRIDES[-1]
+        ),
+    }
+    for obstacle, there in obstacles.items():
+        if there:
+            raise UsageError(
+                f"{setting} computes scenes that lack the same files together, be it one alone, and does not "
+                f"go with {obstacle}; data.missing=skip leaves these scenes out"
+            )
+
+
 def check_batch_size(recipe: SegmentationRecipe) -> None:
     """Refuse a batch that does not divide into the parts that it is computed in.
 
@@ -318,7 +390,8 @@ def check_batch_size(recipe: SegmentationRecipe) -> None:
     model, images = recipe.model, size // parts
     # Where the modalities share the norm, each of them brings a value per image.
     shared = model.network == "deeplabv3plus" and model.decoder_norms == "shared"
-    values = images * len(branch_names(recipe)) if shared else images
+    branches = len(branch_names(recipe)) - (recipe.data.drop_modality > 0)
+    values = images * branches if shared else images
     if model.network in ("pspnet", "deeplabv3plus") and values < 2:
         raise UsageError(
             f"data.batch_size / optim.accumulate must be at least 2 with model.network={model.network}: a "

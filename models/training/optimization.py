@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -88,13 +88,19 @@ class Optimization:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
 
-    def gradients(self, objective: nn.Module, parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    def gradients(
+        self,
+        objective: nn.Module,
+        parts: Sequence[tuple[Tensor, ...]],
+        contexts: Sequence[AbstractContextManager[None]] = (),
+    ) -> tuple[Tensor, ...]:
         """Set the gradients of the mean of the parts' losses, or update the weights by them ``in_backward``.
 
         Args:
             objective: called with each part, returns a loss, 0-d, and other tensors; a ``parallel`` one for
                 the mean of all processes' parts.
             parts: of the batch, of which one after the other is in memory.
+            contexts: for each part what its loss and gradients are computed in; none: nothing.
 
         Returns:
             The mean over the parts, detached, of all that the objective returned.
@@ -103,7 +109,8 @@ class Optimization:
         sums: tuple[Tensor, ...] = ()
         for i, part in enumerate(parts):
             last = i == len(parts) - 1
-            with nullcontext() if last else distributed.gradients_stay(objective):
+            within = contexts[i] if contexts else nullcontext()
+            with within, nullcontext() if last else distributed.gradients_stay(objective):
                 values = objective(*part)
                 with self._updates_in_backward() if last and self.in_backward else nullcontext():
                     self.scaler.scale(values[0] / len(parts)).backward()

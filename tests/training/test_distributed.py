@@ -40,6 +40,7 @@ CASES = {
         *["loss.kind=ohem", "loss.ohem_threshold=0.1", "loss.ohem_min_kept=0.3", "loss.dice=0.5"],
         *["loss.class_weights=median_frequency", "loss.label_smoothing=0.1"],
     ],
+    "modalities dropped": ["data.drop_modality=0.9"],
     "pspnet": ["model.network=pspnet", "model.encoder=resnet18"],
 }
 
