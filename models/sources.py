@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from models.data.files import composed, visible
 from models.data.images import FILE_SUFFIXES
+from models.data.layouts import CAMERA
 from models.networks.messages import suggest
 from models.training.errors import UsageError, existing
 from models.video import Video
@@ -29,23 +30,50 @@ def option_of(modality: str) -> str:
     return f"--{modality}" if modality in ("rgb", "depth") else f"--input {modality}"
 
 
-def check_inputs(inputs: Mapping[str, Path], modalities: Sequence[str]) -> dict[str, Path]:
+def check_inputs(
+    inputs: Mapping[str, Path], modalities: Sequence[str], why_all: str | None = ""
+) -> dict[str, Path]:
     """The paths in the order of the modalities.
+
+    Args:
+        modalities: the network's, or ``camera``, which goes with depth.
+        why_all: a reason why all are needed, to end the message with; None: some are enough.
 
     Raises:
         UsageError: a modality is missing, or none of the network's; a path does not exist.
     """
-    for modality in modalities:
-        if modality not in inputs:
+    for modality in [each for each in modalities if each not in inputs]:
+        if why_all is not None or is_needed(modality, inputs):
             raise UsageError(
                 f"{option_of(modality)} is required: the network's modalities are {', '.join(modalities)}"
+                f"{why_all or ''}"
             )
     for modality in inputs:
         if modality not in modalities:
             raise UsageError(
                 f"{option_of(modality)} is no input: the network's modalities are {', '.join(modalities)}"
             )
-    return {modality: existing(inputs[modality], option_of(modality)) for modality in modalities}
+    given = [modality for modality in modalities if modality in inputs]
+    return {modality: existing(inputs[modality], option_of(modality)) for modality in given}
+
+
+def is_needed(kind: str, files: Collection[str]) -> bool:
+    """Whether files of a scene that may lack modalities are useless without one of this kind."""
+    if kind == CAMERA:
+        return bool({"depth", "disparity"} & set(files))
+    return not set(files) - {CAMERA}
+
+
+def check_some(files: Collection[str], kinds: Sequence[str]) -> None:
+    """Refuse files of one scene, by kind, that are of other kinds, or too few.
+
+    Raises:
+        UsageError: they are.
+    """
+    missing = [kind for kind in kinds if kind not in files and is_needed(kind, files)]
+    if missing or set(files) - set(kinds):
+        what = f"one of {missing[0]}" if missing else f"files of {', '.join(kinds)} alone"
+        raise UsageError(f"expected {what}, got {', '.join(files) or 'none'}")
 
 
 def check_complete(files: Collection[str], kinds: Sequence[str]) -> None:
@@ -59,17 +87,18 @@ def check_complete(files: Collection[str], kinds: Sequence[str]) -> None:
 
 
 def match_files(
-    paths: Mapping[str, Path], endings: Mapping[str, str] = MappingProxyType({})
+    paths: Mapping[str, Path], endings: Mapping[str, str] = MappingProxyType({}), partial: bool = False
 ) -> dict[str, dict[str, Path]]:
     """Match files or folders of them: by scene, in order of their names, the file of every modality.
 
     Args:
         paths: by modality a file, or a folder.
         endings: by modality what its names may end in that is not the scene's.
+        partial: whether scenes may lack modalities.
 
     Raises:
-        UsageError: a counterpart is missing; a folder without images, or with two of one name; a file beside
-            a folder.
+        UsageError: a counterpart is missing, if not ``partial``; a folder without images, or with two of one
+            name; a file beside a folder.
     """
     first = next(iter(paths))
     if not any(path.is_dir() for path in paths.values()):
@@ -80,6 +109,9 @@ def match_files(
                 f"{option_of(modality)}: {path} is a file; give a folder for every modality, or for none"
             )
     found = {modality: images_of(path, endings.get(modality, "")) for modality, path in paths.items()}
+    if partial:
+        stems = sorted({stem for files in found.values() for stem in files})
+        return {stem: {kind: files[stem] for kind, files in found.items() if stem in files} for stem in stems}
     for files in found.values():
         for stem, file in files.items():
             for other, others in found.items():

@@ -41,13 +41,25 @@ def contact_sheet(scenes: Mapping[str, Mapping[str, Image]]) -> Image:
     """One row of images per scene, captioned and brought to one width.
 
     Args:
-        scenes: by name, each with images of the same names, in that order.
+        scenes: by name, each with images by their names, of which the order is the same in all scenes. Where
+            one lacks an image that others have, its place is black.
     """
+    columns: list[str] = []
+    for images in scenes.values():
+        place = 0
+        for what in images:
+            if what not in columns:
+                columns.insert(place, what)
+            place = columns.index(what) + 1
     rows = []
     for scene, images in scenes.items():
-        captions = [f"{scene}: {what}" if first == 0 else what for first, what in enumerate(images)]
-        cells = zip(images.values(), captions, strict=True)
-        rows.append(beside([captioned(thumbnail(image), caption) for image, caption in cells]))
+        nothing = np.zeros_like(next(iter(images.values())))
+        cells = []
+        for what in columns:
+            caption = what if what in images else f"{what}: absent"
+            caption = f"{scene}: {caption}" if what == columns[0] else caption
+            cells.append(captioned(thumbnail(images.get(what, nothing)), caption))
+        rows.append(beside(cells))
     return below(rows)
 
 

@@ -16,8 +16,9 @@ from tqdm import tqdm
 from models.data import DataError, Loader, eval_loader
 from models.data.loading import SampleSet, subset
 from models.data.survey import spread
+from models.networks.branches import running_with
 from models.networks.segmentor import SegmentationNetwork
-from models.segmentation.build import open_split, output_names
+from models.segmentation.build import evaluated, open_validation, output_names
 from models.segmentation.inference import predict_labels
 from models.segmentation.load import load
 from models.segmentation.metrics import SegmentationMetrics, class_rows, class_table, table, write_class_csv
@@ -44,7 +45,8 @@ def evaluate(
     Args:
         net: in any mode, which is restored.
         dataset: the images, of which those of ``chosen_images`` count; or one process's part of those, after
-            which ``SegmentationMetrics.reduce`` adds up the parts.
+            which ``SegmentationMetrics.reduce`` adds up the parts. A branch is counted where its modality is
+            present.
         recipe: how to evaluate, and the outputs' names.
         stop: asked after every batch.
 
@@ -53,16 +55,17 @@ def evaluate(
     """
     device = next(net.parameters()).device
     metrics = SegmentationMetrics(
-        output_names(recipe), recipe.data.num_classes, recipe.data.ignore_index, device
+        output_names(recipe, evaluated(recipe)), recipe.data.num_classes, recipe.data.ignore_index, device
     )
     hidden = None if distributed.rank() == 0 else True  # None: shown on a terminal
     loader = _loader(dataset, recipe)
+    without = _without(recipe)
     with evaluating(net):
         for batch in tqdm(loader, desc="evaluate", leave=False, disable=hidden):
-            batch = batch.to(device, non_blocking=True)
-            size = batch.target.shape[-2:]
-            labels = predict_labels(net, batch.images, size, recipe, batch.kinds)
-            metrics.update(labels, batch.target)
+            for present, part in batch.to(device, non_blocking=True).by_presence(without):
+                with running_with(net, present):
+                    labels = predict_labels(net, part.images, part.target.shape[-2:], recipe, part.kinds)
+                metrics.update(labels, part.target, output_names(recipe, present))
             if stop():
                 return None
     return metrics
@@ -82,6 +85,8 @@ def example_images(
 ) -> dict[str, dict[str, Image]]:
     """Draw a few images: every ``input <modality>``, the ``target``, and the labels of every output.
 
+    Inputs and branches of modalities that are absent are left out.
+
     Args:
         net: in any mode, which is restored.
         dataset: the images; those chosen are spread evenly.
@@ -89,17 +94,20 @@ def example_images(
         count: how many; None: ``eval.pictures``.
         colors: of the classes; None: ``models.data.palette``'s.
     """
-    names = output_names(recipe)
+    without = _without(recipe)
     device = next(net.parameters()).device
     count = min(recipe.eval.pictures if count is None else count, len(dataset))
     chosen = torch.linspace(0, len(dataset) - 1, count).long().tolist()
     images = {}
     with evaluating(net):
         for batch in eval_loader(subset(dataset, chosen)):
-            size = batch.target.shape[-2:]
-            labels = predict_labels(net, batch.images.to(device), size, recipe, batch.kinds)
-            maps = {"target": batch.target[0], **dict(zip(names, (each[0] for each in labels), strict=True))}
-            images[batch.names[0]] = scene_images(batch.images, maps, recipe.data, colors)
+            ((present, part),) = batch.by_presence(without)
+            with running_with(net, present):
+                size = part.target.shape[-2:]
+                labels = predict_labels(net, part.images.to(device), size, recipe, part.kinds)
+            found = dict(zip(output_names(recipe, present), (each[0] for each in labels), strict=True))
+            maps = {"target": batch.target[0], **found}
+            images[batch.names[0]] = scene_images(batch.images, maps, recipe.data, colors, present)
     return images
 
 
@@ -121,7 +129,7 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | Non
     """
     trained = load(path, overrides)
     net, recipe, path = trained.net, trained.recipe, trained.path
-    dataset = open_split(recipe.data, "val")
+    dataset = open_validation(recipe)
     trained.check(dataset)
     if len(dataset) == 0:
         raise DataError(f"{recipe.data.root}: there are no validation images")
@@ -133,10 +141,13 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | Non
     metrics, classes = counts.compute(), class_rows(counts, dataset.class_names)
     chosen = chosen_images(dataset, recipe)
     count = len(chosen)
-    alpha = dict(zip(output_names(recipe), net.branch_weights(), strict=False))
+    with running_with(net, present := evaluated(recipe)):
+        alpha = dict(zip(output_names(recipe, present), net.branch_weights(), strict=False))
+    absences = dataset.absences
     how = {name: getattr(recipe.eval, name) for name in _HOW} | {"precision": recipe.run.precision}
     changed = trained.changes(dataset)
     found = {"images": count, "inference": how, "alpha": alpha, "metrics": metrics, "classes": classes}
+    found |= {"without": list(absences.without), "missing": dict(absences.counts)}
     write_json(file, {"checkpoint": str(path), "changed": changed, **found})
     write_class_csv(file.with_suffix(".csv"), classes)
     if recipe.eval.sheet:
@@ -149,6 +160,10 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | Non
     print(f"{path}, {count} images{spread_over}, {ways}")
     for change in changed:
         print(f"other than in training: {change}")
+    for note in absences.notes():
+        print(f"note: {note}")
+    if absences.filled:
+        print("note: a branch's scores are those of the scenes that have its modality, the ensemble's of all")
     print(f"in per cent\n{table(metrics)}\n\n{class_table(classes)}\n")
     if alpha:
         print("ensemble of " + ", ".join(f"{weight:.2f} {name}" for name, weight in alpha.items()))
@@ -165,6 +180,10 @@ def evaluating(net: nn.Module) -> Iterator[None]:
         yield
     finally:
         net.train(training)
+
+
+def _without(recipe: SegmentationRecipe) -> list[int]:
+    return [recipe.data.modalities.index(name) for name in recipe.eval.without]
 
 
 def _loader(dataset: SampleSet, recipe: SegmentationRecipe) -> Loader:

@@ -50,12 +50,13 @@ def scores(
 
     Args:
         net: in evaluation mode; takes images of any size.
-        images: stacked modality-major, on the network's device.
+        images: stacked modality-major, on the network's device; of the present modalities alone within
+            ``cen_ext.present``.
         size: H and W, that of the labels; logits are resized to it.
         recipe: ``eval`` gives the views, and ``run.precision`` what the network computes in; logits are
             averaged in float32 at least.
-        kinds: of the M modalities, which decide how each is resized and mirrored; empty: those that
-            ``data.modalities`` has by name.
+        kinds: of the M modalities in images, which decide how each is resized and mirrored; empty: those
+            that ``data.modalities`` has by name.
     """
     kinds = kinds or [kind_by_name(name) for name in recipe.data.modalities]
     interpolation = recipe.eval.interpolation

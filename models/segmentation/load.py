@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,12 @@ from models.data import (
 from models.data.images import Frame
 from models.data.inputs import once_color
 from models.data.layouts import CAMERA
+from models.networks.branches import running_with
 from models.networks.segmentor import SegmentationNetwork
 from models.segmentation.build import build_network, build_reader, output_names, with_normalization
 from models.segmentation.inference import predict_labels
 from models.segmentation.settings import SegmentationRecipe
-from models.sources import check_complete
+from models.sources import check_complete, check_some
 from models.training import checkpoint, config
 from models.training.devices import device_of
 from models.training.errors import UsageError
@@ -76,26 +77,55 @@ class TrainedNetwork:
             DataError: a broken image, one that is not what the layout says, or of a size it may not have.
         """
         check_complete(files, self.reader.files())
+        return self.read_some(files)[0]
+
+    def read_some(self, files: Mapping[str, Given]) -> tuple[Tensor, tuple[int, ...] | None]:
+        """As ``read`` of a scene that may lack modalities, whose inputs are 0; and those that it has.
+
+        Returns:
+            ``[M, 3, H, W]``; and the numbers of the modalities that are there, None for all of them.
+        """
         sources = as_sources(files)
         if isinstance(sources.get(CAMERA), Frame):
             raise UsageError(f"{CAMERA}: expected the path of a camera's file, got an array")
         stacked = np.stack([image.transpose(2, 0, 1) for image in broaden(self.reader.read(sources), 3)])
-        return torch.from_numpy(stacked).to(next(self.net.parameters()).device)
+        absent = self.reader.absent(sources)
+        there = tuple(m for m in range(len(stacked)) if m not in absent)
+        images = torch.from_numpy(stacked).to(next(self.net.parameters()).device)
+        return images, there if absent else None
 
-    def label(self, images: Tensor) -> dict[str, Tensor]:
+    def label(self, images: Tensor, present: Sequence[int] | None = None) -> dict[str, Tensor]:
         """Label ``read``'s return by every branch, named after its modality, and by the ``ensemble``.
+
+        Args:
+            images: ``[M, 3, H, W]``.
+            present: the modalities to do it by, without a look at the others; None: all.
 
         Returns:
             Classes ``[H, W]`` uint8, on the network's device.
+
+        Raises:
+            ValueError: the fusion needs all modalities.
         """
-        size = images.shape[-2:]
-        found = predict_labels(self.net, images, size, self.recipe, self.reader.kinds())
-        names = output_names(self.recipe)
+        size, kinds = images.shape[-2:], self.reader.kinds()
+        if present is not None:
+            images, kinds = images[list(present)], tuple(kinds[m] for m in present)
+        with running_with(self.net, present):
+            found = predict_labels(self.net, images, size, self.recipe, kinds)
+        names = output_names(self.recipe, present)
         return {name: each[0].to(torch.uint8) for name, each in zip(names, found, strict=True)}
 
     def predict(self, **files: Given) -> dict[str, NDArray[np.uint8]]:
-        """The label maps ``[H, W]`` of one scene, by output as in ``label``; takes and raises as ``read``."""
-        return {name: labels.cpu().numpy() for name, labels in self.label(self.read(**files)).items()}
+        """The label maps ``[H, W]`` of one scene, by output as in ``label``; takes and raises as ``read``.
+
+        With ``data.missing=fill`` files of some modalities are enough, and there are outputs of these alone.
+        """
+        if self.recipe.data.missing != "fill":
+            check_complete(files, self.reader.files())
+        else:
+            check_some(files, self.reader.files())
+        labels = self.label(*self.read_some(files))
+        return {name: each.cpu().numpy() for name, each in labels.items()}
 
     def check(self, dataset: SegmentationSet) -> None:
         """Refuse a data set that would feed the network otherwise than its training did, or in whose labels

@@ -48,23 +48,33 @@ class SegmentationMetrics:
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self._confusion = torch.zeros(len(names), num_classes, num_classes, dtype=torch.long, device=device)
-        # Sums over images: of every output's IoU; of that which each class has, predicted everywhere; of 1.
-        self._sums = torch.zeros(len(names) + num_classes + 1, dtype=torch.float64, device=device)
+        # Sums over images, of which a branch may be absent from some: of an output's IoU, and of 1; and of the
+        # IoU that each class has, predicted everywhere.
+        self._iou, self._images = torch.zeros(2, len(names), dtype=torch.float64, device=device)
+        self._constant_iou = torch.zeros(num_classes, dtype=torch.float64, device=device)
 
     @property
     def confusion(self) -> Tensor:
         """``[outputs, K, K]`` pixels of each true class (rows) that were taken for each class (columns)."""
         return self._confusion
 
-    def update(self, labels: Sequence[Tensor], target: Tensor) -> None:
-        """Count one batch: ``[N, H, W]`` predicted labels of every output, and the target of that shape."""
+    def update(self, labels: Sequence[Tensor], target: Tensor, outputs: Sequence[str] | None = None) -> None:
+        """Count one batch: ``[N, H, W]`` predicted labels of every output, and the target of that shape.
+
+        Args:
+            outputs: the names of those that there are labels of, the last of all among them; None: all.
+        """
         each = torch.stack([self._of_images(predicted, target) for predicted in labels])
-        self._confusion += each.sum(1)
-        truth = each[0].sum(2)
-        classes, pixels = (truth > 0).sum(1).clamp(min=1), truth.sum(1).clamp(min=1)
-        constant = truth / (classes * pixels).double().unsqueeze(1)
-        labeled = truth.sum(1) > 0
-        self._sums += torch.cat([image_iou(each).sum(1), constant.sum(0), labeled.sum()[None]])
+        truth = each[-1].sum(2)
+        pixels = truth.sum(1)
+        names = self.names if outputs is None else outputs
+        for name, confusions, iou in zip(names, each, image_iou(each), strict=True):
+            row = self.names.index(name)
+            self._confusion[row] += confusions.sum(0)
+            self._iou[row] += iou.sum()
+            self._images[row] += (pixels > 0).sum()
+        classes = (truth > 0).sum(1)
+        self._constant_iou += (truth / (classes * pixels).clamp(min=1).double().unsqueeze(1)).sum(0)
 
     def _of_images(self, predicted: Tensor, target: Tensor) -> Tensor:
         """``[N, K, K]`` confusions of one output."""
@@ -81,7 +91,9 @@ class SegmentationMetrics:
 
         The processes are those of torch.distributed's default group, which all must call this.
         """
-        self._confusion, self._sums = map(distributed.total, (self._confusion, self._sums))
+        self._confusion = distributed.total(self._confusion)
+        self._iou, self._images = map(distributed.total, (self._iou, self._images))
+        self._constant_iou = distributed.total(self._constant_iou)
 
     def compute(self) -> dict[str, float]:
         """``<output>/<score>`` for every output and score, and for ``constant``, as fractions.
@@ -92,15 +104,16 @@ class SegmentationMetrics:
         """
         confusion = self.confusion.cpu().double()
         constant = torch.zeros_like(confusion[0])
-        truth = confusion[0].sum(1)
+        truth = confusion[-1].sum(1)  # a branch may be absent from some scenes, the ensemble is from none
         constant[:, truth.argmax()] = truth
         tables = zip((*self.names, "constant"), (*confusion, constant), strict=True)
-        *by_image, images = self._sums.tolist()
-        by_image = [*by_image[: len(self.names)], by_image[len(self.names) + int(truth.argmax())]]
+        sums = [*self._iou.tolist(), self._constant_iou[truth.argmax()].item()]
+        counts = [*self._images.tolist(), self._images[-1].item()]
+        by_image = [total / images if images else nan for total, images in zip(sums, counts, strict=True)]
         return {
             f"{name}/{score}": value
             for (name, table), own in zip(tables, by_image, strict=True)
-            for score, value in {**scores(table), BY_IMAGE: own / images if images else nan}.items()
+            for score, value in {**scores(table), BY_IMAGE: own}.items()
         }
 
     def class_iou(self, name: str) -> list[float]:
@@ -109,7 +122,7 @@ class SegmentationMetrics:
 
     def class_shares(self) -> list[float]:
         """Every class's share of the pixels that count."""
-        truth = self.confusion[0].sum(1).cpu().double()
+        truth = self.confusion[-1].sum(1).cpu().double()
         return (truth / truth.sum()).tolist()
 
 

@@ -42,21 +42,23 @@ def overview(settings: DataSettings, datasets: Sequence[SegmentationSet]) -> Ove
     lines, warnings = [f"{datasets[0].root}: layout {layout.name}, {values}", *notes], []
     for dataset in datasets:
         found = survey(dataset)
-        lines += found.lines()
+        lines += [*found.lines(), *dataset.absences.notes()]
         warnings += check(dataset, found)
     if len(datasets) > 1:
         _check_kinds(*datasets)
-    train, val = datasets if len(datasets) > 1 else (_training_set(settings), datasets[0])
+    without = datasets[-1].absences.without
+    train, val = datasets if len(datasets) > 1 else (_training_set(settings, without), datasets[0])
     if train is not None:
         first = next(name for name in val.reader.files() if name != CAMERA)
-        warnings += shared_scenes(*([scene[first] for scene in each.scenes] for each in (train, val)))
+        files = ([scene[first] for scene in each.scenes if first in scene] for each in (train, val))
+        warnings += shared_scenes(*files)
     return Overview(lines, warnings)
 
 
-def _training_set(settings: DataSettings) -> SegmentationSet | None:
+def _training_set(settings: DataSettings, without: tuple[str, ...]) -> SegmentationSet | None:
     """The training scenes, where they lie beside those to evaluate on."""
     try:
-        return open_split(settings, "train")
+        return open_split(settings, "train", without)
     except DataError:
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from models.segmentation.build import output_names
 from models.segmentation.load import TrainedNetwork, load
 from models.segmentation.settings import SegmentationRecipe
 from models.segmentation.visualize import colorize, contact_sheet, overlay, scene_images, show_input
-from models.sources import Frames, check_inputs, is_video, match_files, match_frames
+from models.sources import Frames, check_inputs, is_needed, is_video, match_files, match_frames
 from models.training.errors import UsageError
 from models.video import Video, writing_video
 from models.visualize import Image, save_image, thumbnail
@@ -41,10 +42,11 @@ def predict_files(
     Args:
         checkpoint: run folder or checkpoint.
         inputs: by modality an image, or a folder of images that are matched by their names without suffix;
-            scenes may differ in size, the modalities of one as they might in training. Or a video, of ``rgb``
-            or ``depth``, and for every other modality a video or a folder of frames in order of their names.
-            Depth of 8 bits, as most video is, has a scale of its own, ``data.depth_scale=25.5`` where 255 is
-            10 meters.
+            scenes may differ in size, the modalities of one as they might in training. Modalities that are not
+            given are absent, and so, with ``data.missing=fill``, are those that a folder lacks files of. Or a
+            video, of ``rgb`` or ``depth``, and for every other modality a video or a folder of frames in order
+            of their names. Depth of 8 bits, as most video is, has a scale of its own, ``data.depth_scale=25.5``
+            where 255 is 10 meters.
         output: folder to write to.
         which: ``ensemble``, the default, or the modality whose branch to take.
         overrides: ``field=value`` assignments, such as another ``data.depth_scale``.
@@ -53,23 +55,27 @@ def predict_files(
         The names of scenes, or of the video.
 
     Raises:
-        UsageError: a path, modality or output that does not exist; images that do not pair up; videos of
-            different length; a scale that is missing.
+        UsageError: a path, modality or output that does not exist; images that do not pair up; a modality
+            that is absent where the fusion needs all; videos of different length; a scale that is missing.
         DataError: a broken image or video, or one of a size that it may not have; the message names the file.
     """
     trained = load(checkpoint, overrides)
-    names = output_names(trained.recipe)
     which = which or "ensemble"
+    paths = check_inputs(inputs, trained.reader.files(), _why_all(trained))
+    absent = trained.reader.absent(paths)
+    present = [m for m in range(len(trained.inputs)) if m not in absent]
+    names = output_names(trained.recipe, present if absent else None)
     if which not in names:
         raise UsageError(f"--which must be one of {', '.join(names)}, got {which!r}{suggest(which, names)}")
-    paths = check_inputs(inputs, trained.reader.files())
+    if absent:
+        _note(f"without {_named(trained, absent)}: the outputs are those of {', '.join(names)}")
     if any(map(is_video, paths.values())):
         frames = match_frames(paths)
         scaled = any(assignment.startswith("data.depth_scale=") for assignment in overrides)
         check_depth_unit(trained, frames.get("depth"), scaled)
         _make_folders(output)
         return [_predict_video(trained, frames, output, which)]
-    scenes = match_files(paths)
+    scenes = _match_scenes(trained, paths, which)
     _make_folders(output)
     _predict_scenes(trained, scenes, output, which)
     return list(scenes)
@@ -84,12 +90,14 @@ class Prediction:
         images: ``[M, 3, H, W]`` its inputs, on the CPU.
         labels: by output ``[H, W]`` classes, uint8.
         palette: ``[K, 3]`` uint8, the classes' colors; None: ``models.data.palette``'s.
+        present: the modalities that were there; None: all.
     """
 
     recipe: SegmentationRecipe
     images: Tensor
     labels: dict[str, Tensor]
     palette: NDArray[np.uint8] | None = None
+    present: tuple[int, ...] | None = None
 
     def classes(self, which: str) -> NDArray[np.uint8]:
         """An output's label map."""
@@ -102,13 +110,14 @@ class Prediction:
     def overlay(self, which: str) -> Image:
         """An output's colored label map laid over the color image, or the first input without one."""
         modalities = self.recipe.data.modalities
-        shown = modalities.index("rgb") if "rgb" in modalities else 0
+        there = range(len(modalities)) if self.present is None else self.present
+        shown = next((m for m in there if modalities[m] == "rgb"), there[0])
         image = show_input(self.images[shown].numpy(), modalities[shown], self.recipe.data.normalization)
         return overlay(image, self.colored(which))
 
     def thumbnails(self) -> dict[str, Image]:
         """Small images of every ``input <modality>`` and of every output's colored label map."""
-        images = scene_images(self.images, self.labels, self.recipe.data, self.palette)
+        images = scene_images(self.images, self.labels, self.recipe.data, self.palette, self.present)
         return {name: thumbnail(image) for name, image in images.items()}
 
     def write(self, folder: Path, name: str, which: str) -> None:
@@ -119,13 +128,15 @@ class Prediction:
 
 
 def predict(trained: TrainedNetwork, files: Mapping[str, Path | Frame]) -> Prediction:
-    """Label one scene, given by modality as files or frames.
+    """Label one scene, given by modality as files or frames; modalities without are absent.
 
     Raises:
         DataError: as ``TrainedNetwork.read``.
+        ValueError: a modality is absent, and the fusion needs all.
     """
-    images = trained.read(**files)
-    return Prediction(trained.recipe, images.cpu(), trained.label(images), trained.palette)
+    images, present = trained.read_some(files)
+    labels = trained.label(images, present)
+    return Prediction(trained.recipe, images.cpu(), labels, trained.palette, present)
 
 
 def check_depth_unit(trained: TrainedNetwork, depth: Frames | None, scaled: bool) -> None:
@@ -145,6 +156,61 @@ def check_depth_unit(trained: TrainedNetwork, depth: Frames | None, scaled: bool
             f"--depth: {depth.path} has 8 bits, whose unit is not that of training: give data.depth_scale, "
             "units per meter (25.5 where 255 is 10 meters), or a folder of frames stored as in training"
         )
+
+
+def _why_all(trained: TrainedNetwork) -> str | None:
+    """A reason why the network needs all of its modalities; None where it does not."""
+    try:
+        trained.recipe.fusion.check_subset()
+    except ValueError as error:
+        return f"; {error}"
+    return None
+
+
+def _match_scenes(
+    trained: TrainedNetwork, paths: Mapping[str, Path], which: str
+) -> dict[str, dict[str, Path]]:
+    """The files of every scene, by ``data.missing`` of those that lack some as well.
+
+    Raises:
+        UsageError: as ``match_files``; a scene lacks the modality whose branch is wanted, or its camera's
+            file; the fusion needs all modalities; no scene is left.
+    """
+    missing = trained.recipe.data.missing
+    if missing == "refuse":
+        return match_files(paths)
+    scenes = match_files(paths, partial=True)
+    lacking = {name: [kind for kind in paths if kind not in files] for name, files in scenes.items()}
+    lacking = {name: kinds for name, kinds in lacking.items() if kinds}
+    if not lacking:
+        return scenes
+    name, kinds = next(iter(lacking.items()))
+    told = f"{len(lacking)} of {len(scenes)} scenes lack files, the first, {name}, one of {', '.join(kinds)}"
+    if missing == "skip":
+        _note(f"{told}: these are left out")
+        scenes = {name: files for name, files in scenes.items() if name not in lacking}
+        if not scenes:
+            raise UsageError(f"{told}: data.missing=skip leaves none")
+        return scenes
+    if (why := _why_all(trained)) is not None:
+        raise UsageError(f"{told}{why}; data.missing=skip leaves such scenes out")
+    for name, files in scenes.items():
+        absent = trained.reader.absent(files)
+        useless = [kind for kind in paths if kind not in files and is_needed(kind, files)]
+        branch = [m for m in absent if trained.recipe.data.modalities[m] == which]
+        if useless or branch:
+            need = useless[0] if useless else _named(trained, branch)
+            raise UsageError(f"scene {name} has no file of {need}; data.missing=skip leaves such scenes out")
+    _note(f"{told}: there the outputs are those of the branches that are left")
+    return scenes
+
+
+def _named(trained: TrainedNetwork, modalities: Sequence[int]) -> str:
+    return ", ".join(trained.recipe.data.modalities[m] for m in modalities)
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 def _predict_scenes(

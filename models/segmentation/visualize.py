@@ -46,6 +46,7 @@ def scene_images(
     maps: Mapping[str, Tensor],
     data: DataSettings,
     colors: NDArray[np.uint8] | None = None,
+    present: Sequence[int] | None = None,
 ) -> dict[str, Image]:
     """A scene's inputs, as ``input <modality>``, and its label maps in color.
 
@@ -54,10 +55,12 @@ def scene_images(
         maps: by name ``[H, W]`` labels, on any device.
         data: what the M inputs and the classes are.
         colors: as for ``colorize``.
+        present: the inputs to show; None: all.
     """
     inputs = zip(data.modalities, images.numpy(), strict=True)
+    chosen = [each for m, each in enumerate(inputs) if present is None or m in present]
     return {
-        **{f"input {name}": show_input(image, name, data.normalization) for name, image in inputs},
+        **{f"input {name}": show_input(image, name, data.normalization) for name, image in chosen},
         **{name: colorize(labels.cpu().numpy(), data.num_classes, colors) for name, labels in maps.items()},
     }
 
