@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -10,6 +11,7 @@ from types import MappingProxyType
 from models.data.files import composed, visible
 from models.data.images import FILE_SUFFIXES
 from models.data.layouts import CAMERA
+from models.networks.fusion import Fusion
 from models.networks.messages import suggest
 from models.training.errors import UsageError, existing
 from models.video import Video
@@ -57,6 +59,26 @@ def check_inputs(
     return {modality: existing(inputs[modality], option_of(modality)) for modality in given}
 
 
+def why_all(fusion: Fusion) -> str | None:
+    """A reason why a network of the fusion needs all of its modalities, for ``check_inputs``; None if not."""
+    try:
+        fusion.check_subset()
+    except ValueError as error:
+        return f"; {error}"
+    return None
+
+
+def note_absent(absent: Sequence[str], outputs: Sequence[str]) -> None:
+    """Say on stderr which modalities are absent, if any are, and which outputs there are without them."""
+    if absent:
+        note(f"without {', '.join(absent)}: the outputs are those of {', '.join(outputs)}")
+
+
+def note(text: str) -> None:
+    """Print a note to where errors go."""
+    print(f"note: {text}", file=sys.stderr, flush=True)
+
+
 def is_needed(kind: str, files: Collection[str]) -> bool:
     """Whether files of a scene that may lack modalities are useless without one of this kind."""
     if kind == CAMERA:
@@ -87,7 +109,10 @@ def check_complete(files: Collection[str], kinds: Sequence[str]) -> None:
 
 
 def match_files(
-    paths: Mapping[str, Path], endings: Mapping[str, str] = MappingProxyType({}), partial: bool = False
+    paths: Mapping[str, Path],
+    endings: Mapping[str, str] = MappingProxyType({}),
+    partial: bool = False,
+    remedy: str = "",
 ) -> dict[str, dict[str, Path]]:
     """Match files or folders of them: by scene, in order of their names, the file of every modality.
 
@@ -95,6 +120,7 @@ def match_files(
         paths: by modality a file, or a folder.
         endings: by modality what its names may end in that is not the scene's.
         partial: whether scenes may lack modalities.
+        remedy: what the message of a missing counterpart is to end in.
 
     Raises:
         UsageError: a counterpart is missing, if not ``partial``; a folder without images, or with two of one
@@ -116,7 +142,8 @@ def match_files(
         for stem, file in files.items():
             for other, others in found.items():
                 if stem not in others:
-                    raise UsageError(f"{file} has no counterpart in {paths[other]}{suggest(stem, others)}")
+                    hint = f"{suggest(stem, others)}{remedy}"
+                    raise UsageError(f"{file} has no counterpart in {paths[other]}{hint}")
     return {stem: {modality: files[stem] for modality, files in found.items()} for stem in found[first]}
 
 

@@ -111,7 +111,7 @@ class SegmentationSet:
             raise ValueError(f"lists must be two paths, for training and validation, got {','.join(lists)}")
         if missing not in CHOICES:
             raise ValueError(f"missing must be one of {', '.join(CHOICES)}, got {missing!r}")
-        if not set(without) < set(self.modalities):
+        if without and not set(without) < set(self.modalities):
             raise ValueError(
                 f"without must be some of {','.join(self.modalities)}, not all, got {','.join(without)}"
             )

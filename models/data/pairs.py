@@ -16,7 +16,7 @@ no measured value is -1 but the very low end of a range.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -198,14 +198,19 @@ class LayoutReader:
         """The files that are read, by what they hold."""
         return self.reader.files()
 
+    def absent(self, files: Collection[str]) -> tuple[int, ...]:
+        """The numbers of the domains that files of these kinds do not give."""
+        return self.reader.absent(files)
+
     def read(self, files: Mapping[str, Path | Frame]) -> tuple[Image, ...]:
-        """The encoded images, all of one size.
+        """The encoded images, all of one size, of the domains that are not ``absent``.
 
         Raises:
             DataError: as ``Reader.read``.
         """
-        images = self.reader.read(files)
-        return tuple(domain.encode(image) for domain, image in zip(self.domains, images, strict=True))
+        absent, images = self.absent(files), self.reader.read(files)
+        both = enumerate(zip(self.domains, images, strict=True))
+        return tuple(domain.encode(image) for m, (domain, image) in both if m not in absent)
 
     def endings(self) -> dict[str, str]:
         """By what they hold, what the names of files end in that is not the view's."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -73,14 +73,19 @@ class TaskonomyReader:
         """By what they hold, what the names of files end in that is not the view's."""
         return {domain.name: f"_domain_{domain.name}" for domain in self.domains}
 
+    def absent(self, files: Collection[str]) -> tuple[int, ...]:
+        """The numbers of the domains that files of these kinds do not give."""
+        return tuple(m for m, domain in enumerate(self.domains) if domain.name not in files)
+
     def read(self, files: Mapping[str, Path | Frame]) -> tuple[Image, ...]:
-        """The encoded images.
+        """The encoded images, of the domains that are not ``absent``.
 
         Raises:
             DataError: a file is broken, not what its domain stores, or of another size than the last one.
         """
-        paths = [files[domain.name] for domain in self.domains]
-        images = tuple(domain.read(path) for domain, path in zip(self.domains, paths, strict=True))
+        domains = [domain for domain in self.domains if domain.name in files]
+        paths = [files[domain.name] for domain in domains]
+        images = tuple(domain.read(path) for domain, path in zip(domains, paths, strict=True))
         for image, path in zip(images, paths, strict=True):
             if image.shape[:2] != images[-1].shape[:2]:
                 raise DataError(f"{path} is {size_of(image)}, but {paths[-1]} is {size_of(images[-1])}")

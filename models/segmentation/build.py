@@ -190,7 +190,7 @@ def open_validation(recipe: SegmentationRecipe) -> SegmentationSet:
         UsageError, DataError: as ``open_split``; a modality is absent, and the fusion needs all of them.
     """
     settings, without = recipe.data, recipe.eval.without
-    if not set(without) < set(settings.modalities):
+    if without and not set(without) < set(settings.modalities):
         raise UsageError(
             f"eval.without must be some of {','.join(settings.modalities)}, not all, got {','.join(without)}"
         )

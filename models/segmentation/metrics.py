@@ -48,8 +48,8 @@ class SegmentationMetrics:
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self._confusion = torch.zeros(len(names), num_classes, num_classes, dtype=torch.long, device=device)
-        # Sums over images, of which a branch may be absent from some: of an output's IoU, and of 1; and of the
-        # IoU that each class has, predicted everywhere.
+        # Sums over images, from some of which a branch may be absent: of an output's IoU, and of 1; and of
+        # the IoU that each class has, predicted everywhere.
         self._iou, self._images = torch.zeros(2, len(names), dtype=torch.float64, device=device)
         self._constant_iou = torch.zeros(num_classes, dtype=torch.float64, device=device)
 

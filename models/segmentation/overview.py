@@ -111,7 +111,8 @@ def augmented(
         for name, images, target in zip(batch.names, inputs, batch.target, strict=True):
             if len(samples) == count:
                 return samples
-            samples[name] = scene_images(images, {"target": target}, data, palette)
+            ((present, _),) = batch.by_presence()
+            samples[name] = scene_images(images, {"target": target}, data, palette, present)
     return samples
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,17 @@ from models.segmentation.build import output_names
 from models.segmentation.load import TrainedNetwork, load
 from models.segmentation.settings import SegmentationRecipe
 from models.segmentation.visualize import colorize, contact_sheet, overlay, scene_images, show_input
-from models.sources import Frames, check_inputs, is_needed, is_video, match_files, match_frames
+from models.sources import (
+    Frames,
+    check_inputs,
+    is_needed,
+    is_video,
+    match_files,
+    match_frames,
+    note,
+    note_absent,
+    why_all,
+)
 from models.training.errors import UsageError
 from models.video import Video, writing_video
 from models.visualize import Image, save_image, thumbnail
@@ -42,11 +51,11 @@ def predict_files(
     Args:
         checkpoint: run folder or checkpoint.
         inputs: by modality an image, or a folder of images that are matched by their names without suffix;
-            scenes may differ in size, the modalities of one as they might in training. Modalities that are not
-            given are absent, and so, with ``data.missing=fill``, are those that a folder lacks files of. Or a
-            video, of ``rgb`` or ``depth``, and for every other modality a video or a folder of frames in order
-            of their names. Depth of 8 bits, as most video is, has a scale of its own, ``data.depth_scale=25.5``
-            where 255 is 10 meters.
+            scenes may differ in size, the modalities of one as they might in training. Modalities that are
+            not given are absent, and so, with ``data.missing=fill``, are those that a folder lacks files of.
+            Or a video, of ``rgb`` or ``depth``, and for every other modality a video or a folder of frames in
+            order of their names. Depth of 8 bits, as most video is, has a scale of its own,
+            ``data.depth_scale=25.5`` where 255 is 10 meters.
         output: folder to write to.
         which: ``ensemble``, the default, or the modality whose branch to take.
         overrides: ``field=value`` assignments, such as another ``data.depth_scale``.
@@ -61,14 +70,13 @@ def predict_files(
     """
     trained = load(checkpoint, overrides)
     which = which or "ensemble"
-    paths = check_inputs(inputs, trained.reader.files(), _why_all(trained))
+    paths = check_inputs(inputs, trained.reader.files(), why_all(trained.recipe.fusion))
     absent = trained.reader.absent(paths)
     present = [m for m in range(len(trained.inputs)) if m not in absent]
     names = output_names(trained.recipe, present if absent else None)
     if which not in names:
         raise UsageError(f"--which must be one of {', '.join(names)}, got {which!r}{suggest(which, names)}")
-    if absent:
-        _note(f"without {_named(trained, absent)}: the outputs are those of {', '.join(names)}")
+    note_absent(_names_of(trained, absent), names)
     if any(map(is_video, paths.values())):
         frames = match_frames(paths)
         scaled = any(assignment.startswith("data.depth_scale=") for assignment in overrides)
@@ -158,15 +166,6 @@ def check_depth_unit(trained: TrainedNetwork, depth: Frames | None, scaled: bool
         )
 
 
-def _why_all(trained: TrainedNetwork) -> str | None:
-    """A reason why the network needs all of its modalities; None where it does not."""
-    try:
-        trained.recipe.fusion.check_subset()
-    except ValueError as error:
-        return f"; {error}"
-    return None
-
-
 def _match_scenes(
     trained: TrainedNetwork, paths: Mapping[str, Path], which: str
 ) -> dict[str, dict[str, Path]]:
@@ -178,7 +177,8 @@ def _match_scenes(
     """
     missing = trained.recipe.data.missing
     if missing == "refuse":
-        return match_files(paths)
+        remedy = "; data.missing=skip leaves such scenes out, data.missing=fill does without the file"
+        return match_files(paths, remedy=remedy)
     scenes = match_files(paths, partial=True)
     lacking = {name: [kind for kind in paths if kind not in files] for name, files in scenes.items()}
     lacking = {name: kinds for name, kinds in lacking.items() if kinds}
@@ -187,30 +187,25 @@ def _match_scenes(
     name, kinds = next(iter(lacking.items()))
     told = f"{len(lacking)} of {len(scenes)} scenes lack files, the first, {name}, one of {', '.join(kinds)}"
     if missing == "skip":
-        _note(f"{told}: these are left out")
+        note(f"{told}: these are left out")
         scenes = {name: files for name, files in scenes.items() if name not in lacking}
         if not scenes:
             raise UsageError(f"{told}: data.missing=skip leaves none")
         return scenes
-    if (why := _why_all(trained)) is not None:
+    if (why := why_all(trained.recipe.fusion)) is not None:
         raise UsageError(f"{told}{why}; data.missing=skip leaves such scenes out")
     for name, files in scenes.items():
         absent = trained.reader.absent(files)
         useless = [kind for kind in paths if kind not in files and is_needed(kind, files)]
-        branch = [m for m in absent if trained.recipe.data.modalities[m] == which]
-        if useless or branch:
-            need = useless[0] if useless else _named(trained, branch)
+        if useless or which in _names_of(trained, absent):
+            need = useless[0] if useless else which
             raise UsageError(f"scene {name} has no file of {need}; data.missing=skip leaves such scenes out")
-    _note(f"{told}: there the outputs are those of the branches that are left")
+    note(f"{told}: there the outputs are those of the branches that are left")
     return scenes
 
 
-def _named(trained: TrainedNetwork, modalities: Sequence[int]) -> str:
-    return ", ".join(trained.recipe.data.modalities[m] for m in modalities)
-
-
-def _note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr, flush=True)
+def _names_of(trained: TrainedNetwork, modalities: Sequence[int]) -> list[str]:
+    return [trained.recipe.data.modalities[m] for m in modalities]
 
 
 def _predict_scenes(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cen_ext import ExchangeInstanceNorm2d
 from models.data import DataError, Jitter, Loader, Square, TranslationSet, Whole, collate_translation
 from models.data.loading import SampleSet, eval_loader, train_loader
@@ -15,9 +17,14 @@ from models.translation.settings import DataSettings, TranslationRecipe
 _CHANNELS = 3  # per input; a single one is tiled
 
 
-def output_names(recipe: TranslationRecipe) -> tuple[str, ...]:
-    """The generator's outputs: one branch per domain, and the ensemble."""
-    return (*recipe.data.domains, "ensemble")
+def output_names(recipe: TranslationRecipe, present: Sequence[int] | None = None) -> tuple[str, ...]:
+    """The generator's outputs: one branch per domain, and the ensemble.
+
+    Args:
+        present: the domains that it runs with; None: all.
+    """
+    names = recipe.data.domains
+    return (*(names if present is None else [names[m] for m in present]), "ensemble")
 
 
 def build_generator(recipe: TranslationRecipe, channels: int = 3) -> UNet:

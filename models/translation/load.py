@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from models.data.layouts import CAMERA
 from models.data.pairs import LayoutReader, recorded_reader
 from models.data.taskonomy import find_domain
 from models.data.translation import TaskonomyReader, ViewReader
+from models.networks.branches import running_with
 from models.networks.systems.unet import UNet
 from models.sources import check_complete
 from models.training import checkpoint, config
@@ -81,29 +82,47 @@ class TrainedGenerator:
             DataError: a broken image, not what its domain stores, or images of different size.
         """
         check_complete(files, self.reader.files())
+        return self.read_some(files)[0]
+
+    def read_some(self, files: Mapping[str, Given]) -> tuple[Tensor, tuple[int, ...] | None]:
+        """As ``read`` of a view that may lack domains, though not all; and those that it has.
+
+        Returns:
+            ``[M', 3, H, W]``; and the numbers of the domains that are there, None for all of them.
+        """
         sources = as_sources(files)
         if isinstance(sources.get(CAMERA), Frame):
             raise UsageError(f"{CAMERA}: expected the path of a camera's file, got an array")
+        absent = self.reader.absent(sources)
+        there = tuple(m for m in range(len(self.domains)) if m not in absent)
+        domains = [self.domains[m] for m in there]
         images = self.reader.read(sources)
         # The first image stands in for a target.
         name = str(next(iter(sources.values())))
-        sample = TranslationSample(images, images[0], name, (*self.domains, self.domains[0]))
+        sample = TranslationSample(images, images[0], name, (*domains, domains[0]))
         batch = collate_translation([eval_transform(self.recipe)(sample)])
-        return batch.images.to(next(self.net.parameters()).device)
+        return batch.images.to(next(self.net.parameters()).device), there if absent else None
 
-    def translate(self, images: Tensor, name: str = "") -> dict[str, Tensor]:
+    def translate(
+        self, images: Tensor, name: str = "", present: Sequence[int] | None = None
+    ) -> dict[str, Tensor]:
         """Translate ``read``'s return by every branch, named after its domain, and by the ``ensemble``.
 
         Args:
-            images: ``[M, 3, H, W]``.
+            images: ``[M, 3, H, W]``, or of the present domains alone.
             name: of the view; dropout draws the same for the same name. ``eval.dropout=false`` is without.
+            present: the numbers of the domains that there are; None: all.
 
         Returns:
             Images ``[C, H, W]`` of the target's domain in [-1, 1]; ``target.stored`` gives stored values.
+
+        Raises:
+            ValueError: a domain is absent, and the fusion needs all.
         """
-        with translating(self.net, self.recipe.eval.dropout):
+        with translating(self.net, self.recipe.eval.dropout), running_with(self.net, present):
             outputs = translate(self.net, images, name, self.recipe)
-        return {name: each[0] for name, each in zip(output_names(self.recipe), outputs, strict=True)}
+        names = output_names(self.recipe, present)
+        return {name: each[0] for name, each in zip(names, outputs, strict=True)}
 
     def predict(self, **files: Given) -> dict[str, NDArray[Any]]:
         """Translate one view to what the target's files store; takes and raises as ``read``.

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from models.networks.messages import suggest
-from models.sources import check_inputs, is_video, match_files
+from models.sources import check_inputs, is_video, match_files, note_absent, why_all
 from models.training.errors import UsageError
 from models.translation.build import output_names
 from models.translation.load import load
@@ -32,6 +32,7 @@ def predict_files(
         inputs: by domain an image, or a folder of images that are matched by their names without suffix,
             in which the domain's own may stand: ``point_0_view_0_domain_normal`` goes with
             ``point_0_view_0_domain_reshading``, and of pairs what ``layout.json`` has behind ``{name}``.
+            Domains that are not given are absent.
         output: folder to write to.
         which: write this output only: ``ensemble``, or a domain whose branch to take; None: all of them.
         overrides: ``field=value`` assignments.
@@ -40,16 +41,19 @@ def predict_files(
         The names of the views.
 
     Raises:
-        UsageError: a path, domain or output that does not exist; images that do not pair up.
+        UsageError: a path, domain or output that does not exist; images that do not pair up; a domain that is
+            absent where the fusion needs all.
         DataError: a broken image, or domains of different size; the message names the file.
     """
     trained = load(checkpoint, overrides)
     recipe = trained.recipe
-    names = output_names(recipe)
+    paths = check_inputs(inputs, trained.reader.files(), why_all(recipe.fusion))
+    absent = [recipe.data.domains[m] for m in trained.reader.absent(paths)]
+    names = tuple(name for name in output_names(recipe) if name not in absent)
     if which is not None and which not in names:
         raise UsageError(f"--which must be one of {', '.join(names)}, got {which!r}{suggest(which, names)}")
+    note_absent(absent, names)
     written = names if which is None else (which,)
-    paths = check_inputs(inputs, trained.reader.files())
     for path in paths.values():
         if is_video(path):
             raise UsageError(f"{path} is a video: translation takes images, or folders of them")
@@ -63,8 +67,8 @@ def predict_files(
     chosen = np.linspace(0, len(views) - 1, count).astype(int).tolist()
     shown = {}
     for index, (view, files) in enumerate(tqdm(views.items(), desc="predict", disable=None)):
-        images = trained.read(**files)
-        outputs = trained.translate(images, view)
+        images, present = trained.read_some(files)
+        outputs = trained.translate(images, view, present)
         for name in written:
             target = output / name / f"{view}{trained.target.suffix}"
             save_numbers(target, trained.target.stored(outputs[name]))

@@ -191,7 +191,9 @@ def test_predict_folders_that_lack_files(
     assert f"note: {told}: these are left out" in capsys.readouterr().err
     assert len(labels_in(tmp_path / "skip")) == 11
     assert main([*command[:-1], "data.missing=refuse"]) == 2
-    assert "has no counterpart in" in capsys.readouterr().err
+    refused = capsys.readouterr().err
+    assert f"has no counterpart in {rooms}/depth" in refused
+    assert "; data.missing=skip leaves such scenes out, data.missing=fill does without the file" in refused
     assert main([*command[:-1], "data.missing=fill", "--which", "depth"]) == 2
     assert "scene 000002 has no file of depth; data.missing=skip leaves" in capsys.readouterr().err
 

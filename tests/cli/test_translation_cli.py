@@ -320,6 +320,29 @@ def test_predict_one_output_of_single_files(views: Path, trained: Path, tmp_path
     ]
 
 
+def test_predict_without_a_domain(
+    views: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    normal = views / "normal/point_1_view_0_domain_normal.png"
+    options = [f"--input=normal={normal}", "--output", str(tmp_path)]
+    assert main(["predict", str(trained), *options]) == 0
+    told = "note: without edge_texture: the outputs are those of normal, ensemble"
+    assert told in capsys.readouterr().err
+    paths = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png")}
+    assert paths == {"normal/point_1_view_0.png", "ensemble/point_1_view_0.png", "sheet.png"}
+    loaded = models.load(trained)
+    image, present = loaded.read_some({"normal": normal})
+    assert (image.shape, present) == ((1, 3, 32, 32), (0,))
+    outputs = loaded.translate(image, "point_1_view_0", present)
+    assert list(outputs) == ["normal", "ensemble"]
+    assert torch.equal(outputs["normal"], outputs["ensemble"])
+    written = cv2.imread(str(tmp_path / "normal/point_1_view_0.png"))[:, :, ::-1]
+    expected = 127.5 * (outputs["normal"].permute(1, 2, 0).numpy() + 1)
+    np.testing.assert_allclose(written, expected, atol=1)
+    assert main(["predict", str(trained), *options, "--which", "edge_texture"]) == 2
+    assert "--which must be one of normal, ensemble" in capsys.readouterr().err
+
+
 def test_predict_depth_in_16_bits(views: Path, tmp_path: Path) -> None:
     options = ["data.target=depth_zbuffer", "data.domains=rgb", "optim.stages.0.steps=2"]
     assert main(command(views, tmp_path / "run", *options)) == 0
@@ -340,9 +363,7 @@ def test_mistakes_in_what_is_predicted(
         return error_of(["predict", str(trained), "--output", str(tmp_path / "out"), *arguments], capsys)
 
     normal, texture = (f"--input={name}={views / name}" for name in DOMAINS)
-    assert "--input edge_texture is required: the network's modalities are normal, edge_texture" in error(
-        normal
-    )
+    assert "--input normal is required: the network's modalities are normal, edge_texture" in error()
     assert "--rgb is no input" in error(normal, texture, "--rgb", str(views / "rgb"))
     assert "did you mean 'ensemble'" in error(normal, texture, "--which", "ensembel")
     assert "data.domains must stay normal,edge_texture" in error(normal, texture, "data.domains=normal")

@@ -184,6 +184,34 @@ def test_of_a_video_only_the_overlays_are_written(trained: Path, tmp_path: Path)
     assert [path.name for path in (tmp_path / "out").rglob("*.*")] == ["clip.mp4"]
 
 
+def test_of_a_video_without_depth_there_is_the_branch_of_rgb(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = write_clip(tmp_path / "clip.avi", rgb_frames(), "FFV1")
+    predict_files(trained, {"rgb": clip}, tmp_path / "out", "rgb", ["eval.frames=true"])
+    assert "note: without depth: the outputs are those of rgb, ensemble\n" in capsys.readouterr().err
+    network = load(trained)
+    for index, frame in enumerate(rgb_frames()):
+        expected = predict(network, {"rgb": Frame("rgb", frame)}).classes("rgb")
+        found = cv2.imread(str(tmp_path / f"out/labels/clip_{index:06d}.png"), cv2.IMREAD_UNCHANGED)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_what_is_absent_reaches_no_label(trained: Path) -> None:
+    network = load(trained, ["eval.flip=true", "eval.scales=0.5,1", "eval.window=32"])
+    images = torch.randn(2, 3, *SIZE)
+    whole = network.label(images)
+    for there in (0, 1):
+        blind = images.clone()
+        blind[1 - there] = float("nan")
+        found = network.label(blind, (there,))
+        name = ("rgb", "depth")[there]
+        assert list(found) == [name, "ensemble"]
+        assert torch.equal(found[name], found["ensemble"])
+        assert torch.equal(found[name], network.label(images, (there,))[name])
+        assert not torch.equal(found[name], whole[name])  # which takes channels from the other
+
+
 def test_a_folders_frames_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     folder = tmp_path / "frames"
     folder.mkdir()
