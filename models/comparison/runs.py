@@ -29,6 +29,7 @@ _OF_THE_METRICS = (
     *("data.root", "data.lists", "data.num_classes", "data.ignore_index", "data.label_offset", "data.merge"),
     *("data.target", "eval.scales", "eval.flip", "eval.window", "eval.overlap", "eval.interpolation"),
     *("eval.limit", "eval.dropout", "eval.value_range", "eval.fid.preparation"),
+    *("eval.without", "data.missing"),
 )
 
 

@@ -227,10 +227,13 @@ def _parallel_lists(layout: Layout, root: Path, split: str, kinds: Sequence[str]
 def _names_in_folders(layout: Layout, root: Path, split: str, optional: Collection[str]) -> list[str]:
     """The names of the samples whose file of the first kind, or of an optional one, is there, in order."""
     first = next(iter(layout.files))
-    kinds = [
+    of_split = "{split}" in layout.files[first]  # then a folder that splits share tells nothing
+    kinds = [first] + [
         kind
-        for kind in dict.fromkeys((first, *optional))
-        if kind != CAMERA and "{rgb}" not in layout.files[kind]
+        for kind in optional
+        if kind not in (first, CAMERA)
+        and "{rgb}" not in layout.files[kind]
+        and ("{split}" in layout.files[kind] or not of_split)
     ]
     found: dict[str | int, str] = {}
     for kind in kinds:

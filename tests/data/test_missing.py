@@ -131,6 +131,11 @@ def test_without_a_list_any_modality_tells_of_a_scene(root: Path) -> None:
     assert [sample.name for sample in opened(root, "skip")] == ["b", "c"]
     with pytest.raises(DataError, match=r"depth/d\.png"):
         opened(root, "refuse")
+    # A folder that the splits share does not tell of which of them a scene is.
+    shared = {**layout()["files"], "rgb": "{split}/rgb/{name}.png"}
+    (root / "layout.json").write_text(json.dumps(layout(lists="", files=shared)))
+    write(root / "train/rgb/b.png", scene(ord("b"), 4).rgb)
+    assert [sample.name for sample in opened(root, "fill")] == ["b"]
     numbered = {**layout()["files"], "rgb": "rgb/{number:03d}.png", "depth": "depth/{number}.png"}
     numbered.pop("thermal")
     numbered["labels"] = "labels/{number}.png"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from functools import partial
 from typing import Any
@@ -184,6 +185,21 @@ def test_all_modalities_are_the_same_bits_and_nothing_is_left() -> None:
         assert layer.present == (1,)
     assert layer.__dict__.keys() == plain.keys()
     assert torch.equal(net(x), expected)
+
+
+def test_compiled_networks_know_which_are_present() -> None:
+    """A graph for each choice of them, and one for all."""
+    torch.manual_seed(5)
+    layer = randomised(ExchangeBatchNorm2d(C, 3, threshold=0.5, region="all", backend="reference"))
+    net = nn.Sequential(nn.Conv2d(C, C, 1), layer)
+    compiled = torch.compile(net, fullgraph=True, dynamic=False, backend="eager")
+    x = torch.randn(3, 2, C, 4, 4)
+    for chosen in ((0, 1, 2), (0, 2), (1,), (0, 2)):
+        twin = copy.deepcopy(net)
+        with present(net, chosen), present(twin, chosen):
+            y, expected = (each(x[list(chosen)].flatten(0, 1)) for each in (compiled, twin))
+        assert torch.equal(y, expected)
+        assert torch.equal(layer.running_mean, twin[1].running_mean)
 
 
 def test_converted_networks_and_private_norms() -> None:
