@@ -25,7 +25,7 @@ from models.data.images import (
 )
 from models.data.layout_file import find_layout
 from models.data.layouts import LABELS, SPLITS
-from models.data.missing import CHOICES, Absences, Missing, settle
+from models.data.missing import CHOICES, REMEDY, Absences, Missing, settle
 from models.data.modalities import Reader, configured, with_kinds
 
 _PALETTE_SUFFIXES = frozenset({".png", ".bmp", ".tif", ".tiff"})
@@ -132,7 +132,7 @@ class SegmentationSet:
         list_file = dict(zip(SPLITS, lists, strict=False)).get(split, "")
         files = Reader(known, self.modalities, without=tuple(without)).files()
         optional = files if missing != "refuse" else ()
-        entries = find_samples(known, self.root, split, (*files, LABELS), list_file, optional)
+        entries = find_samples(known, self.root, split, (*files, LABELS), list_file, optional, REMEDY)
         self.absences = Absences(split, without=tuple(without))
         if missing != "refuse":
             source = list_file or known.list_file(split) or split

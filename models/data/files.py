@@ -27,6 +27,7 @@ def find_samples(
     kinds: Iterable[str],
     list_file: str = "",
     optional: Collection[str] = (),
+    remedy: str = "",
 ) -> list[Entry]:
     """The files of every sample of a split, in the order of its list or of their names.
 
@@ -38,6 +39,7 @@ def find_samples(
         list_file: path of a list to read in place of the layout's.
         optional: kinds whose files need not be there; their paths are returned all the same. Without a list
             a sample is whatever any of them has a file of.
+        remedy: what the message of a modality's missing file ends in.
 
     Raises:
         DataError: a list or file is missing, a line is malformed. Files are looked for, not opened.
@@ -61,7 +63,7 @@ def find_samples(
             path = entry[kind] if kind in entry else _fill(layout, root, split, kind, name, entry)
             entry[kind] = folders.find(path)
         entries.append({kind: entry[kind] for kind in kinds})
-    _check(entries, what, optional)
+    _check(entries, what, optional, remedy)
     return entries
 
 
@@ -262,7 +264,7 @@ def _names_in_folder(layout: Layout, root: Path, split: str, kind: str) -> list[
     return [match["name"] for match in matches if match]
 
 
-def _check(entries: Sequence[Entry], what: str, optional: Collection[str]) -> None:
+def _check(entries: Sequence[Entry], what: str, optional: Collection[str], remedy: str) -> None:
     """Raise if a file is missing."""
     missing = [
         (kind, path)
@@ -273,6 +275,5 @@ def _check(entries: Sequence[Entry], what: str, optional: Collection[str]) -> No
     if missing:
         kind, path = missing[0]
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        remedy = "; data.missing=skip leaves such scenes out, data.missing=fill keeps them without"
-        remedy *= kind not in (LABELS, CAMERA)
-        raise DataError(f"{path}: listed in {what}, but there is no such file{more}{remedy}")
+        hint = "" if kind in (LABELS, CAMERA) else remedy
+        raise DataError(f"{path}: listed in {what}, but there is no such file{more}{hint}")

@@ -13,6 +13,7 @@ from models.data.layouts import CAMERA, LABELS
 
 Missing = Literal["refuse", "skip", "fill"]
 CHOICES: tuple[Missing, ...] = ("refuse", "skip", "fill")
+REMEDY = "; data.missing=skip leaves such scenes out, data.missing=fill does without the file"
 
 Entry = dict[str, Path]  # keys: kinds of file: modalities, labels, camera
 

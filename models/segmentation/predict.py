@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.data.images import Frame
+from models.data.missing import REMEDY
 from models.networks.messages import suggest
 from models.segmentation.build import output_names
 from models.segmentation.load import TrainedNetwork, load
@@ -177,8 +178,7 @@ def _match_scenes(
     """
     missing = trained.recipe.data.missing
     if missing == "refuse":
-        remedy = "; data.missing=skip leaves such scenes out, data.missing=fill does without the file"
-        return match_files(paths, remedy=remedy)
+        return match_files(paths, remedy=REMEDY)
     scenes = match_files(paths, partial=True)
     lacking = {name: [kind for kind in paths if kind not in files] for name, files in scenes.items()}
     lacking = {name: kinds for name, kinds in lacking.items() if kinds}

@@ -62,8 +62,10 @@ def words_of(number: int, **places: object) -> list[str]:
     return [str(places.get(word, word)) for word in commands()[number]]
 
 
-def logits(run: Path, rooms: Path, numbers: list[int], present: list[int]) -> tuple[torch.Tensor, np.ndarray]:
-    """By hand: the ensemble's labels of some validation rooms by some modalities, and their truth."""
+def by_hand(
+    run: Path, rooms: Path, numbers: list[int], present: list[int], output: int = -1
+) -> tuple[torch.Tensor, np.ndarray]:
+    """Labels of some validation rooms by some modalities, those of one output of theirs, and the truth."""
     trained = load(run, [f"data.root={rooms}"])
     dataset = open_split(trained.recipe.data, "val")
     found = []
@@ -73,7 +75,8 @@ def logits(run: Path, rooms: Path, numbers: list[int], present: list[int]) -> tu
         x = torch.from_numpy(np.stack(images))[present]
         with torch.no_grad(), running_with(trained.net, present):
             out = trained.net(x.contiguous(memory_format=torch.channels_last))
-        large = torch.nn.functional.interpolate(out.ensemble, sample.target.shape, mode="bicubic")
+        logits = [*out.branches, out.ensemble][output]
+        large = torch.nn.functional.interpolate(logits, sample.target.shape, mode="bicubic")
         found.append(large.argmax(1)[0])
     return torch.stack(found), np.stack([dataset[n].target for n in numbers])
 
@@ -93,10 +96,12 @@ def test_evaluate_with_scenes_that_lack_a_modality(
         f"note: val: of 3 scenes some lack files, and take part without (missing=fill): 1 lack depth (the "
         f"first {rooms}/depth/000014.png)\nnote: a branch's scores are those of the scenes that have its"
     ) in out
-    whole, truth = logits(run, rooms, [0, 2], [0, 1])
-    alone, other = logits(run, rooms, [1], [0])
+    whole, truth = by_hand(run, rooms, [0, 2], [0, 1])
+    alone, other = by_hand(run, rooms, [1], [0])
     labels, target = torch.cat([whole, alone]), np.concatenate([truth, other])
     assert found["metrics"]["ensemble/pixel_accuracy"] == pytest.approx(accuracy(labels, target), abs=2e-3)
+    depth, _ = by_hand(run, rooms, [0, 2], [0, 1], 1)
+    assert found["metrics"]["depth/pixel_accuracy"] == pytest.approx(accuracy(depth, truth), abs=2e-3)
     counts = np.bincount(target.ravel(), minlength=11)
     assert found["metrics"]["constant/pixel_accuracy"] == pytest.approx(counts.max() / counts.sum())
     # The sheet has black places for the input and the branch that there are none of.
@@ -130,7 +135,7 @@ def test_evaluate_without_a_modality(
         line.split()[0] for line in out.splitlines() if line.startswith(("rgb", "depth", "ensemble", "const"))
     ]
     assert rows == ["rgb", "ensemble", "constant", "ensemble"]
-    labels, truth = logits(run, rooms, [0, 1, 2], [0])
+    labels, truth = by_hand(run, rooms, [0, 1, 2], [0])
     assert found["metrics"]["rgb/pixel_accuracy"] == pytest.approx(accuracy(labels, truth), abs=2e-3)
     assert found["metrics"]["rgb/mean_iou"] == found["metrics"]["ensemble/mean_iou"]
     assert cv2.imread(str(tmp_path / "out/evaluation_best.png")).shape[1] == 4 * CELL + 3 * 4
