@@ -13,13 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
-from tests.helpers.raw_images import png, tiff, with_orientation
 
 from models.__main__ import main
 from models.data import DataError, SegmentationSet, palette, read_depth, read_labels, read_rgb
 from models.data.images import depth_image, intensity_image, read_normals
 from models.data.stored import Frame, read_label_values, read_stored
 from models.segmentation.visualize import colorize
+from tests.helpers.raw_images import png, tiff, with_orientation
 
 SIZE = (9, 13)  # of odd width: no row of few bits ends with a byte
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")

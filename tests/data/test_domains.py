@@ -8,7 +8,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from tests.helpers import trees
 from scipy import ndimage
 
 from models.__main__ import main
@@ -35,6 +34,7 @@ from models.data.domains import (
 from models.data.geometry import Camera, plane_normals, surface_normals, surface_planes, without_steps
 from models.data.images import read_stored
 from models.data.layouts import KINECT
+from tests.helpers import trees
 
 SIZE = (240, 320)
 CAMERA = Camera(260.0, 260.0, 159.5, 119.5)

@@ -11,7 +11,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from tests.helpers.trees import TREES, scene, units, void_255, write
 
 from models.__main__ import main
 from models.data import LAYOUTS, DataError, Reader, SegmentationSet, find_layout, prepare_domains
@@ -22,6 +21,7 @@ from models.data.taskonomy import find_views
 from models.sources import images_of, match_files
 from models.training import checkpoint
 from models.training.errors import UsageError
+from tests.helpers.trees import TREES, scene, units, void_255, write
 
 SIZE = (6, 8)
 MARK = "﻿".encode()

@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
-from tests.helpers.raw_images import png
 
 from models.data import (
     IMAGENET_MEAN,
@@ -39,6 +38,7 @@ from models.data.images import intensity_image
 from models.data.kinds import KINDS, SPARSE, Modality, is_mixed, mirrored, resized
 from models.data.layout_file import read_layout
 from models.segmentation import inference
+from tests.helpers.raw_images import png
 
 SIZE = (8, 10)
 EVERY_KIND = (*KINDS, "disparity", "hha", SPARSE, None)

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,8 @@ import pytest
 import torch
 
 from models.data import Batch, DataError, Sample, TrainTransform, collate, eval_loader, train_loader
-from tests.helpers.paths import ROOT
 from models.data.loading import Loader, on_device
+from tests.helpers.paths import ROOT
 
 
 class Rooms:

@@ -112,11 +112,15 @@ def test_every_scene_whole_is_as_before(root: Path) -> None:
 def test_what_is_refused_in_any_case(root: Path) -> None:
     lose(root, "labels/c")
     for missing in ("refuse", "skip", "fill"):
-        with pytest.raises(DataError, match=r"labels/c\.png: listed in train\.txt, but there is no such file$"):
+        with pytest.raises(
+            DataError, match=r"labels/c\.png: listed in train\.txt, but there is no such file$"
+        ):
             opened(root, missing)
     write(root / "labels/c.png", void_255(scene(0, 4).classes))
     lose(root, "rgb/c", "depth/c", "thermal/c")
-    with pytest.raises(DataError, match=r"rgb/c\.png: the scene has no file of any modality.*data\.missing=skip"):
+    with pytest.raises(
+        DataError, match=r"rgb/c\.png: the scene has no file of any modality.*data\.missing=skip"
+    ):
         opened(root, "fill")
     assert len(opened(root, "skip")) == 3
     (root / "rgb/b.png").write_bytes((root / "rgb/b.png").read_bytes()[:50])

@@ -10,9 +10,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tests.helpers import odd_sets
 import pytest
-from tests.helpers.odd_sets import CLASSES, ODD_SETS, OddSet, make, sound
 
 from models.__main__ import main
 from models.data import DataError, SegmentationSet
@@ -20,6 +18,8 @@ from models.segmentation.build import open_split
 from models.segmentation.overview import overview
 from models.segmentation.settings import DataSettings
 from models.training.errors import UsageError
+from tests.helpers import odd_sets
+from tests.helpers.odd_sets import CLASSES, ODD_SETS, OddSet, make, sound
 
 IN_ONE_SET = [name for name, odd in ODD_SETS.items() if odd.in_one_set]
 REFUSED = [name for name, odd in ODD_SETS.items() if odd.refused]

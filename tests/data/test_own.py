@@ -9,11 +9,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from tests.helpers.trees import SIZE, Scene, scene, units, void_255, write
 
 from models.__main__ import main
-from tests.helpers.paths import ROOT
 from models.data import IMAGENET_MEAN, IMAGENET_STD, DataError, SegmentationSet
+from tests.helpers.paths import ROOT
+from tests.helpers.trees import SIZE, Scene, scene, units, void_255, write
 
 PAGE = (ROOT / "models/data/README.md").read_text(encoding="utf-8")
 OWN = PAGE.split("## Your own data")[1]

@@ -1,4 +1,4 @@
-"""Pairs of any modalities for translation: encodings and their inverse, Taskonomy's files, views, refusals."""
+"""Pairs of any modalities for translation: encodings and inverses, Taskonomy's files, views, refusals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from tests.helpers.trees import write
 
 from models.data import (
     DataError,
@@ -26,6 +25,7 @@ from models.data import (
 from models.data.modalities import File
 from models.data.pairs import recorded_reader
 from models.data.survey import Values
+from tests.helpers.trees import write
 
 SIZE = (24, 32)
 RNG = np.random.default_rng(5)
@@ -38,7 +38,7 @@ def describe(root: Path, **fields: Any) -> Path:
 
 
 def own(root: Path, stored: np.ndarray, told: dict[str, Any] | None = None, **fields: Any) -> Path:
-    """Three pairs of ``visible`` and ``other``, of which ``stored`` are the files; the third is for validation."""
+    """Three pairs of ``visible`` and ``other``, the latter ``stored``; the third is for validation."""
     suffix = fields.pop("suffix", ".png")
     for name in ("a", "b", "c"):
         write(root / "visible" / f"{name}.png", RNG.integers(0, 256, (*SIZE, 3), np.uint8))
@@ -146,7 +146,7 @@ def test_stored_values_come_back(tmp_path: Path, case: str) -> None:
 
 
 def test_what_no_file_of_the_kind_could_hold_becomes_the_nearest(tmp_path: Path) -> None:
-    """A network's outputs lie anywhere from -1 to 1: those are a depth's extremes but the value for missing."""
+    """Outputs lie anywhere from -1 to 1: those are a depth's extremes but the value for missing."""
     depth = opened(own(tmp_path / "depth", MILLIMETERS, {"kind": "depth"}, depth_scale=1000)).domains[-1]
     ends = torch.tensor([-1.0, 1.0]).view(1, 1, 2)
     np.testing.assert_array_equal(depth.stored(ends), [[0, 65534]])
@@ -374,7 +374,7 @@ def test_files_that_are_wrong_are_named(tmp_path: Path, change: Any, message: st
 
 
 def test_the_range_of_signed_and_floating_targets_must_be_given(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="give its range in layout.json"):
+    with pytest.raises(DataError, match=r"give its range in layout\.json"):
         opened(own(tmp_path, CELSIUS, {"kind": "intensity"}, suffix=".tiff"))[0]
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.helpers.trees import units, write
 
 import models.recipes  # noqa: F401 - fills the registry
 from models.__main__ import main
@@ -30,6 +29,7 @@ from models.segmentation.build import build_reader, open_split, precedence
 from models.segmentation.settings import OF_LAYOUT, DataSettings, SegmentationRecipe
 from models.training import checkpoint, config, registry
 from models.training.errors import UsageError
+from tests.helpers.trees import units, write
 
 SIZE = (12, 16)
 PLACES = ("command line", "layout.json", "recipe", "known")  # the first one that says something holds
@@ -409,7 +409,7 @@ def test_what_was_typed_for_the_training_says_nothing_of_other_files(tmp_path: P
 
 
 def test_gray_in_three_channels_was_color_once(tmp_path: Path) -> None:
-    """A network that was trained so is not fed intensity without a word; told that it is color, it is as before."""
+    """A network trained so is not fed intensity without a word; told that it is color, it is as before."""
     old = [InputSpec("thermal", "full brightness, or one channel from 0 to the largest", None, "rgb")]
     assert "give it the kind color" in once_color(old, ("thermal",))
     assert once_color(old, ()) == once_color([InputSpec("thermal", "full brightness")], ("thermal",)) == ""

@@ -68,7 +68,7 @@ def test_no_value_is_of_two_surfaces(size: tuple[int, int]) -> None:
     known = found > 0
     off = np.abs(found / expected - 1).min(axis=0)
     assert off[known].max() < 2e-5
-    # What both cameras see is right: within the box's outline, but for the pixels that its rim is in, the box.
+    # What both cameras see is right: within the box's outline, but for the pixels of its rim, the box.
     within = np.isfinite(seen([FRONT], reference, size, RIG, margin=-pixel)[0])
     assert within.sum() > 0.04 * within.size
     np.testing.assert_allclose(found[within], expected[0][within], rtol=2e-5)
@@ -95,7 +95,7 @@ def test_the_nearest_of_several_points_is_seen(order: int) -> None:
 
 
 def test_edges_of_a_box_are_right_to_a_pixel() -> None:
-    """Its side, two pixels of depth wide, is as steep as a step: right to half such a pixel, all else exact."""
+    """Its side, two pixels of depth wide, is as steep as a step: right to half of one, all else exact."""
     found = register(measured([FRONT, SIDE, WALL]), CAMERA, RIG, COLOR, LARGE).depth
     # Along the side a pixel of depth is more than 0.2 m long.
     expected = np.concatenate(
@@ -174,7 +174,7 @@ def test_normals_of_registered_planes_are_the_planes() -> None:
 
 
 def test_real_depth_survives_the_way_there_and_back(shared: Path) -> None:
-    """NYUDv2's of 640x480 into the view of a camera of 1920x1440 and back: all but what hides behind edges."""
+    """NYUDv2's of 640x480 into the view of 1920x1440 and back: all but what hides behind edges."""
     path = shared / "data" / "nyudv2_sample"
     if not path.is_dir():
         pytest.skip("needs the real images nyudv2_sample beside the checkout")

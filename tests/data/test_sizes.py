@@ -13,7 +13,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from tests.helpers.trees import write
 
 from models.__main__ import main
 from models.data import (
@@ -27,7 +26,7 @@ from models.data import (
     prepare_domains,
     to_plain,
 )
-from models.data.geometry import Camera, surface_normals
+from models.data.geometry import surface_normals
 from models.data.images import Frame
 from models.data.kinds import Modality
 from models.data.registration import register
@@ -37,6 +36,7 @@ from models.segmentation.load import load
 from models.segmentation.settings import DataSettings
 from models.training.errors import UsageError
 from tests.helpers.planes import CAMERA, COLOR, LARGE, OWN, POSE, RIG, SIZE, SLANTED, phone, seen
+from tests.helpers.trees import write
 
 
 def opened(root: Path, *modalities: str, split: str = "train") -> SegmentationSet:

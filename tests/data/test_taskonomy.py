@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from tests.helpers.trees import write
 
 from models.data import (
     DOMAINS,
@@ -23,6 +22,7 @@ from models.data import (
     eval_loader,
     train_loader,
 )
+from tests.helpers.trees import write
 
 SIZE = (20, 24)
 INPUTS, TARGET = ("normal", "depth_zbuffer"), "rgb"

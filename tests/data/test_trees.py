@@ -8,7 +8,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from tests.helpers.trees import COUNTS, SIZE, TREES, Tree, grey, write
 
 from models.__main__ import main
 from models.data import (
@@ -21,6 +20,7 @@ from models.data import (
     find_layout,
 )
 from models.data.layout_file import looks_like
+from tests.helpers.trees import COUNTS, SIZE, TREES, Tree, grey, write
 
 
 @pytest.fixture(scope="module", params=TREES)
