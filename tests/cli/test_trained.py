@@ -197,7 +197,7 @@ def test_missing_metres_are_missing_depth(runs: Folders, data: Folders) -> None:
             np.zeros((40, 48, 3)),
             "^depth_zbuffer: expected depth_zbuffer of 16 bits and 1 channel, found 16 bits",
         ),
-        (np.ones((40, 40), np.uint16), "^depth_zbuffer is 40x40, but normal is 48x40$"),
+        (np.ones((40, 40), np.uint16), "^normal is 48x40, but depth_zbuffer is 40x40$"),
     ],
 )
 def test_arrays_that_no_file_of_a_domain_holds(
