@@ -48,6 +48,13 @@ class TranslationBatch:
         )
         return replace(self, images=images, target=target)
 
+    def of(self, domains: Sequence[int] | None) -> TranslationBatch:
+        """The batch with these input domains alone; None: with all."""
+        if domains is None:
+            return self
+        every = self.images.split(len(self.target))
+        return replace(self, images=torch.cat([every[m] for m in domains]))
+
     def pin_memory(self) -> TranslationBatch:
         return replace(self, images=self.images.pin_memory(), target=self.target.pin_memory())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
+import torch
 from torch import Tensor, nn
 
 from cen_ext import present, stack_modalities
@@ -36,6 +37,19 @@ def stacked_input(x: Tensor | Sequence[Tensor], num_modalities: int, in_channels
 def running_with(net: nn.Module, modalities: Sequence[int] | None) -> AbstractContextManager[None]:
     """``cen_ext.present``; with None the network runs with all of its modalities."""
     return nullcontext() if modalities is None else present(net, modalities)
+
+
+def of_all(values: Tensor, modalities: Sequence[int] | None, count: int) -> Tensor:
+    """A value for each of ``count`` branches, 0 where the modality is absent, and what stands behind them.
+
+    Args:
+        values: one for each of the present ``modalities`` (None: all), and further ones.
+    """
+    if modalities is None:
+        return values
+    found = dict(zip(modalities, values, strict=False))
+    none = torch.zeros_like(values[0])
+    return torch.stack([*(found.get(m, none) for m in range(count)), *values[len(found) :]])
 
 
 def split_branches(stacked: Tensor, num_modalities: int) -> Tensor:

@@ -30,6 +30,7 @@ from models.networks.fusion.base import STAGES
 from models.networks.segmentor import SegmentationNetwork
 from models.segmentation.settings import OF_LAYOUT, DataSettings, ModelSettings, SegmentationRecipe
 from models.training import config, distributed
+from models.training.absence import check_subset, check_without, remaining
 from models.training.errors import UsageError, data_root
 from models.training.fusions import check_fusion, refused
 
@@ -59,20 +60,7 @@ def output_names(recipe: SegmentationRecipe, present: Sequence[int] | None = Non
 
 def evaluated(recipe: SegmentationRecipe) -> tuple[int, ...] | None:
     """The modalities to evaluate with: None for all, or those that ``eval.without`` leaves."""
-    names, without = recipe.data.modalities, recipe.eval.without
-    return tuple(m for m, name in enumerate(names) if name not in without) if without else None
-
-
-def check_subset(recipe: SegmentationRecipe, setting: str) -> None:
-    """Refuse a setting that leaves modalities out where the fusion needs all of them.
-
-    Raises:
-        UsageError: it does; the message names the setting.
-    """
-    try:
-        recipe.fusion.check_subset()
-    except ValueError as error:
-        raise UsageError(f"{setting}: {error}") from None
+    return remaining(recipe.data.modalities, recipe.eval.without)
 
 
 def build_network(recipe: SegmentationRecipe) -> SegmentationNetwork:
@@ -190,12 +178,7 @@ def open_validation(recipe: SegmentationRecipe) -> SegmentationSet:
         UsageError, DataError: as ``open_split``; a modality is absent, and the fusion needs all of them.
     """
     settings, without = recipe.data, recipe.eval.without
-    if without and not set(without) < set(settings.modalities):
-        raise UsageError(
-            f"eval.without must be some of {','.join(settings.modalities)}, not all, got {','.join(without)}"
-        )
-    if without:
-        check_subset(recipe, "eval.without")
+    check_without(recipe, settings.modalities, without)
     dataset = open_split(settings, "val", without)
     if dataset.absences.filled:
         check_subset(recipe, "data.missing=fill")

@@ -13,6 +13,7 @@ from models.data.modalities import FLOORS
 from models.networks.encoders import Normalization
 from models.networks.fusion import Exchange, Fusion
 from models.networks.fusion.base import FUSIONS
+from models.training.absence import require_drop
 from models.training.config import choice, recorded, setting
 from models.training.fusions import WithFusion
 from models.training.settings import RunSettings, Stage, UpdateSettings, require, require_at_least
@@ -85,12 +86,7 @@ class DataSettings:
         require(
             0 < self.scale[0] <= self.scale[1] < math.inf, f"scale must be a range above 0, got {self.scale}"
         )
-        share = self.drop_modality
-        require(0 <= share <= 1, f"drop_modality must be from 0 to 1, got {share}")
-        require(
-            share == 0 or len(self.modalities) > 1,
-            f"drop_modality must be 0 with a single modality, got {share}",
-        )
+        require_drop(self.drop_modality, self.modalities)
 
     @property
     def normalization(self) -> Normalization:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cen_ext import recompute_outputs
+from models.networks.branches import of_all
 from models.networks.segmentor import SegmentationNetwork
 from models.segmentation.criteria import Criterion
 from models.segmentation.losses import SegmentationLoss, segmentation_loss
@@ -72,12 +73,8 @@ class Objective(nn.Module):
             criterion=self.criterion,
             weights=self.class_weights,
         )
-        if self.net.present is None:
-            return loss
-        *branches, ensemble = loss.entropies
-        found = dict(zip(self.net.present, branches, strict=True))
-        every = [found.get(m, torch.zeros_like(ensemble)) for m in range(self.net.num_modalities)]
-        return loss._replace(entropies=torch.stack([*every, ensemble]))
+        every = of_all(loss.entropies, self.net.present, self.net.num_modalities)
+        return loss._replace(entropies=every)
 
 
 def make_optimizer(

@@ -7,7 +7,6 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -25,7 +24,6 @@ from models.segmentation.build import (
     branch_names,
     build_network,
     build_train_loader,
-    check_subset,
     open_split,
     open_validation,
     output_names,
@@ -40,6 +38,7 @@ from models.segmentation.overview import overview
 from models.segmentation.settings import LossSettings, SegmentationRecipe
 from models.segmentation.step import Objective, make_optimizer
 from models.training import distributed, graphs, thresholds
+from models.training.absence import check_changing, dropped_modality
 from models.training.devices import device_of
 from models.training.ema import Ema
 from models.training.errors import UsageError
@@ -200,7 +199,8 @@ class SegmentationTask:
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         images = batch.images.contiguous(memory_format=self.layout)
         self._updates.start(step)
-        dropped = dropped_modality(self.recipe, step)
+        data = self.recipe.data
+        dropped = dropped_modality(data.drop_modality, len(data.modalities), self.recipe.run.seed, step)
         # Only what is nothing but tensors can be recorded.
         missing = (batch.absent, dropped) if batch.absent or dropped else ()
         total, entropies, penalty, auxiliary, fusion, dice = self.gradients(images, batch.target, *missing)
@@ -324,17 +324,6 @@ def check_loss(recipe: SegmentationRecipe) -> None:
         )
 
 
-def dropped_modality(recipe: SegmentationRecipe, step: int) -> tuple[int, ...]:
-    """The modality that ``data.drop_modality`` makes absent in a step; none in most.
-
-    It follows from the run's seed and the step alone: a resumed run, and every process, drops the same.
-    """
-    share, count = recipe.data.drop_modality, len(recipe.data.modalities)
-    # Four numbers, as no other stream of the seed has: numpy pads shorter ones with zeros.
-    rng = np.random.default_rng((recipe.run.seed, step, 0, 1))
-    return (int(rng.integers(count)),) if share > 0 and rng.random() < share else ()
-
-
 def check_absences(recipe: SegmentationRecipe, filled: bool) -> None:
     """Refuse to train without modalities where that cannot work.
 
@@ -349,9 +338,7 @@ def check_absences(recipe: SegmentationRecipe, filled: bool) -> None:
     setting = "data.missing=fill" if filled else "data.drop_modality"
     if not filled and not dropped:
         return
-    check_subset(recipe, setting)
-    if run.cuda_graphs:
-        raise UsageError(f"{setting} does not go with run.cuda_graphs=true, which records one computation")
+    check_changing(recipe, run, setting)
     if not filled:
         return
     obstacles = {

@@ -19,6 +19,8 @@ _CHOICES = {"portion": "first", "smallest": "smallest", "random": "random"}
 class WithFusion:
     """Mixin of recipes with a field ``fusion``: reads what earlier versions wrote and were told."""
 
+    fusion: Fusion
+
     # Paths as they were called; each still works.
     renamed: ClassVar[Mapping[str, str]] = {f"model.{name}": f"fusion.{name}" for name in _RULE}
 

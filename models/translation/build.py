@@ -10,6 +10,7 @@ from models.data.loading import SampleSet, eval_loader, train_loader
 from models.networks.systems.patchgan import LEAST, PatchGAN, patchgan
 from models.networks.systems.unet import UNet, unet
 from models.training import distributed
+from models.training.absence import remaining
 from models.training.errors import UsageError, data_root
 from models.training.fusions import check_fusion, refused
 from models.translation.settings import DataSettings, TranslationRecipe
@@ -25,6 +26,11 @@ def output_names(recipe: TranslationRecipe, present: Sequence[int] | None = None
     """
     names = recipe.data.domains
     return (*(names if present is None else [names[m] for m in present]), "ensemble")
+
+
+def evaluated(recipe: TranslationRecipe) -> tuple[int, ...] | None:
+    """The domains to evaluate with: None for all, or those that ``eval.without`` leaves."""
+    return remaining(recipe.data.domains, recipe.eval.without)
 
 
 def build_generator(recipe: TranslationRecipe, channels: int = 3) -> UNet:

@@ -14,11 +14,13 @@ from tqdm import tqdm
 from models.data import AnyDomain, DataError, collate_translation
 from models.data.loading import SampleSet, subset
 from models.data.survey import spread
+from models.networks.branches import running_with
 from models.networks.messages import first_line
 from models.networks.systems.unet import UNet
+from models.training.absence import check_without
 from models.training.errors import UsageError, writable
 from models.training.files import replacing, write_json
-from models.translation.build import build_eval_loader, eval_transform, open_split, output_names
+from models.translation.build import build_eval_loader, eval_transform, evaluated, open_split, output_names
 from models.translation.holes import measured
 from models.translation.inference import translate, translate_views, translating
 from models.translation.load import load
@@ -48,7 +50,7 @@ def evaluate(
         net: in any mode, which is restored.
         dataset: the views; or one process's part of them, after which ``TranslationMetrics.reduce`` joins the
             parts.
-        recipe: how to evaluate, and the outputs' names.
+        recipe: how to evaluate, and the outputs' names; the domains of ``eval.without`` are left out.
         target: the domain of what the net makes.
         stop: asked after every batch.
         total: the number of views of all processes; None: those of ``dataset``.
@@ -61,13 +63,14 @@ def evaluate(
         UsageError: FID's weights cannot be loaded; too few views for FID or KID.
     """
     device = next(net.parameters()).device
-    names = output_names(recipe) + (() if constant is None else (MEAN_IMAGE,))
+    present = evaluated(recipe)
+    names = output_names(recipe, present) + (() if constant is None else (MEAN_IMAGE,))
     features = feature_scores(recipe.eval.fid, len(names), len(dataset) if total is None else total, device)
     metrics = TranslationMetrics(names, value_range(recipe, target), features, device, target.hole)
     loader = tqdm(build_eval_loader(dataset, recipe), desc="evaluate", leave=False, disable=None)
-    with translating(net, recipe.eval.dropout):
+    with translating(net, recipe.eval.dropout), running_with(net, present):
         for batch in loader:
-            batch = batch.to(device, non_blocking=True)
+            batch = batch.of(present).to(device, non_blocking=True)
             outputs = translate_views(net, batch.images, batch.names, recipe)
             if constant is not None:
                 outputs.append(constant.to(device).expand_as(batch.target))
@@ -91,6 +94,7 @@ def check_scores(recipe: TranslationRecipe, views: int) -> None:
         UsageError: they cannot.
     """
     settings = recipe.eval
+    check_without(recipe, recipe.data.domains, settings.without)
     if settings.best in ("fid", "kid") and settings.fid.weights is None:
         raise UsageError(f"eval.best={settings.best} needs eval.fid.weights")
     if settings.best == "kid" and not settings.fid.kid_subsets:
@@ -133,6 +137,8 @@ def example_images(
 ) -> dict[str, dict[str, Image]]:
     """Draw a few views: every ``input <domain>``, what every output makes of them, and the ``target``.
 
+    Domains of ``eval.without`` are left out.
+
     Args:
         net: in any mode, which is restored.
         dataset: the views; those chosen are spread evenly.
@@ -142,10 +148,11 @@ def example_images(
     device = next(net.parameters()).device
     count = min(recipe.eval.pictures if count is None else count, len(dataset))
     chosen = torch.linspace(0, len(dataset) - 1, count).long().tolist()
-    images, names = {}, output_names(recipe)
-    with translating(net, recipe.eval.dropout):
+    present = evaluated(recipe)
+    images, names = {}, output_names(recipe, present)
+    with translating(net, recipe.eval.dropout), running_with(net, present):
         for index in chosen:
-            batch = collate_translation([eval_transform(recipe)(dataset[index])])
+            batch = collate_translation([eval_transform(recipe)(dataset[index])]).of(present)
             (name,) = batch.names
             outputs = [each[0] for each in translate(net, batch.images.to(device), name, recipe)]
             images[name] = view_images(batch.images, outputs, names, batch.target[0])
@@ -182,12 +189,14 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | Non
     scores = evaluate(net, seen, recipe, trained.target, constant=constant)
     assert scores is not None  # nothing stops it
     metrics = scores.compute()
-    alpha = dict(zip(recipe.data.domains, net.branch_weights(), strict=True))
+    with running_with(net, present := evaluated(recipe)):
+        alpha = dict(zip(output_names(recipe, present), net.branch_weights(), strict=False))
     how = {
         "dropout": recipe.eval.dropout,
         "precision": recipe.run.precision,
         "size": recipe.data.crop if recipe.eval.size == "square" else "full",
         "value_range": value_range(recipe, trained.target),
+        "without": list(recipe.eval.without),
         MEAN_IMAGE: baseline,
     }
     found = {"views": len(views), "inference": how, "alpha": alpha, "metrics": metrics}
@@ -199,7 +208,10 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | Non
     # Only now: whoever reads along may stop, as head does.
     spread_over = f" spread over {len(dataset)}" if len(views) < len(dataset) else ""
     seen_of = f"{len(views)} views{spread_over}"
-    print(f"{path}, {seen_of}, {' + '.join(recipe.data.domains)} to {recipe.data.target}")
+    read = [name for name in recipe.data.domains if name not in recipe.eval.without]
+    print(f"{path}, {seen_of}, {' + '.join(read)} to {recipe.data.target}")
+    if recipe.eval.without:
+        print(f"note: without {', '.join(recipe.eval.without)}")
     for change in trained.changed:
         print(f"other than in training: {change}")
     print(f"{table(metrics)}\n\n{MEAN_IMAGE}: {baseline}")

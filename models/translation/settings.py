@@ -8,6 +8,7 @@ from typing import Literal
 
 from models.networks.fusion import Exchange, Fusion
 from models.networks.fusion.base import FUSIONS
+from models.training.absence import require_drop
 from models.training.config import choice, setting
 from models.training.fusions import WithFusion
 from models.training.settings import RunSettings, Stage, UpdateSettings, require, require_at_least
@@ -35,10 +36,14 @@ class DataSettings:
     resize: int = setting(286, "length in pixels that the shorter side gets before the crop")
     crop: int = setting(256, "side in pixels of the square that training cuts out at random")
     mirror: bool = setting(True, "mirror half of the views")
+    drop_modality: float = setting(
+        0.0, "probability, per training step, that one input domain chosen at random is absent from it"
+    )
 
     def __post_init__(self) -> None:
         require(len(self.domains) > 0, "domains must name at least one")
         require_at_least(1, self, "batch_size", "resize", "crop")
+        require_drop(self.drop_modality, self.domains)
 
 
 @dataclass(frozen=True)
@@ -158,6 +163,7 @@ class EvalSettings:
         "side in pixels of the overlapping windows that whole images are translated in; none: data.crop",
         resumable=True,
     )
+    without: tuple[str, ...] = setting((), "input domains to evaluate without", resumable=True)
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "batch_size", "limit")

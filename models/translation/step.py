@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from models.networks.branches import of_all, running_with
 from models.networks.fusion import FusionStage
 from models.networks.systems.output import TranslationOutput
 from models.networks.systems.patchgan import PatchGAN, discriminate
 from models.networks.systems.unet import UNet
 from models.training import distributed, graphs
+from models.training.absence import check_changing, dropped_modality
 from models.training.ema import Ema
 from models.training.optimization import Optimization, fused, steps_in_backward
 from models.training.precision import at_least_float32, autocast, loss_scaler
@@ -163,7 +165,7 @@ class GANTrainer:
         ema: the generator's average, or None.
 
     Raises:
-        UsageError: ``run.compile`` or ``run.cuda_graphs`` cannot work here.
+        UsageError: ``run.compile``, ``run.cuda_graphs`` or ``data.drop_modality`` cannot work here.
     """
 
     def __init__(
@@ -175,6 +177,8 @@ class GANTrainer:
         hole: float | None = None,
     ) -> None:
         graphs.check(recipe.run, device)
+        if recipe.data.drop_modality > 0:
+            check_changing(recipe, recipe.run, "data.drop_modality")
         self.in_backward = steps_in_backward(recipe.optim, recipe.run, device)
         self.generator, self.discriminator = generator, discriminator
         self.recipe, self.device = recipe, device
@@ -238,15 +242,20 @@ class GANTrainer:
         Returns:
             Detached: ``loss`` and ``discriminator``, 0-d totals; ``penalty``, 0-d, the part of ``loss`` that
             the scales make; ``fusion``, likewise, where one acts after levels; ``adversarial``, ``real`` and
-            ``fake``, ``[M]``; ``l1``, ``[M+1]``.
+            ``fake``, ``[M]``; ``l1``, ``[M+1]``; 0 for a domain that ``data.drop_modality`` left out.
         """
         discriminator_gradients, generator_gradients = self.parts
+        present = self._present(step)
+        if present is not None:
+            domains = images.split(len(target))
+            images = torch.cat([domains[m] for m in present])
         images, target = (x.contiguous(memory_format=self.layout) for x in (images, target))
         for optimization in self.optimizations.values():
             optimization.start(step)
-        loss, real, fake = discriminator_gradients(images, target)
-        self.optimizations["discriminator"].step()
-        total, adversarial, l1, penalty, fusion = generator_gradients()
+        with running_with(self.generator, present):
+            loss, real, fake = discriminator_gradients(images, target)
+            self.optimizations["discriminator"].step()
+            total, adversarial, l1, penalty, fusion = generator_gradients()
         # Instance norms need no other process in the pass; their running statistics are to be the whole
         # batch's, before the average follows them.
         distributed.average_buffers(self.generator, self.discriminator)
@@ -254,7 +263,15 @@ class GANTrainer:
         totals = {"loss": total, "penalty": penalty, "discriminator": loss}
         if self.has_stages:
             totals["fusion"] = fusion
-        return {**totals, "adversarial": adversarial, "l1": l1, "real": real, "fake": fake}
+        branches = {"adversarial": adversarial, "l1": l1, "real": real, "fake": fake}
+        count = self.generator.num_modalities
+        return {**totals, **{name: of_all(each, present, count) for name, each in branches.items()}}
+
+    def _present(self, step: int) -> tuple[int, ...] | None:
+        """The domains that ``data.drop_modality`` leaves of a step; None: all."""
+        count = self.generator.num_modalities
+        dropped = dropped_modality(self.recipe.data.drop_modality, count, self.recipe.run.seed, step)
+        return tuple(m for m in range(count) if m not in dropped) if dropped else None
 
     def _discriminator_gradients(self, images: Tensor, target: Tensor) -> tuple[Tensor, ...]:
         """Generate, and set the discriminator's gradients; the generator's own are still to come."""

@@ -17,8 +17,9 @@ from cen_ext import present, sparsity_penalty
 from models.__main__ import main
 from models.data import Batch
 from models.segmentation.settings import SegmentationRecipe
-from models.segmentation.task import SegmentationTask, check_absences, dropped_modality
+from models.segmentation.task import SegmentationTask, check_absences
 from models.training import config, distributed, registry
+from models.training.absence import dropped_modality
 from models.training.errors import UsageError
 from models.training.rng import preserved_rng
 from tests.helpers.same import assert_same
@@ -26,6 +27,11 @@ from tests.helpers.training_runs import assert_same_runs, column, command, prepa
 
 FILL = ["data.missing=fill", "data.crop=40"]
 LACKING = {"depth": (2, 5, 13), "rgb": (3, 7)}  # 13 is one of the three to evaluate on
+
+
+def dropped(recipe: SegmentationRecipe, step: int) -> tuple[int, ...]:
+    data = recipe.data
+    return dropped_modality(data.drop_modality, len(data.modalities), recipe.run.seed, step)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +113,7 @@ def test_what_is_absent_reaches_nothing(rooms: Path) -> None:
         assert all(torch.isfinite(value) for value in values.values())
     assert_same(*results)
     dropping = [doubled(rooms, "data.drop_modality=1") for _ in range(2)]
-    step = next(step for step in range(50) if dropped_modality(dropping[0].recipe, step) == (1,))
+    step = next(step for step in range(50) if dropped(dropping[0].recipe, step) == (1,))
     batch = a_batch(((),) * 4)
     blind = replace(batch, images=batch.images.clone())
     blind.images[4:] = float("nan")
@@ -131,20 +137,20 @@ def test_weights_updated_within_the_backward_pass_are_the_same(rooms: Path) -> N
 
 def test_the_dropped_modality_follows_from_seed_and_step() -> None:
     recipe = config.override(registry.find("synthetic_demo"), ["data.drop_modality=0.4"])
-    drawn = [dropped_modality(recipe, step) for step in range(4000)]
+    drawn = [dropped(recipe, step) for step in range(4000)]
     torch.randn(3)
     np.random.default_rng(0).random(7)
-    assert [dropped_modality(recipe, step) for step in range(100)] == drawn[:100]
+    assert [dropped(recipe, step) for step in range(100)] == drawn[:100]
     counts = Counter(drawn)
     assert counts.keys() == {(), (0,), (1,)}
     assert counts[()] == pytest.approx(2400, abs=100)
     assert counts[(0,)] == pytest.approx(800, abs=80)
     other = replace(recipe, run=replace(recipe.run, seed=1))
-    assert [dropped_modality(other, step) for step in range(100)] != drawn[:100]
+    assert [dropped(other, step) for step in range(100)] != drawn[:100]
     never = replace(recipe, data=replace(recipe.data, drop_modality=0.0))
-    assert not any(dropped_modality(never, step) for step in range(100))
+    assert not any(dropped(never, step) for step in range(100))
     always = replace(recipe, data=replace(recipe.data, drop_modality=1.0))
-    assert all(dropped_modality(always, step) for step in range(100))
+    assert all(dropped(always, step) for step in range(100))
 
 
 def test_a_resumed_run_is_one_that_was_never_stopped(rooms: Path, tmp_path: Path) -> None:
