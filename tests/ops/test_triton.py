@@ -112,7 +112,7 @@ def test_through_the_interpreter(mode, runs):
 # Hypothesis draws the same calls for every type: the others, which differ from float32 in loads and stores
 # alone, get the first of them. Several programs a channel take longer to interpret; as do many rows, and many
 # modalities, which kernels go over one by one: test_interpreted_more_modalities_than_eight has eleven.
-EXAMPLES, OF_OTHER_TYPES = (10, 5) if "PASSES" in os.environ else (25, 10)
+EXAMPLES, OF_OTHER_TYPES = (8, 4) if "PASSES" in os.environ else (16, 6)
 
 
 @interpreted
