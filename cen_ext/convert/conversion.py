@@ -30,8 +30,8 @@ from cen_ext.convert.report import (
 from cen_ext.modules.base import ExchangeNorm, Mask
 from cen_ext.modules.rows import ExchangeGroupNorm, ExchangeLayerNorm
 from cen_ext.modules.running import ExchangeBatchNorm2d, ExchangeInstanceNorm2d
+from cen_ext.modules.thresholds import median_threshold, parse_median
 from cen_ext.tables import is_sharded
-from cen_ext.thresholds import median_threshold, parse_median
 
 Where = Callable[[str, nn.Module], bool] | Collection[str]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from cen_ext.thresholds import parse_median
+from cen_ext.modules.thresholds import parse_median
 from models.networks.fusion.thresholds import (
     relative_threshold,
     resolve_thresholds,

@@ -11,7 +11,7 @@ from torch import nn
 
 import cen_ext
 from cen_ext import make_multimodal
-from cen_ext.thresholds import median_threshold, parse_median
+from cen_ext.modules.thresholds import median_threshold, parse_median
 from tests.helpers.formulas import replaced
 
 

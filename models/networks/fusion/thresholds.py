@@ -13,7 +13,7 @@ from torch import nn
 
 from cen_ext import exchanging_layers
 from cen_ext.modules import ExchangeNorm
-from cen_ext.thresholds import median_threshold, parse_median
+from cen_ext.modules.thresholds import median_threshold, parse_median
 
 Threshold = float | str
 THRESHOLD_HELP = ", or 0.05*median: that factor of the median of each layer's |scales| at the start"
