@@ -130,9 +130,10 @@ class Fusion:
             ValueError: the fusion needs all of them.
         """
         if not self.subsets:
-            able = [name for name, member in FUSIONS.members.items() if member.subsets]
+            names = {member: name for name, member in FUSIONS.members.items()}
+            able = [name for member, name in names.items() if member.subsets]
             raise ValueError(
-                f"fusion={getattr(self, 'name', type(self).__name__)} joins all modalities and cannot do "
+                f"fusion={names.get(type(self), type(self).__name__)} joins all modalities and cannot do "
                 f"without one; networks with fusion={' or '.join(able)} can"
             )
 
