@@ -110,8 +110,8 @@ class UpdateSettings:
     )
     step_in_backward: bool | None = setting(
         None,
-        "update a weight once its gradient is complete and free that, for less memory; the same updates, but "
-        "without clip, fp16, CUDA graphs and further processes only; none: on a CPU, where that holds",
+        "update each weight once its gradient is complete and free that, for less memory; not with clip, "
+        "fp16, CUDA graphs or several processes; none: on a CPU, unless one of these is set",
         resumable=True,
     )
 
