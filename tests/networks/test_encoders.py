@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,23 @@ def test_replaced_channel_of_one_modality_carries_the_other() -> None:
     first, second = seen[0].unflatten(0, (2, 2))
     assert torch.equal(first, second)
     assert second.abs().sum() > 0
+
+
+def test_first_form_strides_the_1x1_convolution() -> None:
+    """It computes what a 3x3 convolution of stride 2 and dilation 2 does after an unstrided one."""
+    encoder = make_encoder("resnet50_v1", 1, Exchange(threshold=0)).double().eval()
+    other = ExchangeResNet("resnet50", 1, threshold=0).double().eval()
+    randomise_norms(encoder)
+    other.load_state_dict(encoder.state_dict())
+    x = torch.randn(1, 3, 64, 96, dtype=torch.float64)
+    with torch.no_grad():
+        features = encoder(x)
+        assert not torch.allclose(other(x)[-1], features[-1])
+        for stage in (other.layer2, other.layer3, other.layer4):
+            stage[0].conv2 = copy.deepcopy(stage[0].conv2)
+            stage[0].conv2.dilation = stage[0].conv2.padding = (2, 2)
+        for feature, same in zip(features, other(x), strict=True):
+            torch.testing.assert_close(feature, same)
 
 
 @pytest.mark.parametrize(("name", "channels"), [("resnet18", 64), ("resnet50", 256)])

@@ -3,7 +3,9 @@
 Wang et al., "Deep Multimodal Fusion by Channel Exchanging", NeurIPS 2020, section 3.3 and 3.4: convolutions
 shared, norms private, an exchange after the norm of every 3x3 convolution. All modalities run stacked on the
 batch axis, so that each convolution is one call and each norm, exchange, residual and relu is one more.
-Modules and parameters carry torchvision's names; the stride sits in the 3x3 convolution, as there.
+Modules and parameters carry torchvision's names; the stride sits in the 3x3 convolution, as there. In the
+encoders ``resnet50_v1`` to ``resnet152_v1`` it sits in the 1x1 convolution before it, as in He et al., "Deep
+Residual Learning for Image Recognition", CVPR 2016, and in Caffe: weights fit the form they were trained in.
 
 A dilated network (Yu et al., "Dilated Residual Networks", CVPR 2017) keeps the grid of stage 2 to the end: at
 every second (stage 3) or fourth (stage 4) position it computes exactly what the strided one computes.
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -22,6 +25,7 @@ from models.networks.fusion.base import Fusion, Lateral, resolve
 from models.networks.fusion.exchange import Exchange
 from models.networks.messages import suggest
 
+Strided = Literal["1x1", "3x3"]
 Dilations = tuple[int, int]  # for the grid on which a block starts, and the one on which it ends
 
 
@@ -38,6 +42,7 @@ class BasicBlock(nn.Module):
         dilations: Dilations,
         norm_layer: NormLayer,
         lateral: Lateral | None = None,
+        strided: Strided = "3x3",
     ) -> None:
         super().__init__()
         self.conv1 = _conv3x3(in_channels, width, stride, dilations[0])
@@ -58,6 +63,7 @@ class Bottleneck(nn.Module):
 
     Args:
         lateral: what the fusion does around the 3x3 convolution, in a block of stride 1.
+        strided: the convolution that has the block's stride.
     """
 
     expansion = 4
@@ -70,13 +76,15 @@ class Bottleneck(nn.Module):
         dilations: Dilations,
         norm_layer: NormLayer,
         lateral: Lateral | None = None,
+        strided: Strided = "3x3",
     ) -> None:
         super().__init__()
         lateral = lateral or Lateral()
         out_channels = self.expansion * width
-        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        first, second = (stride, 1) if strided == "1x1" else (1, stride)
+        self.conv1 = nn.Conv2d(in_channels, width, 1, first, bias=False)
         self.bn1 = norm_layer(width, **lateral.before)
-        self.conv2 = _conv3x3(width, width, stride, dilations[0])
+        self.conv2 = _conv3x3(width, width, second, dilations[0])
         self.bn2 = norm_layer(width, exchange_point=True, **lateral.after)
         self.join = lateral.join
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
@@ -137,6 +145,8 @@ class ExchangeResNet(Encoder):
         output_stride: of stage 4: 32; or 16 or 8, where stage 4 or stages 3 and 4 keep the grid of the stage
             before, with dilation instead of strides.
         dilated: the older spelling of ``output_stride=8``.
+        strided: the convolution of a bottleneck that halves the resolution: ``"3x3"`` as in torchvision's
+            networks, or ``"1x1"`` as in the first ones. Basic blocks have it in the first convolution.
 
     Raises:
         ValueError: unknown name, region, criterion or output stride; negative threshold; num_modalities or
@@ -163,6 +173,7 @@ class ExchangeResNet(Encoder):
         frozen_statistics: bool = True,
         output_stride: int = STRIDES[-1],
         dilated: bool = False,
+        strided: Strided = "3x3",
     ) -> None:
         if name not in RESNETS:
             hint = suggest(str(name), RESNETS)
@@ -193,7 +204,9 @@ class ExchangeResNet(Encoder):
                 stride = 2 if downsampling and not widens else 1
                 norm_layer = self.norm_layer(stage, downsampling=downsampling)
                 lateral = self.fusion.lateral(width, num_modalities) if i == depth - 1 else None
-                blocks.append(block(channels, width, stride, (before, dilation), norm_layer, lateral))
+                blocks.append(
+                    block(channels, width, stride, (before, dilation), norm_layer, lateral, strided)
+                )
                 channels = block.expansion * width
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
         for module in self.modules():
@@ -209,5 +222,7 @@ class ExchangeResNet(Encoder):
         return (self.layer1, self.layer2, self.layer3, self.layer4)
 
 
-for _name in RESNETS:
+for _name, (_block, _) in RESNETS.items():
     ENCODERS.members[_name] = functools.partial(ExchangeResNet, _name)
+    if _block is Bottleneck:
+        ENCODERS.members[f"{_name}_v1"] = functools.partial(ExchangeResNet, _name, strided="1x1")
