@@ -6,10 +6,12 @@ from models.networks.fusion import fusions, register_fusion
 from models.networks.released import load_released
 from models.segmentation import (
     DeepLabV3Plus,
+    LightRefineNet,
     PSPNet,
     RefineNet,
     SegmentationOutput,
     deeplabv3plus,
+    light_refinenet,
     pspnet,
     refinenet,
 )
@@ -19,6 +21,7 @@ from models.translation import PatchGAN, TranslationOutput, UNet, patchgan, unet
 
 __all__ = [
     "DeepLabV3Plus",
+    "LightRefineNet",
     "PSPNet",
     "PatchGAN",
     "RefineNet",
@@ -29,6 +32,7 @@ __all__ = [
     "encoders",
     "fusion",
     "fusions",
+    "light_refinenet",
     "load",
     "load_released",
     "patchgan",

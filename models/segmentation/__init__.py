@@ -1,6 +1,7 @@
 """Segmentation networks."""
 
 from models.networks.decoders.deeplabv3plus import DeepLabV3Plus, deeplabv3plus
+from models.networks.decoders.light_refinenet import LightRefineNet, light_refinenet
 from models.networks.decoders.pspnet import PSPNet, pspnet
 from models.networks.decoders.refinenet import RefineNet, refinenet
 from models.networks.outputs import AuxiliaryOutput, SegmentationOutput
@@ -9,11 +10,13 @@ from models.networks.segmentor import SegmentationNetwork
 __all__ = [
     "AuxiliaryOutput",
     "DeepLabV3Plus",
+    "LightRefineNet",
     "PSPNet",
     "RefineNet",
     "SegmentationNetwork",
     "SegmentationOutput",
     "deeplabv3plus",
+    "light_refinenet",
     "pspnet",
     "refinenet",
 ]

@@ -22,6 +22,7 @@ from models.data import (
 )
 from models.data.images import UNKNOWN_SCALE
 from models.networks.decoders import deeplabv3plus as deeplab
+from models.networks.decoders.light_refinenet import light_refinenet
 from models.networks.decoders.pspnet import pspnet, stages_read
 from models.networks.decoders.refinenet import refinenet
 from models.networks.encoders import input_normalization
@@ -34,11 +35,11 @@ from models.training.absence import check_subset, check_without, remaining
 from models.training.errors import UsageError, data_root
 from models.training.fusions import check_fusion, refused
 
-# model's settings of one network's decoder
+# model's settings of some networks' decoders
 _DECODER_SETTINGS = {
-    "decoder_init": "refinenet",
-    "decoder_norms": "deeplabv3plus",
-    "output_stride": "deeplabv3plus",
+    "decoder_init": ("refinenet", "light_refinenet"),
+    "decoder_norms": ("deeplabv3plus",),
+    "output_stride": ("deeplabv3plus",),
 }
 
 
@@ -73,6 +74,7 @@ def build_network(recipe: SegmentationRecipe) -> SegmentationNetwork:
     model, num_modalities = recipe.model, len(recipe.data.modalities)
     read = {
         "refinenet": tuple(range(1, STAGES + 1)),
+        "light_refinenet": tuple(range(1, STAGES + 1)),
         "pspnet": stages_read(recipe.loss.auxiliary > 0),
         "deeplabv3plus": deeplab.STAGES_READ,
     }
@@ -116,8 +118,9 @@ def _make(recipe: SegmentationRecipe, num_modalities: int) -> SegmentationNetwor
         "frozen_statistics": model.frozen_statistics,
     }
     _check_decoder(model)
-    if model.network == "refinenet":
-        return refinenet(decoder_init=model.decoder_init, **options)
+    if model.network in ("refinenet", "light_refinenet"):
+        build = refinenet if model.network == "refinenet" else light_refinenet
+        return build(decoder_init=model.decoder_init, **options)
     if model.network == "pspnet":
         return pspnet(aux=recipe.loss.auxiliary > 0, **options)
     return deeplab.deeplabv3plus(
@@ -131,9 +134,9 @@ def _check_decoder(model: ModelSettings) -> None:
     Raises:
         ValueError: one has another value than its default; the message begins with its name.
     """
-    for name, network in _DECODER_SETTINGS.items():
+    for name, networks in _DECODER_SETTINGS.items():
         value, default = getattr(model, name), getattr(ModelSettings, name)
-        if model.network != network and value != default:
+        if model.network not in networks and value != default:
             raise ValueError(f"{name} must be {default} with model.network={model.network}, got {value}")
 
 

@@ -76,6 +76,11 @@ def chosen_images(dataset: SampleSet, recipe: SegmentationRecipe) -> list[int]:
     return spread(len(dataset), recipe.eval.limit or len(dataset))
 
 
+def example_scenes(dataset: SampleSet, count: int) -> list[int]:
+    """The indices of the scenes that ``example_images`` draws: ``count``, or all, spread evenly."""
+    return torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).long().tolist()
+
+
 def example_images(
     net: SegmentationNetwork,
     dataset: SampleSet,
@@ -96,8 +101,7 @@ def example_images(
     """
     without = _without(recipe)
     device = next(net.parameters()).device
-    count = min(recipe.eval.pictures if count is None else count, len(dataset))
-    chosen = torch.linspace(0, len(dataset) - 1, count).long().tolist()
+    chosen = example_scenes(dataset, recipe.eval.pictures if count is None else count)
     images = {}
     with evaluating(net):
         for batch in eval_loader(subset(dataset, chosen)):

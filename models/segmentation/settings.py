@@ -98,12 +98,13 @@ class DataSettings:
 class ModelSettings:
     """The network; the arguments of its builder but for what the data decides."""
 
-    network: Literal["refinenet", "pspnet", "deeplabv3plus"] = setting(
-        "refinenet", "refinenet, pspnet or deeplabv3plus"
+    network: Literal["refinenet", "light_refinenet", "pspnet", "deeplabv3plus"] = setting(
+        "refinenet", "refinenet, light_refinenet, pspnet or deeplabv3plus"
     )
     encoder: str = setting(
         "resnet101",
-        "resnet18 to resnet152, xception65, xception71, or another registered one; or timm:NAME",
+        "resnet18 to resnet152, resnet50_v1 to resnet152_v1 for weights of that form (stride in a 1x1), "
+        "xception65, xception71, or another registered one; or timm:NAME",
     )
     weights: Path | None = setting(
         None, "torchvision's or timm's weights of the encoder, .pth or .safetensors", resumable=True
@@ -127,7 +128,8 @@ class ModelSettings:
     width: int = setting(256, "channels of the decoder; 256 in deeplabv3plus's paper, 512 in pspnet's")
     dropout: float = setting(0.5, "probability, in the decoder; 0.1 in pspnet's and deeplabv3plus's papers")
     decoder_init: Literal["torch", "kaiming"] = setting(
-        "torch", "kaiming preserves the variance of activations, a faster start with adamw; refinenet only"
+        "torch",
+        "kaiming preserves the variance of activations, a faster start with adamw; of RefineNets",
     )
     decoder_norms: Literal["shared", "private"] = setting(
         "shared", "of deeplabv3plus: shared by the modalities, or one for each; pspnet's are private"

@@ -347,7 +347,7 @@ def check_absences(recipe: SegmentationRecipe, filled: bool) -> None:
         ),
         "run.compile=true, which compiles for every size of a part": run.compile,
         f"model.network={recipe.model.network}, a norm of which has a single value per image": (
-            recipe.model.network != "refinenet"
+            recipe.model.network not in ("refinenet", "light_refinenet")
         ),
         f"batch statistics and data.crop={recipe.data.crop}, of which the last stage leaves a single value": (
             not recipe.model.frozen_statistics and recipe.data.crop <= STRIDES[-1]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor, nn
 
 from models.networks.encoders.base import NormLayer
+
+INITS = ("torch", "kaiming")
 
 
 class ConvNorm(nn.Module):
@@ -18,3 +22,20 @@ class ConvNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.norm(self.conv(x))
         return y
+
+
+def initialize(init: str, convolutions: Iterable[nn.Conv2d | None]) -> None:
+    """Start a decoder's convolutions as torch makes them, or so that they keep the scale of activations.
+
+    Args:
+        init: ``"torch"`` or ``"kaiming"``.
+        convolutions: None among them counts for nothing.
+
+    Raises:
+        ValueError: another init.
+    """
+    if init not in INITS:
+        raise ValueError(f"decoder_init must be 'torch' or 'kaiming', got {init!r}")
+    for conv in convolutions:
+        if conv is not None and init == "kaiming":
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")

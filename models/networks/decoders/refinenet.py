@@ -7,6 +7,7 @@ and holds no norm, so that the stacked batch runs through it like any other.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from cen_ext import Conv3x3, max_pool_same
 from models.networks.backend import with_backend
+from models.networks.decoders.blocks import initialize
 from models.networks.dropout import Dropout
 from models.networks.encoders.base import make_encoder
 from models.networks.fusion import Exchange, Fusion
@@ -41,11 +43,18 @@ class ResidualConvUnit(nn.Module):
 
 
 class ChainedResidualPooling(nn.Module):
-    """Chained residual pooling: x plus the outputs of a chain of 5x5 max pooling and 3x3 convolution."""
+    """Chained residual pooling: x plus the outputs of a chain of 5x5 max pooling and convolution.
 
-    def __init__(self, channels: int, length: int = 4) -> None:
+    Args:
+        channels: of input and output.
+        length: links of the chain.
+        kernel: side of the convolutions, 3 or 1.
+    """
+
+    def __init__(self, channels: int, length: int = 4, kernel: int = 3) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(Conv3x3(channels, channels, bias=False) for _ in range(length))
+        conv = Conv3x3 if kernel == 3 else functools.partial(nn.Conv2d, kernel_size=kernel)
+        self.convs = nn.ModuleList(conv(channels, channels, bias=False) for _ in range(length))
 
     def forward(self, x: Tensor) -> Tensor:
         total = link = x
@@ -110,11 +119,8 @@ class RefineNetDecoder(nn.Module):
         self.cascades = nn.ModuleList(blocks)
         self.dropout = Dropout(dropout)
         self.classifier = Conv3x3(width, num_classes)
-        if init == "kaiming":
-            for block in blocks:
-                for conv in (block.reduce, block.join, block.project):
-                    if conv is not None:
-                        nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+        for block in blocks:
+            initialize(init, (block.reduce, block.join, block.project))
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Four features, finest first, to logits ``[M*N, K, h, w]`` of the finest feature's size."""
@@ -181,8 +187,6 @@ def refinenet(
     for name, value in (("num_classes", num_classes), ("width", width)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if decoder_init not in ("torch", "kaiming"):
-        raise ValueError(f"decoder_init must be 'torch' or 'kaiming', got {decoder_init!r}")
     body = make_encoder(
         encoder,
         num_modalities,

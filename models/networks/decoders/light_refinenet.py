@@ -1,0 +1,138 @@
+"""Light-Weight RefineNet on a channel-exchanging encoder: RefineNet at a twentieth of its decoder's cost.
+
+Nekrasov, Shen and Reid, "Light-Weight RefineNet for Real-Time Semantic Segmentation", BMVC 2018: without
+residual convolution units, and with 1x1 in place of 3x3 convolutions everywhere but in the classifier. On
+ResNet-50 and 101 with 21 classes and 256 channels it has 27 and 46 million parameters, as they report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cen_ext import Conv3x3
+from models.networks.backend import with_backend
+from models.networks.decoders.blocks import initialize
+from models.networks.decoders.refinenet import ChainedResidualPooling
+from models.networks.dropout import Dropout
+from models.networks.encoders.base import make_encoder
+from models.networks.fusion import Exchange, Fusion
+from models.networks.fusion.base import resolve
+from models.networks.segmentor import SegmentationNetwork
+
+
+class LightRefineNetBlock(nn.Module):
+    """One level of the decoder: reduce the encoder's feature, add the coarser level, pool.
+
+    Args:
+        in_channels: channels of the encoder's feature.
+        channels: channels inside.
+        out_channels: channels for the next level, or None at the finest.
+        joins: whether a coarser level comes in, of ``channels`` channels.
+    """
+
+    def __init__(self, in_channels: int, channels: int, out_channels: int | None, joins: bool) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.adapt = nn.Conv2d(channels, channels, 1, bias=False) if joins else None
+        self.pool = ChainedResidualPooling(channels, kernel=1)
+        self.project = None if out_channels is None else nn.Conv2d(channels, out_channels, 1, bias=False)
+
+    def forward(self, feature: Tensor, coarser: Tensor | None) -> Tensor:
+        x: Tensor = self.reduce(feature)
+        if self.adapt is not None and coarser is not None:
+            large = F.interpolate(coarser, x.shape[-2:], mode="bilinear", align_corners=True)
+            x = large.add_(self.adapt(x))
+        x = self.pool(F.relu_(x))
+        y: Tensor = x if self.project is None else self.project(x)
+        return y
+
+
+class LightRefineNetDecoder(nn.Module):
+    """Four levels from the coarsest feature to the finest, and a classifier.
+
+    Args:
+        in_channels: channels of the encoder's four features, finest first.
+        num_classes: K.
+        width: channels of the three finer levels; the coarsest has twice as many.
+        dropout: probability, on the two coarsest features and before the classifier.
+        init: ``"torch"`` or ``"kaiming"``, see ``light_refinenet``.
+    """
+
+    def __init__(
+        self, in_channels: Sequence[int], num_classes: int, width: int, dropout: float, init: str
+    ) -> None:
+        super().__init__()
+        finest, fine, coarse, coarsest = in_channels
+        blocks = [
+            LightRefineNetBlock(coarsest, 2 * width, width, joins=False),
+            LightRefineNetBlock(coarse, width, width, joins=True),
+            LightRefineNetBlock(fine, width, width, joins=True),
+            LightRefineNetBlock(finest, width, None, joins=True),
+        ]
+        self.levels = nn.ModuleList(blocks)
+        self.dropout = Dropout(dropout)
+        self.classifier = Conv3x3(width, num_classes)
+        for block in blocks:
+            initialize(init, (block.reduce, block.adapt, block.project))
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Four features, finest first, to logits ``[M*N, K, h, w]`` of the finest feature's size."""
+        finest, fine, coarse, coarsest = features
+        of_levels = (self.dropout(coarsest), self.dropout(coarse), fine, finest)
+        x = None
+        for level, feature in zip(self.levels, of_levels, strict=True):
+            x = level(feature, x)
+        logits: Tensor = self.classifier(self.dropout(x, inplace=True))
+        return logits
+
+
+class LightRefineNet(SegmentationNetwork):
+    """``light_refinenet`` builds one and describes the arguments; its output is a ``SegmentationOutput``."""
+
+
+def light_refinenet(
+    encoder: str = "resnet50",
+    num_classes: int = 40,
+    num_modalities: int = 2,
+    *,
+    fusion: Fusion | str | None = None,
+    threshold: float | str | None = None,
+    region: str | None = None,
+    criterion: str | None = None,
+    dropout: float = 0.5,
+    width: int = 256,
+    in_channels: int = 3,
+    frozen_statistics: bool = True,
+    decoder_init: str = "torch",
+    backend: str | None = None,
+) -> LightRefineNet:
+    """A channel-exchanging Light-Weight RefineNet for M modalities, its logits at 1/4 (Nekrasov et al. 2018).
+
+    Args:
+        encoder, num_classes, num_modalities, fusion, threshold, region, criterion, in_channels,
+            frozen_statistics, decoder_init, backend: as of ``models.refinenet``.
+        dropout: probability, on the features at 1/16 and 1/32 and before the classifier.
+        width: channels of the decoder (the coarsest level has twice as many); 256 in the paper.
+
+    Returns:
+        A module with ``encoder``, ``decoder`` and ``alpha`` (``[M]``, zeros: equal weights); its output is a
+        ``SegmentationOutput``.
+
+    Raises:
+        ValueError, ImportError: as ``models.refinenet``.
+    """
+    for name, value in (("num_classes", num_classes), ("width", width)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    body = make_encoder(
+        encoder,
+        num_modalities,
+        resolve(fusion, Exchange(), num_modalities, threshold=threshold, region=region, criterion=criterion),
+        in_channels=in_channels,
+        frozen_statistics=frozen_statistics,
+    )
+    decoder = LightRefineNetDecoder(body.channels, num_classes, width, dropout, decoder_init)
+    return with_backend(LightRefineNet(body, decoder, num_classes), backend)
