@@ -1,0 +1,179 @@
+"""One training: its settings, and its result in a file of its own."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+
+import models.recipes  # noqa: F401 - fills the registry
+from bench.fusion.budgets import HELD_OUT, LONG, MOMENTUM, RECIPE, SCENES_AT_ONCE, SEARCH_PART, Budget
+from bench.fusion.methods import METHODS
+from bench.fusion.plans import Plan, Result
+from bench.harness.files import write
+from bench.harness.machine import machine
+from cen_ext import exchanging_layers
+from models.data import find_layout
+from models.networks.counting import count_multiply_adds, count_parameters
+from models.segmentation.build import open_validation, output_names
+from models.segmentation.evaluate import evaluate, example_images
+from models.segmentation.load import TrainedNetwork, load
+from models.training import checkpoint, config, registry
+from models.training.errors import UsageError
+from models.training.scales import travel_by_stage
+from models.training.train import train
+from models.visualize import Image, beside
+
+SHOWN = 4  # validation scenes of the picture
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where things are: data, weights, folders of runs and of results; and the budget."""
+
+    data: Path
+    weights: Path
+    runs: Path
+    results: Path
+    budget: Budget
+
+    def steps(self, phase: str) -> int:
+        steps = self.budget.steps
+        return {"search": steps // SEARCH_PART, "table": steps, "long": steps * LONG}[phase]
+
+    def settings(self, plan: Plan) -> list[str]:
+        """Of the recipe, in the order in which later ones count."""
+        budget, method, choice = self.budget, METHODS[plan.method], plan.choice
+        steps = self.steps(plan.phase)
+        encoder, decoder = (choice.factor * rate for rate in budget.rates)
+        settings = [
+            *budget.settings,
+            *(f"optim.stages.0.steps={steps}", "optim.stages.1.steps=0", "optim.stages.2.steps=0"),
+            *(f"optim.stages.0.encoder_lr={encoder:g}", f"optim.stages.0.decoder_lr={decoder:g}"),
+            # The scores are found afterwards, of all images.
+            *(f"run.evaluate_steps={steps}", "eval.limit=8", "eval.pictures=0", f"run.seed={plan.seed}"),
+            *method.settings,
+        ]
+        if method.travel is None:
+            return [*settings, "loss.sparsity=0"]
+        settings.append(f"fusion.threshold={choice.threshold}")
+        optim = config.override(registry.find(RECIPE), settings).optim
+        (way, *_) = travel_by_stage(optim, [steps], steps, MOMENTUM)
+        return [*settings, f"loss.sparsity={method.travel / (encoder * way):.4g}"]
+
+    def inputs(self, plan: Plan) -> list[str]:
+        """Further settings, which say where things lie here."""
+        found = [f"data.root={self.data}", f"model.weights={self.weights}"]
+        if plan.phase == "search":
+            found.append(f"data.lists={','.join(map(str, held_out_lists(self.data, self.runs)))}")
+        return found
+
+    def read(self, plan: Plan) -> Result | None:
+        """A training's result; None where there is none yet.
+
+        Raises:
+            UsageError: it is of other settings.
+        """
+        file = result_file(self, plan)
+        if not file.is_file():
+            return None
+        kept: Result = json.loads(file.read_text())
+        before, now = set(kept["settings"]), set(self.settings(plan))
+        if before != now:
+            raise UsageError(
+                f"{file} is of other settings, {sorted(before - now)} for {sorted(now - before)}: "
+                "choose another --results, or remove it"
+            )
+        return kept
+
+
+def held_out_lists(data: Path, folder: Path) -> tuple[Path, Path]:
+    """Write the training list in two parts, of which the second, a fifth, takes the validation list's place.
+
+    Returns:
+        Their absolute paths.
+    """
+    listed = (data / find_layout(data).list_file("train")).read_text().splitlines()
+    held_out = [i // SCENES_AT_ONCE % HELD_OUT == HELD_OUT - 1 for i in range(len(listed))]
+    paths = (folder / "search_train.txt", folder / "search_held_out.txt")
+    for path, wanted in zip(paths, (False, True), strict=True):
+        lines = [line for line, held in zip(listed, held_out, strict=True) if held == wanted]
+        write(path, "\n".join(lines) + "\n")
+    first, second = (path.resolve() for path in paths)
+    return first, second
+
+
+def carry_out(place: Place, plan: Plan) -> None:
+    """Train and measure, unless that was done before.
+
+    Raises:
+        UsageError: the result that is there is of other settings; as ``train``.
+        SystemExit: the training was interrupted; the same command goes on.
+    """
+    settings = place.settings(plan)
+    if place.read(plan) is not None:
+        return
+    run = place.runs / plan.name
+    where = [*place.inputs(plan), f"run.output={run}"]
+    if code := train(RECIPE, [*settings, *where], resume=(run / checkpoint.LAST).is_file()):
+        raise SystemExit(code)
+    trained = load(run / checkpoint.LAST, ["eval.limit=none", "eval.batch_size=4"])
+    result = {"settings": settings, "machine": machine(), **measure(trained, run)}
+    if plan.phase == "table" and plan.seed == place.budget.seeds[0]:
+        write(picture_file(place, plan), png(labels_of_scenes(trained)))
+    write(result_file(place, plan), json.dumps(result) + "\n")
+
+
+def result_file(place: Place, plan: Plan) -> Path:
+    return place.results / f"{plan.name}.json"
+
+
+def picture_file(place: Place, plan: Plan) -> Path:
+    return place.results / f"{plan.name}.png"
+
+
+def measure(trained: TrainedNetwork, run: Path) -> Result:
+    """Scores of all validation images, costs, and the course of the training."""
+    counts = evaluate(trained.net, open_validation(trained.recipe), trained.recipe)
+    assert counts is not None  # nothing stops it
+    names = output_names(trained.recipe)
+    shares = {
+        name: float(layer.replaced().float().mean()) for name, layer in exchanging_layers(trained.net).items()
+    }
+    losses, speed = (_rows(run / name) for name in ("losses.csv", "speed.csv"))
+    data = trained.recipe.data
+    images = data.batch_size * trained.recipe.run.log_steps
+    shape = (len(data.modalities), 3, data.crop, data.crop)
+    return {
+        "metrics": {name: round(value, 5) for name, value in counts.compute().items()},
+        "class_iou": {name: [round(value, 4) for value in counts.class_iou(name)] for name in names},
+        "alpha": [round(weight, 4) for weight in trained.net.branch_weights()],
+        "exchanged": {name: round(share, 4) for name, share in shares.items()},
+        "curve": {
+            name: [round(row[name], 5) for row in losses] for name in ("step", "loss/ensemble", "exchanged")
+        },
+        "parameters": count_parameters(trained.net),
+        "multiply_adds": count_multiply_adds(trained.net, shape),
+        "training_seconds": round(sum(images / row["images_per_second"] for row in speed)),
+    }
+
+
+def _rows(path: Path) -> list[dict[str, float]]:
+    with path.open(newline="") as file:
+        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def labels_of_scenes(trained: TrainedNetwork) -> Image:
+    """The ensemble's labels of a few validation scenes, in color and beside each other."""
+    dataset = open_validation(trained.recipe)
+    scenes = example_images(trained.net, dataset, trained.recipe, SHOWN, trained.palette)
+    return beside([images["ensemble"] for images in scenes.values()])
+
+
+def png(image: Image) -> bytes:
+    """An image as a PNG file's content."""
+    _, encoded = cv2.imencode(".png", image[..., ::-1])  # blue first, as OpenCV has it
+    return bytes(encoded)
