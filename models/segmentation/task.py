@@ -46,6 +46,7 @@ from models.training.exchange import exchanged_share, record_exchange
 from models.training.optimization import Optimization, steps_in_backward
 from models.training.pace import length
 from models.training.precision import loss_scaler
+from models.training.scale_records import scales_of
 from models.training.scales import Penalty, scales_at_start, travel_by_stage
 from models.visualize import Image, beside
 
@@ -150,6 +151,9 @@ class SegmentationTask:
         )
         strength = loss.sparsity * (len(self.names) if loss.per_output else 1)
         return scales_at_start(self.net, Penalty(strength, momentum, travel, steps))
+
+    def recorded_scales(self) -> dict[str, Tensor]:
+        return scales_of(self.net)
 
     def _networks(self) -> list[SegmentationNetwork]:
         """The network, and its average where there is one."""

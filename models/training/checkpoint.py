@@ -51,7 +51,7 @@ def save(path: Path, contents: dict[str, Any]) -> None:
     Raises:
         UsageError: it cannot be written.
     """
-    with _writing(path) as temporary, temporary.open("wb") as file:
+    with writing(path) as temporary, temporary.open("wb") as file:
         torch.save({"format": FORMAT, "cen_ext": cen_ext.__version__, **contents}, file)
 
 
@@ -63,7 +63,7 @@ def link(source: Path, path: Path) -> None:
     Raises:
         UsageError: it cannot be written.
     """
-    with _writing(path) as temporary:
+    with writing(path) as temporary:
         try:
             os.link(source, temporary)
         except OSError:
@@ -109,13 +109,13 @@ def save_network(path: Path, contents: dict[str, Any]) -> None:
         save(path, {**known, "task": {"net": net}})
         return
     header = {"format": FORMAT, "cen_ext": cen_ext.__version__, **known}
-    with _writing(path) as temporary:
+    with writing(path) as temporary:
         save_file(net, temporary, {name: json.dumps(value) for name, value in header.items()})
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[Path]:
-    """Replace a file; what the caller can mend, such as a full disk, becomes a UsageError."""
+def writing(path: Path) -> Iterator[Path]:
+    """Replace a file as ``replacing``; what the caller can mend, such as a full disk, is a UsageError."""
     try:
         with replacing(path) as temporary:
             yield temporary

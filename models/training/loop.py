@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from models.data.images import DataError
 from models.data.survey import Overview
-from models.training import checkpoint, distributed
+from models.training import checkpoint, distributed, scale_records
 from models.training.devices import peak_memory
 from models.training.errors import UsageError
 from models.training.interrupt import Interrupt
@@ -79,6 +79,9 @@ class Task(Protocol):
 
     def scales(self, steps: int) -> Overview:
         """The scales that a training of so many steps begins with, and whether it can exchange channels."""
+
+    def recorded_scales(self) -> dict[str, Tensor]:
+        """The scales as they are now, ``scale_records.scales_of`` the network."""
 
     def start_stage(self, index: int, begin: int) -> None:
         """Make the fresh optimizers of a stage whose first step is ``begin``."""
@@ -171,6 +174,7 @@ class Loop:
             raise UsageError("optim.stages must have steps in all, got none")
         self.total = min(self.ends[-1], run.steps or self.ends[-1])
         self.evaluate_every = run.evaluate_steps or run.evaluate_epochs * task.steps_per_epoch
+        self.record_every = run.scales_steps or task.steps_per_epoch
         self.progress = Progress(task.steps_per_epoch)
         self.signal = 0
         self.first = distributed.rank() == 0
@@ -229,6 +233,7 @@ class Loop:
             self.pace = Pace(self.task.device)
             self.bar = tqdm(total=self.total, initial=start, unit="step", disable=hidden, dynamic_ncols=True)
             stack.enter_context(self.bar)
+            self._record_scales()
             self._restart_clock()
             while not self._stopped():
                 if self._evaluation_due() and not self._evaluate():
@@ -248,6 +253,7 @@ class Loop:
             self._accumulate(task.step(batch, progress.step))
             self.bar.update()
             self._log_pace()
+            self._record_scales()
             if progress.step % self.run_settings.log_steps == 0:
                 self._log_losses()
             due, stopped = self._evaluation_due(), self._stopped()
@@ -328,6 +334,12 @@ class Loop:
         text = ", ".join(f"{name} {value}" for name, value in shown.items())
         log.log(logging.INFO if self.bar.disable else logging.DEBUG, "step %d: %s", progress.step, text)
         self._restart_clock()
+
+    def _record_scales(self) -> None:
+        """Record the scales where a record is due, before a checkpoint of the same step."""
+        step = self.progress.step
+        if self.first and (step % self.record_every == 0 or step == self.total):
+            scale_records.write_scales(self.folder.path, step, self.task.recorded_scales())
 
     def _log_pace(self) -> None:
         """Log once how long the rest of the run takes, evaluations aside, if there is a rest by then."""

@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 import cen_ext
-from models.training import checkpoint, distributed
+from models.training import checkpoint, distributed, scale_records
 from models.training.errors import UsageError
 from models.training.files import Table, remove_leftovers, write_json
 
@@ -33,7 +33,8 @@ _WRITTEN = (
 class RunFolder:
     """``config.json environment.json log.txt losses.csv speed.csv metrics.csv last.pt best.pt tensorboard/``.
 
-    With ``run.keep``, ``step_001500.pt`` and so on are further names of what has been ``last.pt``.
+    ``scales/`` holds the records of ``scale_records``. With ``run.keep``, ``step_001500.pt`` and so on
+    are further names of what has been ``last.pt``.
     ``speed.csv`` stands apart from the losses, which are the same whenever a run is repeated.
 
     Args:
@@ -71,7 +72,7 @@ class RunFolder:
 
         Args:
             header: the recipe's name and settings, for ``config.json``.
-            last_step: up to which the tables of losses and speed keep their rows.
+            last_step: up to which the tables of losses and speed keep their rows, and the records of scales.
             last_evaluation: the same of metrics; a run may have been killed between writing a row and saving.
 
         Raises:
@@ -82,6 +83,7 @@ class RunFolder:
             remove_leftovers(self.path / name)
         write_json(self.path / checkpoint.CONFIG, header)
         write_json(self.path / ENVIRONMENT, environment())
+        scale_records.keep_records(self.path, last_step)
         self.losses = Table(self.path / LOSSES, last_step)
         self.speed = Table(self.path / SPEED, last_step)
         self.metrics = Table(self.path / METRICS, last_evaluation)

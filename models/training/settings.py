@@ -76,6 +76,9 @@ class RunSettings:
         "minutes between two checkpoints at the most, whatever checkpoint_steps is; none: by steps alone",
         resumable=True,
     )
+    scales_steps: int | None = setting(
+        None, "steps between two records of the scales in scales/; none: an epoch's", resumable=True
+    )
     keep: int = setting(
         0,
         "checkpoints of the last so many saves that are kept beside last.pt, named by their step; 0: none",
@@ -86,6 +89,7 @@ class RunSettings:
         require_at_least(
             1, self, "log_steps", "checkpoint_steps", "evaluate_epochs", "evaluate_steps", "steps"
         )
+        require_at_least(1, self, "scales_steps")
         require_at_least(0, self, "workers", "keep")
         minutes = self.checkpoint_minutes
         require(

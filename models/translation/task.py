@@ -18,6 +18,7 @@ from models.training import distributed, thresholds
 from models.training.devices import device_of
 from models.training.exchange import exchanged_share, record_exchange
 from models.training.pace import length
+from models.training.scale_records import scales_of
 from models.training.scales import Penalty, scales_at_start, travel_by_stage
 from models.translation.build import (
     build_discriminator,
@@ -107,6 +108,9 @@ class TranslationTask:
         strength = loss.sparsity * (len(self.names) if loss.per_output else 1)
         penalty = Penalty(strength, None, (travel, travel), steps)
         return scales_at_start(self.nets.generator, penalty, "level")
+
+    def recorded_scales(self) -> dict[str, Tensor]:
+        return scales_of(self.nets.generator)
 
     def _generators(self) -> list[UNet]:
         """The generator, and its average where there is one."""

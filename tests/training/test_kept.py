@@ -17,6 +17,7 @@ from models.__main__ import main
 from models.training import checkpoint, config, loop, registry
 from models.training.errors import UsageError
 from models.training.run_folder import RunFolder
+from models.training.scale_records import read_scales
 from models.training.settings import RunSettings
 from tests.helpers.same import assert_same
 from tests.helpers.training_runs import Clock, assert_same_runs, command, prepare_rooms
@@ -215,6 +216,7 @@ def test_going_back_ends_as_if_never_interrupted(whole: Path, tmp_path: Path) ->
     assert main([*resume, str(back / "step_000002.pt")]) == 0
     assert_same_runs(whole, back)
     assert kept(back) == kept(whole)
+    assert_same(read_scales(back), read_scales(whole))
     assert main([*resume, str(short / "step_000002.pt"), "run.steps=3"]) == 0
     assert (kept(short), step_in(short)) == ([2, 3], 3)
     assert step_in(short / "best.pt") <= 3
@@ -222,6 +224,7 @@ def test_going_back_ends_as_if_never_interrupted(whole: Path, tmp_path: Path) ->
     assert losses[1] == losses[0][:4]
     metrics = [line.split(",")[0] for line in (short / "metrics.csv").read_text().splitlines()]
     assert metrics == ["step", "2", "3"]
+    assert_same(read_scales(short), read_scales(whole)[:2])
     dropped = "last.pt is of step 7: checkpoints and tables' rows after step 2 are dropped"
     assert dropped in (short / "log.txt").read_text()
 

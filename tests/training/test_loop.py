@@ -48,6 +48,9 @@ class Toy:
     events: list[Any] = field(default_factory=list)
     value: Tensor = field(default_factory=lambda: torch.zeros(3, requires_grad=True))
 
+    def recorded_scales(self) -> dict[str, Tensor]:
+        return {"point": self.value.detach()[None]}
+
     def start_stage(self, index: int, begin: int) -> None:
         self.events.append(f"stage {index}")
         self.optimizer = torch.optim.SGD([self.value], lr=0.1 / (index + 1), momentum=0.9)
@@ -137,8 +140,8 @@ def test_order_of_stages_epochs_and_evaluations(tmp_path: Path) -> None:
     ]
     assert loop.progress.step == 14
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *["best.pt", "config.json", "environment.json", "last.pt", "losses.csv", "metrics.csv", "speed.csv"],
-        "tensorboard",
+        *["best.pt", "config.json", "environment.json", "last.pt", "losses.csv", "metrics.csv"],
+        *["scales", "speed.csv", "tensorboard"],
     ]
 
 

@@ -20,11 +20,13 @@ from bench.baselines.translation import EagerPatchGAN, EagerUNet
 from models.data import DataError
 from models.training import distributed
 from models.training.errors import UsageError
+from models.training.scale_records import scales_of
 from models.translation.build import open_split
 from models.translation.inference import translate, translate_views, translating
 from models.translation.metrics import fid
 from models.translation.metrics.fid import FidSettings
 from models.translation.task import TranslationTask
+from tests.helpers.same import assert_same
 from tests.helpers.training_runs import together
 from tests.helpers.translation_runs import DOMAINS, batches_of, prepare_views, tiny_recipe, tiny_task
 from tests.training.test_options import NoReading, NoSizesFromValues
@@ -360,6 +362,11 @@ def test_two_processes_are_one_with_the_same_batches(views: Path, tmp_path: Path
 @pytest.fixture
 def task(views: Path) -> TranslationTask:
     return tiny_task(views)
+
+
+def test_the_generators_scales_are_recorded(task: TranslationTask) -> None:
+    assert task.recorded_scales()
+    assert_same(task.recorded_scales(), scales_of(task.nets.generator))
 
 
 def test_evaluation_leaves_everything_as_it_was(task: TranslationTask) -> None:

@@ -10,6 +10,7 @@ from models.networks.fusion.base import (
     Lateral,
     exchange_points,
     fusions,
+    named_exchange_points,
     option,
     register_fusion,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "Sum",
     "exchange_points",
     "fusions",
+    "named_exchange_points",
     "option",
     "register_fusion",
     "resolve_thresholds",

@@ -276,9 +276,16 @@ def mark(norm: ExchangeNorm) -> ExchangeNorm:
 
 def exchange_points(net: nn.Module) -> Iterator[ExchangeNorm]:
     """The norms after the spatial convolutions of an encoder: where a fusion may exchange."""
-    for module in net.modules():
-        if isinstance(module, ExchangeNorm) and getattr(module, "exchange_point", False):
-            yield module
+    yield from named_exchange_points(net).values()
+
+
+def named_exchange_points(net: nn.Module) -> dict[str, ExchangeNorm]:
+    """The same by their names in the network."""
+    return {
+        name: module
+        for name, module in net.named_modules()
+        if isinstance(module, ExchangeNorm) and getattr(module, "exchange_point", False)
+    }
 
 
 def scale_penalty(net: nn.Module, penalty: str) -> Tensor:
