@@ -1,0 +1,1 @@
+"""What trained networks tell of the paper's theory."""
