@@ -33,7 +33,7 @@ from models.segmentation.class_weights import MEDIAN_FREQUENCY, count_weights
 from models.segmentation.evaluate import chosen_images, evaluate, example_images
 from models.segmentation.initial import load_weights
 from models.segmentation.load import describe
-from models.segmentation.losses import Counts
+from models.segmentation.losses import Counts, SegmentationLoss
 from models.segmentation.overview import overview
 from models.segmentation.settings import LossSettings, SegmentationRecipe
 from models.segmentation.step import Objective, make_optimizer
@@ -46,7 +46,6 @@ from models.training.exchange import exchanged_share, record_exchange
 from models.training.optimization import Optimization, steps_in_backward
 from models.training.pace import length
 from models.training.precision import loss_scaler
-from models.training.scale_records import scales_of
 from models.training.scales import Penalty, scales_at_start, travel_by_stage
 from models.visualize import Image, beside
 
@@ -140,8 +139,17 @@ class SegmentationTask:
             )
         )
 
+    @property
+    def network(self) -> SegmentationNetwork:
+        return self.net
+
+    @property
+    def penalty_strength(self) -> float:
+        loss = self.recipe.loss
+        return loss.sparsity * (len(self.names) if loss.per_output else 1)
+
     def scales(self, steps: int) -> Overview:
-        optim, loss = self.recipe.optim, self.recipe.loss
+        optim = self.recipe.optim
         momentum = optim.momentum if optim.method == "sgd" else None
         lengths = [stage.length(self.steps_per_epoch) for stage in self.stages]
         ways = list(zip(self.stages, travel_by_stage(optim, lengths, steps, momentum), strict=True))
@@ -149,11 +157,7 @@ class SegmentationTask:
             sum(stage.encoder_lr * way for stage, way in ways),
             sum(stage.decoder_lr * way for stage, way in ways),
         )
-        strength = loss.sparsity * (len(self.names) if loss.per_output else 1)
-        return scales_at_start(self.net, Penalty(strength, momentum, travel, steps))
-
-    def recorded_scales(self) -> dict[str, Tensor]:
-        return scales_of(self.net)
+        return scales_at_start(self.net, Penalty(self.penalty_strength, momentum, travel, steps))
 
     def _networks(self) -> list[SegmentationNetwork]:
         """The network, and its average where there is one."""
@@ -199,6 +203,13 @@ class SegmentationTask:
     def batches(self, epoch: int, start_step: int) -> Iterable[Batch]:
         self.loader.seek(epoch, start_step)
         return on_device(self.loader, self.device)
+
+    def loss(self, batch: Batch) -> Tensor:
+        images = batch.images.contiguous(memory_format=self.layout)
+        counts = Counts.of(batch.target, self.recipe.data.ignore_index, self.class_weights)
+        pixels, labeled = (count.clamp(min=1) for count in counts)
+        loss: SegmentationLoss = self.objective(images, batch.target, pixels, labeled)
+        return loss.total
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         images = batch.images.contiguous(memory_format=self.layout)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -59,6 +59,14 @@ class Task(Protocol):
     @property
     def best_metric(self) -> str: ...
 
+    @property
+    def network(self) -> nn.Module:
+        """The network whose scales are penalized, and recorded; in translation the generator."""
+
+    @property
+    def penalty_strength(self) -> float:
+        """λ, times how often a step's loss has the penalty."""
+
     def initialize(self) -> list[str]:
         """Load the weights to start from, and return notes about them. Not called when resuming."""
 
@@ -80,14 +88,14 @@ class Task(Protocol):
     def scales(self, steps: int) -> Overview:
         """The scales that a training of so many steps begins with, and whether it can exchange channels."""
 
-    def recorded_scales(self) -> dict[str, Tensor]:
-        """The scales as they are now, ``scale_records.scales_of`` the network."""
-
     def start_stage(self, index: int, begin: int) -> None:
         """Make the fresh optimizers of a stage whose first step is ``begin``."""
 
     def batches(self, epoch: int, start_step: int) -> Iterable[Any]:
         """The epoch's batches from ``start_step`` on; the same whenever asked for."""
+
+    def loss(self, batch: Any) -> Tensor:
+        """The loss of ``network`` on one batch, 0-d and differentiable, as a step has it."""
 
     def step(self, batch: Any, step: int) -> dict[str, Tensor]:
         """Train on one batch, in the run's step counted from 0.
@@ -162,13 +170,8 @@ class Loop:
     def __init__(
         self, task: Task, run: RunSettings, folder: RunFolder, header: dict[str, Any], interrupt: Interrupt
     ) -> None:
-        self.task, self.run_settings, self.folder, self.header, self.interrupt = (
-            task,
-            run,
-            folder,
-            header,
-            interrupt,
-        )
+        self.task, self.run_settings, self.folder = task, run, folder
+        self.header, self.interrupt = header, interrupt
         self.ends = stage_ends(task.stages, task.steps_per_epoch)
         if self.ends[-1] == 0:
             raise UsageError("optim.stages must have steps in all, got none")
@@ -339,7 +342,8 @@ class Loop:
         """Record the scales where a record is due, before a checkpoint of the same step."""
         step = self.progress.step
         if self.first and (step % self.record_every == 0 or step == self.total):
-            scale_records.write_scales(self.folder.path, step, self.task.recorded_scales())
+            scales = scale_records.scales_of(self.task.network)
+            scale_records.write_scales(self.folder.path, step, scales)
 
     def _log_pace(self) -> None:
         """Log once how long the rest of the run takes, evaluations aside, if there is a rest by then."""

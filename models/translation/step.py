@@ -232,6 +232,17 @@ class GANTrainer:
             first, second = recorded, recorded.finish
         self.parts = first, second
 
+    def loss(self, images: Tensor, target: Tensor) -> Tensor:
+        """The generator's loss on a batch, 0-d and differentiable, with the discriminator as it is.
+
+        Args:
+            images, target: as of ``step``.
+        """
+        images, target = (x.contiguous(memory_format=self.layout) for x in (images, target))
+        with frozen(self.discriminator):
+            total: Tensor = self.generator_objective(images, target, *self.generate(images))[0]
+        return total
+
     def step(self, images: Tensor, target: Tensor, step: int) -> dict[str, Tensor]:
         """Train both networks on a batch, in the run's step counted from 0; nothing waits for the device.
 

@@ -18,7 +18,6 @@ from models.training import distributed, thresholds
 from models.training.devices import device_of
 from models.training.exchange import exchanged_share, record_exchange
 from models.training.pace import length
-from models.training.scale_records import scales_of
 from models.training.scales import Penalty, scales_at_start, travel_by_stage
 from models.translation.build import (
     build_discriminator,
@@ -100,17 +99,22 @@ class TranslationTask:
             )
         )
 
+    @property
+    def network(self) -> UNet:
+        return self.nets.generator
+
+    @property
+    def penalty_strength(self) -> float:
+        loss = self.recipe.loss
+        return loss.sparsity * (len(self.names) if loss.per_output else 1)
+
     def scales(self, steps: int) -> Overview:
-        optim, loss = self.recipe.optim, self.recipe.loss
+        optim = self.recipe.optim
         lengths = [stage.length(self.steps_per_epoch) for stage in self.stages]
         ways = travel_by_stage(optim, lengths, steps, None)
         travel = sum(stage.generator_lr * way for stage, way in zip(self.stages, ways, strict=True))
-        strength = loss.sparsity * (len(self.names) if loss.per_output else 1)
-        penalty = Penalty(strength, None, (travel, travel), steps)
+        penalty = Penalty(self.penalty_strength, None, (travel, travel), steps)
         return scales_at_start(self.nets.generator, penalty, "level")
-
-    def recorded_scales(self) -> dict[str, Tensor]:
-        return scales_of(self.nets.generator)
 
     def _generators(self) -> list[UNet]:
         """The generator, and its average where there is one."""
@@ -124,6 +128,9 @@ class TranslationTask:
     def batches(self, epoch: int, start_step: int) -> Iterable[TranslationBatch]:
         self.loader.seek(epoch, start_step)
         return on_device(self.loader, self.device)
+
+    def loss(self, batch: TranslationBatch) -> Tensor:
+        return self.nets.loss(batch.images, batch.target)
 
     def step(self, batch: TranslationBatch, step: int) -> dict[str, Tensor]:
         scalars: dict[str, Tensor] = {}

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from cen_ext import ExchangeBatchNorm2d
 from models.data import DataError
+from models.networks.fusion.base import mark
 from models.training import checkpoint
 from models.training.devices import peak_memory
 from models.training.errors import UsageError
@@ -48,8 +50,11 @@ class Toy:
     events: list[Any] = field(default_factory=list)
     value: Tensor = field(default_factory=lambda: torch.zeros(3, requires_grad=True))
 
-    def recorded_scales(self) -> dict[str, Tensor]:
-        return {"point": self.value.detach()[None]}
+    @property
+    def network(self) -> nn.Module:
+        point = mark(ExchangeBatchNorm2d(3, 1))
+        point.weight.data.copy_(self.value.detach()[None])
+        return nn.ModuleDict({"point": point})
 
     def start_stage(self, index: int, begin: int) -> None:
         self.events.append(f"stage {index}")

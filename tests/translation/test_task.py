@@ -20,13 +20,11 @@ from bench.baselines.translation import EagerPatchGAN, EagerUNet
 from models.data import DataError
 from models.training import distributed
 from models.training.errors import UsageError
-from models.training.scale_records import scales_of
 from models.translation.build import open_split
 from models.translation.inference import translate, translate_views, translating
 from models.translation.metrics import fid
 from models.translation.metrics.fid import FidSettings
 from models.translation.task import TranslationTask
-from tests.helpers.same import assert_same
 from tests.helpers.training_runs import together
 from tests.helpers.translation_runs import DOMAINS, batches_of, prepare_views, tiny_recipe, tiny_task
 from tests.training.test_options import NoReading, NoSizesFromValues
@@ -364,9 +362,12 @@ def task(views: Path) -> TranslationTask:
     return tiny_task(views)
 
 
-def test_the_generators_scales_are_recorded(task: TranslationTask) -> None:
-    assert task.recorded_scales()
-    assert_same(task.recorded_scales(), scales_of(task.nets.generator))
+def test_the_loss_is_that_of_a_step(views: Path) -> None:
+    """Of one whose discriminator does not learn in between."""
+    task = tiny_task(views, "model.dropout=0", "optim.stages.0.discriminator_lr=0")
+    batch = next(iter(task.batches(0, 0)))
+    loss = task.loss(batch)
+    assert_close(loss.detach(), task.step(batch, 0)["loss"])
 
 
 def test_evaluation_leaves_everything_as_it_was(task: TranslationTask) -> None:
