@@ -50,7 +50,8 @@ def interval_probability(penalty: float, mean: Tensor, deviation: Tensor) -> Ten
 
 def gradient_norm(gradient: Tensor) -> Tensor:
     """``‖G‖``, 0-d: the deviation of d where x̂ is of independent standard normal elements."""
-    return torch.linalg.vector_norm(gradient)
+    norm: Tensor = torch.linalg.vector_norm(gradient)
+    return norm
 
 
 def centered_norm(gradient: Tensor) -> Tensor:
@@ -59,7 +60,8 @@ def centered_norm(gradient: Tensor) -> Tensor:
     The rows' variances add up.
     """
     count = gradient.shape[1]
-    return torch.linalg.vector_norm(_centered(gradient)) * math.sqrt(count / max(count - 1, 1))
+    norm: Tensor = torch.linalg.vector_norm(_centered(gradient))
+    return norm * math.sqrt(count / max(count - 1, 1))
 
 
 def shuffled_moments(gradient: Tensor, xhat: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from models.comparison.costs import Costs
 from models.comparison.groups import Group, Value, differences
 from models.comparison.picture import save_picture
 from models.comparison.runs import outputs
+from models.text import aligned
 from models.training.files import replacing, write_json
 
 Cells = list[list[str]]  # the first row is the head
@@ -81,7 +82,7 @@ def text(comparison: Comparison) -> str:
     tables = [metric_cells(comparison), cost_cells(comparison), difference_cells(comparison)]
     legend = [*members(comparison), *textwrap.wrap(_HOW, 110)]
     unit = "in per cent\n" if comparison.per_cent else ""
-    return unit + "\n\n".join([*(_aligned(cells) for cells in tables if cells), "\n".join(legend)])
+    return unit + "\n\n".join([*(aligned(cells) for cells in tables if cells), "\n".join(legend)])
 
 
 def markdown(comparison: Comparison, picture: str) -> str:
@@ -168,22 +169,6 @@ def _text(value: Value | None, decimals: int) -> str:
         return "-"
     spread = "" if value.spread is None else f" ± {value.spread:.{decimals}f}"
     return f"{value.mean:.{decimals}f}{spread}"
-
-
-def _aligned(cells: Cells) -> str:
-    """Columns of one width; words to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    words = [
-        not any(cell[:1].isdigit() for cell in column[1:]) or column[0] == "output"
-        for column in zip(*cells, strict=True)
-    ]
-    return "\n".join(
-        "  ".join(
-            f"{cell:<{width}}" if word else f"{cell:>{width}}"
-            for cell, width, word in zip(row, widths, words, strict=True)
-        ).rstrip()
-        for row in cells
-    )
 
 
 def _markdown(cells: Cells) -> str:

@@ -223,13 +223,14 @@ def fill(net: nn.Module, path: Path, contents: dict[str, Any]) -> None:
     thresholds.restore(net, str(path), contents)
 
 
-def check_inputs(path: Path, contents: dict[str, Any], now: dict[str, Any]) -> None:
+def check_inputs(path: Path, contents: dict[str, Any], now: dict[str, Any], what: str = "--resume") -> None:
     """Refuse to go on where the network would be fed otherwise, or where its classes have other names.
 
     Args:
         path: the checkpoint.
         contents: its.
         now: ``inputs``, and ``target`` or ``classes`` where there are such, as the task at hand describes it.
+        what: that goes on, for the error.
 
     Raises:
         UsageError: they are others than in the checkpoint.
@@ -237,11 +238,11 @@ def check_inputs(path: Path, contents: dict[str, Any], now: dict[str, Any]) -> N
     plains = [[*each["inputs"], *([each["target"]] if "target" in each else [])] for each in (contents, now)]
     specs = [[input_from_plain(plain) for plain in each] for each in plains]
     if differences := differing_inputs(*specs):
-        raise UsageError(f"--resume: {path} was trained on other inputs: {'; '.join(differences)}")
+        raise UsageError(f"{what}: {path} was trained on other inputs: {'; '.join(differences)}")
     if problem := once_color(specs[0], now.get("gray_in_color", ())):
-        raise UsageError(f"--resume: {path} {problem}")
+        raise UsageError(f"{what}: {path} {problem}")
     if contents.get("classes") != now.get("classes"):
-        raise UsageError(f"--resume: {path} was trained on classes of other names than data.root has")
+        raise UsageError(f"{what}: {path} was trained on classes of other names than data.root has")
 
 
 def header(name: str, recipe: Any, imports: Sequence[str] = ()) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cen_ext import replaced_channels
+from cen_ext.modules import ExchangeNorm
 from models.data.survey import Overview
 from models.networks.fusion.thresholds import Ruled, relative_threshold, ruled_layers
 from models.training.schedules import rate_factor
@@ -138,7 +139,7 @@ def scales_at_start(net: nn.Module, penalty: Penalty, word: str = "stage") -> Ov
     layers = ruled_layers(net)
     if not layers:
         return Overview([], [])
-    slopes = _slopes(net, layers)
+    slopes = penalty_slopes(net, {name: layer for name, (layer, _) in layers.items()})
     groups: dict[str, list[_Scales]] = {}
     for name, group in _groups(net, layers, word).items():
         groups.setdefault(group, []).append(_scales_of(name, layers[name], slopes[name], penalty))
@@ -149,14 +150,17 @@ def scales_at_start(net: nn.Module, penalty: Penalty, word: str = "stage") -> Ov
     return Overview(lines, _warnings(parts, whole, penalty, relative_threshold(net)))
 
 
-def _slopes(net: nn.Module, layers: Mapping[str, Ruled]) -> dict[str, Tensor]:
-    """By layer ``[M, C]``: the size of the derivative of the fusion's penalty, without λ, by each scale."""
+def penalty_slopes(net: nn.Module, layers: Mapping[str, ExchangeNorm]) -> dict[str, Tensor]:
+    """By layer ``[M, C]``: the size of the derivative of the fusion's penalty, without λ, by each scale.
+
+    Args:
+        net: with ``fusion``.
+        layers: of it, by their names.
+    """
     fusion: Any = net.fusion
     penalty = fusion.penalty_on_scales(net)
-    slopes = {name: torch.zeros(layer.table_shape()) for name, (layer, _) in layers.items()}
-    weights = {
-        name: layer.weight.parameter for name, (layer, _) in layers.items() if layer.weight.requires_grad
-    }
+    slopes = {name: torch.zeros(layer.table_shape()) for name, layer in layers.items()}
+    weights = {name: layer.weight.parameter for name, layer in layers.items() if layer.weight.requires_grad}
     if penalty.requires_grad and weights:
         gradients = torch.autograd.grad(penalty, list(weights.values()), allow_unused=True)
         for name, gradient in zip(weights, gradients, strict=True):

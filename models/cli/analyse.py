@@ -1,0 +1,144 @@
+"""``cen analyse RUN ...``, or ``cen analyze``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from models.cli.arguments import Commands, add_command
+from models.training.errors import UsageError
+
+
+def add(commands: Commands) -> None:
+    """Add the command's parser."""
+    parser = add_command(
+        commands, "analyse", help="test the paper's theory on trained networks", aliases=["analyze"]
+    )
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="run folder (its last.pt) or a checkpoint in it; field=value changes a setting, as data.root",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="where to write results; default: the run's folder"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=_threshold,
+        metavar="θ",
+        help="what scales are compared with, a number or 0.05*median; default: what a run exchanges by",
+    )
+    for add_analysis in _ANALYSES:
+        add_analysis(parser)
+    parser.set_defaults(run=_run, overrides=[])
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if not arguments.analyses:
+        raise UsageError("analyse: say what to analyze: --theorem, --corollary")
+    arguments.overrides = [each for each in arguments.runs if "=" in each] + arguments.overrides
+    arguments.runs = [Path(each) for each in arguments.runs if "=" not in each]
+    if not arguments.runs:
+        raise UsageError("analyse: give a run's folder")
+    codes: list[int] = [analysis(arguments) for analysis in dict.fromkeys(arguments.analyses)]
+    return max(codes)
+
+
+def _add_theorem(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("--theorem", "Theorem 1: scales that come near 0 stay there")
+    group.add_argument(
+        "--theorem",
+        dest="analyses",
+        action="append_const",
+        const=_theorem,
+        help="its probability, predicted and observed, and how scales moved in training",
+    )
+    group.add_argument(
+        "--batches",
+        type=_count,
+        default=64,
+        metavar="N",
+        help="training batches to look at; 0: the records of scales alone; default: %(default)s",
+    )
+    group.add_argument(
+        "--channels",
+        type=_count,
+        default=4,
+        metavar="N",
+        help="channels of every layer and modality, each a pass of every batch; default: %(default)s",
+    )
+
+
+def _add_corollary(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("--corollary", "Corollary 1: exchange does not raise the training loss")
+    group.add_argument(
+        "--corollary",
+        dest="analyses",
+        action="append_const",
+        const=_corollary,
+        help="train a run's network on, convolutions unshared, with and without exchange of what is below θ",
+    )
+    group.add_argument(
+        "--steps", type=_count, default=200, metavar="N", help="of each training; default: %(default)s"
+    )
+    group.add_argument(
+        "--seeds",
+        type=_counts,
+        default=(0, 1, 2),
+        metavar="N,N,...",
+        help="of the pairs of trainings; default: 0,1,2",
+    )
+
+
+def _theorem(arguments: argparse.Namespace) -> int:
+    from models.analysis.analyze import analyze_theorem
+
+    return analyze_theorem(
+        arguments.runs,
+        arguments.overrides,
+        output=arguments.output,
+        batches=arguments.batches,
+        channels=arguments.channels,
+        threshold=arguments.threshold,
+    )
+
+
+def _corollary(arguments: argparse.Namespace) -> int:
+    from models.analysis.analyze import analyze_corollary
+
+    return analyze_corollary(
+        arguments.runs,
+        arguments.overrides,
+        output=arguments.output,
+        steps=max(1, arguments.steps),
+        seeds=arguments.seeds,
+        threshold=arguments.threshold,
+    )
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(map(_count, text.split(",")))
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a number from 0 on, got {text!r}")
+    return int(text)
+
+
+def _threshold(text: str) -> float | str:
+    from cen_ext.modules.thresholds import parse_median
+
+    try:
+        if "median" in text:
+            parse_median(text)
+            return text
+        if (number := float(text)) > 0:
+            return number
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"expected a number above 0 or 0.05*median, got {text!r}")
+
+
+_ANALYSES = (_add_theorem, _add_corollary)
