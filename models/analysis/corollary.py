@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice
@@ -216,9 +216,9 @@ def _hold(net: nn.Module, zeroed: Mapping[str, Tensor]) -> None:
 
 
 def _start(task: Task, progress: Mapping[str, Any]) -> None:
-    """Start the stage that the checkpoint is in, or was the end of."""
+    """Start the stage of the checkpoint's last step."""
     ends = stage_ends(task.stages, progress["steps_per_epoch"])
-    task.start_stage(min(bisect_right(ends, progress["step"]), len(ends) - 1), 0)
+    task.start_stage(min(bisect_left(ends, max(1, progress["step"])), len(ends) - 1), 0)
 
 
 def _train(
