@@ -25,6 +25,7 @@ from cen_ext import replaced_channels
 from models.analysis.runs import COMMAND, Run, contents_of, task_of
 from models.networks.fusion import Exchange, NoFusion, named_exchange_points
 from models.text import aligned
+from models.training import registry
 from models.training.errors import UsageError
 from models.training.interrupt import Interrupt
 from models.training.loop import Task
@@ -147,13 +148,15 @@ def compare_arms(
         DataError: the data set is not whole.
     """
     path, contents = contents_of(run)
+    recipe = _recipe(run)
     losses: dict[str, list[list[float]]] = {arm: [] for arm in ARMS}
     zeroed: dict[str, Tensor] = {}
     with tqdm(total=len(ARMS) * steps * len(seeds), unit="step", disable=None, dynamic_ncols=True) as bar:
         for seed in seeds:
             both = []
             for exchange in ARMS.values():
-                task = task_of(_recipe(run, seed), path, contents)
+                seeded = replace(recipe, run=replace(recipe.run, seed=seed))
+                task = task_of(seeded, path, contents)
                 zeroed = _freeze(run, task.network, thresholds, exchange=exchange)
                 _start(task, contents["loop"])
                 both.append(_train(task, zeroed, steps, seed, interrupt, bar))
@@ -169,20 +172,26 @@ def compare_arms(
     return Corollary(run.name, contents["loop"]["step"], seeds[:done], replaced, scales, losses)
 
 
-def _recipe(run: Run, seed: int) -> Any:
-    """The run's settings with private convolutions, constant learning rates, no average and another seed."""
+def _recipe(run: Run) -> Any:
+    """The run's settings with private convolutions, constant learning rates and no average."""
     recipe, fusion = run.recipe, run.recipe.fusion
     if type(fusion) not in (Exchange, NoFusion) or getattr(fusion, "norms", "private") == "shared":
         raise UsageError(
             f"{COMMAND}: --corollary takes runs with fusion=exchange, or fusion=none with private norms; "
             f"{run.path} has {fusion}"
         )
-    return replace(
+    private = replace(
         recipe,
         fusion=NoFusion(convolutions="private", penalty=fusion.penalty, at=fusion.at),
         optim=replace(recipe.optim, schedule="constant", warmup_steps=0, ema=None),
-        run=replace(recipe.run, seed=seed),
     )
+    try:
+        registry.system_of(private).network(private)
+    except UsageError as error:
+        raise UsageError(
+            f"{COMMAND}: --corollary needs a network whose convolutions can be private: {error}"
+        ) from None
+    return private
 
 
 def _freeze(

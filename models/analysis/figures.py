@@ -13,6 +13,7 @@ from models.analysis.corollary import Corollary
 from models.analysis.dynamics import EDGES, Dynamics
 
 _COLORS = {"below θ": "#c8401f", "above θ": "#2b6cb0"}
+_LEAST = 10  # batches of a bin that is drawn
 _RUNS = ("#c8401f", "#2b6cb0", "#4a8f4a", "#98a2ac", "#8a5fb0", "#d9a520")
 
 
@@ -33,7 +34,7 @@ def _bins(axes: Axes, result: Attraction) -> None:
         rows = result.chosen(which)
         if not rows.any():
             continue
-        bins = [shares for number, shares in result.bins(rows) if number]
+        bins = [shares for number, shares in result.bins(rows) if number >= _LEAST]
         predicted = [shares.predicted for shares in bins]
         for kind, marker, style in (("observed", "o", "-"), ("shuffled", "x", ":")):
             shares = [getattr(each, kind) for each in bins]
@@ -47,7 +48,9 @@ def _bins(axes: Axes, result: Attraction) -> None:
                 color=_COLORS[side],
                 label=f"{kind}, {side}",
             )
-    _finish(axes, "predicted probability, ten bins", "share of batches with |d| ≤ λ")
+    _finish(
+        axes, f"predicted probability, in bins of {_LEAST} batches or more", "share of batches with |d| ≤ λ"
+    )
     axes.set_ylim(-0.03, 1.03)
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,15 +15,19 @@ from torch import Tensor
 
 from cen_ext import ExchangeBatchNorm2d
 from models.__main__ import main
+from models.analysis import attraction
 from models.analysis.attraction import Channel, sample_channels
 from models.analysis.attraction_report import Attraction
 from models.analysis.observation import ObservedNorm, Seen
 from models.analysis.runs import load_task, penalized_channels, read_run
 from models.analysis.theorem import attraction_probability
 from models.networks.fusion.base import mark
+from models.training.loop import Task
 from models.training.scale_records import scales_of
+from tests.helpers import translation_runs
 from tests.helpers.same import assert_same
 from tests.helpers.training_runs import command, prepare_rooms
+from tests.helpers.translation_runs import prepare_views
 
 BATCHES = 400
 SLOW = ["optim.stages.0.steps=2", "optim.stages.1.steps=0", "optim.stages.2.steps=0"]
@@ -39,13 +46,13 @@ def channel(
     return found
 
 
-def attraction(channels: list[Channel], penalty: float = 0.5) -> Attraction:
+def result_of(channels: list[Channel], penalty: float = 0.5) -> Attraction:
     return Attraction("run", 3, penalty, False, ["rgb", "depth"], channels, [], BATCHES)
 
 
 def test_shares_of_uninformative_channels() -> None:
     channels = [channel(torch.randn(BATCHES), scale=scale) for scale in (0.001, 0.5, -0.01, 0.3)]
-    result = attraction(channels)
+    result = result_of(channels)
     predicted = float(attraction_probability(0.5, torch.ones((), dtype=torch.float64)))
     error = math.sqrt(predicted * (1 - predicted) / BATCHES)
     for shares in result.shares:
@@ -62,14 +69,14 @@ def test_shares_of_uninformative_channels() -> None:
 
 
 def test_informative_channels_are_observed_less() -> None:
-    result = attraction([channel(torch.randn(BATCHES) + 2) for _ in range(3)])
+    result = result_of([channel(torch.randn(BATCHES) + 2) for _ in range(3)])
     assert all(shares.observed < 0.2 < shares.predicted for shares in result.shares)
     assert [shares.minimum for shares in result.shares] == [0, 0, 0]
     assert all(verdict.passed for verdict in result.verdicts())
 
 
 def test_criteria_that_do_not_hold() -> None:
-    too_often = attraction([channel(0.1 * torch.randn(BATCHES)) for _ in range(3)])
+    too_often = result_of([channel(0.1 * torch.randn(BATCHES)) for _ in range(3)])
     failed = [verdict.name for verdict in too_often.verdicts() if not verdict.passed]
     assert failed == [
         "observed at most as predicted, penalized, above θ",
@@ -80,7 +87,7 @@ def test_criteria_that_do_not_hold() -> None:
     for each in wrong:
         for seen in each.seen:
             seen[Seen._fields.index("shuffled")] *= 2
-    failed = [verdict.name for verdict in attraction(wrong).verdicts() if not verdict.passed]
+    failed = [verdict.name for verdict in result_of(wrong).verdicts() if not verdict.passed]
     assert failed == ["shuffled as predicted", "shuffled 1/2 at the λ for 1/2"]
 
 
@@ -89,7 +96,7 @@ def test_silent_channels() -> None:
     for each in dead:
         for seen in each.seen:
             seen[Seen._fields.index("norm")] = 0
-    result = attraction([*dead, *(channel(torch.randn(BATCHES)) for _ in range(2))])
+    result = result_of([*dead, *(channel(torch.randn(BATCHES)) for _ in range(2))])
     assert result.shares[0][:4] == (1, 1, 1, 1)
     assert math.isnan(result.shares[0].observed_half)
     assert all(verdict.passed for verdict in result.verdicts())
@@ -149,6 +156,43 @@ def test_a_run(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert moved["steps"] == [0, 1, 2]
     assert (tmp_path / "theorem.png").is_file()
     assert (tmp_path / "dynamics.png").is_file()
+
+
+def test_a_signal_ends_it_after_the_batch_at_hand(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batches = attraction._batches
+
+    def interrupted(task: Task) -> Iterator[Any]:
+        for number, batch in enumerate(batches(task)):
+            if number == 1:
+                signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+    monkeypatch.setattr(attraction, "_batches", interrupted)
+    arguments = ["--theorem", "--threshold", "0.1", "--channels", "1", "--output", str(tmp_path)]
+    assert main(["analyse", str(trained), *arguments]) == 128 + signal.SIGTERM
+    assert "interrupted: what is shown and written is what was done before that" in capsys.readouterr().out
+    (run,) = json.loads((tmp_path / "theorem.json").read_text())["runs"]
+    assert run["batches"] == 1
+
+
+def test_a_translation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Instance norms: each image has statistics of its own."""
+    run = tmp_path / "run"
+    settings = ["run.steps=1", "fusion.threshold=0.97"]
+    assert main(translation_runs.command(prepare_views(tmp_path / "views"), run, *settings)) == 0
+    assert main(["analyse", str(run), "--theorem", "--batches", "3", "--channels", "1"]) == 0
+    told = capsys.readouterr().out
+    assert "the run was trained with exchange; it is switched off here" in told
+    (found,) = json.loads((run / "theorem.json").read_text())["runs"]
+    assert all(each["normalized"] for each in found["channels"])
+    # The norm's eps leaves channels of little variance a smaller one.
+    assert [each["predicted"] for each in found["channels"]] == pytest.approx(
+        [each["of_shuffle"] for each in found["channels"]], abs=0.05
+    )
+    assert main(["analyse", str(run), "--corollary"]) == 2
+    assert "--corollary needs a network whose convolutions can be private" in capsys.readouterr().err
 
 
 def test_a_network_is_that_of_the_training(trained: Path) -> None:
