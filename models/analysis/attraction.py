@@ -146,12 +146,13 @@ def look_at(
         for number, batch in enumerate(islice(_batches(task), batches)):
             if interrupt:
                 break
-            for together in rounds:
-                for channel, seen in zip(together, _pass(task, layers, together, batch, number), strict=True):
+            for turn, together in enumerate(rounds):
+                rows = _pass(task, layers, together, batch, (number, turn))
+                for channel, seen in zip(together, rows, strict=True):
                     channel.seen.append(seen)
                 bar.update()
             for apart in alone if number < ALONE_BATCHES else ():
-                apart.seen.extend(_pass(task, layers, [apart.channel], batch, number))
+                apart.seen.extend(_pass(task, layers, [apart.channel], batch, (number, 0)))
                 bar.update()
             done += 1
     return alone, done
@@ -175,14 +176,25 @@ def _batches(task: Task) -> Iterator[Any]:
 
 
 def _pass(
-    task: Task, layers: Mapping[str, ObservedNorm], together: Sequence[Channel], batch: Any, number: int
+    task: Task,
+    layers: Mapping[str, ObservedNorm],
+    together: Sequence[Channel],
+    batch: Any,
+    place: tuple[int, int],
 ) -> list[Tensor]:
-    """What is seen of channels whose scales are 0 together, on the CPU."""
+    """What is seen of channels whose scales are 0 together, on the CPU.
+
+    Args:
+        place: the numbers of the batch, by which dropout draws, and of the turn, by which x̂ is shuffled, too.
+    """
     for observed in layers.values():
         observed.zeroed = {}
     for channel in together:
         layers[channel.layer].zeroed[channel.modality] = channel.index
+    number, turn = place
     seed_all(number)
-    task.loss(batch).backward()
+    loss = task.loss(batch)
+    seed_all((turn + 1 << 16) + number)
+    loss.backward()
     rows = [torch.stack(layers[channel.layer].seen[channel.modality]) for channel in together]
     return list(torch.stack(rows).cpu())
