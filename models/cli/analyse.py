@@ -63,7 +63,7 @@ def _add_theorem(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--channels",
-        type=_count,
+        type=_positive,
         default=4,
         metavar="N",
         help="channels of every layer and modality, each a pass of every batch; default: %(default)s",
@@ -80,7 +80,7 @@ def _add_corollary(parser: argparse.ArgumentParser) -> None:
         help="train a run's network on, convolutions unshared, with and without exchange of what is below θ",
     )
     group.add_argument(
-        "--steps", type=_count, default=200, metavar="N", help="of each training; default: %(default)s"
+        "--steps", type=_positive, default=200, metavar="N", help="of each training; default: %(default)s"
     )
     group.add_argument(
         "--seeds",
@@ -111,7 +111,7 @@ def _corollary(arguments: argparse.Namespace) -> int:
         arguments.runs,
         arguments.overrides,
         output=arguments.output,
-        steps=max(1, arguments.steps),
+        steps=arguments.steps,
         seeds=arguments.seeds,
         threshold=arguments.threshold,
     )
@@ -125,6 +125,12 @@ def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected a number from 0 on, got {text!r}")
     return int(text)
+
+
+def _positive(text: str) -> int:
+    if (number := _count(text)) == 0:
+        raise argparse.ArgumentTypeError("expected a number from 1 on, got 0")
+    return number
 
 
 def _threshold(text: str) -> float | str:

@@ -229,3 +229,7 @@ def test_other_mistakes(trained: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "is no run" in capsys.readouterr().err
     assert main(["analyse", str(trained), str(trained), "--theorem", "--threshold", "1"]) == 2
     assert "several runs need --output FOLDER" in capsys.readouterr().err
+    for option, value in (("--channels", "0"), ("--batches", "-1"), ("--threshold", "0"), ("--seeds", "1,x")):
+        with pytest.raises(SystemExit):
+            main(["analyse", str(trained), "--theorem", option, value])
+        assert f"argument {option}: expected a number" in capsys.readouterr().err
