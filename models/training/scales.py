@@ -169,19 +169,27 @@ def penalty_slopes(net: nn.Module, layers: Mapping[str, ExchangeNorm]) -> dict[s
     return slopes
 
 
+def stage_numbers(net: nn.Module) -> dict[nn.Module, int]:
+    """The modules of an encoder's stages, each with its stage's number, from 1 on.
+
+    Args:
+        net: with an ``encoder`` that has ``stages()``.
+    """
+    encoder: Any = net.encoder
+    return {module: number for number, stage in enumerate(encoder.stages(), 1) for module in stage.modules()}
+
+
 def _groups(net: nn.Module, layers: Mapping[str, Ruled], word: str) -> dict[str, str]:
     """Which part of the network each layer is of, in words and in the network's order."""
-    encoder: Any = net.encoder
-    stages = {
-        id(module): f"{word} {number}"
-        for number, stage in enumerate(encoder.stages(), 1)
-        for module in stage.modules()
-    }
+    stages = stage_numbers(net)
     outside = "the stem" if stages else "the encoder"
-    return {
-        name: stages.get(id(layer), outside if name.startswith("encoder.") else "the decoder")
-        for name, (layer, _) in layers.items()
-    }
+
+    def group(name: str, layer: nn.Module) -> str:
+        if layer in stages:
+            return f"{word} {stages[layer]}"
+        return outside if name.startswith("encoder.") else "the decoder"
+
+    return {name: group(name, layer) for name, (layer, _) in layers.items()}
 
 
 def _scales_of(name: str, ruled: Ruled, slopes: Tensor, penalty: Penalty) -> _Scales:
