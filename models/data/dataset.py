@@ -165,7 +165,7 @@ class SegmentationSet:
         return Sample(
             images,
             target,
-            self._name(paths[LABELS]),
+            self.name(index),
             self.modalities,
             self.reader.kinds(),
             self.reader.absent(paths),
@@ -202,9 +202,10 @@ class SegmentationSet:
         told_apart = len(np.unique(colors, axis=0)) == self.num_classes and np.ptp(colors, axis=1).any()
         return colors if told_apart else None
 
-    def _name(self, label_path: Path) -> str:
+    def name(self, index: int) -> str:
+        """A sample's ``Sample.name``; no file is opened."""
         # The file's name alone is shared by scenes of several folders, as SUN RGB-D's label/label.npy is.
-        path = os.path.relpath(label_path, self.root / self.layout.folder(LABELS, self.split))
+        path = os.path.relpath(self.scenes[index][LABELS], self.root / self.layout.folder(LABELS, self.split))
         return Path(path).with_suffix("").as_posix()
 
     def _label_map(self, merge: str | None) -> tuple[int, ...]:
