@@ -130,11 +130,10 @@ class Fusion:
             ValueError: the fusion needs all of them.
         """
         if not self.subsets:
-            names = {member: name for name, member in FUSIONS.members.items()}
-            able = [name for member, name in names.items() if member.subsets]
+            able = [name for name, member in FUSIONS.members.items() if member.subsets]
             raise ValueError(
-                f"fusion={names.get(type(self), type(self).__name__)} joins all modalities and cannot do "
-                f"without one; networks with fusion={' or '.join(able)} can"
+                f"fusion={name_of(self)} joins all modalities and cannot do without one; networks with "
+                f"fusion={' or '.join(able)} can"
             )
 
     def streams(self, stage: int, num_modalities: int) -> int:
@@ -209,6 +208,12 @@ register_fusion = FUSIONS.register
 def fusions() -> tuple[str, ...]:
     """The names of the registered fusions."""
     return FUSIONS.names()
+
+
+def name_of(fusion: Fusion) -> str:
+    """The name that a fusion is registered by, or its class's."""
+    names = {member: name for name, member in FUSIONS.members.items()}
+    return names.get(type(fusion), type(fusion).__name__)
 
 
 def resolve(
