@@ -1,1 +1,1 @@
-"""What trained networks tell of the paper's theory."""
+"""What trained networks tell of the paper's theory, and what their channels show."""

@@ -12,7 +12,7 @@ from models.training.errors import UsageError
 def add(commands: Commands) -> None:
     """Add the command's parser."""
     parser = add_command(
-        commands, "analyse", help="test the paper's theory on trained networks", aliases=["analyze"]
+        commands, "analyse", help="test the paper's theory on trained networks, and draw their feature maps", aliases=["analyze"]
     )
     parser.add_argument(
         "runs",
@@ -36,7 +36,7 @@ def add(commands: Commands) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     if not arguments.analyses:
-        raise UsageError("analyse: say what to analyze: --theorem, --corollary")
+        raise UsageError("analyse: say what to analyze: --theorem, --corollary, --features")
     arguments.overrides = [each for each in arguments.runs if "=" in each] + arguments.overrides
     arguments.runs = [Path(each) for each in arguments.runs if "=" not in each]
     if not arguments.runs:
@@ -91,6 +91,28 @@ def _add_corollary(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_features(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("--features", "Figure 3: what the channels of one modality alone show")
+    group.add_argument(
+        "--features",
+        dest="analyses",
+        action="append_const",
+        const=_features,
+        help="draw the feature maps of channels that one modality alone uses, and correlate them with "
+        "texture and boundaries, over eval.limit validation images",
+    )
+    group.add_argument(
+        "--layer", metavar="NAME", help="of the norm; default: that of stages 1 and 2 with the largest sets"
+    )
+    scenes = group.add_mutually_exclusive_group()
+    scenes.add_argument(
+        "--images", type=_positive, default=3, metavar="N", help="scenes to draw; default: %(default)s"
+    )
+    scenes.add_argument(
+        "--scene", action="append", default=[], metavar="NAME", help="draw this one; may be repeated"
+    )
+
+
 def _theorem(arguments: argparse.Namespace) -> int:
     from models.analysis.analyze import analyze_theorem
 
@@ -115,6 +137,23 @@ def _corollary(arguments: argparse.Namespace) -> int:
         seeds=arguments.seeds,
         threshold=arguments.threshold,
     )
+
+
+def _features(arguments: argparse.Namespace) -> int:
+    from models.analysis.features import write_features
+
+    if arguments.output is not None and len(arguments.runs) > 1:
+        raise UsageError("--output: --features writes files of the same names for every run; give one run")
+    for run in arguments.runs:
+        write_features(
+            run,
+            arguments.overrides,
+            arguments.output,
+            layer=arguments.layer,
+            images=arguments.images,
+            scenes=arguments.scene,
+        )
+    return 0
 
 
 def _counts(text: str) -> tuple[int, ...]:
@@ -147,4 +186,4 @@ def _threshold(text: str) -> float | str:
     raise argparse.ArgumentTypeError(f"expected a number above 0 or 0.05*median, got {text!r}")
 
 
-_ANALYSES = (_add_theorem, _add_corollary)
+_ANALYSES = (_add_theorem, _add_corollary, _add_features)
