@@ -28,7 +28,7 @@ from models.analysis.channel_sets import DRAWN, Layer
 from models.analysis.feature_maps import FeatureMaps
 
 TARGETS = ("texture", "boundaries")
-QUANTITIES = ("normalized", "z", "rectified")
+QUANTITIES = ("normalized", "magnitude", "z", "rectified")
 DRAWS = 20
 _LUMINANCE = (0.299, 0.587, 0.114)
 

@@ -37,7 +37,12 @@ _TITLES = {
     "exchanged": "after the exchange",
 }
 _COLORS_OF = {"normalized": "normalized", "z": "z", "exchanged": "z"}  # of one unit, so of one scale
-_QUANTITIES = {"normalized": r"$\hat{x}$", "z": "$z$", "rectified": "relu($z$)"}
+_QUANTITIES = {
+    "normalized": r"$\hat{x}$",
+    "magnitude": r"$|\hat{x}|$",
+    "z": "$z$",
+    "rectified": "relu($z$)",
+}
 
 # In inches.
 _MAP = 1.5
@@ -45,6 +50,7 @@ _GAP = 0.18
 _LEFT, _RIGHT = 0.65, 0.1
 _TITLE, _HEAD, _SPACE = 0.3, 0.66, 0.14  # above all, above a pair's maps, between scenes
 _ROW, _AROUND = 0.24, 0.95  # of correlations, and what stands around them
+_LABEL, _LETTER = 0.75, 0.06  # beside them, of the quantities and of each letter of the sets
 
 _MODALITIES = ("#c8401f", "#2b6cb0")
 _RANDOM = "#98a2ac"
@@ -106,7 +112,8 @@ def draw(
             top += scene_height
     if alone:
         ends = {"top": (below - 0.35) / height, "bottom": 0.4 / height}
-        grid = GridSpec(1, 2, figure, left=1.9 / width, right=sides["right"], **ends, wspace=0.05)
+        beside = _LABEL + _LETTER * max(len(each.of) for each in alone)
+        grid = GridSpec(1, 2, figure, left=beside / width, right=sides["right"], **ends, wspace=0.05)
         _draw_correlations(figure, grid, alone, modalities)
     return figure
 

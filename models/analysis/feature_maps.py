@@ -29,8 +29,13 @@ class FeatureMaps(NamedTuple):
 
     @property
     def rectified(self) -> Tensor:
-        """relu(z), in place of what the activation lets through of a norm without a residual."""
+        """relu(z): of a norm without a residual, what its relu lets through."""
         return self.z.relu()
+
+    @property
+    def magnitude(self) -> Tensor:
+        """|x̂|: how much a channel responds, of whichever sign, which a mean of x̂ over channels cancels."""
+        return self.normalized.abs()
 
 
 class _Reached(Exception):

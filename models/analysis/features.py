@@ -126,7 +126,8 @@ class Features:
         ]
         rows: dict[str, list[str]] = {"": targets}
         order = self.modalities.index
-        for each in sorted(self.correlations, key=lambda each: (not each.alone, order(each.modality))):
+        alone = [each for each in self.correlations if each.alone]
+        for each in sorted(alone, key=lambda each: order(each.modality)):
             rows.setdefault(f"{each.of}, {each.quantity}", []).append(_cell(each))
         width = max(map(len, rows))
         for name, cells in rows.items():
