@@ -23,7 +23,6 @@ from models.training.errors import UsageError
 from models.training.scales import stage_numbers
 
 SETS = ("S01", "S10", "S11", "S00")
-DRAWN = SETS[:3]
 # In which the paper exchanges what is still near the image; its figure does not say the layer.
 _EARLY = (1, 2)
 _PERCENTS = (1, 5, 10, 25, 50, 75)
@@ -69,6 +68,16 @@ class Layer:
     def sizes(self, other: int) -> dict[str, int]:
         """The sets' sizes."""
         return {name: int(mask.sum()) for name, mask in self.sets(other).items()}
+
+    @property
+    def drawn(self) -> list[tuple[int, str]]:
+        """The K sets to draw: by the other modality of the pair and the set's name."""
+        return [(other, name) for other in self.others for name in SETS[:3]]
+
+    def means(self) -> Tensor:
+        """Weights ``[K, C]`` float64 of the means over the sets to draw; NaN of empty sets."""
+        masks = torch.stack([self.sets(other)[name] for other, name in self.drawn]).double()
+        return masks / masks.sum(1, keepdim=True)
 
     @property
     def smallest(self) -> int:

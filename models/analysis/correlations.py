@@ -24,13 +24,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.analysis.channel_sets import DRAWN, Layer
+from models.analysis.channel_sets import Layer
 from models.analysis.feature_maps import FeatureMaps
 
 TARGETS = ("texture", "boundaries")
 QUANTITIES = ("normalized", "magnitude", "z", "rectified")
 DRAWS = 20
 _LUMINANCE = (0.299, 0.587, 0.114)
+_ROUNDING = 1e-12  # of sums in float64, relative
 
 
 @dataclass(frozen=True)
@@ -121,12 +122,14 @@ def in_cells(squares: NDArray[np.float64], size: tuple[int, int]) -> Tensor:
 def correlations(maps: Tensor, target: Tensor) -> Tensor:
     """Pearson's correlation of maps ``[..., P]`` with a target ``[P]`` over the places where it is known.
 
-    NaN where either is constant, or known in fewer than two places.
+    NaN where either is constant but for rounding, or known in fewer than two places.
     """
     known = target.isfinite()
     maps, target = maps[..., known], target[known]
+    varied = maps.var(-1, correction=0) > _ROUNDING**2 * maps.square().mean(-1)
     maps, target = maps - maps.mean(-1, keepdim=True), target - target.mean()
-    return (maps * target).sum(-1) / (maps.square().sum(-1) * target.square().sum()).sqrt()
+    found = (maps * target).sum(-1) / (maps.square().sum(-1) * target.square().sum()).sqrt()
+    return found.where(varied, math.nan)
 
 
 class Correlator:
@@ -141,16 +144,15 @@ class Correlator:
 
     def __init__(self, layer: Layer, modalities: Sequence[str], draws: int = DRAWS, seed: int = 0) -> None:
         self.modalities = modalities
-        self.keys = [(other, name) for other in layer.others for name in DRAWN]
-        masks = torch.stack([layer.sets(other)[name] for other, name in self.keys])
-        self.sizes = masks.sum(1).tolist()
+        self.keys = layer.drawn
         generator = torch.Generator().manual_seed(seed)
-        selectors = []
-        for mask, size in zip(masks, self.sizes, strict=True):
-            order = torch.rand(draws, len(mask), generator=generator).argsort(1)
-            random = torch.zeros(draws, len(mask)).scatter(1, order[:, :size], 1.0)
-            selectors.append(torch.cat([mask[None], random]).double() / size)  # of no channels: NaN
-        self.selectors = torch.cat(selectors)
+        weights = []
+        for mean in layer.means():
+            # The weights in a random order, those of an empty set included, are a random set's.
+            orders = torch.rand(draws, len(mean), generator=generator).argsort(1)
+            weights += [mean[None], mean[orders]]
+        self.weights = torch.cat(weights)
+        self.sizes = [layer.sizes(other)[name] for other, name in self.keys]
         self.found: dict[str, list[Tensor]] = {name: [] for name in TARGETS}
 
     def add(self, maps: FeatureMaps, targets: Mapping[str, Tensor]) -> None:
@@ -161,7 +163,7 @@ class Correlator:
             targets: ``[h, w]`` by their names; those that are missing are not counted.
         """
         values = torch.stack([getattr(maps, name)[:, 0].flatten(2) for name in QUANTITIES])
-        means = self.selectors @ values.cpu()  # [Q, M, sets * (1 + draws), P]
+        means = self.weights @ values.cpu()  # [Q, M, sets * (1 + draws), P]
         for name, target in targets.items():
             found = correlations(means, target.flatten())
             self.found[name].append(found.unflatten(-1, (len(self.keys), -1)))

@@ -62,7 +62,7 @@ class Scene(NamedTuple):
     Attributes:
         name: its.
         inputs: an image for each modality.
-        maps: of the layer, for N = 1.
+        maps: for N = 1, means over the layer's K sets to draw in place of channels.
     """
 
     name: str
@@ -134,7 +134,7 @@ def _draw_scene(
     for row, m in zip(axes, (0, other), strict=True):
         image = scene.inputs[m]
         maps = [
-            _mean_map(getattr(scene.maps, quantity)[m, 0], layer.sets(other)[name], image.shape[:2])
+            _enlarged(getattr(scene.maps, quantity)[m, 0, layer.drawn.index((other, name))], image)
             for quantity, name in _COLUMNS
         ]
         scales = {
@@ -163,12 +163,11 @@ def _draw_scene(
     _write_beside(axes[1][0], scene.name)
 
 
-def _mean_map(maps: Tensor, channels: Tensor, size: Sequence[int]) -> NDArray[np.float64] | None:
-    """The mean ``[C, h, w]`` over channels, of the image's size; None where there are none."""
-    if not channels.any():
+def _enlarged(mean: Tensor, image: Image) -> NDArray[np.float64] | None:
+    """A mean ``[h, w]`` of the image's size; None where it is that of no channels, NaN."""
+    if mean.isnan().all():
         return None
-    mean = maps[channels.to(maps.device)].mean(0)
-    enlarged = F.interpolate(mean[None, None], tuple(size), mode="bilinear", align_corners=False)
+    enlarged = F.interpolate(mean[None, None], image.shape[:2], mode="bilinear", align_corners=False)
     return np.asarray(enlarged[0, 0].cpu().numpy())
 
 

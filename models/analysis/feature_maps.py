@@ -37,6 +37,10 @@ class FeatureMaps(NamedTuple):
         """|x̂|: how much a channel responds, of whichever sign, which a mean of x̂ over channels cancels."""
         return self.normalized.abs()
 
+    def over(self, weights: Tensor) -> FeatureMaps:
+        """Weighted sums over the channels, by weights ``[K, C]``: maps of K in place of C."""
+        return FeatureMaps(*(torch.einsum("kc,mnchw->mnkhw", weights.to(each.device), each) for each in self))
+
 
 class _Reached(Exception):
     """Ends a forward pass at a layer."""

@@ -184,7 +184,7 @@ def feature_figure(
     for index, batch, maps in _maps(trained, dataset, chosen, measured):
         correlator.add(maps, _targets(dataset, index, batch, (maps.z.shape[-2], maps.z.shape[-1])))
     found = [
-        Scene(batch.names[0], _inputs(trained, batch), maps)
+        Scene(batch.names[0], _inputs(trained, batch), maps.over(chosen.means()))
         for _, batch, maps in _maps(trained, dataset, chosen, shown)
     ]
     correlations = correlator.compute()

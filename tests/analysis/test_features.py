@@ -74,6 +74,10 @@ def test_maps_are_those_of_the_formulas(region: str, num_modalities: int) -> Non
             expected, replaced = sum(others) / len(others), replaced + 1
         torch.testing.assert_close(maps.exchanged[m, :, c], expected)
     assert replaced > 0
+    weights = torch.tensor([[0.5, 0, 0.5, 0, 0, 0], [0, 0, 0, 1, 0, 0]], dtype=torch.float64)
+    means = maps.over(weights)
+    torch.testing.assert_close(means.z[:, :, 0], (maps.z[:, :, 0] + maps.z[:, :, 2]) / 2)
+    torch.testing.assert_close(means.exchanged[:, :, 1], maps.exchanged[:, :, 3])
 
 
 def test_a_network_uses_the_exchanged_maps() -> None:
@@ -181,6 +185,8 @@ def test_correlations_of_constructed_maps() -> None:
     found = correlations(maps.double(), target).tolist()
     assert found[:3] == pytest.approx([1, -1, 0], abs=1e-12)
     assert math.isnan(found[3])
+    flat = 0.3 + 1e-16 * torch.tensor([[1.0, 2, 3, 4, 5]], dtype=torch.float64)
+    assert correlations(flat, target).isnan().all()
     assert found[4] == pytest.approx(np.corrcoef([1, 2, 3, 4], [1, 2, 3, 5])[0, 1])
 
 

@@ -170,6 +170,31 @@ def test_thresholds(tmp_path: Path) -> None:
     assert values["net"][1].threshold == 0.05
 
 
+def test_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rooms = prepare_rooms(tmp_path / "rooms")
+    changes = {
+        "data.root=/data/rooms": f"data.root={rooms}",
+        "encoder.layer1.1.bn1": "encoder.layers.1.norm",
+        "000301": "000013",
+        # From where all scales start, so that some are below after two steps.
+        "fusion.threshold=0.03": "fusion.threshold=0.05",
+    }
+    found = commands("features.md", changes)
+    assert [words[0] for words in found] == ["train", "analyse", "analyse", "analyse"]
+    found[0] += ["model.encoder=plain_net", "fusion.threshold=0.05"]
+    cen(tmp_path, *found)
+    written = [
+        json.loads((tmp_path / folder / "features.json").read_text()) for folder in ("runs/demo", "out")
+    ]
+    assert [(each["layer"], each["images"]) for each in written[1:]] == [("encoder.layers.1.norm", 3)]
+    assert len(written[0]["scenes"]) == 3
+    assert written[1]["scenes"] == ["000013"]
+    monkeypatch.chdir(tmp_path)
+    (program,) = blocks("features.md", "python")
+    exec(program, {})
+    assert cv2.imread("figure.png") is not None
+
+
 def test_losses(tmp_path: Path) -> None:
     rooms = prepare_rooms(tmp_path / "rooms")
     found = commands("losses.md", {"data.root=/data/nyudv2": f"data.root={rooms}"})

@@ -92,19 +92,22 @@ def test_a_layer_a_scene_and_a_folder_are_chosen(
     assert {(each["size"], each["value"]) for each in empty} == {(0, None)}
 
 
-def test_maps_beside_those_of_the_network_in_python(run: Path) -> None:
-    """The modality that lacks a channel has, after the exchange, what the other one has."""
-    trained = models.load(run, HERE)
+def test_the_modality_without_channels_takes_the_others_maps(run: Path) -> None:
+    """In Python; with region=all it gives up all that it does not use."""
+    trained = models.load(run, [*HERE, "fusion.region=all"])
     trained.net.train()
     figure, features = feature_figure(trained, open_validation(trained.recipe), images=1)
     assert trained.net.training
     assert isinstance(figure, Figure)
     (scene,) = features.scenes
-    replaced = features.layer.norm.replaced()
-    rgb, depth = scene.maps.exchanged[:, 0]
-    assert replaced.any(1).all()
-    torch.testing.assert_close(rgb[replaced[0]], scene.maps.z[1, 0][replaced[0]])
-    torch.testing.assert_close(depth[replaced[1]], scene.maps.z[0, 0][replaced[1]])
+    z, exchanged = (
+        dict(zip(features.layer.drawn, each[:, 0].unbind(1), strict=True)) for each in scene.maps[1:]
+    )
+    for name, (borrower, lender) in {"S01": (0, 1), "S10": (1, 0)}.items():
+        assert features.layer.sizes(1)[name] > 0
+        torch.testing.assert_close(exchanged[1, name][borrower], z[1, name][lender])
+        torch.testing.assert_close(exchanged[1, name][lender], z[1, name][lender])
+    torch.testing.assert_close(exchanged[1, "S11"], z[1, "S11"])
     again = feature_figure(trained, open_validation(trained.recipe), images=1)[1]
     assert again.plain() == features.plain()
 
