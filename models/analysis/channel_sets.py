@@ -84,6 +84,11 @@ class Layer:
         """The least size of S01 and S10, over all pairs."""
         return min(min(sizes["S01"], sizes["S10"]) for sizes in map(self.sizes, self.others))
 
+    @property
+    def has_common(self) -> bool:
+        """Whether every pair has channels that both use, S11."""
+        return all(self.sizes(other)["S11"] > 0 for other in self.others)
+
     def at(self, threshold: float) -> Layer:
         """The layer as it would be at another threshold."""
         return replace(self, threshold=threshold)
@@ -138,9 +143,16 @@ def choose(layers: Sequence[Layer], name: str | None = None) -> Choice:
             f"no layer has channels that one modality alone uses, for each of the two: {_remedy(layers)}; "
             "or name a layer to draw all the same with --layer"
         )
-    if layer.stage in _EARLY:
-        return Choice(layer, [])
-    return Choice(layer, [f"no layer of stages 1 and 2 has both sets S01 and S10: {layer.name} is drawn"])
+    notes = []
+    if layer.stage not in _EARLY:
+        notes.append(f"no layer of stages 1 and 2 has both sets S01 and S10: {layer.name} is drawn")
+    common = [each for each in layers if each.has_common and each.smallest > 0]
+    if common and not layer.has_common:
+        notes.append(
+            f"{layer.name} has no channels of S11, and where all is exchanged, the modalities' maps become "
+            f"alike; of the layers that have some, --layer {_best(common).name} has the largest sets"
+        )
+    return Choice(layer, notes)
 
 
 def _named(layers: Sequence[Layer], name: str) -> Choice:

@@ -134,6 +134,11 @@ def test_the_largest_sets_of_early_layers_are_chosen() -> None:
     late, notes = choose(unused(network(), {STAGES[0]: (5, 0), STAGES[2]: (1, 2), STAGES[3]: (4, 3)}))
     assert late.name == STAGES[3]
     assert notes == [f"no layer of stages 1 and 2 has both sets S01 and S10: {STAGES[3]} is drawn"]
+    # Where nothing is left that both use, another layer is named.
+    whole, notes = choose(unused(network(), {STAGES[0]: (7, 6), STAGES[1]: (16, 16), STAGES[2]: (24, 24)}))
+    assert (whole.name, whole.sizes(1)["S11"]) == (STAGES[1], 0)
+    assert len(notes) == 1
+    assert f"--layer {STAGES[0]} has the largest sets" in notes[0]
     with pytest.raises(UsageError, match=r"--layer: encoder\.layer\.1\.norm is no .* did you mean"):
         choose(layers, "encoder.layer.1.norm")
 
