@@ -26,7 +26,7 @@ SETS = ("S01", "S10", "S11", "S00")
 # In which the paper exchanges what is still near the image; its figure does not say the layer.
 _EARLY = (1, 2)
 _PERCENTS = (1, 5, 10, 25, 50, 75)
-_OTHERS_NAMED = 3
+_NAMED = 3  # thresholds
 
 
 @dataclass(frozen=True)
@@ -139,9 +139,10 @@ def choose(layers: Sequence[Layer], name: str | None = None) -> Choice:
         return _named(layers, name)
     layer = _best(layers)
     if layer.smallest == 0:
+        neither = sum(each.sizes(other)["S00"] for each in layers for other in each.others)
         raise UsageError(
-            f"no layer has channels that one modality alone uses, for each of the two: {_remedy(layers)}; "
-            "or name a layer to draw all the same with --layer"
+            "no layer has channels that one modality alone uses, for each of the two; those that neither "
+            f"uses are {neither}: {_remedy(layers)}; or name a layer to draw all the same with --layer"
         )
     notes = []
     if layer.stage not in _EARLY:
@@ -175,13 +176,13 @@ def _best(layers: Sequence[Layer]) -> Layer:
 def _remedy(layers: Sequence[Layer]) -> str:
     """Thresholds at which there are sets, in words."""
     sizes = torch.cat([layer.scales.abs().flatten() for layer in layers]).double()
-    found = []
+    found: dict[float, str] = {}
     for percent in _PERCENTS:
         threshold = float(f"{torch.quantile(sizes, percent / 100).item():.3g}")
         best = _best([layer.at(threshold) for layer in layers])
-        if best.smallest > 0:
+        if best.smallest > 0 and threshold not in found:
             counts = best.sizes(best.others[0])
-            found.append(
+            found[threshold] = (
                 f"fusion.threshold={threshold:g}, the {percent} % percentile of |γ| ({best.name}: S01 "
                 f"{counts['S01']}, S10 {counts['S10']})"
             )
@@ -190,4 +191,4 @@ def _remedy(layers: Sequence[Layer]) -> str:
             f"no threshold would give them, as |γ| is from {sizes.min():.3g} to {sizes.max():.3g} in all "
             "modalities alike; train longer, or with a penalty that moves the scales"
         )
-    return f"give {', or '.join(found[:_OTHERS_NAMED])}"
+    return f"give {', or '.join(list(found.values())[:_NAMED])}"

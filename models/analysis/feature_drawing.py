@@ -83,7 +83,8 @@ def draw(
     """
     rows, columns, _ = scenes[0].inputs[0].shape
     cell = _MAP * min(1.5, rows / columns)
-    alone = sorted((each for each in correlations if each.alone), key=lambda each: _place(each, modalities))
+    alone = [each for each in correlations if each.alone and each.size > 0]
+    alone.sort(key=lambda each: _place(each, modalities))
     below = _AROUND + _ROW * len(dict.fromkeys(map(_label, alone))) if alone else 0.0
     scene_height = 2 * cell + _SPACE
     height = _TITLE + len(layer.others) * (_HEAD + len(scenes) * scene_height) + below
@@ -152,14 +153,16 @@ def _draw_scene(
             cell.set_yticks([])
         row[0].imshow(image)
         row[0].set_ylabel(modalities[m], fontsize=9, labelpad=3)
-        for i, (cell, (quantity, _), values) in enumerate(zip(row[1:], _COLUMNS, maps, strict=True)):
-            scale = scales[_COLORS_OF[quantity]]
+        told: set[str] = set()
+        for cell, (quantity, _), values in zip(row[1:], _COLUMNS, maps, strict=True):
             if values is None:
                 cell.text(0.5, 0.5, "no channels", fontsize=7, ha="center", transform=cell.transAxes)
-            else:
-                cell.imshow(values, cmap="viridis", norm=scale)
-            if i == 0 or _COLUMNS[i - 1][0] != quantity:
+                continue
+            scale = scales[_COLORS_OF[quantity]]
+            cell.imshow(values, cmap="viridis", norm=scale)
+            if quantity not in told:
                 _write_range(cell, scale)
+            told.add(quantity)
     _write_beside(axes[1][0], scene.name)
 
 

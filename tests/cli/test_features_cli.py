@@ -153,7 +153,7 @@ def test_what_has_no_figure_is_refused(
         return capsys.readouterr().err
 
     # All scales are above, and the message says what they would be below.
-    assert "for each of the two: give fusion.threshold=" in refusal(run, "fusion.threshold=1e-9")
+    assert "those that neither uses are 0: give fusion.threshold=" in refusal(run, "fusion.threshold=1e-9")
     alone = trained(rooms, tmp_path / "alone", "data.modalities=rgb")
     assert "--features compares modalities, and " in refusal(alone)
     without = trained(rooms, tmp_path / "without", "fusion=none")
