@@ -73,6 +73,11 @@ def is_mixed(kind: str | None) -> bool:
     return kind not in _UNMIXED
 
 
+def has_holes(kind: str | None) -> bool:
+    """Whether images of the kind may have missing pixels, which are 0; of others 0 is a value."""
+    return kind == SPARSE or (not is_mixed(kind) and kind != "categorical")
+
+
 def resized(image: Array, size: Sequence[int], kind: str | None, averaged: bool = False) -> Array:
     """An ``[H, W, C]`` image of another size, height and width; ``averaged`` over all pixels if it shrinks.
 

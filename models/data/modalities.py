@@ -30,7 +30,7 @@ from models.data.images import (
     read_label_values,
     read_stored,
 )
-from models.data.kinds import SPARSE, is_mixed, kind_by_name
+from models.data.kinds import SPARSE, has_holes, is_mixed, kind_by_name
 from models.data.layouts import CAMERA, LABELS, Layout
 from models.data.sizes import Reference
 from models.data.views import File, known_camera, of_size, reference, registered
@@ -139,15 +139,14 @@ class Reader:
 
     def has_holes(self, name: str) -> bool:
         """Whether a modality may have missing pixels, which are 0; of others 0 is a value."""
-        kind = self._kind(name)
-        return kind == SPARSE or (not is_mixed(kind) and kind != "categorical")
+        return has_holes(self._kind(name))
 
     def _kind(self, name: str) -> str | None:
         modality = self.layout.modality(name)
         # Without a range 0 is measured, unless it is said to be missing.
         low, high = modality.range or (0, 0)
-        has_holes = bool(modality.missing) or not min(low, high) <= 0 <= max(low, high)
-        return SPARSE if is_mixed(modality.kind) and has_holes else modality.kind
+        is_sparse = bool(modality.missing) or not min(low, high) <= 0 <= max(low, high)
+        return SPARSE if is_mixed(modality.kind) and is_sparse else modality.kind
 
     def _computed(self, modality: str) -> bool:
         return self._source(modality) != modality
