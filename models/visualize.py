@@ -16,6 +16,13 @@ from models.training.files import replacing
 Image = NDArray[np.uint8]  # [H, W, 3], red first
 
 CELL = 240  # width of a contact sheet's images
+_ENSEMBLE = "#c8401f"  # stands out among the branches
+_BRANCHES = ("#2b6cb0", "#7fb0de", "#98a2ac", "#d9c27a")
+
+
+def output_color(name: str, number: int) -> str:
+    """The color that an output has in figures: its name, or its number among the branches, tells it."""
+    return _ENSEMBLE if name == "ensemble" else _BRANCHES[number % len(_BRANCHES)]
 
 
 def beside(images: Sequence[Image]) -> Image:

@@ -11,10 +11,9 @@ from matplotlib.figure import Figure
 from models.comparison.compare import Comparison
 from models.comparison.runs import outputs
 from models.training.files import replacing
+from models.visualize import output_color
 
 _COLUMNS = 4
-_ENSEMBLE = "#c8401f"  # stands out among the branches
-_BRANCHES = ("#2b6cb0", "#7fb0de", "#98a2ac", "#d9c27a")
 
 
 def save_picture(path: Path, comparison: Comparison) -> None:
@@ -41,7 +40,7 @@ def _panel(axes: Axes, comparison: Comparison, score: str) -> None:
     factor = 100 if comparison.per_cent else 1
     width = 0.84 / len(names)
     for i, name in enumerate(names):
-        color = _ENSEMBLE if name == "ensemble" else _BRANCHES[i % len(_BRANCHES)]
+        color = output_color(name, i)
         places = [at + (i - (len(names) - 1) / 2) * width for at in range(len(comparison.groups))]
         values = [comparison.shown(f"{name}/{score}", group) for group in comparison.groups]
         heights = [math.nan if value is None else value.mean for value in values]
