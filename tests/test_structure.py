@@ -37,6 +37,7 @@ OWN = {
     "segmentation": {
         "class_weights": "weights from how frequent classes are",
         "criteria": "losses of pixels and their gradients, image by image",
+        "robustness": "the evaluate command with corrupted inputs",
     },
     "translation": {
         "holes": "targets of which some pixels were not measured",

@@ -17,9 +17,22 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="where to write results; default: beside the checkpoint"
     )
+    parser.add_argument(
+        "--corrupt",
+        action="append",
+        default=[],
+        metavar="MODALITY=KIND:LEVEL",
+        help="measure segmentation with corrupted inputs as well: missing, blank, noise:SIGMA, holes:SHARE "
+        "or shift:PIXELS of a modality, several separated by commas; a modality alone, or all, stands for a "
+        "standard list; may be repeated",
+    )
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> None:
     system = checkpoint.system(arguments.checkpoint)
-    system.evaluate(arguments.checkpoint, arguments.overrides, arguments.output)
+    overrides, output = arguments.overrides, arguments.output
+    if arguments.corrupt:
+        system.evaluate_corrupted(arguments.checkpoint, arguments.corrupt, overrides, output)
+    else:
+        system.evaluate(arguments.checkpoint, overrides, output)

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from models.data import DataError, Loader, eval_loader
+from models.data import DataError, Loader, SegmentationSet, eval_loader
 from models.data.loading import SampleSet, subset
 from models.data.survey import spread
 from models.networks.branches import running_with
 from models.networks.segmentor import SegmentationNetwork
 from models.segmentation.build import evaluated, open_validation, output_names
 from models.segmentation.inference import predict_labels
-from models.segmentation.load import load
+from models.segmentation.load import TrainedNetwork, load
 from models.segmentation.metrics import SegmentationMetrics, class_rows, class_table, table, write_class_csv
 from models.segmentation.overview import overview
 from models.segmentation.settings import SegmentationRecipe
@@ -131,12 +131,26 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | Non
     Raises:
         UsageError, DataError: as ``load`` and ``open_split``; ``output`` cannot be written.
     """
+    return report(*open_checkpoint(path, overrides), output)
+
+
+def open_checkpoint(path: Path, overrides: Sequence[str]) -> tuple[TrainedNetwork, SegmentationSet]:
+    """A trained network, and the images to evaluate it on.
+
+    Raises:
+        UsageError, DataError: as ``load`` and ``open_split``; there are no images.
+    """
     trained = load(path, overrides)
-    net, recipe, path = trained.net, trained.recipe, trained.path
-    dataset = open_validation(recipe)
+    dataset = open_validation(trained.recipe)
     trained.check(dataset)
     if len(dataset) == 0:
-        raise DataError(f"{recipe.data.root}: there are no validation images")
+        raise DataError(f"{trained.recipe.data.root}: there are no validation images")
+    return trained, dataset
+
+
+def report(trained: TrainedNetwork, dataset: SegmentationSet, output: Path | None) -> dict[str, float]:
+    """``evaluate_checkpoint`` of what ``open_checkpoint`` returned."""
+    net, recipe, path = trained.net, trained.recipe, trained.path
     file = writable((output or path.parent) / f"evaluation_{path.stem}.json", "--output")
     # Not among the results: who reads those may stop, as head does, and everything is to be written by then.
     overview(recipe.data, (dataset,)).show(sys.stderr)

@@ -7,6 +7,7 @@ from models.segmentation.importing import import_released
 from models.segmentation.load import TrainedNetwork, load
 from models.segmentation.overview import show_data
 from models.segmentation.predict import predict_files as predict
+from models.segmentation.robustness import evaluate_corrupted
 from models.segmentation.task import SegmentationTask
 
 task = SegmentationTask
@@ -16,6 +17,7 @@ per_cent = True
 __all__ = [
     "answer",
     "evaluate",
+    "evaluate_corrupted",
     "import_released",
     "load",
     "network",

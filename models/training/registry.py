@@ -41,6 +41,11 @@ class System(Protocol):
     def evaluate(self, checkpoint: Path, overrides: Sequence[str], output: Path | None) -> Any:
         """Print the metrics on the validation images; write them to a folder, or beside the checkpoint."""
 
+    def evaluate_corrupted(
+        self, checkpoint: Path, corruptions: Sequence[str], overrides: Sequence[str], output: Path | None
+    ) -> Any:
+        """``evaluate``; then measure, print and write what corrupted inputs cost, too."""
+
     def load(self, checkpoint: Path, overrides: Sequence[str]) -> Any:
         """The network, and what it is to be fed, for use in Python."""
 

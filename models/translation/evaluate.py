@@ -6,6 +6,7 @@ import csv
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -218,6 +219,20 @@ def evaluate_checkpoint(path: Path, overrides: Sequence[str], output: Path | Non
     print("ensemble of " + ", ".join(f"{weight:.2f} {name}" for name, weight in alpha.items()))
     print(f"written: {file.with_suffix('')}.json, .csv" + ", .png" * (recipe.eval.sheet > 0))
     return metrics
+
+
+def evaluate_corrupted(
+    path: Path, corruptions: Sequence[str], overrides: Sequence[str], output: Path | None
+) -> NoReturn:
+    """Refuse the evaluate command's ``--corrupt``, which segmentation alone has.
+
+    Raises:
+        UsageError: always.
+    """
+    raise UsageError(
+        f"--corrupt measures segmentation networks, and {path} translates images; eval.without=DOMAIN"
+        " evaluates it without one of its domains"
+    )
 
 
 def _baseline(recipe: TranslationRecipe) -> tuple[Tensor | None, str]:

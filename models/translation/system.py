@@ -3,6 +3,7 @@
 from models.translation.build import build_generator as network
 from models.translation.build import output_names
 from models.translation.evaluate import evaluate_checkpoint as evaluate
+from models.translation.evaluate import evaluate_corrupted
 from models.translation.importing import import_released
 from models.translation.load import TrainedGenerator, load
 from models.translation.overview import show_data
@@ -16,6 +17,7 @@ per_cent = False
 __all__ = [
     "answer",
     "evaluate",
+    "evaluate_corrupted",
     "import_released",
     "load",
     "network",

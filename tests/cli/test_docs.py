@@ -210,6 +210,36 @@ def test_losses(tmp_path: Path) -> None:
     assert 0 <= evaluation["metrics"]["ensemble/image_mean_iou"] <= 1
 
 
+def test_robustness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rooms = prepare_rooms(tmp_path / "rooms")
+    changes = {"data.root=/data/rooms": f"data.root={rooms}"}
+    small = [*SHORT["segmentation"], "model.encoder=plain_net"]
+    train, listed, whole = commands("robustness.md", changes, small=small)
+    assert (train[0], listed[0], whole[0]) == ("train", "evaluate", "evaluate")
+    cen(tmp_path, train, ["evaluate", "runs/demo", "--output", "plain"], listed, whole)
+    run, plain = tmp_path / "runs" / "demo", tmp_path / "plain"
+    for suffix in ("json", "csv", "png"):
+        name = f"evaluation_best.{suffix}"
+        assert (run / name).read_bytes() == (plain / name).read_bytes()
+    found = json.loads((run / "corrupted_best.json").read_text())
+    assert (found["checkpoint"], found["images"], found["drop_modality"]) == ("runs/demo/best.pt", 3, 0.3)
+    corruptions = [row["corruption"] for row in found["rows"]]
+    assert corruptions == ["", "depth=missing", "depth=holes:0.3", "rgb=noise:0.1"]
+    clean, missing, *rest = (row["metrics"] for row in found["rows"])
+    assert clean == json.loads((plain / "evaluation_best.json").read_text())["metrics"]
+    assert {name for name in clean if name not in missing} == {name for name in clean if "depth/" in name}
+    for metrics in rest:
+        assert metrics.keys() == clean.keys()
+    assert cv2.imread(str(run / "corrupted_best.png")) is not None
+    assert len(json.loads((tmp_path / "out/corrupted/corrupted_best.json").read_text())["rows"]) == 1 + 2 * 11
+    (program,) = blocks("robustness.md", "python")
+    monkeypatch.chdir(tmp_path)
+    values: dict[str, Any] = {}
+    exec(program.replace("/data/rooms", str(rooms)), values)
+    assert [str(row.corruption) for row in values["rows"]] == ["depth=shift:4"]
+    assert (values["sample"].images[1] == 0).mean() > 0.29
+
+
 @pytest.mark.parametrize(
     ("page", "names", "run"),
     [

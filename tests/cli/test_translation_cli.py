@@ -289,6 +289,12 @@ def test_evaluating_an_average_and_options(
     assert found[0]["metrics"][f"{MEAN_IMAGE}/l1"] == found[1]["metrics"][f"{MEAN_IMAGE}/l1"]
 
 
+def test_corrupted_inputs_are_segmentation_s(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = error_of(["evaluate", str(trained), "--corrupt", "all"], capsys)
+    assert f"--corrupt measures segmentation networks, and {trained} translates images" in message
+    assert "eval.without=DOMAIN evaluates it without one of its domains" in message
+
+
 # ---- prediction
 
 
