@@ -34,6 +34,8 @@ def _frees_memory() -> Iterator[None]:
     """glibc keeps what a module freed: over a gigabyte in a worker that has run many."""
     yield
     gc.collect()
+    # What is left stays, such as modules and the tests of all files: else each file looks through it anew.
+    gc.freeze()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
