@@ -17,7 +17,9 @@ def run_alone(
     files: Sequence[str], selected: str, *options: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run the tests of files in ``tests/ops``, named without suffix, that an expression selects."""
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-k", selected, *options]
+    # Assertions as they stand: rewriting them, those of Hypothesis as well, takes longer than many tests.
+    plain = ["--assert=plain", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-x", *plain, "-k", selected, *options]
     return subprocess.run(
         [*command, *(f"tests/ops/{file}.py" for file in files)],
         cwd=ROOT,
