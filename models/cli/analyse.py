@@ -12,7 +12,10 @@ from models.training.errors import UsageError
 def add(commands: Commands) -> None:
     """Add the command's parser."""
     parser = add_command(
-        commands, "analyse", help="test the paper's theory on trained networks, and draw their feature maps", aliases=["analyze"]
+        commands,
+        "analyse",
+        help="test the paper's theory on trained networks, and draw their feature maps",
+        aliases=["analyze"],
     )
     parser.add_argument(
         "runs",

@@ -165,11 +165,15 @@ def test_what_has_no_figure_is_refused(
     assert main(translation_runs.command(views, tmp_path / "translation", "run.steps=1")) == 0
     assert "translates images, by instance norms" in refusal(tmp_path / "translation")
     assert "leave out eval.without, which is depth" in refusal(run, "eval.without=depth")
-    assert "--images must be at least 1, got 0" in refusal(run, "--images", 0)
+    with pytest.raises(SystemExit, match="2"):
+        analyse(run, "--images", 0)
+    assert "argument --images: expected a number from 1 on, got 0" in capsys.readouterr().err
     (tmp_path / "file").touch()
     assert "--output: cannot write " in refusal(run, "--output", tmp_path / "file")
     assert main(["analyse", str(run)]) == 2
-    assert "analyse: say what, by --features" in capsys.readouterr().err
+    assert "analyse: say what to analyze: --theorem, --corollary, --features" in capsys.readouterr().err
+    message = "--features writes files of the same names for every run"
+    assert message in refusal(run, run, "--output", tmp_path)
 
 
 def test_a_flat_map_is_drawn_flat(run: Path) -> None:
