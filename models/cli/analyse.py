@@ -8,6 +8,8 @@ from pathlib import Path
 from models.cli.arguments import Commands, add_command
 from models.training.errors import UsageError
 
+_SCENES = 3
+
 
 def add(commands: Commands) -> None:
     """Add the command's parser."""
@@ -40,6 +42,8 @@ def add(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     if not arguments.analyses:
         raise UsageError("analyse: say what to analyze: --theorem, --corollary, --features")
+    if _features not in arguments.analyses and (arguments.layer or arguments.images or arguments.scene):
+        raise UsageError("analyse: --layer, --images and --scene are of --features, which is not asked for")
     arguments.overrides = [each for each in arguments.runs if "=" in each] + arguments.overrides
     arguments.runs = [Path(each) for each in arguments.runs if "=" not in each]
     if not arguments.runs:
@@ -108,9 +112,7 @@ def _add_features(parser: argparse.ArgumentParser) -> None:
         "--layer", metavar="NAME", help="of the norm; default: that of stages 1 and 2 with the largest sets"
     )
     scenes = group.add_mutually_exclusive_group()
-    scenes.add_argument(
-        "--images", type=_positive, default=3, metavar="N", help="scenes to draw; default: %(default)s"
-    )
+    scenes.add_argument("--images", type=_positive, metavar="N", help=f"scenes to draw; default: {_SCENES}")
     scenes.add_argument(
         "--scene", action="append", default=[], metavar="NAME", help="draw this one; may be repeated"
     )
@@ -153,7 +155,7 @@ def _features(arguments: argparse.Namespace) -> int:
             arguments.overrides,
             arguments.output,
             layer=arguments.layer,
-            images=arguments.images,
+            images=arguments.images or _SCENES,
             scenes=arguments.scene,
         )
     return 0

@@ -172,6 +172,8 @@ def test_what_has_no_figure_is_refused(
     assert "--output: cannot write " in refusal(run, "--output", tmp_path / "file")
     assert main(["analyse", str(run)]) == 2
     assert "analyse: say what to analyze: --theorem, --corollary, --features" in capsys.readouterr().err
+    assert main(["analyse", str(run), "--theorem", "--images", "2"]) == 2
+    assert "--scene are of --features, which is not asked for" in capsys.readouterr().err
     message = "--features writes files of the same names for every run"
     assert message in refusal(run, run, "--output", tmp_path)
 
