@@ -77,7 +77,7 @@ class RunSettings:
         resumable=True,
     )
     scales_steps: int | None = setting(
-        None, "steps between two records of the scales in scales/; none: an epoch's", resumable=True
+        None, "steps between two records of the scales; none: one after each epoch", resumable=True
     )
     keep: int = setting(
         0,
