@@ -71,7 +71,7 @@ def _search(place: Place) -> list[str]:
                 continue
             rates = " / ".join(f"{plan.choice.factor * rate:g}" for rate in budget.rates)
             setting = f"{rates}, θ {plan.choice.threshold}" if plan.choice.threshold else rates
-            score = f"{100 * result['metrics'][SCORE]:.1f}"
+            score = "diverged" if "diverged" in result else f"{100 * result['metrics'][SCORE]:.1f}"
             cells.append(f"{setting}: " + (f"**{score}**" if plan.choice == choice else score))
         if cells:
             rows.append(f"| {METHODS[method].title} | {'; '.join(cells)} |")

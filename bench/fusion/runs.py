@@ -12,7 +12,7 @@ import cv2
 import models.recipes  # noqa: F401 - fills the registry
 from bench.fusion.budgets import HELD_OUT, LONG, MOMENTUM, RECIPE, SCENES_AT_ONCE, SEARCH_PART, Budget
 from bench.fusion.methods import METHODS
-from bench.fusion.plans import Plan, Result
+from bench.fusion.plans import SCORE, Plan, Result
 from bench.harness.files import write
 from bench.harness.machine import machine
 from cen_ext import exchanging_layers
@@ -23,6 +23,7 @@ from models.segmentation.evaluate import evaluate, example_images
 from models.segmentation.load import TrainedNetwork, load
 from models.training import checkpoint, config, registry
 from models.training.errors import UsageError
+from models.training.loop import Diverged
 from models.training.scales import travel_by_stage
 from models.training.train import train
 from models.visualize import Image, beside
@@ -113,17 +114,28 @@ def carry_out(place: Place, plan: Plan) -> None:
         UsageError: the result that is there is of other settings; as ``train``.
         SystemExit: the training was interrupted; the same command goes on.
     """
-    settings = place.settings(plan)
     if place.read(plan) is not None:
         return
     run = place.runs / plan.name
-    where = [*place.inputs(plan), f"run.output={run}"]
-    if code := train(RECIPE, [*settings, *where], resume=(run / checkpoint.LAST).is_file()):
+    settings = [*place.settings(plan), *place.inputs(plan), f"run.output={run}"]
+    try:
+        code = train(RECIPE, settings, resume=(run / checkpoint.LAST).is_file())
+    except Diverged:
+        if plan.phase != "search":
+            raise
+        # The search has learned something: this is no choice.
+        _keep(place, plan, {"diverged": True, "metrics": {SCORE: 0.0}})
+        return
+    if code:
         raise SystemExit(code)
     trained = load(run / checkpoint.LAST, ["eval.limit=none", "eval.batch_size=4"])
-    result = {"settings": settings, "machine": machine(), **measure(trained, run)}
     if plan.phase == "table" and plan.seed == place.budget.seeds[0]:
         write(picture_file(place, plan), png(labels_of_scenes(trained)))
+    _keep(place, plan, measure(trained, run))
+
+
+def _keep(place: Place, plan: Plan, found: Result) -> None:
+    result = {"settings": place.settings(plan), "machine": machine(), **found}
     write(result_file(place, plan), json.dumps(result) + "\n")
 
 

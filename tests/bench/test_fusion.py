@@ -11,15 +11,16 @@ import pytest
 import torch
 
 import bench.fusion.__main__ as command
-from bench.fusion import report
+from bench.fusion import report, runs
 from bench.fusion.budgets import BUDGETS, MOMENTUM, RECIPE, Budget
 from bench.fusion.methods import METHODS
 from bench.fusion.plans import Choice, Plan, chosen, long_plans, search_plans, table_plans
-from bench.fusion.runs import Place, held_out_lists, result_file
+from bench.fusion.runs import Place, carry_out, held_out_lists, result_file
 from models.data import prepare_synthetic
 from models.segmentation.build import build_network
 from models.training import config, registry
 from models.training.errors import UsageError
+from models.training.loop import Diverged
 from models.training.scales import travel_by_stage
 
 SMALL = Budget(
@@ -147,7 +148,7 @@ def test_report_says_where_a_difference_is_beyond_the_spread(tmp_path: Path) -> 
             made_up(place, plan, scores[plan.method][plan.seed])
     report.write(place)
     lines = (place.results / report.REPORT).read_text().splitlines()
-    rates = "0.01 / 0.005: 5.0; 0.02 / 0.01: 10.0; 0.04 / 0.02: **20.0**"
+    rates = "0.005 / 0.025: 5.0; 0.01 / 0.05: 10.0; 0.02 / 0.1: **20.0**"
     assert f"| RGB alone | {rates} |" in lines
     cells = (
         "2 | 41.5 ± 2.1 | 41.5 ± 2.1 | 41.5 ± 2.1 | 50.0 ± 0.0 | 0.60 | 12.5 % | 25.00 M | 7.0 G | 2 min |"
@@ -167,6 +168,25 @@ def test_a_result_of_other_settings_is_refused(tmp_path: Path) -> None:
     assert place.read(plan) is not None
     with pytest.raises(UsageError, match=r"rgb_seed0\.json is of other settings.*steps=100.*steps=50"):
         replace(place, budget=replace(SMALL, steps=50)).read(plan)
+
+
+def test_a_search_goes_on_past_a_training_that_diverges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(name: str, settings: list[str], resume: bool) -> int:
+        raise Diverged("the loss of step 7 is not a finite number")
+
+    rooms = prepare_synthetic(tmp_path / "rooms", train=80, val=2, size=(48, 64), seed=0)
+    monkeypatch.setattr(runs, "train", diverge)
+    place = Place(rooms, tmp_path, tmp_path / "runs", tmp_path / "results", replace(SMALL, methods=("none",)))
+    plan = next(search_plans(place.budget, "none", place.read))
+    carry_out(place, plan)
+    assert place.read(plan)["metrics"] == {"ensemble/mean_iou": 0.0}
+    report.write(place)
+    lines = (place.results / report.REPORT).read_text().splitlines()
+    assert "| both, shared, no exchange | 0.005 / 0.025: diverged |" in lines
+    with pytest.raises(Diverged):
+        carry_out(place, Plan("table", "none", plan.choice, 0))
 
 
 def test_a_small_comparison_from_search_to_report(
