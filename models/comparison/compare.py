@@ -8,9 +8,8 @@ from pathlib import Path
 
 from models.comparison.costs import Costs, costs
 from models.comparison.groups import Group, Value, grouped, repeated_seeds
-from models.comparison.runs import check_kinds, read, warnings
+from models.comparison.runs import read_all, warnings
 from models.training import registry
-from models.training.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -53,14 +52,9 @@ def compare(paths: Sequence[Path], *, measure: bool = False) -> Comparison:
         measure: time the trained networks as well.
 
     Raises:
-        UsageError: as ``read``, ``check_kinds`` and ``costs``; a folder is given twice.
+        UsageError: as ``read_all`` and ``costs``.
     """
-    whole = [path.resolve() for path in paths]
-    for i, path in enumerate(whole):
-        if path in whole[:i]:
-            raise UsageError(f"compare: {paths[i]} is given twice")
-    runs = [read(path) for path in paths]
-    check_kinds(runs)
+    runs = read_all(paths)
     groups = grouped(runs)
     found = [*warnings(runs), *repeated_seeds(groups)]
     return Comparison(groups, [costs(group, measure=measure) for group in groups], found)

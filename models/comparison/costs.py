@@ -38,7 +38,7 @@ class Costs:
     measured_on: str = ""
 
 
-def costs(group: Group, *, measure: bool) -> Costs:
+def costs(group: Group, *, measure: bool, command: str = "compare") -> Costs:
     """Count, and if asked measure the first run's best checkpoint.
 
     Raises:
@@ -51,7 +51,7 @@ def costs(group: Group, *, measure: bool) -> Costs:
         with torch.device("meta"), naming_missing({"imports": run.imports}):
             net = system.network(run.recipe)
     except UsageError as error:  # an encoder whose module is missing here, say
-        raise UsageError(f"compare: {run.path}: {error}") from None
+        raise UsageError(f"{command}: {run.path}: {error}") from None
     side = run.recipe.data.crop
     shape = (net.num_modalities, _CHANNELS, side, side)
     found = Costs(shape, count_parameters(net), count_multiply_adds(net, shape))

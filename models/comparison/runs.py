@@ -41,8 +41,8 @@ class Run:
         path: its folder.
         recipe: its settings.
         classes: their names, in segmentation.
-        step: of the last evaluation.
-        total: steps that the settings ask for.
+        step: of the last evaluation; before the first one, of the last line of the log.
+        total: steps that the settings ask for; None before an evaluation tells how long an epoch is.
         metrics: ``<output>/<score>`` of the last evaluation.
         images_per_second: in training, the median over the log; None where none was logged.
         peak_memory: in training, MiB; None likewise.
@@ -54,7 +54,7 @@ class Run:
     recipe: Any
     classes: tuple[str, ...]
     step: int
-    total: int
+    total: int | None
     metrics: Numbers
     images_per_second: float | None
     peak_memory: float | None
@@ -63,7 +63,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return self.step >= self.total
+        return bool(self.metrics) and self.total is not None and self.step >= self.total
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -74,43 +74,72 @@ class Run:
         }
 
 
-def read(path: Path) -> Run:
-    """Read a run's folder.
+def read_all(paths: Sequence[Path], command: str = "compare", *, evaluated: bool = True) -> list[Run]:
+    """Read runs of one kind.
+
+    Args:
+        paths: their folders.
+        command, evaluated: as in ``read``.
 
     Raises:
-        UsageError: it is none; the run has not evaluated its network yet; a file of it is broken.
+        UsageError: as ``read``; a folder is given twice; one run segments, another translates.
     """
-    existing(path, "compare")
+    whole = [path.resolve() for path in paths]
+    for i, path in enumerate(whole):
+        if path in whole[:i]:
+            raise UsageError(f"{command}: {paths[i]} is given twice")
+    runs = [read(path, command, evaluated=evaluated) for path in paths]
+    _check_kinds(runs, command)
+    return runs
+
+
+def read(path: Path, command: str = "compare", *, evaluated: bool = True) -> Run:
+    """Read a run's folder.
+
+    Args:
+        path: the folder.
+        command: which errors name.
+        evaluated: refuse a run that has not evaluated its network yet; otherwise it has no metrics.
+
+    Raises:
+        UsageError: it is none; it is refused; a file of it is broken.
+    """
+    existing(path, command)
     if not checkpoint.is_of_run(path):
         raise UsageError(
-            f"compare: {path} is no run's folder: it holds no {checkpoint.CONFIG}, which training writes"
+            f"{command}: {path} is no run's folder: it holds no {checkpoint.CONFIG}, which training writes"
         )
     try:
-        return _read(path)
+        run = _read(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, UsageError):
             raise
-        raise UsageError(f"compare: {path} is broken ({type(error).__name__}: {error})") from None
+        raise UsageError(f"{command}: {path} is broken ({type(error).__name__}: {error})") from None
+    if evaluated and not run.metrics:
+        logged = f"its log ends at step {run.step}" if run.step else "its log is empty"
+        raise UsageError(f"{command}: {path} is unfinished: it has no evaluation yet, {logged}")
+    return run
 
 
 def _read(path: Path) -> Run:
     header = json.loads((path / checkpoint.CONFIG).read_text())
     recipe = checkpoint.settings(header)
-    evaluations, logs = _rows(path / METRICS), _rows(path / LOSSES)
-    if not evaluations:
-        logged = f"its log ends at step {logs[-1]['step']:.0f}" if logs else "its log is empty"
-        raise UsageError(f"compare: {path} is unfinished: it has no evaluation yet, {logged}")
-    last = evaluations[-1]
-    step, epoch = int(last.pop("step")), last.pop("epoch")
-    end = stage_ends(recipe.optim.stages, round(step / epoch))[-1]
-    speed = _rows(path / SPEED)
+    evaluations, logs = rows(path / METRICS), rows(path / LOSSES)
+    last = evaluations[-1] if evaluations else {}
+    logged = int(logs[-1]["step"]) if logs else 0
+    step, epoch = int(last.pop("step", logged)), last.pop("epoch", None)
+    stages, total = recipe.optim.stages, None
+    if epoch is not None or all(stage.steps is not None for stage in stages):
+        end = stage_ends(stages, round(step / epoch) if epoch else 0)[-1]
+        total = min(end, recipe.run.steps or end)
+    speed = rows(path / SPEED)
     memory = [row["peak_memory_mib"] for row in speed if "peak_memory_mib" in row]
     return Run(
         path,
         recipe,
         tuple(header.get("classes", ())),
         step,
-        min(end, recipe.run.steps or end),
+        total,
         last,
         # The first rows have the start of loaders and of kernels in them.
         median(row["images_per_second"] for row in speed) if speed else None,
@@ -120,7 +149,7 @@ def _read(path: Path) -> Run:
     )
 
 
-def _rows(path: Path) -> list[Numbers]:
+def rows(path: Path) -> list[Numbers]:
     """The rows of a run's table; none where it is not there."""
     if not path.is_file():
         return []
@@ -140,7 +169,7 @@ def on_cpu(threads: int) -> str:
     return f"CPU, {threads} thread{'s' * (threads != 1)}"
 
 
-def check_kinds(runs: Sequence[Run]) -> None:
+def _check_kinds(runs: Sequence[Run], command: str) -> None:
     """Refuse runs whose metrics have nothing in common.
 
     Raises:
@@ -151,12 +180,16 @@ def check_kinds(runs: Sequence[Run]) -> None:
         kinds.setdefault(type(run.recipe), run)
     if len(kinds) > 1:
         each = "; ".join(f"{run.path} is of a {kind.__name__}" for kind, run in kinds.items())
-        raise UsageError(f"compare: runs must be of one kind: {each}")
+        raise UsageError(f"{command}: runs must be of one kind: {each}")
 
 
 def warnings(runs: Sequence[Run]) -> list[str]:
     """What makes the runs' metrics hard to compare, in words."""
-    found = [f"{run.path} is unfinished: step {run.step} of {run.total}" for run in runs if not run.finished]
+    found = [
+        f"{run.path} is unfinished: step {run.step} of {run.total or 'an unknown number'}"
+        for run in runs
+        if not run.finished
+    ]
     flat = {run.path: flatten(run.recipe) for run in runs}
     for name in _OF_THE_METRICS:
         found += _differing(name, {path: show(values.get(name)) for path, values in flat.items()})
