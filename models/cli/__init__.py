@@ -13,12 +13,27 @@ import traceback
 from collections.abc import Sequence
 
 import models.recipes  # noqa: F401 - fills the registry
-from models.cli import analyse, compare, data, evaluate, export, importing, predict, prepare, recipes, train
+from models.cli import (
+    analyse,
+    compare,
+    data,
+    evaluate,
+    export,
+    importing,
+    predict,
+    prepare,
+    recipes,
+    report,
+    train,
+)
 from models.data import DataError
 from models.training.errors import RecipeError, UsageError, program
 from models.training.importable import import_modules, use_current_folder
 
-_COMMANDS = (data, train, evaluate, compare, analyse, predict, export, importing, prepare, recipes)
+_COMMANDS = (
+    *(data, train, evaluate, compare, report, analyse),
+    *(predict, export, importing, prepare, recipes),
+)
 _IMPORT = "--import"
 
 
