@@ -36,6 +36,7 @@ class Table:
     Attributes:
         wordy: cells hold words, which may break, instead of numbers.
         folded: the table opens on request.
+        beside: it stands beside the block before where there is room.
     """
 
     kind: ClassVar[str] = "table"
@@ -44,6 +45,7 @@ class Table:
     rows: Sequence[Sequence[Cell | str]]
     wordy: bool = False
     folded: bool = False
+    beside: bool = False
 
 
 @dataclass(frozen=True)

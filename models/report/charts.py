@@ -5,7 +5,6 @@ Matplotlib draws them, in colors that stand for the page's: the SVG names CSS va
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 import re
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from models.report.blocks import Chart
 
 COLORS = 8  # of ``--c0`` to ``--c7``; more series begin anew
+PREFIX = "drawing-"  # of the names in a drawing, which a page numbers: no two drawings may share a name
 _INK, _LINE = "#010203", "#040506"
 _VARIABLES = {_INK: "var(--ink)", _LINE: "var(--line)"} | {
     f"#0a0b{number:02x}": f"var(--c{number})" for number in range(COLORS)
@@ -166,21 +166,20 @@ def _draw(axes: Axes, series: Series) -> None:
 
 
 def _svg(figure: Figure) -> str:
-    """The drawing, scaled by the page, whose names are no other drawing's."""
+    """The drawing, scaled by the page, its names behind ``PREFIX``."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = file.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    text = re.sub(r'<g id="[^"]*"/>', "", text)
     text = re.sub(r'<g id="[^"]*">', "<g>", text)
     text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
     text = re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", text)
     text = re.sub(r"(font(?:-family)?: [^;\"]*?)(?:inherit|sans-serif)", r"\1var(--sans)", text)
     text = re.sub(r"<style.*?</style>", "", text, flags=re.S)
     text = re.sub(r"(base64,)\s+", r"\1", text)
-    prefix = f"f{hashlib.sha256(text.encode()).hexdigest()[:8]}-"
-    text = re.sub(r'\bid="', f'id="{prefix}', text)
-    text = re.sub(r'(url\(#|href="#)', rf"\1{prefix}", text)
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{PREFIX}", text)
     for stand_in, variable in _VARIABLES.items():
         text = text.replace(stand_in, variable)
     return text.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1).strip()

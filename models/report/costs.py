@@ -70,8 +70,11 @@ def robustness(gathered: Gathered) -> Section | None:
         dropped = [f"{group.name} ({_drop(gathered.first(group))})" for group in groups]
         what = "the ensemble" if output == "ensemble" else f"the branch {output}"
         unit = ", in per cent" if gathered.comparison.per_cent else ""
-        caption = f"{score_name(lead)} of {what} on clean and on corrupted inputs{unit}. The best run of each row is marked."
-        blocks.append(Table(caption[0].upper() + caption[1:], ["corruption", *dropped], rows))
+        caption = (
+            f"On clean and on corrupted inputs: {score_name(lead)} of {what}{unit}. The best run of each row "
+            "is marked."
+        )
+        blocks.append(Table(caption, ["corruption", *dropped], rows))
     text = (
         "How much is lost when a modality is noisy or absent. A run that was trained with data.drop_modality "
         "has seen steps without one of its modalities; the head of each column says how often."

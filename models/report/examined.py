@@ -48,7 +48,7 @@ class ScoredScene:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A scene's pictures by what they show: ``input <modality>``, ``target``, outputs and, of labels, errors."""
+    """A scene's pictures by what they show: ``input <modality>``, ``target``, outputs, errors of labels."""
 
     name: str
     scores: dict[str, float]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -39,8 +39,8 @@ def exchange(gathered: Gathered) -> Section:
         if any(layer.replaced.any() for layer in subject.layers):
             blocks.append(_by_layer(group, subject))
     lead = (
-        "Which share of the channels is replaced by other branches' channels, and how the scales γ that decide "
-        "it are spread."
+        "Which share of the channels is replaced by other branches' channels, and how the scales γ that "
+        "decide it are spread."
     )
     if not any(layer.replaced.any() for each in gathered.subjects.values() for layer in each.layers):
         lead += " In these checkpoints no channel is exchanged."
@@ -71,17 +71,15 @@ def _alpha(gathered: Gathered) -> list[Block]:
     if not shown:
         return []
     names = dict.fromkeys(name for group in shown for name in outputs(group.runs[0])[:-1])
-    rows = [
-        [
-            group.name,
-            *(
-                gathered.text(over_seeds(gathered.of(group), lambda each, name=name: each.alpha.get(name)), 3)  # type: ignore[misc]
-                for name in names
-            ),
-        ]
-        for group in shown
-    ]
+    rows = []
+    for group in shown:
+        weights = [over_seeds(gathered.of(group), _weight_of(name)) for name in names]
+        rows.append([group.name, *(gathered.text(weight, 3) for weight in weights)])
     return [Table("α: the weight of each branch in the ensemble.", ["", *names], rows)]
+
+
+def _weight_of(branch: str) -> Callable[[Subject], float | None]:
+    return lambda subject: subject.alpha.get(branch)
 
 
 def _histograms(group: Group, subject: Subject) -> Charts:
@@ -95,13 +93,13 @@ def _histograms(group: Group, subject: Subject) -> Charts:
         for m in range(max(map(len, tables)))
     ]
     thresholds = {layer.threshold for layer in subject.layers if layer.threshold is not None}
-    marks = {"θ": thresholds.pop()} if len(thresholds) == 1 else {}
+    marks = {"θ": max(thresholds)} if len(thresholds) == 1 else {}
     names = subject.modalities if len(lines) == len(subject.modalities) else ("all modalities",)
     medians = "; ".join(
         f"{name} {torch.cat([table[m] for table in tables if m < len(table)]).median():.3g}"
         for m, name in enumerate(names)
     )
-    below = f" {_below(subject)}" if marks else ""
+    below = f" {_below(subject)}" if thresholds else ""
     chart = line_chart(
         "number of channels by |γ|",
         f"Histogram of |γ| by modality. Medians: {medians}.{below}",
@@ -111,10 +109,9 @@ def _histograms(group: Group, subject: Subject) -> Charts:
         marks=marks,
         log_x=True,
     )
-    several = "; θ differs from layer to layer" if len(thresholds) > 0 and not marks else ""
     return Charts(
-        f"{group.name}: |γ| of all {len(tables)} layers that exchange or might, of {subject.scales_of}; medians: "
-        f"{medians}.{below}{several}",
+        f"{group.name}: |γ| of all {len(tables)} layers that exchange or might, of {subject.scales_of}. "
+        f"Medians: {medians}.{below}",
         [chart],
         {name: m for m, name in enumerate(names)},
     )
@@ -127,7 +124,7 @@ def _below(subject: Subject) -> str:
         if layer.threshold is not None
     ]
     share = torch.cat(shares).mean().item()
-    return f"{100 * share:.1f} % of all |γ| are below θ."
+    return f"{100 * share:.1f} % of all |γ| are below their layer's θ."
 
 
 def _over_time(group: Group, subject: Subject) -> list[Block]:

@@ -44,7 +44,9 @@ def headline(gathered: Gathered) -> str:
     points = f"{gap:.{gathered.decimals}f}" + (" points" if unit else "")
     ahead = f"is ahead of {second} ({gathered.text(behind)}{unit}) by {points}" if gap else f"equals {second}"
     text = f"The ensemble of {best} has the best {name}, {gathered.text(value)}{unit}, and {ahead}."
-    return f"{text} {_caution(value, behind, gap)}"
+    unfinished = [group.name for group in gathered.groups if not group.finished]
+    early = f" Not yet finished: {', '.join(unfinished)}." if unfinished else ""
+    return f"{text} {_caution(value, behind, gap)}{early}"
 
 
 def _caution(value: Value, behind: Value, gap: float) -> str:
@@ -131,15 +133,17 @@ def _branch_cells(gathered: Gathered, column: str) -> list[Cell]:
 def glossary(gathered: Gathered) -> Section:
     """What the words mean."""
     meanings = {
-        "modality": "One kind of image of the scene, such as color (RGB) or depth. All images of a scene show "
-        "it from the same place.",
-        "branch": "The path of one modality through the network, with an output of its own. The branches "
-        "share their convolutions; each has private normalization layers.",
+        "modality": "One kind of image of the scene, such as color (RGB) or depth. All images of a "
+        "scene show it from the same place.",
+        "branch": "The path of one modality through the network, with an output of its own. Unless the "
+        "fusion says otherwise, the branches share their convolutions, and each has private normalization "
+        "layers.",
         "exchange": "Where a channel of one branch has a scale γ near zero, that channel says little; it is "
         "replaced by the mean of the other branches' channels.",
-        "γ (gamma)": "The factor that a normalization layer multiplies a channel by. Each branch has its own, "
-        "and training sets it.",
-        "θ (theta)": "The threshold of the exchange: a channel is replaced while |γ| is below it.",
+        "γ (gamma)": "The factor that a normalization layer multiplies a channel by. Each branch has its "
+        "own, which training sets.",
+        "θ (theta)": "The threshold of the exchange: a channel is replaced while |γ| is below it. With the "
+        "region own, each branch gives up channels of its own share alone: of two branches, half of them.",
         "λ (lambda)": "The weight of a penalty on |γ| in the training loss, which drives the scales of "
         "channels of little use below θ.",
         "ensemble": "The output that counts in the end: the weighted mean of the branches' outputs.",

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from models.report.blocks import Note, Section
+from models.report.charts import PREFIX
 
 _STYLE = Path(__file__).with_name("style.css")
 
@@ -49,9 +51,10 @@ def html(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["raw"] = Markup
+    numbers = count(1)
+    environment.filters["drawn"] = lambda svg: Markup(svg.replace(PREFIX, f"{PREFIX}{next(numbers)}-"))
     environment.filters["heat"] = _heat
-    return environment.get_template("page.html").render(page=page, style=Markup(_STYLE.read_text()))
+    return environment.get_template("page.html").render(page=page, style=Markup(_STYLE.read_text())).strip()
 
 
 def _heat(share: float | None) -> int:

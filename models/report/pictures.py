@@ -39,7 +39,7 @@ def pictures(gathered: Gathered) -> Section | None:
         " Each picture has its own mean IoU, over the classes in the image. In the last one wrong pixels are "
         "dark; pixels that do not count are gray."
         if labels
-        else " Each picture has its own mean absolute difference from the target (L1), on a scale from -1 to 1."
+        else " Each picture has its own mean absolute difference from the target (L1), from 0 to 2."
     )
     return Section("pictures", "Pictures", lead, blocks)
 

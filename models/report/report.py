@@ -121,6 +121,6 @@ def _page(gathered: Gathered, evaluation: bool) -> Page:
         gathered.notes,
         gathered.comparison.warnings,
         [section for section in sections if section is not None],
-        f"Made {now()} by `{program()} {COMMAND}`{looked}. Scores in tables are those of the last evaluation in "
-        "training (metrics.csv) unless a caption says otherwise.",
+        f"Made {now()} by `{program()} {COMMAND}`{looked}. Scores in tables are those of the last "
+        "evaluation in training (metrics.csv) unless a caption says otherwise.",
     )

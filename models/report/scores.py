@@ -124,14 +124,14 @@ def _most_confused(
             share = wrong[true, taken] / total
             rows.append(
                 [
-                    names[true],
-                    names[taken],
+                    f"{names[true]} taken for {names[taken]}",
                     f"{100 * shares[true, taken]:.1f} %",
                     Cell(f"{100 * share:.1f} %", bar=float(share)),
                 ]
             )
     return Table(
-        f"{group.name}: the confusions that cost most.",
-        ["true class", "taken for", "of the class's pixels", "of all wrong pixels"],
+        f"{group.name}: the confusions that cost most pixels.",
+        ["", "of the class's pixels", "of all wrong pixels"],
         rows,
+        beside=True,
     )

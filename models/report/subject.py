@@ -187,7 +187,7 @@ def _examined(subject: Subject, trained: Any, images: int | None, draw: bool) ->
     if found.count < found.total:
         notes.append(
             Note(
-                f"{found.count} of the {found.total} validation images of {path} were looked at, spread evenly.",
+                f"{found.count} of {found.total} validation images of {path} were looked at, spread evenly.",
                 "Leave --images and eval.limit away for all of them.",
             )
         )

@@ -6,8 +6,6 @@ import csv
 import itertools
 import json
 import re
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,8 @@ from models.__main__ import main
 from models.comparison import costs, report
 from models.comparison.compare import compare
 from tests.helpers import training_runs, translation_runs
+from tests.helpers.copied_runs import copy, shifted
 
-TABLES = ("config.json", "environment.json", "losses.csv", "speed.csv", "metrics.csv")
 FEW = ["run.steps=4", "run.log_steps=2", "run.evaluate_steps=2"]
 
 
@@ -37,38 +35,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     views = translation_runs.prepare_views(root / "views")
     assert main(translation_runs.command(views, root / "translation", *FEW)) == 0
     return root
-
-
-def copy(
-    run: Path,
-    folder: Path,
-    settings: dict[str, Any] | None = None,
-    metrics: Callable[[list[dict[str, str]]], list[dict[str, str]]] = list,
-) -> Path:
-    """A run's tables without its checkpoints, some settings and the table of metrics changed."""
-    folder.mkdir()
-    for name in TABLES:
-        shutil.copy(run / name, folder / name)
-    header = json.loads((folder / "config.json").read_text())
-    for path, value in (settings or {}).items():
-        group, _, name = path.partition(".")
-        header["config"][group][name] = value
-    (folder / "config.json").write_text(json.dumps(header))
-    with (run / "metrics.csv").open(newline="") as file:
-        rows = metrics(list(csv.DictReader(file)))
-    with (folder / "metrics.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else ["step"])
-        writer.writeheader()
-        writer.writerows(rows)
-    return folder
-
-
-def shifted(by: float) -> Callable[[list[dict[str, str]]], list[dict[str, str]]]:
-    """Metrics of every evaluation, larger by that."""
-    kept = ("step", "epoch")
-    return lambda rows: [
-        {name: cell if name in kept else str(float(cell) + by) for name, cell in row.items()} for row in rows
-    ]
 
 
 def last(run: Path, table: str) -> dict[str, float]:
