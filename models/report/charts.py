@@ -145,9 +145,18 @@ def heat_map(
 def _make_logarithmic(axes: Axes, which: str) -> None:
     getattr(axes, f"set_{which}scale")("log")
     axis = getattr(axes, f"{which}axis")
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=7))
-    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1,) if high > 100 * low else (1, 2, 5), numticks=7))
+    axis.set_major_formatter(lambda value, _: _short(value))
     axis.set_minor_locator(NullLocator())
+
+
+def _short(value: float) -> str:
+    """A number, small and large ones as powers of ten."""
+    power = round(math.log10(value))
+    if -4 < power < 5:
+        return f"{value:g}"
+    return f"10{str(power).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
 
 
 def _draw(axes: Axes, series: Series) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from models.report.layers import Layer
 from models.report.subject import Subject
 
 _BINS = 48
+_DASHES = (None, (4.0, 2.0))  # lines of the same values are both to be seen
 _TIMES = 5  # histograms over time in one chart
 _SMALLEST = 1e-5  # |γ| in histograms; all below is counted there
 
@@ -33,9 +34,7 @@ def exchange(gathered: Gathered) -> Section:
         subject = gathered.first(group)
         if not subject.layers:
             continue
-        blocks += [_histograms(group, subject)]
-        if len(subject.history) > 1:
-            blocks += _over_time(group, subject)
+        blocks.append(_scales(group, subject))
         if any(layer.replaced.any() for layer in subject.layers):
             blocks.append(_by_layer(group, subject))
     lead = (
@@ -82,38 +81,63 @@ def _weight_of(branch: str) -> Callable[[Subject], float | None]:
     return lambda subject: subject.alpha.get(branch)
 
 
-def _histograms(group: Group, subject: Subject) -> Charts:
-    """|γ| of all layers, by modality."""
-    tables = [layer.scales.abs() for layer in subject.layers]
-    edges = _edges(tables)
-    lines = [
-        Series(
-            _middles(edges), _counts([table[m] for table in tables if m < len(table)], edges), m, steps=True
-        )
-        for m in range(max(map(len, tables)))
-    ]
-    thresholds = {layer.threshold for layer in subject.layers if layer.threshold is not None}
-    marks = {"θ": max(thresholds)} if len(thresholds) == 1 else {}
-    names = subject.modalities if len(lines) == len(subject.modalities) else ("all modalities",)
-    medians = "; ".join(
-        f"{name} {torch.cat([table[m] for table in tables if m < len(table)]).median():.3g}"
+def _scales(group: Group, subject: Subject) -> Charts:
+    """Histograms of |γ| and shares by layer, of the checkpoint and, where there are records, over time."""
+    layers, names = subject.layers, subject.modalities
+    scales = {
+        name: torch.cat([layer.scales[m].abs() for layer in layers if m < len(layer.scales)])
         for m, name in enumerate(names)
-    )
+        if any(m < len(layer.scales) for layer in layers)
+    }
+    if len(scales) < len(names):  # norms that all modalities share
+        scales = {"all modalities": next(iter(scales.values()))}
+    medians = "; ".join(f"{name} {values.median():.3g}" for name, values in scales.items())
+    thresholds = {layer.threshold for layer in layers if layer.threshold is not None}
     below = f" {_below(subject)}" if thresholds else ""
-    chart = line_chart(
+    charts = [_histogram(scales, thresholds, f"Medians: {medians}.{below}")]
+    if any(layer.replaced.any() for layer in layers):
+        charts.append(_shares(subject))
+    times = len(subject.history)
+    if times > 1:
+        charts += _over_time(subject)
+    text = f"{group.name}: scales of all {len(layers)} layers that exchange or might, of {subject.scales_of}"
+    text += f", and over time, of {times} records of γ" * (times > 1)
+    return Charts(
+        f"{text}. Medians of |γ|: {medians}.{below}", charts, {name: m for m, name in enumerate(scales)}
+    )
+
+
+def _histogram(scales: Mapping[str, torch.Tensor], thresholds: Collection[float], summary: str) -> Chart:
+    edges = _edges(list(scales.values()))
+    lines = [
+        Series(_middles(edges), _counts([values], edges), m, steps=True)
+        for m, values in enumerate(scales.values())
+    ]
+    return line_chart(
         "number of channels by |γ|",
-        f"Histogram of |γ| by modality. Medians: {medians}.{below}",
+        f"Histogram of |γ|. {summary}",
         lines,
         xlabel="|γ|",
         logarithmic=False,
-        marks=marks,
+        marks={"θ": max(thresholds)} if len(thresholds) == 1 else {},
         log_x=True,
     )
-    return Charts(
-        f"{group.name}: |γ| of all {len(tables)} layers that exchange or might, of {subject.scales_of}. "
-        f"Medians: {medians}.{below}",
-        [chart],
-        {name: m for m, name in enumerate(names)},
+
+
+def _shares(subject: Subject) -> Chart:
+    """Shares that are replaced, by layer."""
+    numbers = list(range(1, len(subject.layers) + 1))
+    lines = [
+        Series(numbers, [100 * _share(layer, m) for layer in subject.layers], m, dash=_DASHES[m % 2])
+        for m in range(len(subject.modalities))
+    ]
+    shares = [100 * float(layer.replaced.mean()) for layer in subject.layers]
+    return line_chart(
+        "exchanged channels by layer, per cent",
+        f"Share of replaced channels by layer: from {min(shares):.1f} to {max(shares):.1f} %.",
+        lines,
+        xlabel="layer, from the input on",
+        logarithmic=False,
     )
 
 
@@ -127,7 +151,7 @@ def _below(subject: Subject) -> str:
     return f"{100 * share:.1f} % of all |γ| are below their layer's θ."
 
 
-def _over_time(group: Group, subject: Subject) -> list[Block]:
+def _over_time(subject: Subject) -> list[Chart]:
     """Shares by layer, and histograms, at the records."""
     modalities = subject.modalities
     steps = [step for step, _ in subject.history]
@@ -135,11 +159,12 @@ def _over_time(group: Group, subject: Subject) -> list[Block]:
     if any(layer.replaced.any() for _, layers in subject.history for layer in layers):
         for m, name in enumerate(modalities):
             shares = np.array([[_share(layer, m) for layer in layers] for _, layers in subject.history]).T
+            low, high = 100 * np.nanmin(shares[:, -1]), 100 * np.nanmax(shares[:, -1])
+            alt = f"Share of {name}'s channels that are replaced, by layer and step; at the end from "
             charts.append(
                 heat_map(
-                    f"{name}: exchanged share by layer",
-                    f"Share of {name}'s channels that are replaced, by layer and step; at the end from "
-                    f"{100 * shares[:, -1].min():.0f} to {100 * shares[:, -1].max():.0f} %.",
+                    f"{name}: exchanged channels by layer",
+                    f"{alt}{low:.0f} to {high:.0f} %.",
                     shares,
                     [str(step) for step in steps],
                     "layer",
@@ -165,8 +190,7 @@ def _over_time(group: Group, subject: Subject) -> list[Block]:
                     log_x=True,
                 )
             )
-    caption = f"{group.name}: exchange and scales over time, from {len(steps)} records of γ."
-    return [Charts(caption, charts, {})]
+    return charts
 
 
 def _share(layer: Layer, modality: int) -> float:

@@ -68,7 +68,7 @@ def _by_class(gathered: Gathered) -> Table:
         rows.append([label, NOTHING if share is None else f"{100 * share:.2f}", *cells])
     head = ["class", "share of pixels", *(f"{group.name}: {output}" for group, output in columns)]
     return Table(
-        "IoU by class, the most frequent class first, of the checkpoint on the validation images. The best "
+        f"IoU by class, the most frequent class first, of the checkpoint on {_count(first)}. The best "
         f"ensemble for each class is marked; {NOTHING} is a class that neither occurs nor is predicted.",
         head,
         rows,
@@ -77,6 +77,12 @@ def _by_class(gathered: Gathered) -> Table:
 
 def _classes(subject: Subject) -> dict[str, dict[str, float | None]]:
     return (subject.examined.classes or {}) if subject.examined else {}
+
+
+def _count(subject: Subject) -> str:
+    assert subject.examined is not None  # it has classes
+    count, total = subject.examined.count, subject.examined.total
+    return f"{count} of {total} validation images" if count < total else f"all {total} validation images"
 
 
 def _class_value(gathered: Gathered, group: Group, output: str, label: str) -> Value | None:
