@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -27,7 +28,7 @@ _INK, _LINE = "#010203", "#040506"
 _VARIABLES = {_INK: "var(--ink)", _LINE: "var(--line)"} | {
     f"#0a0b{number:02x}": f"var(--c{number})" for number in range(COLORS)
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
     "font.size": 10,
@@ -138,7 +139,7 @@ def heat_map(
         bar = figure.colorbar(
             image, ax=axes, ticks=[0, 0.5, 1], format=lambda share, _: f"{100 * share:.0f} %"
         )
-        bar.outline.set_visible(False)  # type: ignore[operator]  # typed as any artist
+        bar.outline.set_visible(False)
         return Chart(title, _svg(figure), alt)
 
 

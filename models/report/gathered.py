@@ -76,10 +76,10 @@ class Gathered:
         return f"{value.mean:.{digits}f}{spread}"
 
     def cells(self, values: Sequence[Value | None], *, less: bool | None = False) -> list[Cell]:
-        """Cells of values that compete, the best ones marked; with ``less=None`` none is."""
+        """Cells of values that compete, the best ones marked; none where all are equal, or ``less`` is None."""
         texts = [self.text(value) for value in values]
         known = [value.mean for value in values if value is not None]
-        if less is None or len(known) < 2:
+        if less is None or len({f"{value:.{self.decimals}f}" for value in known}) < 2:
             return [Cell(text) for text in texts]
         best = f"{(min if less else max)(known):.{self.decimals}f}"
         return [

@@ -26,4 +26,4 @@ def data_uri(image: Image, *, photo: bool) -> str:
 
 def uri(kind: str, encoded: NDArray[np.uint8] | bytes) -> str:
     """A file's bytes as a data URI of that kind of image."""
-    return f"data:image/{kind};base64,{base64.b64encode(encoded).decode()}"
+    return f"data:image/{kind};base64,{base64.b64encode(bytes(encoded)).decode()}"

@@ -106,7 +106,7 @@ def _table(gathered: Gathered) -> Table:
     ]
     branches = [_branch_cells(gathered, column) for column in _branch_columns(gathered)]
     head = ["", "runs", *(score_name(score) for score in scores), *_branch_columns(gathered)]
-    rows = [
+    rows: list[Sequence[Cell | str]] = [
         [_row_name(group), str(len(group.runs)), *(column[i] for column in (*columns, *branches))]
         for i, group in enumerate(gathered.groups)
     ]

@@ -123,7 +123,7 @@ def _most_confused(
     """The confusions that cost most pixels."""
     wrong = counts * ~np.eye(len(counts), dtype=bool)
     total = max(int(wrong.sum()), 1)
-    rows = []
+    rows: list[Sequence[Cell | str]] = []
     for place in np.argsort(-wrong, axis=None)[:_MOST_CONFUSED]:
         true, taken = divmod(int(place), len(counts))
         if wrong[true, taken]:
