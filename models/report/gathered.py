@@ -76,7 +76,7 @@ class Gathered:
         return f"{value.mean:.{digits}f}{spread}"
 
     def cells(self, values: Sequence[Value | None], *, less: bool | None = False) -> list[Cell]:
-        """Cells of values that compete, the best ones marked; none where all are equal, or ``less`` is None."""
+        """Cells of values that compete, the best ones marked; none of equals, or with ``less=None``."""
         texts = [self.text(value) for value in values]
         known = [value.mean for value in values if value is not None]
         if less is None or len({f"{value:.{self.decimals}f}" for value in known}) < 2:
