@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import io
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
+from models.analysis.features import feature_figure
+from models.data import DataError
 from models.report.blocks import Picture
 from models.report.images import uri
 from models.segmentation.build import open_validation
 from models.segmentation.load import TrainedNetwork
 from models.training.errors import UsageError
 
-_ANALYSIS = "models.analysis.features"
-
 
 def feature_picture(trained: Any) -> Picture | None:
-    """The figure of ``cen analyze --features``; None of networks that have none, or without that module."""
-    if not isinstance(trained, TrainedNetwork) or find_spec("models.analysis") is None:
+    """The figure of ``cen analyze --features``; None of networks that have none."""
+    if not isinstance(trained, TrainedNetwork):
         return None
-    figure_of = import_module(_ANALYSIS).feature_figure
     try:
-        figure, _ = figure_of(trained, open_validation(trained.recipe))
-    except UsageError:  # nothing is exchanged, or not by a threshold
+        figure, _ = feature_figure(trained, open_validation(trained.recipe))
+    except (UsageError, DataError):
+        # Nothing is exchanged, or not by a threshold; or no scene has all modalities.
         return None
     file = io.BytesIO()
     figure.savefig(file, format="png")
