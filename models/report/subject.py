@@ -188,7 +188,7 @@ def _examined(subject: Subject, trained: Any, images: int | None, draw: bool) ->
         notes.append(
             Note(
                 f"{found.count} of {found.total} validation images of {path} were looked at, spread evenly.",
-                "Leave --images and eval.limit away for all of them.",
+                "Without --images, eval.limit=none takes all of them.",
             )
         )
     return replace(subject, examined=found), notes
