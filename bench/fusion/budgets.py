@@ -41,6 +41,7 @@ class Budget:
     methods: tuple[str, ...] = (
         *("rgb", "depth", "none", "concat_all_shared", "align_middle_shared"),
         *("self_attention_middle_shared", "asymfusion", "cen_code", "cen_paper"),
+        "cen_paper_dropout",
     )
     seeds: tuple[int, ...] = (0, 1, 2)
 

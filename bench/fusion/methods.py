@@ -22,11 +22,13 @@ class Method:
         title: in tables.
         settings: of the recipe, what makes it this method.
         travel: of an exchange, how far its penalty moves a scale in the whole training; None without penalty.
+        like: the method whose search chooses for this one, too; "": it has its own.
     """
 
     title: str
     settings: tuple[str, ...]
     travel: float | None = None
+    like: str = ""
 
     @property
     def exchanges(self) -> bool:
@@ -53,4 +55,13 @@ METHODS = {
     "asymfusion": Method("AsymFusion", ("fusion=asymfusion",)),
     "cen_code": Method("CEN, the code's λ", ("fusion=exchange",), travel=0.067),
     "cen_paper": Method("CEN, the paper's λ", ("fusion=exchange",), travel=0.56),
+    "cen_paper_dropout": Method(
+        "CEN, the paper's λ, modality dropout",
+        ("fusion=exchange", "data.drop_modality=0.5"),
+        travel=0.56,
+        like="cen_paper",
+    ),
 }
+
+# Measured with corrupted inputs as well: trained without modality dropout and with it.
+CORRUPTED = ("cen_paper", "cen_paper_dropout")

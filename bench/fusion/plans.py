@@ -56,8 +56,11 @@ Read = Callable[[Plan], Result | None]  # a training's result, or None where the
 def search_plans(budget: Budget, method: str, read: Read) -> Iterator[Plan]:
     """The search's trainings of a method: of every learning rate, then, with the best, of every threshold.
 
-    The second part asks ``read`` for the results of the first, and is left out where one is missing.
+    The second part asks ``read`` for the results of the first, and is left out where one is missing. A method
+    that is ``like`` another has none.
     """
+    if METHODS[method].like:
+        return
     seed, exchanges = budget.seeds[0], METHODS[method].exchanges
     first = budget.thresholds[0] if exchanges else ""
     rates = [Plan("search", method, Choice(factor, first), seed) for factor in budget.factors]
@@ -69,6 +72,7 @@ def search_plans(budget: Budget, method: str, read: Read) -> Iterator[Plan]:
 
 def chosen(budget: Budget, method: str, read: Read) -> Choice | None:
     """What the search found to be the best for a method; None while its results are not complete."""
+    method = METHODS[method].like or method
     plans = list(search_plans(budget, method, read))
     complete = len(budget.factors) + (len(budget.thresholds) - 1) * METHODS[method].exchanges
     best = _best(plans, read) if len(plans) == complete else None
@@ -92,7 +96,7 @@ def long_plans(budget: Budget, read: Read) -> Iterator[Plan]:
         if result is None:
             return
         scores.setdefault(plan.method, []).append(result["metrics"][SCORE])
-    fusions = [method for method in scores if method not in ("rgb", "depth", "none")]
+    fusions = [name for name in scores if name not in ("rgb", "depth", "none") and not METHODS[name].like]
     best = sorted(fusions, key=lambda method: -mean(scores[method]))[:BEST]
     for seed in budget.seeds:
         for method in ("none", *best):

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from bench.fusion.budgets import HELD_OUT, LONG, RECIPE, SEARCH_PART
 from bench.fusion.methods import METHODS
 from bench.fusion.plans import SCORE, Plan, Result, chosen, long_plans, search_plans, table_plans
-from bench.fusion.runs import SHOWN, Place, picture_file, png
+from bench.fusion.runs import CORRUPTED_IMAGES, SHOWN, Place, picture_file, png
 from bench.harness import files
 from models.data.loading import eval_loader, subset
 from models.segmentation.build import open_split
@@ -33,7 +33,15 @@ def write(place: Place) -> None:
     table = _found(place, table_plans(place.budget, place.read))
     parts = [_head(place), *_search(place)]
     if table:
-        parts += ["## Table", "", *_scores(table), "", *_differences(table), *_shares(table)]
+        parts += [
+            "## Table",
+            "",
+            *_scores(table),
+            "",
+            *_differences(table),
+            *_shares(table),
+            *_corrupted(table),
+        ]
         files.write(place.results / CURVES, _curves(table))
         if (scenes := _scenes(place)) is not None:
             files.write(place.results / SCENES, png(scenes))
@@ -165,6 +173,30 @@ def _shares(found: Found) -> list[str]:
         "Channels exchanged by layer, in per cent of both modalities' channels, first seed:",
         "",
         *(f"| layer | {titles} |", "|---" * (len(exchanging) + 1) + "|"),
+        *rows,
+        "",
+    ]
+
+
+def _corrupted(found: Found) -> list[str]:
+    results = {name: _first(seeds) for name, seeds in found.items() if "corrupted" in _first(seeds)}
+    if not results:
+        return []
+    clean = {name: result["corrupted"][""] for name, result in results.items()}
+    rows = []
+    for corruption in next(iter(results.values()))["corrupted"]:
+        cells = [corruption or "clean"]
+        for name, result in results.items():
+            score = result["corrupted"][corruption]
+            change = f" ({100 * (score - clean[name]):+.1f})" if corruption else ""
+            cells.append(f"{100 * score:.1f}{change}")
+        rows.append(f"| {' | '.join(cells)} |")
+    titles = " | ".join(METHODS[name].title for name in results)
+    return [
+        f"Ensemble's mean IoU on {CORRUPTED_IMAGES} validation images with one modality corrupted "
+        "(docs/robustness.md), and the difference to clean ones, first seed:",
+        "",
+        *(f"| corruption | {titles} |", "|---" * (len(results) + 1) + "|"),
         *rows,
         "",
     ]

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 
 import models.recipes  # noqa: F401 - fills the registry
 from bench.fusion.budgets import HELD_OUT, LONG, MOMENTUM, RECIPE, SCENES_AT_ONCE, SEARCH_PART, Budget
-from bench.fusion.methods import METHODS
+from bench.fusion.methods import CORRUPTED, METHODS
 from bench.fusion.plans import SCORE, Plan, Result
 from bench.harness.files import write
 from bench.harness.machine import machine
 from cen_ext import exchanging_layers
 from models.data import find_layout
 from models.networks.counting import count_multiply_adds, count_parameters
+from models.segmentation import robustness
 from models.segmentation.build import open_validation, output_names
 from models.segmentation.evaluate import evaluate, example_images
 from models.segmentation.load import TrainedNetwork, load
@@ -29,6 +30,7 @@ from models.training.train import train
 from models.visualize import Image, beside
 
 SHOWN = 4  # validation scenes of the picture
+CORRUPTED_IMAGES = 100  # validation images that are corrupted, spread evenly
 
 
 @dataclass(frozen=True)
@@ -129,9 +131,12 @@ def carry_out(place: Place, plan: Plan) -> None:
     if code:
         raise SystemExit(code)
     trained = load(run / checkpoint.LAST, ["eval.limit=none", "eval.batch_size=4"])
+    found = measure(trained, run)
     if plan.phase == "table" and plan.seed == place.budget.seeds[0]:
         write(picture_file(place, plan), png(labels_of_scenes(trained)))
-    _keep(place, plan, measure(trained, run))
+        if plan.method in CORRUPTED:
+            found["corrupted"] = measure_corrupted(trained)
+    _keep(place, plan, found)
 
 
 def _keep(place: Place, plan: Plan, found: Result) -> None:
@@ -171,6 +176,17 @@ def measure(trained: TrainedNetwork, run: Path) -> Result:
         "multiply_adds": count_multiply_adds(trained.net, shape),
         "training_seconds": round(sum(images / row["images_per_second"] for row in speed)),
     }
+
+
+def measure_corrupted(trained: TrainedNetwork) -> dict[str, float]:
+    """The ensemble's mean IoU with each corruption of the standard list, "" for none, on some images."""
+    recipe = replace(trained.recipe, eval=replace(trained.recipe.eval, limit=CORRUPTED_IMAGES))
+    dataset = open_validation(recipe)
+    clean = evaluate(trained.net, dataset, recipe)
+    assert clean is not None  # nothing stops it
+    rows = robustness.measure(trained.net, dataset, recipe, robustness.plan(dataset, recipe, ["all"]))
+    scores = {str(row.corruption): row.metrics for row in rows}
+    return {name: round(metrics[SCORE], 5) for name, metrics in {"": clean.compute(), **scores}.items()}
 
 
 def _rows(path: Path) -> list[dict[str, float]]:

@@ -64,6 +64,8 @@ def test_a_search_tries_thresholds_at_the_best_rate_and_chooses_the_best_of_all(
     read.score |= {"search/cen_paper_rate2_threshold0.5m": 0.4, "search/cen_paper_rate2_threshold0.02": 0.2}
     assert chosen(SMALL, "cen_paper", read) == Choice(2.0, "0.5*median")
     assert chosen(SMALL, "rgb", read) == Choice(1.0)
+    assert list(search_plans(SMALL, "cen_paper_dropout", read)) == []
+    assert chosen(SMALL, "cen_paper_dropout", read) == Choice(2.0, "0.5*median")
 
 
 def test_before_its_rates_are_known_a_search_has_no_thresholds() -> None:
@@ -115,6 +117,7 @@ def test_every_fifth_block_of_the_training_list_is_held_out(tmp_path: Path) -> N
 def made_up(place: Place, plan: Plan, score: float) -> None:
     both = plan.method != "rgb"
     metrics = {f"{name}/mean_iou": score for name in ("rgb", *["depth"] * both, "ensemble")}
+    corrupted = {"": 0.4, "depth=missing": 0.3} if plan.method == "cen_paper" else None
     exchanged = {"a": 0.0, "b": 0.25} if METHODS[plan.method].exchanges else {}
     result = {
         "settings": place.settings(plan),
@@ -126,6 +129,7 @@ def made_up(place: Place, plan: Plan, score: float) -> None:
         "parameters": 25_000_000,
         "multiply_adds": 7_000_000_000,
         "training_seconds": 120,
+        **({"corrupted": corrupted} if corrupted else {}),
     }
     file = result_file(place, plan)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -157,6 +161,8 @@ def test_report_says_where_a_difference_is_beyond_the_spread(tmp_path: Path) -> 
     assert "| CEN, the paper's λ | both, shared, no exchange | +10.50 | 0.50 | beyond |" in lines
     assert "| CEN, the paper's λ | concat, all, same as ours | -3.50 | 13.50 | within |" in lines
     assert "| b | 25.0 |" in lines
+    assert "| clean | 40.0 |" in lines
+    assert "| depth=missing | 30.0 (-10.0) |" in lines
     assert (place.results / report.CURVES).read_bytes().startswith(b"\x89PNG")
     assert not (place.results / report.SCENES).exists()  # no training left a picture
 
@@ -207,7 +213,9 @@ def test_a_small_comparison_from_search_to_report(
     names = {f"{phase}/{name}_seed0.json" for phase in ("table", "long") for name in ("none", "cen_paper")}
     names |= {"search/none_rate1_seed0.json", "search/cen_paper_rate1_threshold0.5m_seed0.json"}
     assert {str(path.relative_to(results)) for path in results.rglob("*.json")} == names
-    assert "| CEN, the paper's λ | 1 | " in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "| CEN, the paper's λ | 1 | " in shown
+    assert "| depth=missing | " in shown
     assert (results / report.SCENES).is_file()
     times = {path: path.stat().st_mtime_ns for path in results.rglob("*.json")}
     assert command.main(given) == 0  # nothing is trained again
