@@ -37,10 +37,10 @@ def test_decoder_is_the_formula() -> None:
     sizes = ((9, 11), (5, 6), (3, 3), (2, 2))
     features = [torch.randn(2, c, *size).double() for c, size in zip((3, 4, 5, 6), sizes, strict=True)]
     x = None
-    for level, feature in zip(decoder.levels, features[::-1], strict=True):
+    for level, feature in zip(decoder.cascades, features[::-1], strict=True):
         y = torch.einsum("oc,nchw->nohw", level.reduce.weight[:, :, 0, 0], feature)
         if x is not None:
-            y = torch.einsum("oc,nchw->nohw", level.adapt.weight[:, :, 0, 0], y)
+            y = torch.einsum("oc,nchw->nohw", level.join.weight[:, :, 0, 0], y)
             y = y + F.interpolate(x, y.shape[-2:], mode="bilinear", align_corners=True)
         x = pooled(y.relu(), [conv.weight for conv in level.pool.convs])
         if level.project is not None:

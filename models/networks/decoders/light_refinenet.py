@@ -7,17 +7,10 @@ ResNet-50 and 101 with 21 classes and 256 channels it has 27 and 46 million para
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cen_ext import Conv3x3
-from models.networks.backend import with_backend
-from models.networks.decoders.blocks import initialize
-from models.networks.decoders.refinenet import ChainedResidualPooling
-from models.networks.dropout import Dropout
-from models.networks.encoders.base import make_encoder
+from models.networks.decoders.refinenet import ChainedResidualPooling, RefineNetDecoder, assemble
 from models.networks.fusion import Exchange, Fusion
 from models.networks.fusion.base import resolve
 from models.networks.segmentor import SegmentationNetwork
@@ -36,57 +29,24 @@ class LightRefineNetBlock(nn.Module):
     def __init__(self, in_channels: int, channels: int, out_channels: int | None, joins: bool) -> None:
         super().__init__()
         self.reduce = nn.Conv2d(in_channels, channels, 1, bias=False)
-        self.adapt = nn.Conv2d(channels, channels, 1, bias=False) if joins else None
+        self.join = nn.Conv2d(channels, channels, 1, bias=False) if joins else None
         self.pool = ChainedResidualPooling(channels, kernel=1)
         self.project = None if out_channels is None else nn.Conv2d(channels, out_channels, 1, bias=False)
 
     def forward(self, feature: Tensor, coarser: Tensor | None) -> Tensor:
         x: Tensor = self.reduce(feature)
-        if self.adapt is not None and coarser is not None:
+        if self.join is not None and coarser is not None:
             large = F.interpolate(coarser, x.shape[-2:], mode="bilinear", align_corners=True)
-            x = large.add_(self.adapt(x))
+            x = large.add_(self.join(x))
         x = self.pool(F.relu_(x))
         y: Tensor = x if self.project is None else self.project(x)
         return y
 
 
-class LightRefineNetDecoder(nn.Module):
-    """Four levels from the coarsest feature to the finest, and a classifier.
+class LightRefineNetDecoder(RefineNetDecoder):
+    """``RefineNetDecoder`` of lighter cascades."""
 
-    Args:
-        in_channels: channels of the encoder's four features, finest first.
-        num_classes: K.
-        width: channels of the three finer levels; the coarsest has twice as many.
-        dropout: probability, on the two coarsest features and before the classifier.
-        init: ``"torch"`` or ``"kaiming"``, see ``light_refinenet``.
-    """
-
-    def __init__(
-        self, in_channels: Sequence[int], num_classes: int, width: int, dropout: float, init: str
-    ) -> None:
-        super().__init__()
-        finest, fine, coarse, coarsest = in_channels
-        blocks = [
-            LightRefineNetBlock(coarsest, 2 * width, width, joins=False),
-            LightRefineNetBlock(coarse, width, width, joins=True),
-            LightRefineNetBlock(fine, width, width, joins=True),
-            LightRefineNetBlock(finest, width, None, joins=True),
-        ]
-        self.levels = nn.ModuleList(blocks)
-        self.dropout = Dropout(dropout)
-        self.classifier = Conv3x3(width, num_classes)
-        for block in blocks:
-            initialize(init, (block.reduce, block.adapt, block.project))
-
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Four features, finest first, to logits ``[M*N, K, h, w]`` of the finest feature's size."""
-        finest, fine, coarse, coarsest = features
-        of_levels = (self.dropout(coarsest), self.dropout(coarse), fine, finest)
-        x = None
-        for level, feature in zip(self.levels, of_levels, strict=True):
-            x = level(feature, x)
-        logits: Tensor = self.classifier(self.dropout(x, inplace=True))
-        return logits
+    block = LightRefineNetBlock
 
 
 class LightRefineNet(SegmentationNetwork):
@@ -124,15 +84,17 @@ def light_refinenet(
     Raises:
         ValueError, ImportError: as ``models.refinenet``.
     """
-    for name, value in (("num_classes", num_classes), ("width", width)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    body = make_encoder(
+    return assemble(
+        LightRefineNet,
+        LightRefineNetDecoder,
         encoder,
+        num_classes,
         num_modalities,
         resolve(fusion, Exchange(), num_modalities, threshold=threshold, region=region, criterion=criterion),
+        dropout=dropout,
+        width=width,
         in_channels=in_channels,
         frozen_statistics=frozen_statistics,
+        decoder_init=decoder_init,
+        backend=backend,
     )
-    decoder = LightRefineNetDecoder(body.channels, num_classes, width, dropout, decoder_init)
-    return with_backend(LightRefineNet(body, decoder, num_classes), backend)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +98,10 @@ class RefineNetBlock(nn.Module):
 class RefineNetDecoder(nn.Module):
     """Four cascades from the coarsest feature to the finest, and a classifier.
 
+    Attributes:
+        block: the kind of cascade: a module of ``RefineNetBlock``'s arguments, with its ``reduce``, ``join``
+            and ``project``.
+
     Args:
         in_channels: channels of the encoder's four features, finest first.
         num_classes: K.
@@ -105,16 +110,18 @@ class RefineNetDecoder(nn.Module):
         init: ``"torch"`` or ``"kaiming"``, see ``refinenet``.
     """
 
+    block: ClassVar[type[nn.Module]] = RefineNetBlock
+
     def __init__(
         self, in_channels: Sequence[int], num_classes: int, width: int, dropout: float, init: str
     ) -> None:
         super().__init__()
         finest, fine, coarse, coarsest = in_channels
-        blocks = [
-            RefineNetBlock(coarsest, 2 * width, width, joins=False),
-            RefineNetBlock(coarse, width, width, joins=True),
-            RefineNetBlock(fine, width, width, joins=True),
-            RefineNetBlock(finest, width, None, joins=True),
+        blocks: list[Any] = [
+            self.block(coarsest, 2 * width, width, joins=False),
+            self.block(coarse, width, width, joins=True),
+            self.block(fine, width, width, joins=True),
+            self.block(finest, width, None, joins=True),
         ]
         self.cascades = nn.ModuleList(blocks)
         self.dropout = Dropout(dropout)
@@ -184,15 +191,46 @@ def refinenet(
             or one beside threshold, region or criterion.
         ImportError: an encoder of timm without timm.
     """
+    return assemble(
+        RefineNet,
+        RefineNetDecoder,
+        encoder,
+        num_classes,
+        num_modalities,
+        resolve(fusion, Exchange(), num_modalities, threshold=threshold, region=region, criterion=criterion),
+        dropout=dropout,
+        width=width,
+        in_channels=in_channels,
+        frozen_statistics=frozen_statistics,
+        decoder_init=decoder_init,
+        backend=backend,
+    )
+
+
+Network = TypeVar("Network", bound=SegmentationNetwork)
+
+
+def assemble(
+    network: type[Network],
+    decoder: type[RefineNetDecoder],
+    encoder: str,
+    num_classes: int,
+    num_modalities: int,
+    fusion: Fusion,
+    *,
+    dropout: float,
+    width: int,
+    in_channels: int,
+    frozen_statistics: bool,
+    decoder_init: str,
+    backend: str | None,
+) -> Network:
+    """Build a network with a decoder of RefineNet's kind; arguments and errors as of ``refinenet``."""
     for name, value in (("num_classes", num_classes), ("width", width)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     body = make_encoder(
-        encoder,
-        num_modalities,
-        resolve(fusion, Exchange(), num_modalities, threshold=threshold, region=region, criterion=criterion),
-        in_channels=in_channels,
-        frozen_statistics=frozen_statistics,
+        encoder, num_modalities, fusion, in_channels=in_channels, frozen_statistics=frozen_statistics
     )
-    decoder = RefineNetDecoder(body.channels, num_classes, width, dropout, decoder_init)
-    return with_backend(RefineNet(body, decoder, num_classes), backend)
+    head = decoder(body.channels, num_classes, width, dropout, decoder_init)
+    return with_backend(network(body, head, num_classes), backend)
