@@ -36,7 +36,7 @@ class Budget:
     steps: int
     settings: tuple[str, ...]
     rates: tuple[float, float] = (0.01, 0.05)
-    factors: tuple[float, ...] = (0.5, 1.0, 2.0)
+    factors: tuple[float, ...] = (0.25, 0.5, 1.0)
     thresholds: tuple[str, ...] = ("0.75*median", "0.5*median", "0.02")
     methods: tuple[str, ...] = (
         *("rgb", "depth", "none", "concat_all_shared", "align_middle_shared"),

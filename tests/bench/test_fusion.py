@@ -26,6 +26,8 @@ from models.training.scales import travel_by_stage
 SMALL = Budget(
     steps=100,
     settings=(),
+    rates=(0.01, 0.05),
+    factors=(0.5, 1.0, 2.0),
     methods=("rgb", "none", "concat_all_shared", "asymfusion", "cen_paper"),
     seeds=(0, 1),
 )
