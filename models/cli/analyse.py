@@ -8,6 +8,8 @@ from pathlib import Path
 from models.cli.arguments import Commands, add_command
 from models.training.errors import UsageError
 
+_BATCHES, _CHANNELS = 64, 4
+_STEPS, _SEEDS = 200, (0, 1, 2)
 _SCENES = 3
 
 
@@ -42,14 +44,21 @@ def add(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     if not arguments.analyses:
         raise UsageError("analyse: say what to analyze: --theorem, --corollary, --features")
-    if _features not in arguments.analyses and (arguments.layer or arguments.images or arguments.scene):
-        raise UsageError("analyse: --layer, --images and --scene are of --features, which is not asked for")
+    _check_options(arguments)
     arguments.overrides = [each for each in arguments.runs if "=" in each] + arguments.overrides
     arguments.runs = [Path(each) for each in arguments.runs if "=" not in each]
     if not arguments.runs:
         raise UsageError("analyse: give a run's folder")
     codes: list[int] = [analysis(arguments) for analysis in dict.fromkeys(arguments.analyses)]
     return max(codes)
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    """Refuse options of analyses that are not asked for, which would have no effect."""
+    for option, analyses in _OPTIONS.items():
+        if getattr(arguments, option) is not None and not {*analyses} & {*arguments.analyses}:
+            flags = " or ".join(f"--{analysis.__name__.removeprefix('_')}" for analysis in analyses)
+            raise UsageError(f"analyse: --{option} is of {flags}, which is not asked for")
 
 
 def _add_theorem(parser: argparse.ArgumentParser) -> None:
@@ -64,16 +73,14 @@ def _add_theorem(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--batches",
         type=_count,
-        default=64,
         metavar="N",
-        help="training batches to look at; 0: the records of scales alone; default: %(default)s",
+        help=f"training batches to look at; 0: the records of scales alone; default: {_BATCHES}",
     )
     group.add_argument(
         "--channels",
         type=_positive,
-        default=4,
         metavar="N",
-        help="channels of every layer and modality, each a pass of every batch; default: %(default)s",
+        help=f"channels of every layer and modality, each a pass of every batch; default: {_CHANNELS}",
     )
 
 
@@ -86,13 +93,10 @@ def _add_corollary(parser: argparse.ArgumentParser) -> None:
         const=_corollary,
         help="train a run's network on, convolutions unshared, with and without exchange of what is below θ",
     )
-    group.add_argument(
-        "--steps", type=_positive, default=200, metavar="N", help="of each training; default: %(default)s"
-    )
+    group.add_argument("--steps", type=_positive, metavar="N", help=f"of each training; default: {_STEPS}")
     group.add_argument(
         "--seeds",
         type=_counts,
-        default=(0, 1, 2),
         metavar="N,N,...",
         help="of the pairs of trainings; default: 0,1,2",
     )
@@ -113,9 +117,7 @@ def _add_features(parser: argparse.ArgumentParser) -> None:
     )
     scenes = group.add_mutually_exclusive_group()
     scenes.add_argument("--images", type=_positive, metavar="N", help=f"scenes to draw; default: {_SCENES}")
-    scenes.add_argument(
-        "--scene", action="append", default=[], metavar="NAME", help="draw this one; may be repeated"
-    )
+    scenes.add_argument("--scene", action="append", metavar="NAME", help="draw this one; may be repeated")
 
 
 def _theorem(arguments: argparse.Namespace) -> int:
@@ -125,8 +127,8 @@ def _theorem(arguments: argparse.Namespace) -> int:
         arguments.runs,
         arguments.overrides,
         output=arguments.output,
-        batches=arguments.batches,
-        channels=arguments.channels,
+        batches=_BATCHES if arguments.batches is None else arguments.batches,
+        channels=arguments.channels or _CHANNELS,
         threshold=arguments.threshold,
     )
 
@@ -138,8 +140,8 @@ def _corollary(arguments: argparse.Namespace) -> int:
         arguments.runs,
         arguments.overrides,
         output=arguments.output,
-        steps=arguments.steps,
-        seeds=arguments.seeds,
+        steps=arguments.steps or _STEPS,
+        seeds=arguments.seeds or _SEEDS,
         threshold=arguments.threshold,
     )
 
@@ -156,7 +158,7 @@ def _features(arguments: argparse.Namespace) -> int:
             arguments.output,
             layer=arguments.layer,
             images=arguments.images or _SCENES,
-            scenes=arguments.scene,
+            scenes=arguments.scene or [],
         )
     return 0
 
@@ -192,3 +194,13 @@ def _threshold(text: str) -> float | str:
 
 
 _ANALYSES = (_add_theorem, _add_corollary, _add_features)
+_OPTIONS = {  # what each is of
+    "threshold": (_theorem, _corollary),
+    "batches": (_theorem,),
+    "channels": (_theorem,),
+    "steps": (_corollary,),
+    "seeds": (_corollary,),
+    "layer": (_features,),
+    "images": (_features,),
+    "scene": (_features,),
+}

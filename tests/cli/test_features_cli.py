@@ -173,7 +173,9 @@ def test_what_has_no_figure_is_refused(
     assert main(["analyse", str(run)]) == 2
     assert "analyse: say what to analyze: --theorem, --corollary, --features" in capsys.readouterr().err
     assert main(["analyse", str(run), "--theorem", "--images", "2"]) == 2
-    assert "--scene are of --features, which is not asked for" in capsys.readouterr().err
+    assert "--images is of --features, which is not asked for" in capsys.readouterr().err
+    assert "--threshold is of --theorem or --corollary" in refusal(run, "--threshold", "0.1")
+    assert "--steps is of --corollary" in refusal(run, "--steps", 3)
     message = "--features writes files of the same names for every run"
     assert message in refusal(run, run, "--output", tmp_path)
 
