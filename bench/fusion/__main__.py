@@ -26,7 +26,7 @@ from pathlib import Path
 from bench.fusion import report
 from bench.fusion.budgets import BUDGETS
 from bench.fusion.methods import METHODS
-from bench.fusion.plans import PHASES, Plan, long_plans, search_plans, table_plans
+from bench.fusion.plans import PHASES, Plan, chosen, long_plans, search_plans, table_plans
 from bench.fusion.runs import Place, carry_out
 from bench.harness.files import RESULTS
 from models.data import DataError
@@ -64,6 +64,9 @@ def _plans(place: Place, phases: list[str]) -> Iterator[Plan]:
     if "search" in phases:
         for method in budget.methods:
             yield from search_plans(budget, method, place.read)
+    waiting = [method for method in budget.methods if chosen(budget, method, place.read) is None]
+    if waiting and {"table", "long"} & {*phases}:
+        print(f"left out, their search is not complete: {', '.join(waiting)}", file=sys.stderr)
     if "table" in phases:
         yield from table_plans(budget, place.read)
     if "long" in phases:

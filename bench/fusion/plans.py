@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from bench.fusion.budgets import Budget
+from bench.fusion.budgets import SEARCH_SEED, Budget
 from bench.fusion.methods import METHODS
 
 PHASES = ("search", "table", "long")
@@ -61,13 +61,13 @@ def search_plans(budget: Budget, method: str, read: Read) -> Iterator[Plan]:
     """
     if METHODS[method].like:
         return
-    seed, exchanges = budget.seeds[0], METHODS[method].exchanges
+    exchanges = METHODS[method].exchanges
     first = budget.thresholds[0] if exchanges else ""
-    rates = [Plan("search", method, Choice(factor, first), seed) for factor in budget.factors]
+    rates = [Plan("search", method, Choice(factor, first), SEARCH_SEED) for factor in budget.factors]
     yield from rates
     if exchanges and (best := _best(rates, read)) is not None:
         for threshold in budget.thresholds[1:]:
-            yield Plan("search", method, Choice(best.choice.factor, threshold), seed)
+            yield Plan("search", method, Choice(best.choice.factor, threshold), SEARCH_SEED)
 
 
 def chosen(budget: Budget, method: str, read: Read) -> Choice | None:

@@ -62,7 +62,7 @@ def _head(place: Place) -> str:
     budget = place.budget
     return (
         f"`python -m bench.fusion`: recipe {RECIPE} with {', '.join(budget.settings)}. {budget.steps} steps, "
-        f"seeds {', '.join(map(str, budget.seeds))}; scores of all 654 validation images in per cent, the "
+        f"seeds {', '.join(map(str, budget.seeds))}; scores of all validation images in per cent, the "
         "mean over seeds ± their standard deviation.\n"
     )
 
