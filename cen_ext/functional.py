@@ -25,6 +25,7 @@ from cen_ext.ops.norm_exchange.checks import (
 )
 from cen_ext.ops.norm_exchange.options import Options
 from cen_ext.ops.norm_exchange.reference import statistics_dtype
+from cen_ext.ops.streams import joined
 
 
 def norm_exchange(
@@ -113,6 +114,7 @@ def norm_exchange(
     """
     if isinstance(x, Proxy):
         return fx.call_function(norm_exchange, x, locals())
+    x, residual = joined(x), joined(residual)
     options = Options(threshold, region, criterion, norm, eps, activation, negative_slope, order, num_groups)
     check_options(options)
     check_num_groups(num_groups, norm)

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from cen_ext.ops import dispatch, flops, fx
 from cen_ext.ops.dispatch import Backend
+from cen_ext.ops.streams import Streams
 
 _MULTIPLE = 32  # the kernels need multiples of this many channels
 _FEWEST_TILES = 64  # with fewer, transforming the weights costs more than the products save
@@ -60,6 +61,8 @@ def conv3x3(
     """
     if isinstance(x, Proxy):
         return fx.call_function(conv3x3, x, locals())
+    if isinstance(x, Streams):
+        return x.each(conv3x3, weight, bias, dilation, backend=backend)  # type: ignore[return-value]  # as annotated in Streams
     _check(x, weight, bias, dilation)
     if backend is None and (dispatch.named_backend() == "reference" or not _pays(x, dilation)):
         backend = "reference"

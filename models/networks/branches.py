@@ -9,19 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from cen_ext import present, stack_modalities
+from cen_ext.ops.streams import Streams, joined
 
 
 def stacked_input(x: Tensor | Sequence[Tensor], num_modalities: int, in_channels: int) -> Tensor:
     """A network's input as one checked tensor ``[M*N, in_channels, H, W]``, modality-major.
 
     Args:
-        x: that tensor, or a sequence of M tensors ``[N, in_channels, H, W]``.
+        x: that tensor, or a sequence of M tensors ``[N, in_channels, H, W]``; ``Streams`` stay what they are.
         num_modalities, in_channels: the network's, or the number of modalities that are present.
 
     Raises:
         ValueError: another number of modalities or channels, or modalities of different shapes.
     """
-    if not isinstance(x, Tensor):
+    if not isinstance(x, Tensor | Streams):
         if len(x) != num_modalities:
             raise ValueError(f"the network has {num_modalities} modalities, but x is a list of {len(x)}")
         x = stack_modalities(x)
@@ -52,9 +53,11 @@ def of_all(values: Tensor, modalities: Sequence[int] | None, count: int) -> Tens
     return torch.stack([*(found.get(m, none) for m in range(count)), *values[len(found) :]])
 
 
-def split_branches(stacked: Tensor, num_modalities: int) -> Tensor:
-    """Stacked ``[M*N, C, H, W]`` to ``[M, N, C, H, W]``, a view."""
-    branches: Tensor = stacked.unflatten(0, (num_modalities, stacked.shape[0] // num_modalities))
+def split_branches(stacked: Tensor | Streams, num_modalities: int) -> Tensor:
+    """Stacked ``[M*N, C, H, W]`` to ``[M, N, C, H, W]``, a view; ``Streams`` are stacked so."""
+    if isinstance(stacked, Streams) and len(stacked) == num_modalities:
+        return torch.stack(stacked.parts)
+    branches: Tensor = joined(stacked).unflatten(0, (num_modalities, stacked.shape[0] // num_modalities))
     return branches
 
 

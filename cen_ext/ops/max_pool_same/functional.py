@@ -23,6 +23,7 @@ from cen_ext.ops import dispatch, flops, fx
 from cen_ext.ops.dispatch import Backend, why_not_cpu, why_not_reference, why_not_triton
 from cen_ext.ops.max_pool_same.autograd import gradient, refuse_second_gradient, setup_context
 from cen_ext.ops.norm_exchange.reference import DTYPES, memory_format
+from cen_ext.ops.streams import Streams
 
 LARGEST_SIZE = 15  # four bits hold a row or a column
 
@@ -51,6 +52,8 @@ def max_pool_same(x: Tensor, size: int, *, backend: str | None = None) -> Tensor
     """
     if isinstance(x, Proxy):
         return fx.call_function(max_pool_same, x, locals())
+    if isinstance(x, Streams):
+        return x.each(max_pool_same, size, backend=backend)  # type: ignore[return-value]  # as annotated in Streams
     _check(x, size)
     run: Any = dispatch.choose("max_pool_same", backend, x).run
     y: Tensor = run(x, size)

@@ -116,12 +116,12 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def _lends(route: Tensor) -> Tensor:
+def lends(route: Tensor) -> Tensor:
     """Mask ``[M, M, C]``, borrower first, of the modalities whose channels replace a borrower's."""
     num_modalities = route.shape[0]
     m = torch.arange(num_modalities, device=route.device)
-    lends = (route[:, None] == MEAN) | (route[:, None] == m[:, None])
-    return lends & (m[:, None] != m)[:, :, None]
+    named = (route[:, None] == MEAN) | (route[:, None] == m[:, None])
+    return named & (m[:, None] != m)[:, :, None]
 
 
 def norm_exchange_reference(
@@ -160,7 +160,7 @@ def norm_exchange_reference(
     else:
         lenders = range(num_modalities)
     replaced = route != OWN
-    unread = replaced & ~_lends(route).any(0)  # no modality borrows it, so it has no gradient, even for NaN
+    unread = replaced & ~lends(route).any(0)  # no modality borrows it, so it has no gradient, even for NaN
     if options.norm not in ACROSS_CHANNELS:
         rows = torch.where(per_row(unread), rows.detach(), rows)
     weight, bias = (torch.where(unread, table.detach(), table) for table in (weight, bias))

@@ -22,6 +22,7 @@ from cen_ext.ops import dispatch, flops, fx
 from cen_ext.ops.dispatch import Backend, why_not_cpu, why_not_cuda, why_not_reference, why_not_triton
 from cen_ext.ops.norm_exchange.reference import DTYPES, memory_format, split_rows
 from cen_ext.ops.pixel_shift.autograd import gradient, setup_context
+from cen_ext.ops.streams import joined
 
 DIRECTIONS = ((-1, 0), (0, -1), (0, 1), (1, 0))  # rows and columns from a result to the pixel that it gets
 
@@ -61,6 +62,7 @@ def pixel_shift(
     """
     if isinstance(x, Proxy):
         return fx.call_function(pixel_shift, x, locals())
+    x, base = joined(x), joined(base)
     _check(x, num_modalities, base, groups)
     run: Any = dispatch.choose("pixel_shift", backend, x).run
     y: Tensor = run(x, base, num_modalities, x.shape[1] // groups, False)
