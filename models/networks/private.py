@@ -45,6 +45,20 @@ class PrivateConv2d(PerModality, nn.Conv2d):
         if conv.bias is not None:
             self.bias = nn.Parameter(conv.bias.detach().repeat(num_modalities))
 
+    def of_one_modality(self) -> nn.Conv2d:
+        """A convolution of the same kind, on the meta device, for one modality's weight and bias."""
+        return nn.Conv2d(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,  # type: ignore[arg-type]  # as above
+            self.stride,  # type: ignore[arg-type]
+            self.padding,  # type: ignore[arg-type]
+            self.dilation,  # type: ignore[arg-type]
+            self.groups,
+            self.bias is not None,
+            device="meta",
+        )
+
     def forward(self, x: Tensor) -> Tensor:
         count = self.num_modalities
         weights = self.weight.chunk(count)
