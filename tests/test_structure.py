@@ -17,6 +17,7 @@ MOST_LINES = 420
 NAMES = {
     "build": "a recipe's networks and data",
     "evaluate": "the evaluate command",
+    "deployment": "what the export command needs to know",
     "importing": "the import command",
     "inference": "the network's answer to images",
     "initial": "the weights that a training starts from",

@@ -2,6 +2,7 @@
 
 from models.segmentation.build import build_network as network
 from models.segmentation.build import output_names
+from models.segmentation.deployment import answering, description, scenes
 from models.segmentation.evaluate import evaluate_checkpoint as evaluate
 from models.segmentation.importing import import_released
 from models.segmentation.load import TrainedNetwork, load
@@ -16,6 +17,8 @@ per_cent = True
 
 __all__ = [
     "answer",
+    "answering",
+    "description",
     "evaluate",
     "evaluate_corrupted",
     "import_released",
@@ -24,6 +27,7 @@ __all__ = [
     "output_names",
     "per_cent",
     "predict",
+    "scenes",
     "show_data",
     "task",
 ]

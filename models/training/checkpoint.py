@@ -135,7 +135,7 @@ def network_file(path: Path) -> Path:
         UsageError: as there.
     """
     if path.suffix not in _SUFFIXES:
-        raise UsageError(f"--output must end in {' or '.join(_SUFFIXES)}, got {path}")
+        raise UsageError(f"--output must end in {' or '.join(_SUFFIXES)} for weights, got {path}")
     if is_of_run(path.parent) and (path.name in (LAST, BEST) or _NUMBERED.fullmatch(path.name)):
         raise UsageError(f"--output: {path} is a run's own checkpoint; choose another name")
     return writable(path, "--output")

@@ -52,6 +52,15 @@ class System(Protocol):
     def answer(self, trained: Any, images: Any, /) -> Any:
         """Run what ``load`` returned on one scene's images ``[M, 3, H, W]``; every output by name."""
 
+    def scenes(self, trained: Any, count: int, /) -> Any:
+        """The network's inputs ``[M, 3, H, W]`` for so many of its validation scenes."""
+
+    def answering(self, trained: Any, /) -> Any:
+        """The context in which the network of what ``load`` returned answers as it is to be exported."""
+
+    def description(self, trained: Any, /) -> dict[str, Any]:
+        """What a program needs to know to feed the network and to read its outputs, as JSON holds it."""
+
     def import_released(self, released: Path, name: str, overrides: Sequence[str], output: Path) -> Any:
         """Make a network's file of one that the paper's authors released, by the recipe of that name."""
 

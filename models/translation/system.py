@@ -2,6 +2,7 @@
 
 from models.translation.build import build_generator as network
 from models.translation.build import output_names
+from models.translation.deployment import answering, description, scenes
 from models.translation.evaluate import evaluate_checkpoint as evaluate
 from models.translation.evaluate import evaluate_corrupted
 from models.translation.importing import import_released
@@ -16,6 +17,8 @@ per_cent = False
 
 __all__ = [
     "answer",
+    "answering",
+    "description",
     "evaluate",
     "evaluate_corrupted",
     "import_released",
@@ -24,6 +27,7 @@ __all__ = [
     "output_names",
     "per_cent",
     "predict",
+    "scenes",
     "show_data",
     "task",
 ]

@@ -461,7 +461,7 @@ def test_unknown_flag_and_no_command() -> None:
         ["train", "synthetic_demo", "--epochs", "3"],
         ["tran"],
         ["prepare", "synthetic", "folder", "data.crop=3"],
-        ["export", "run", "data.crop=3", "--output", "net.pt"],
+        ["export", "run", "--output", "net.pt", "--format", "tflite"],
     ):
         with pytest.raises(SystemExit) as caught:
             main(command)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.networks.encoders.base import NormLayer
 
@@ -22,6 +24,26 @@ class ConvNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.norm(self.conv(x))
         return y
+
+
+def region_means(x: Tensor, bins: int) -> Tensor:
+    """Means over ``bins`` x ``bins`` regions, ``[N, C, H, W]`` to ``[N, C, bins, bins]``."""
+    if not torch.compiler.is_exporting():
+        return F.adaptive_avg_pool2d(x, bins)
+    if bins == 1:
+        return x.mean((2, 3), keepdim=True)
+    # That function's regions would be fixed in ONNX; as matrices they follow the size of the image.
+    down, across = (_regions(size, bins, x) for size in x.shape[-2:])
+    return F.linear(F.linear(x, across).mT, down).mT
+
+
+def _regions(size: int, bins: int, like: Tensor) -> Tensor:
+    """The weights ``[bins, size]`` of the positions in each region, of sum 1."""
+    numbers = torch.arange(bins, device=like.device)[:, None]
+    positions = torch.arange(size, device=like.device)
+    starts, ends = numbers * size // bins, ((numbers + 1) * size + bins - 1) // bins
+    inside = (positions >= starts) & (positions < ends)
+    return inside.to(like.dtype) / (ends - starts)
 
 
 def initialize(init: str, convolutions: Iterable[nn.Conv2d | None]) -> None:

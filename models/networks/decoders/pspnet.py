@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from cen_ext import Conv3x3
 from models.networks.backend import with_backend
-from models.networks.decoders.blocks import ConvNorm
+from models.networks.decoders.blocks import ConvNorm, region_means
 from models.networks.dropout import Dropout
 from models.networks.encoders.base import NormLayer, make_encoder
 from models.networks.fusion import DECODER, Exchange, Fusion
@@ -56,7 +56,8 @@ class PyramidHead(nn.Module):
         """The encoder's four features to logits ``[M*N, K, h, w]`` of the last one's size."""
         x = features[3]
         levels = zip(BINS, self.pyramid, strict=True)
-        averages = [level(F.adaptive_avg_pool2d(x, bins)) for bins, level in levels]
+        means = F.adaptive_avg_pool2d if self.training else region_means
+        averages = [level(means(x, bins)) for bins, level in levels]
         context = [F.interpolate(y, x.shape[-2:], mode="bilinear", align_corners=True) for y in averages]
         logits: Tensor = self.classifier(self.dropout(self.merge(torch.cat([x, *context], 1))))
         return logits

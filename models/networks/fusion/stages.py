@@ -155,7 +155,7 @@ class ReplaceStream(FusionStage):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         fused = self.join(x.unflatten(0, (self.num_modalities, -1)))
         if self.fused_to == "first":
-            x = torch.cat([fused, x[len(fused) :]])
+            x = torch.cat([fused, x[fused.shape[0] :]])  # len() would fix the size in exported programs
         elif self.fused_to == "all":
             x = torch.cat([fused] * self.num_modalities)
         return x, fused if self.to_decoder else x
