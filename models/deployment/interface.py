@@ -45,8 +45,11 @@ class Interface:
         return OUTPUTS[:2] if self.outputs == "all" else (self.outputs,)
 
     def arguments(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The inputs for stacked images ``[M*N, 3, H, W]``."""
-        return images.chunk(len(self.modalities)) if self.form == "separate" else (images,)
+        """The inputs for stacked images ``[M*N, 3, H, W]``, contiguous: an AOTInductor package takes the memory
+        of any others for that of such ones.
+        """
+        parts = images.chunk(len(self.modalities)) if self.form == "separate" else (images,)
+        return tuple(part.contiguous() for part in parts)
 
     def dynamic_shapes(self) -> tuple[tuple[dict[int, Any], ...]]:
         """Which sizes of the inputs may vary, as ``torch.export`` takes it: batch, height and width.
