@@ -1,0 +1,109 @@
+"""The C++ example, built by the lines of its README and run on a picture."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import models
+from tests.helpers.exported import Exported
+from tests.helpers.paths import ROOT
+
+EXAMPLE = ROOT / "examples" / "cpp"
+MOST_LINES = 120
+
+
+@pytest.fixture(scope="module")
+def label(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program."""
+    for tool in ("cmake", "c++"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"needs {tool}")
+    folder = shutil.copytree(EXAMPLE, tmp_path_factory.mktemp("cpp") / "cpp")
+    lines = re.findall(r"^cmake .*", (folder / "README.md").read_text(), re.M)
+    assert len(lines) == 2
+    python = Path(sys.executable).parent  # the README's python has torch
+    environment = {**os.environ, "PATH": f"{python}:{os.environ['PATH']}", "CXXFLAGS": "-O1 -Wall -Werror"}
+    for line in lines:
+        subprocess.run(line, shell=True, check=True, cwd=folder, env=environment)
+    return folder / "build" / "label"
+
+
+@pytest.fixture
+def picture(exported: Exported, tmp_path: Path) -> Path:
+    """A folder with a picture as the program reads it."""
+    for kind, suffix in (("rgb", "ppm"), ("depth", "pgm")):
+        image = cv2.imread(str(exported.rooms / kind / "000013.png"), cv2.IMREAD_UNCHANGED)
+        assert cv2.imwrite(str(tmp_path / f"{kind}.{suffix}"), image)
+    return tmp_path
+
+
+def run(label: Path, folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The program's answer, in a folder and an environment without Python."""
+    return subprocess.run(
+        [label, *arguments],
+        cwd=folder,
+        env={"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_it_is_short() -> None:
+    assert len((EXAMPLE / "label.cpp").read_text().splitlines()) <= MOST_LINES
+
+
+def test_it_labels_as_the_network_does(label: Path, exported: Exported, picture: Path) -> None:
+    network = models.load(exported.network, ["run.device=cpu"])
+    images = {kind: exported.rooms / kind / "000013.png" for kind in ("rgb", "depth")}
+    expected = network.predict(**images)["ensemble"]
+    assert len(np.unique(expected)) > 1
+    found = {}
+    for scale in ([], ["5000"], ["2500"]):  # as in training, the same, and all twice as far away
+        result = run(label, picture, exported.file("aot"), "rgb.ppm", "depth.pgm", "labels.pgm", *scale)
+        assert result.returncode == 0, result.stderr
+        found[*scale,] = cv2.imread(str(picture / "labels.pgm"), cv2.IMREAD_UNCHANGED)
+        *lines, time = result.stdout.splitlines()
+        assert re.fullmatch(r"\d+\.\d ms", time)
+        shares = {name: float(share) for share, name in (line.split(" %  ") for line in lines)}
+        for name, share in shares.items():
+            measured = 100 * (found[*scale,] == network.class_names.index(name)).mean()
+            assert share == pytest.approx(measured, abs=0.06)
+        assert sum(shares.values()) == pytest.approx(100, abs=0.06 * len(shares))
+    np.testing.assert_array_equal(found[()], found["5000",])
+    # Where two logits are as large as each other, rounding decides.
+    assert (found[()] == expected).mean() > 0.999
+    assert (found["2500",] != expected).any()
+
+
+def test_it_says_what_is_wrong(label: Path, exported: Exported, picture: Path) -> None:
+    package, program = exported.file("aot"), exported.file("torch")
+    cv2.imwrite(str(picture / "wide.ppm"), np.zeros((40, 50, 3), np.uint8))
+    (picture / "cut.pgm").write_bytes((picture / "depth.pgm").read_bytes()[:-1])
+    (picture / "broken.pgm").write_text("P5\n48 forty\n")
+    right = [package, "rgb.ppm", "depth.pgm", "labels.pgm"]
+    cases = {
+        r"usage: label NET\.pt2 .*": right[:3],
+        r"missing\.pt2: .+": ["missing.pt2", *right[1:]],
+        rf"{program}: .+": [program, *right[1:]],
+        r"missing\.ppm: cannot be read": [package, "missing.ppm", *right[2:]],
+        r"wide\.ppm: must be of 48x40 pixels, as the network was exported": [package, "wide.ppm", *right[2:]],
+        r"depth\.pgm: expected an image of kind P6": [package, "depth.pgm", *right[2:]],
+        r"cut\.pgm: ends before its last pixel": [*right[:2], "cut.pgm", right[3]],
+        r"broken\.pgm: unknown header": [*right[:2], "broken.pgm", right[3]],
+        r"none/labels\.pgm: cannot be written": [*right[:3], "none/labels.pgm"],
+        r"UNITS-PER-METER: expected a number above 0, got m": [*right, "m"],
+    }
+    for message, arguments in cases.items():
+        result = run(label, picture, *arguments)
+        assert result.returncode == 1, message
+        assert re.fullmatch(f"error: {message}\n", result.stderr), (message, result.stderr)
+    assert not (picture / "labels.pgm").exists()
