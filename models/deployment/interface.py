@@ -45,8 +45,8 @@ class Interface:
         return OUTPUTS[:2] if self.outputs == "all" else (self.outputs,)
 
     def arguments(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The inputs for stacked images ``[M*N, 3, H, W]``, contiguous: an AOTInductor package takes the memory
-        of any others for that of such ones.
+        """The inputs for stacked images ``[M*N, 3, H, W]``; contiguous, as an AOTInductor package takes any
+        memory to be.
         """
         parts = images.chunk(len(self.modalities)) if self.form == "separate" else (images,)
         return tuple(part.contiguous() for part in parts)

@@ -67,15 +67,15 @@ def test_it_labels_as_the_network_does(label: Path, exported: Exported, picture:
     expected = network.predict(**images)["ensemble"]
     assert len(np.unique(expected)) > 1
     found = {}
-    for scale in ([], ["5000"], ["2500"]):  # as in training, the same, and all twice as far away
+    for scale in ((), ("5000",), ("2500",)):  # as in training, the same, and all twice as far away
         result = run(label, picture, exported.file("aot"), "rgb.ppm", "depth.pgm", "labels.pgm", *scale)
         assert result.returncode == 0, result.stderr
-        found[*scale,] = cv2.imread(str(picture / "labels.pgm"), cv2.IMREAD_UNCHANGED)
+        found[scale] = cv2.imread(str(picture / "labels.pgm"), cv2.IMREAD_UNCHANGED)
         *lines, time = result.stdout.splitlines()
         assert re.fullmatch(r"\d+\.\d ms", time)
         shares = {name: float(share) for share, name in (line.split(" %  ") for line in lines)}
         for name, share in shares.items():
-            measured = 100 * (found[*scale,] == network.class_names.index(name)).mean()
+            measured = 100 * (found[scale] == network.class_names.index(name)).mean()
             assert share == pytest.approx(measured, abs=0.06)
         assert sum(shares.values()) == pytest.approx(100, abs=0.06 * len(shares))
     np.testing.assert_array_equal(found[()], found["5000",])
