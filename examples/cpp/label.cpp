@@ -86,7 +86,8 @@ void label(const Words& arguments) {
   const std::string json = network.get_metadata()["cen_ext.json"];
   check(words(json, "modalities") == Words{"rgb", "depth"} && words(json, "outputs")[0] != "branches",
         arguments[0] + ": must be of rgb and depth, with --outputs ensemble");
-  const Words size = words(json, "size"), classes = words(json, "classes");
+  const Words size = words(json, "size");
+  const Words classes = words(json, "classes", json.rfind("\"classes\""));  // Behind those of the layout.
   const std::string stored = words(json, "bit_shift")[0] == "0" ? words(json, "depth_scale")[0] : "null";
   const std::string scale = arguments.size() > 4 ? arguments[4] : stored;
   check(std::atof(scale.c_str()) > 0, "UNITS-PER-METER: expected a number above 0, got " + scale);
@@ -99,8 +100,7 @@ void label(const Words& arguments) {
   const auto start = std::chrono::steady_clock::now();
   const at::Tensor logits = network.run(inputs)[0];
   const std::chrono::duration<double, std::milli> elapsed = std::chrono::steady_clock::now() - start;
-  const at::Tensor scores = at::upsample_bilinear2d(logits, color.sizes().slice(1), false);
-  const at::Tensor labels = scores.argmax(1).to(at::kByte);
+  const auto labels = at::upsample_bilinear2d(logits, color.sizes().slice(1), false).argmax(1).to(at::kByte);
   std::ofstream file(arguments[3], std::ios::binary);
   file << "P5\n" << color.size(2) << " " << color.size(1) << "\n255\n";
   file.write(static_cast<const char*>(labels.data_ptr()), labels.numel());
