@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -69,3 +70,45 @@ def test_the_onnx_file_has_standard_operators_alone(exported: Exported) -> None:
     assert [(each.domain, each.version) for each in model.opset_import] == [("", 18)]
     assert {node.domain for node in model.graph.node} == {""}
     assert len(model.functions) == 0
+
+
+RIGHT = {"interface": {"modalities": ["rgb", "depth"], "form": "separate", "multiple": 1, "size": None}}
+INPUTS = {name: np.zeros((1, 3, *SIZE), np.float32) for name in ("rgb", "depth")}
+
+
+@pytest.mark.parametrize(
+    ("interface", "wrong", "message"),
+    [
+        ({}, {"color": INPUTS["rgb"]}, "expected the inputs rgb, depth, got rgb, depth, color"),
+        ({}, {"depth": np.zeros((1, 3, *SIZE))}, r"depth: expected float32 .*, got float64 \[1, 3, 40, 48\]"),
+        (
+            {},
+            {"depth": INPUTS["depth"][:, :1]},
+            r"depth: expected .* \[N, 3, H, W\], got float32 \[1, 1, 40, 48\]",
+        ),
+        ({}, {"rgb": INPUTS["rgb"][0]}, r"rgb: expected .* got float32 \[3, 40, 48\]"),
+        ({}, {"rgb": INPUTS["rgb"][..., :32]}, r"rgb: expected H and W of at least 33, got \[40, 32\]"),
+        ({}, {"depth": INPUTS["depth"][..., :40]}, r"depth: expected the shape of rgb, got \[1, 3, 40, 40\]"),
+        ({"size": [40, 40]}, {}, r"rgb: expected H and W \[40, 40\], got \[40, 48\]"),
+        ({"multiple": 16}, {}, r"rgb: expected H and W divisible by 16, got \[40, 48\]"),
+    ],
+)
+def test_the_check_of_the_page_names_the_input(
+    interface: dict[str, Any], wrong: dict[str, np.ndarray], message: str
+) -> None:
+    values: dict[str, Any] = {}
+    (program,) = blocks(PAGE, "python", "Wrong inputs")
+    exec(program, values)
+    values["check"](RIGHT, INPUTS)
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        values["check"]({"interface": RIGHT["interface"] | interface}, INPUTS | wrong)
+
+
+def test_the_check_of_stacked_inputs() -> None:
+    values: dict[str, Any] = {}
+    (program,) = blocks(PAGE, "python", "Wrong inputs")
+    exec(program, values)
+    stacked = {"interface": RIGHT["interface"] | {"form": "stacked"}}
+    values["check"](stacked, {"images": np.zeros((4, 3, *SIZE), np.float32)})
+    with pytest.raises(ValueError, match=r"^images: expected 2 times N images, got 3$"):
+        values["check"](stacked, {"images": np.zeros((3, 3, *SIZE), np.float32)})
