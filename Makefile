@@ -12,7 +12,7 @@ export NVCC_APPEND_FLAGS ?= -Werror all-warnings
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-SOURCES := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.* tests/host_cuda/*.*)
+SOURCES := $(wildcard examples/cpp/*.cpp csrc/*.* csrc/*/*.* csrc/*/*/*.* tests/host_cuda/*.*)
 
 .PHONY: demo test peers build lint bench gpu clean
 

@@ -24,14 +24,15 @@ MOST_LINES = 120
 @pytest.fixture(scope="module")
 def label(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program."""
-    for tool in ("cmake", "c++"):
-        if shutil.which(tool) is None:
+    # Where the README's python has torch, and cmake where pip has installed it.
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    for tool in ("cmake", "c++", "make"):
+        if shutil.which(tool, path=path) is None:
             pytest.skip(f"needs {tool}")
     folder = shutil.copytree(EXAMPLE, tmp_path_factory.mktemp("cpp") / "cpp")
     lines = re.findall(r"^cmake .*", (folder / "README.md").read_text(), re.M)
     assert len(lines) == 2
-    python = Path(sys.executable).parent  # the README's python has torch
-    environment = {**os.environ, "PATH": f"{python}:{os.environ['PATH']}", "CXXFLAGS": "-O1 -Wall -Werror"}
+    environment = {**os.environ, "PATH": path, "CXXFLAGS": "-Wall -Werror"}
     for line in lines:
         subprocess.run(line, shell=True, check=True, cwd=folder, env=environment)
     return folder / "build" / "label"
@@ -59,6 +60,13 @@ def run(label: Path, folder: Path, *arguments: str | Path) -> subprocess.Complet
 
 def test_it_is_short() -> None:
     assert len((EXAMPLE / "label.cpp").read_text().splitlines()) <= MOST_LINES
+
+
+def test_the_page_on_deployment_has_the_same_lines() -> None:
+    page = (ROOT / "docs" / "deployment.md").read_text()
+    lines = re.findall(r"^(?:cmake|build/label) .*", (EXAMPLE / "README.md").read_text(), re.M)
+    assert len(lines) == 3
+    assert [line for line in lines if f"\n{line}\n" not in page] == []
 
 
 def test_it_labels_as_the_network_does(label: Path, exported: Exported, picture: Path) -> None:
