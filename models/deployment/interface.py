@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import Parameter, Signature
+from keyword import iskeyword
 from typing import Any
 
 from torch import Tensor, nn
@@ -51,7 +53,7 @@ class Interface:
         parts = images.chunk(len(self.modalities)) if self.form == "separate" else (images,)
         return tuple(part.contiguous() for part in parts)
 
-    def dynamic_shapes(self) -> tuple[tuple[dict[int, Any], ...]]:
+    def dynamic_shapes(self) -> tuple[dict[int, Any], ...]:
         """Which sizes of the inputs may vary, as ``torch.export`` takes it: batch, height and width.
 
         A height or width that makes a network's coarsest feature a single pixel would be a case of its own.
@@ -59,11 +61,11 @@ class Interface:
         batch = Dim("batch", min=1)
         rows = batch if self.form == "separate" else len(self.modalities) * batch
         if self.size is not None:
-            return (tuple({0: rows} for _ in self.input_names),)
+            return tuple({0: rows} for _ in self.input_names)
         height, width = (Dim(name, min=33) for name in ("height", "width"))
         if self.multiple > 1:
             height, width = (self.multiple * Dim(f"{name}_units", min=1) for name in ("height", "width"))
-        return (tuple({0: rows, 2: height, 3: width} for _ in self.input_names),)
+        return tuple({0: rows, 2: height, 3: width} for _ in self.input_names)
 
 
 class Plain(nn.Module):
@@ -81,6 +83,7 @@ class Plain(nn.Module):
         self.interface = interface
         self.half_precision = half
         self.is_linear_at_end = interface.outputs == "ensemble" and _merge_classifier(self.net)
+        self.forward = _with_parameters(self.forward, interface.input_names)  # type: ignore[method-assign]
 
     def forward(self, *images: Tensor) -> tuple[Tensor, ...]:
         """The interface's inputs to its outputs."""
@@ -94,6 +97,19 @@ class Plain(nn.Module):
             values = {"ensemble": output.ensemble, "branches": output.branches}
             found = tuple(values[name] for name in self.interface.output_names)
         return tuple(value.float().contiguous() for value in found)
+
+
+def _with_parameters(forward: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:
+    """A function of any number of tensors as one of parameters, which exported programs' messages name."""
+
+    def named(*images: Tensor) -> Any:
+        return forward(*images)
+
+    valid = [
+        name if name.isidentifier() and not iskeyword(name) else f"input_{i}" for i, name in enumerate(names)
+    ]
+    named.__signature__ = Signature([Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in valid])  # type: ignore[attr-defined]
+    return named
 
 
 class _EnsembleClassifier(nn.Module):
