@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from tests.helpers.isolated import PAGE, RUNTIMES, answers, is_installed, isolat
 
 SIZE = (40, 48)
 SIZES = [(1, *SIZE), (3, *SIZE), (1, 53, 61), (3, 33, 47)]  # N, H, W
+INPUTS = {name: np.zeros((1, 3, *SIZE), np.float32) for name in ("rgb", "depth")}
+RIGHT = {"interface": {"modalities": ["rgb", "depth"], "form": "separate", "multiple": 1, "size": None}}
 
 
 def noise(batch: int, height: int, width: int) -> Tensor:
@@ -48,6 +51,30 @@ def test_the_same_answers(runtime: str, exported: Exported, tmp_path: Path) -> N
     assert [spec["mean"] for spec in metadata["inputs"]] == [list(spec.mean) for spec in trained.inputs]
 
 
+@pytest.mark.parametrize(
+    ("runtime", "messages"),
+    [
+        ("onnxruntime", ["invalid dimensions for input: rgb", "Invalid rank for input: depth"]),
+        (
+            "torch",
+            [r"rgb\.size\(\)\[1\] == 3", r"depth\.size\(\)", r"depth\.size\(\)\[3\] == rgb\.size\(\)\[3\]"],
+        ),
+    ],
+)
+def test_runtimes_name_the_input(
+    runtime: str, messages: list[str], exported: Exported, tmp_path: Path
+) -> None:
+    if not is_installed(runtime):
+        pytest.skip(f"needs {runtime}")
+    right = INPUTS["rgb"]
+    wrong = [(right[:, :1], right), (right, right[0]), (right, right[..., :40])]
+    file = exported.file(RUNTIMES[runtime][1])
+    found, _, errors = answers(runtime, file, tmp_path, wrong[: len(messages)])
+    assert found == [None] * len(messages)
+    for i, message in enumerate(messages):
+        assert re.search(message, errors[str(i)]), errors[str(i)]
+
+
 def test_a_picture_prepared_as_the_page_says(exported: Exported, tmp_path: Path) -> None:
     paths = {kind: str(exported.rooms / kind / "000013.png") for kind in ("rgb", "depth")}
     os.link(exported.file("torch"), tmp_path / "net.pt2")
@@ -70,10 +97,6 @@ def test_the_onnx_file_has_standard_operators_alone(exported: Exported) -> None:
     assert [(each.domain, each.version) for each in model.opset_import] == [("", 18)]
     assert {node.domain for node in model.graph.node} == {""}
     assert len(model.functions) == 0
-
-
-RIGHT = {"interface": {"modalities": ["rgb", "depth"], "form": "separate", "multiple": 1, "size": None}}
-INPUTS = {name: np.zeros((1, 3, *SIZE), np.float32) for name in ("rgb", "depth")}
 
 
 @pytest.mark.parametrize(
