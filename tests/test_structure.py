@@ -26,6 +26,7 @@ NAMES = {
     "metrics": "scores, and their tables",
     "overview": "what the data sets hold",
     "predict": "the predict command",
+    "prediction": "the answer to one scene",
     "recipes": "functions that return settings",
     "settings": "dataclasses",
     "step": "networks with their losses as modules, and their updates",

@@ -13,6 +13,7 @@ enlarged for one output at a time: of M + 1 outputs of K channels only one is he
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -35,7 +36,8 @@ def predict_labels(
     kinds: Sequence[str | None] = (),
 ) -> list[Tensor]:
     """Labels ``[N, H, W]`` of every branch and of the ensemble; arguments as for ``scores``."""
-    return [score.argmax(1) for score in scores(net, images, size, recipe, kinds)]
+    found = scores(net, images, size, recipe, kinds)
+    return [found.labels(output) for output in range(len(found))]
 
 
 @torch.no_grad()
@@ -45,8 +47,8 @@ def scores(
     size: Sequence[int],
     recipe: SegmentationRecipe,
     kinds: Sequence[str | None] = (),
-) -> Iterator[Tensor]:
-    """The mean logits ``[N, K, H, W]`` of each branch in turn and, last, of the ensemble.
+) -> Scores:
+    """Run the network; the mean logits of each branch and, last, of the ensemble.
 
     Args:
         net: in evaluation mode; takes images of any size.
@@ -59,14 +61,40 @@ def scores(
             that ``data.modalities`` has by name.
     """
     kinds = kinds or [kind_by_name(name) for name in recipe.data.modalities]
-    interpolation = recipe.eval.interpolation
     images = images.unflatten(0, (len(kinds), -1))
     views = [_evaluate(net, resized(images, scale, kinds), recipe, kinds) for scale in recipe.eval.scales]
-    for output in range(len(views[0].logits)):
-        total = views[0].score(output, size, interpolation)
-        for view in views[1:]:
-            total += view.score(output, size, interpolation)
-        yield total.div_(len(views))
+    return Scores(views, (size[0], size[1]), recipe.eval.interpolation)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A network's logits of images, as coarse as it left them; an output's are enlarged when asked for.
+
+    Enlarging an output and choosing its classes takes a CPU as long as a small network takes for all of them.
+    Iterating gives ``logits`` of each in turn.
+    """
+
+    views: list[_View]
+    size: tuple[int, int]
+    interpolation: str
+
+    def __len__(self) -> int:
+        return len(self.views[0].logits)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return map(self.logits, range(len(self)))
+
+    @torch.no_grad()
+    def logits(self, output: int) -> Tensor:
+        """An output's mean logits ``[N, K, H, W]`` over all views."""
+        total = self.views[0].score(output, self.size, self.interpolation)
+        for view in self.views[1:]:
+            total += view.score(output, self.size, self.interpolation)
+        return total.div_(len(self.views))
+
+    def labels(self, output: int) -> Tensor:
+        """An output's labels ``[N, H, W]``."""
+        return self.logits(output).argmax(1)
 
 
 def resized(images: Tensor, scale: float, kinds: Sequence[str | None]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.arrays import Given, as_sources
+from models.arrays import Buffers, Given, advising, as_sources
 from models.data import (
     InputSpec,
     Layout,
     Reader,
     SegmentationSet,
-    broaden,
     differing_inputs,
     input_from_plain,
     input_specs,
@@ -31,13 +30,16 @@ from models.data.layouts import CAMERA
 from models.networks.branches import running_with
 from models.networks.segmentor import SegmentationNetwork
 from models.segmentation.build import build_network, build_reader, output_names, with_normalization
-from models.segmentation.inference import predict_labels
+from models.segmentation.inference import Scores, scores
+from models.segmentation.prediction import Prediction
 from models.segmentation.settings import SegmentationRecipe
 from models.sources import check_complete, check_some
 from models.training import checkpoint, config
 from models.training.devices import device_of
 from models.training.errors import UsageError
 from models.training.importable import naming_missing
+
+_CHANNELS = 3  # of each input, whatever its modality: one channel is repeated
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class TrainedNetwork:
         reader: makes the images that it takes of a scene's files, as in training.
         class_names: of its outputs' channels.
         palette: ``[K, 3]`` uint8, the classes' colors where the label maps of its training had a palette.
+        buffers: the memory of inputs.
     """
 
     net: SegmentationNetwork
@@ -65,6 +68,12 @@ class TrainedNetwork:
     reader: Reader
     class_names: tuple[str, ...]
     palette: NDArray[np.uint8] | None = None
+    buffers: Buffers = field(default_factory=Buffers, repr=False, compare=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Of the network."""
+        return next(self.net.parameters()).device
 
     def read(self, **files: Given) -> Tensor:
         """The network's input for one scene, ``[M, 3, H, W]``, of its files: ``read(rgb=..., depth=...)``.
@@ -88,21 +97,23 @@ class TrainedNetwork:
         sources = as_sources(files)
         if isinstance(sources.get(CAMERA), Frame):
             raise UsageError(f"{CAMERA}: expected the path of a camera's file, got an array")
-        stacked = np.stack([image.transpose(2, 0, 1) for image in broaden(self.reader.read(sources), 3)])
+        with advising(sources):
+            made = self.reader.read(sources)
+        # The order in memory that convolutions are fastest in.
+        stacked = self.buffers.take((len(made), *made[0].shape[:2], _CHANNELS))
+        for image, place in zip(made, stacked, strict=True):
+            place[:] = image
         absent = self.reader.absent(sources)
-        there = tuple(m for m in range(len(stacked)) if m not in absent)
-        images = torch.from_numpy(stacked).to(next(self.net.parameters()).device)
+        there = tuple(m for m in range(len(made)) if m not in absent)
+        images = torch.from_numpy(stacked).permute(0, 3, 1, 2).to(self.device)
         return images, there if absent else None
 
-    def label(self, images: Tensor, present: Sequence[int] | None = None) -> dict[str, Tensor]:
-        """Label ``read``'s return by every branch, named after its modality, and by the ``ensemble``.
+    def scores(self, images: Tensor, present: Sequence[int] | None = None) -> Scores:
+        """Run the network on ``read``'s return: the logits of every branch and, last, of the ensemble.
 
         Args:
             images: ``[M, 3, H, W]``.
             present: the modalities to do it by, without a look at the others; None: all.
-
-        Returns:
-            Classes ``[H, W]`` uint8, on the network's device.
 
         Raises:
             ValueError: the fusion needs all modalities.
@@ -111,21 +122,59 @@ class TrainedNetwork:
         if present is not None:
             images, kinds = images[list(present)], tuple(kinds[m] for m in present)
         with running_with(self.net, present):
-            found = predict_labels(self.net, images, size, self.recipe, kinds)
+            return scores(self.net, images, size, self.recipe, kinds)
+
+    def label(self, images: Tensor, present: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """Label ``read``'s return by every branch, named after its modality, and by the ``ensemble``.
+
+        Takes and raises as ``scores``.
+
+        Returns:
+            Classes ``[H, W]`` uint8, on the network's device.
+        """
+        found = self.scores(images, present)
         names = output_names(self.recipe, present)
-        return {name: each[0].to(torch.uint8) for name, each in zip(names, found, strict=True)}
+        return {name: found.labels(index)[0].to(torch.uint8) for index, name in enumerate(names)}
 
-    def predict(self, **files: Given) -> dict[str, NDArray[np.uint8]]:
-        """The label maps ``[H, W]`` of one scene, by output as in ``label``; takes and raises as ``read``.
+    def predict(self, **files: Given) -> Prediction:
+        """Label one scene: ``predict(rgb=array, depth=array)["ensemble"]`` is ``[H, W]`` uint8.
 
-        With ``data.missing=fill`` files of some modalities are enough, and there are outputs of these alone.
+        Takes and raises as ``read``. With ``data.missing=fill`` files of some modalities are enough, and
+        there are outputs of these alone.
+
+        In a camera's loop arrays need no files, the input's memory is used again, and only what is asked of
+        the result is computed; ``warm_up`` pays the first frame's costs ahead. Results stay valid as long as
+        they are kept. Scenes may differ in size. That colors are red first cannot be checked: what OpenCV
+        captures is blue first, and needs ``cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)``, or labels will be wrong.
+        ``torch.set_num_threads`` tells how many of the CPU's cores it takes.
         """
         if self.recipe.data.missing != "fill":
             check_complete(files, self.reader.files())
         else:
             check_some(files, self.reader.files())
-        labels = self.label(*self.read_some(files))
-        return {name: each.cpu().numpy() for name, each in labels.items()}
+        return self.predict_some(files)
+
+    def predict_some(self, files: Mapping[str, Given]) -> Prediction:
+        """As ``predict`` of a scene that may lack modalities, whatever ``data.missing`` says.
+
+        Raises:
+            DataError: as ``read``.
+            ValueError: a modality is absent, and the fusion needs all.
+        """
+        images, present = self.read_some(files)
+        return Prediction(self.recipe, images, self.scores(images, present), self.palette, present)
+
+    def warm_up(self, size: Sequence[int], present: Sequence[int] | None = None) -> None:
+        """Label an empty scene, so that the first one of its size takes no longer than the others.
+
+        Libraries choose and compile kernels when they first see a size.
+
+        Args:
+            size: height and width of the images.
+            present: as for ``scores``.
+        """
+        empty = torch.zeros(len(self.inputs), *size, _CHANNELS, device=self.device)
+        self.label(empty.permute(0, 3, 1, 2), present)
 
     def check(self, dataset: SegmentationSet) -> None:
         """Refuse a data set that would feed the network otherwise than its training did, or in whose labels

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from models.data.images import Frame
 from models.data.missing import REMEDY
 from models.networks.messages import suggest
 from models.segmentation.build import output_names
 from models.segmentation.load import TrainedNetwork, load
-from models.segmentation.prediction import FOLDERS, OVERLAYS, Prediction
+from models.segmentation.prediction import FOLDERS, OVERLAYS
 from models.segmentation.visualize import contact_sheet
 from models.sources import (
     Frames,
@@ -79,18 +78,6 @@ def predict_files(
     _make_folders(output)
     _predict_scenes(trained, scenes, output, which)
     return list(scenes)
-
-
-def predict(trained: TrainedNetwork, files: Mapping[str, Path | Frame]) -> Prediction:
-    """Label one scene, given by modality as files or frames; modalities without are absent.
-
-    Raises:
-        DataError: as ``TrainedNetwork.read``.
-        ValueError: a modality is absent, and the fusion needs all.
-    """
-    images, present = trained.read_some(files)
-    labels = trained.label(images, present)
-    return Prediction(trained.recipe, images.cpu(), labels, trained.palette, present)
 
 
 def check_depth_unit(trained: TrainedNetwork, depth: Frames | None, scaled: bool) -> None:
@@ -161,7 +148,7 @@ def _predict_scenes(
     chosen = np.linspace(0, len(scenes) - 1, count).astype(int).tolist()
     shown = {}
     for index, (name, files) in enumerate(tqdm(scenes.items(), desc="predict", disable=None)):
-        prediction = predict(trained, files)
+        prediction = trained.predict_some(files)
         prediction.write(output, name, which)
         if index in chosen:
             shown[name] = prediction.thumbnails()
@@ -176,7 +163,7 @@ def _predict_video(trained: TrainedNetwork, sources: Mapping[str, Frames], outpu
     frames = tqdm(zip(*sources.values(), strict=True), desc="predict", total=len(video), disable=None)
     with writing_video(output / OVERLAYS / f"{name}.mp4", video.fps) as write:
         for index, files in enumerate(frames):
-            prediction = predict(trained, dict(zip(sources, files, strict=True)))
+            prediction = trained.predict_some(dict(zip(sources, files, strict=True)))
             write(prediction.overlay(which))
             if trained.recipe.eval.frames:
                 prediction.write(output, f"{name}_{index:06d}", which)

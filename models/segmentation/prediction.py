@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.outputs import ENSEMBLE, Outputs
+from models.segmentation.build import output_names
+from models.segmentation.inference import Scores
 from models.segmentation.settings import SegmentationRecipe
 from models.segmentation.visualize import colorize, overlay, scene_images, show_input
 from models.visualize import Image, save_image, thumbnail
@@ -20,47 +24,78 @@ LABELS, COLORED, OVERLAYS = FOLDERS = (
 )  # the old spelling, which scripts read
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """A network's labels of one scene.
+class Prediction(Outputs[np.uint8]):
+    """A network's label maps ``[H, W]`` of one scene, uint8, by output: ``found["ensemble"]``.
+
+    A label map is computed when it is first asked for, of the logits that the network left, and so are
+    confidences, colors and overlays: a loop pays for what it uses. It stays valid as long as it is kept,
+    whatever is predicted after it.
+
+    Args:
+        recipe: the network's.
+        images: ``[M, 3, H, W]`` its inputs.
+        scores: of its outputs, of one scene.
+        palette: ``[K, 3]`` uint8, the classes' colors; None: ``models.data.palette``'s.
+        present: the numbers of the modalities that there are; None: all.
 
     Attributes:
-        recipe: the network's.
-        images: ``[M, 3, H, W]`` its inputs, on the CPU.
-        labels: by output ``[H, W]`` classes, uint8.
-        palette: ``[K, 3]`` uint8, the classes' colors; None: ``models.data.palette``'s.
-        present: the modalities that were there; None: all.
+        images: as given.
     """
 
-    recipe: SegmentationRecipe
-    images: Tensor
-    labels: dict[str, Tensor]
-    palette: NDArray[np.uint8] | None = None
-    present: tuple[int, ...] | None = None
+    def __init__(
+        self,
+        recipe: SegmentationRecipe,
+        images: Tensor,
+        scores: Scores,
+        palette: NDArray[np.uint8] | None = None,
+        present: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(output_names(recipe, present), recipe.data.modalities, present)
+        self.images = images
+        self._recipe, self._scores, self._palette, self._present = recipe, scores, palette, present
 
-    def classes(self, which: str) -> NDArray[np.uint8]:
-        """An output's label map."""
-        return self.labels[which].cpu().numpy()
+    def _make(self, index: int) -> NDArray[np.uint8]:
+        return self._scores.labels(index)[0].to(torch.uint8).cpu().numpy()
 
-    def colored(self, which: str) -> Image:
-        """An output's label map in the classes' colors."""
-        return colorize(self.classes(which), self.recipe.data.num_classes, self.palette)
+    def probabilities(self, which: str = ENSEMBLE) -> NDArray[np.float32]:
+        """An output's probabilities of the K classes, ``[K, H, W]``; computed in every call."""
+        logits = self._scores.logits(self._index(which))[0]
+        return logits.softmax(0).float().cpu().numpy()
 
-    def overlay(self, which: str) -> Image:
+    def confidence(self, which: str = ENSEMBLE) -> NDArray[np.float32]:
+        """The probability ``[H, W]`` of the class that an output's label map has; computed in every call."""
+        logits = self._scores.logits(self._index(which))[0]
+        return (logits.amax(0) - logits.logsumexp(0)).exp().float().cpu().numpy()
+
+    def colored(self, which: str = ENSEMBLE) -> Image:
+        """An output's label map in the classes' colors, ``[H, W, 3]`` uint8, red first."""
+        return colorize(self[which], self._recipe.data.num_classes, self._palette)
+
+    def overlay(self, which: str = ENSEMBLE) -> Image:
         """An output's colored label map laid over the color image, or the first input without one."""
-        modalities = self.recipe.data.modalities
-        there = range(len(modalities)) if self.present is None else self.present
-        shown = next((m for m in there if modalities[m] == "rgb"), there[0])
-        image = show_input(self.images[shown].numpy(), modalities[shown], self.recipe.data.normalization)
-        return overlay(image, self.colored(which))
+        shown = "rgb" if "rgb" in self.modalities else self.modalities[0]
+        data = self._recipe.data
+        image = self.images[data.modalities.index(shown)].cpu().numpy()
+        return overlay(show_input(image, shown, data.normalization), self.colored(which))
 
     def thumbnails(self) -> dict[str, Image]:
         """Small images of every ``input <modality>`` and of every output's colored label map."""
-        images = scene_images(self.images, self.labels, self.recipe.data, self.palette, self.present)
+        maps = {name: torch.from_numpy(labels) for name, labels in self.items()}
+        images = scene_images(self.images.cpu(), maps, self._recipe.data, self._palette, self._present)
         return {name: thumbnail(image) for name, image in images.items()}
 
-    def write(self, folder: Path, name: str, which: str) -> None:
-        """Write an output's label map, colored map and overlay below ``FOLDERS``, as ``<name>.png``."""
-        save_image(folder / LABELS / f"{name}.png", self.classes(which))
-        save_image(folder / COLORED / f"{name}.png", self.colored(which))
-        save_image(folder / OVERLAYS / f"{name}.png", self.overlay(which))
+    def write(self, folder: Path, name: str, which: str = ENSEMBLE) -> None:
+        """Write an output's label map, colored map and overlay below ``FOLDERS``, as ``<name>.png``.
+
+        Args:
+            folder: ``FOLDERS`` are made in it where they are missing.
+            name: of the files, without suffix.
+            which: the output.
+
+        Raises:
+            UsageError: they cannot be written there.
+        """
+        drawn = (self[which], self.colored(which), self.overlay(which))
+        for kind, image in zip(FOLDERS, drawn, strict=True):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            save_image(folder / kind / f"{name}.png", image)

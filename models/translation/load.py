@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from models.arrays import Given, as_sources
+from models.arrays import Given, advising, as_sources
 from models.data import (
     AnyDomain,
     DataError,
@@ -36,6 +35,7 @@ from models.training.devices import device_of
 from models.training.errors import UsageError
 from models.translation.build import build_generator, eval_transform, output_names
 from models.translation.inference import translate, translating
+from models.translation.prediction import Prediction
 from models.translation.settings import TranslationRecipe
 
 
@@ -96,7 +96,8 @@ class TrainedGenerator:
         absent = self.reader.absent(sources)
         there = tuple(m for m in range(len(self.domains)) if m not in absent)
         domains = [self.domains[m] for m in there]
-        images = self.reader.read(sources)
+        with advising(sources):
+            images = self.reader.read(sources)
         # The first image stands in for a target.
         name = str(next(iter(sources.values())))
         sample = TranslationSample(images, images[0], name, (*domains, domains[0]))
@@ -124,14 +125,42 @@ class TrainedGenerator:
         names = output_names(self.recipe, present)
         return {name: each[0] for name, each in zip(names, outputs, strict=True)}
 
-    def predict(self, **files: Given) -> dict[str, NDArray[Any]]:
+    def predict(self, **files: Given) -> Prediction:
         """Translate one view to what the target's files store; takes and raises as ``read``.
 
         Returns:
             By output ``[H, W, 3]``, red first, or ``[H, W]``, of the files' type.
         """
-        images = self.translate(self.read(**files))
-        return {name: self.target.stored(image) for name, image in images.items()}
+        check_complete(files, self.reader.files())
+        return self.predict_some(files)
+
+    def predict_some(self, files: Mapping[str, Given], name: str = "") -> Prediction:
+        """As ``predict`` of a view that may lack domains, though not all.
+
+        Args:
+            files: as for ``read``.
+            name: of the view, as for ``translate``.
+
+        Raises:
+            DataError: as ``read``.
+            ValueError: a domain is absent, and the fusion needs all.
+        """
+        images, present = self.read_some(files)
+        outputs = self.translate(images, name, present)
+        return Prediction(self.recipe, images, outputs, self.target, present)
+
+    def warm_up(self, size: Sequence[int], present: Sequence[int] | None = None) -> None:
+        """Translate an empty view, so that the first one of its size takes no longer than the others.
+
+        Args:
+            size: height and width of the images.
+            present: as for ``translate``.
+        """
+        if self.recipe.eval.size == "square":
+            size = [self.recipe.data.crop] * 2
+        count = len(self.domains) if present is None else len(present)
+        device = next(self.net.parameters()).device
+        self.translate(torch.zeros(count, 3, *size, device=device), present=present)
 
     def check(self, dataset: TranslationSet) -> None:
         """Refuse a data set that feeds the generator otherwise than its training did, or has another target.

@@ -13,8 +13,7 @@ from models.sources import check_inputs, is_video, match_files, note_absent, why
 from models.training.errors import UsageError
 from models.translation.build import output_names
 from models.translation.load import load
-from models.translation.visualize import view_images
-from models.visualize import contact_sheet, save_image, save_numbers, thumbnail
+from models.visualize import contact_sheet, save_image
 
 
 def predict_files(
@@ -58,23 +57,24 @@ def predict_files(
         if is_video(path):
             raise UsageError(f"{path} is a video: translation takes images, or folders of them")
     views = match_files(paths, trained.reader.endings())
-    try:
-        for name in written:
-            (output / name).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--output: cannot make {output}: {error.strerror}") from None
+    _make_folders(output, written)
     count = min(recipe.eval.sheet, len(views))
     chosen = np.linspace(0, len(views) - 1, count).astype(int).tolist()
     shown = {}
     for index, (view, files) in enumerate(tqdm(views.items(), desc="predict", disable=None)):
-        images, present = trained.read_some(files)
-        outputs = trained.translate(images, view, present)
+        prediction = trained.predict_some(files, view)
         for name in written:
-            target = output / name / f"{view}{trained.target.suffix}"
-            save_numbers(target, trained.target.stored(outputs[name]))
+            prediction.write(output, view, name)
         if index in chosen:
-            drawn = view_images(images, list(outputs.values()), names)
-            shown[view] = {name: thumbnail(image) for name, image in drawn.items()}
+            shown[view] = prediction.thumbnails()
     if shown:
         save_image(output / "sheet.png", contact_sheet(shown))
     return list(views)
+
+
+def _make_folders(output: Path, outputs: Sequence[str]) -> None:
+    try:
+        for name in outputs:
+            (output / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--output: cannot make {output}: {error.strerror}") from None

@@ -13,7 +13,7 @@ from models.data.images import Frame, read_depth
 from models.segmentation.build import build_network
 from models.segmentation.evaluate import evaluate_checkpoint
 from models.segmentation.load import describe, load
-from models.segmentation.predict import predict, predict_files
+from models.segmentation.predict import predict_files
 from models.sources import match_frames
 from models.training import checkpoint, config, registry
 from models.training.errors import UsageError
@@ -162,7 +162,7 @@ def test_predict_video(trained: Path, tmp_path: Path, depth: str) -> None:
     assert fps == 12.5
     for index, shown in enumerate(overlays):
         files = {"rgb": Frame("rgb", rgb[index]), "depth": Frame("depth", stored[index], is_video=True)}
-        expected = predict(network, files).classes("depth")
+        expected = network.predict_some(files)["depth"]
         seen.update(np.unique(expected))
         name = f"clip_{index:06d}.png"
         found = cv2.imread(str(output / "labels" / name), cv2.IMREAD_UNCHANGED)
@@ -192,7 +192,7 @@ def test_of_a_video_without_depth_there_is_the_branch_of_rgb(
     assert "note: without depth: the outputs are those of rgb, ensemble\n" in capsys.readouterr().err
     network = load(trained)
     for index, frame in enumerate(rgb_frames()):
-        expected = predict(network, {"rgb": Frame("rgb", frame)}).classes("rgb")
+        expected = network.predict_some({"rgb": Frame("rgb", frame)})["rgb"]
         found = cv2.imread(str(tmp_path / f"out/labels/clip_{index:06d}.png"), cv2.IMREAD_UNCHANGED)
         np.testing.assert_array_equal(found, expected)
 
