@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -13,6 +13,7 @@ from models.data.images import FILE_SUFFIXES
 from models.data.layouts import CAMERA
 from models.networks.fusion import Fusion
 from models.networks.messages import suggest
+from models.patterns import is_pattern, match_patterns
 from models.training.errors import UsageError, existing
 from models.video import Video
 
@@ -32,31 +33,55 @@ def option_of(modality: str) -> str:
     return f"--{modality}" if modality in ("rgb", "depth") else f"--input {modality}"
 
 
+def check_kinds(
+    inputs: Collection[str],
+    modalities: Sequence[str],
+    why_all: str | None = "",
+    option: Callable[[str], str] = option_of,
+) -> None:
+    """Refuse inputs, by what they hold, that are not those of a network.
+
+    Args:
+        inputs: the modalities that are given.
+        modalities, why_all: as for ``check_inputs``.
+        option: the command line's option for a modality.
+
+    Raises:
+        UsageError: a modality is missing, or none of the network's.
+    """
+    for modality in [each for each in modalities if each not in inputs]:
+        if why_all is not None or is_needed(modality, inputs):
+            raise UsageError(
+                f"{option(modality)} is required: the network's modalities are {', '.join(modalities)}"
+                f"{why_all or ''}"
+            )
+    for modality in inputs:
+        if modality not in modalities:
+            raise UsageError(
+                f"{option(modality)} is no input: the network's modalities are {', '.join(modalities)}"
+            )
+
+
 def check_inputs(
     inputs: Mapping[str, Path], modalities: Sequence[str], why_all: str | None = ""
 ) -> dict[str, Path]:
     """The paths in the order of the modalities.
 
     Args:
+        inputs: by modality a path, or a pattern of paths (``models.patterns``).
         modalities: the network's, or ``camera``, which goes with depth.
         why_all: a reason why all are needed, to end the message with; None: some are enough.
 
     Raises:
         UsageError: a modality is missing, or none of the network's; a path does not exist.
     """
-    for modality in [each for each in modalities if each not in inputs]:
-        if why_all is not None or is_needed(modality, inputs):
-            raise UsageError(
-                f"{option_of(modality)} is required: the network's modalities are {', '.join(modalities)}"
-                f"{why_all or ''}"
-            )
-    for modality in inputs:
-        if modality not in modalities:
-            raise UsageError(
-                f"{option_of(modality)} is no input: the network's modalities are {', '.join(modalities)}"
-            )
+    check_kinds(inputs, modalities, why_all)
     given = [modality for modality in modalities if modality in inputs]
-    return {modality: existing(inputs[modality], option_of(modality)) for modality in given}
+    return {
+        modality: path if is_pattern(path) else existing(path, option_of(modality))
+        for modality in given
+        for path in [inputs[modality]]
+    }
 
 
 def why_all(fusion: Fusion) -> str | None:
@@ -114,19 +139,21 @@ def match_files(
     partial: bool = False,
     remedy: str = "",
 ) -> dict[str, dict[str, Path]]:
-    """Match files or folders of them: by scene, in order of their names, the file of every modality.
+    """Match files, folders or patterns of them: by scene, in order of names, the file of every modality.
 
     Args:
-        paths: by modality a file, or a folder.
+        paths: by modality a file, a folder, or a pattern (``models.patterns``).
         endings: by modality what its names may end in that is not the scene's.
         partial: whether scenes may lack modalities.
         remedy: what the message of a missing counterpart is to end in.
 
     Raises:
         UsageError: a counterpart is missing, if not ``partial``; a folder without images, or with two of one
-            name; a file beside a folder.
+            name; a file beside a folder; or as ``match_patterns``.
     """
     first = next(iter(paths))
+    if any(map(is_pattern, paths.values())):
+        return match_patterns(paths, {kind: option_of(kind) for kind in paths}, partial, remedy)
     if not any(path.is_dir() for path in paths.values()):
         return {paths[first].stem.removesuffix(endings.get(first, "")): dict(paths)}
     for modality, path in paths.items():
