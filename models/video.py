@@ -42,9 +42,7 @@ class Video:
     def __init__(self, path: Path, *, depth: bool = False) -> None:
         self.path, self.depth = path, depth
         with self._opened() as capture:
-            self.bits = 16 if int(capture.get(cv2.CAP_PROP_CODEC_PIXEL_FORMAT)) == _GRAY_16 else 8
-            rate = capture.get(cv2.CAP_PROP_FPS)
-            self.fps = rate if 0 < rate < float("inf") else _UNKNOWN_RATE
+            self.bits, self.fps = bits_of(capture), rate_of(capture)
             # Headers estimate the number at times; decoding alone, 640x480, takes half a millisecond a frame.
             self._count = 0
             while capture.grab():
@@ -64,13 +62,7 @@ class Video:
                 found, pixels = capture.read()
                 if not found:
                     raise DataError(f"{name}: cannot be read")
-                yield Frame(name, self._channels(name, pixels), is_video=True)
-
-    def _channels(self, name: str, pixels: NDArray[Any]) -> NDArray[Any]:
-        """Convert what OpenCV decoded: colors red first."""
-        if pixels.ndim == 2:
-            return pixels
-        return _gray(name, pixels) if self.depth else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+                yield video_frame(name, pixels, depth=self.depth)
 
     @contextmanager
     def _opened(self) -> Iterator[cv2.VideoCapture]:
@@ -81,6 +73,28 @@ class Video:
             yield capture
         finally:
             capture.release()
+
+
+def bits_of(capture: cv2.VideoCapture) -> int:
+    """The bits of a value of an opened video: 8, or 16 where it is gray of 16."""
+    return 16 if int(capture.get(cv2.CAP_PROP_CODEC_PIXEL_FORMAT)) == _GRAY_16 else 8
+
+
+def rate_of(capture: cv2.VideoCapture) -> float:
+    """The frames per second of an opened video; 25 where it does not say."""
+    rate = capture.get(cv2.CAP_PROP_FPS)
+    return rate if 0 < rate < float("inf") else _UNKNOWN_RATE
+
+
+def video_frame(name: str, pixels: NDArray[Any], *, depth: bool) -> Frame:
+    """What OpenCV decoded as a frame of a video, colors red first.
+
+    Raises:
+        DataError: depth is colored.
+    """
+    if pixels.ndim == 3:
+        pixels = _gray(name, pixels) if depth else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    return Frame(name, pixels, is_video=True)
 
 
 @contextmanager
