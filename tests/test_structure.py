@@ -39,6 +39,7 @@ OWN = {
     "segmentation": {
         "class_weights": "weights from how frequent classes are",
         "criteria": "losses of pixels and their gradients, image by image",
+        "live": "the predict command on cameras and streams",
         "robustness": "the evaluate command with corrupted inputs",
     },
     "translation": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from models.cli.arguments import Commands, add_checkpoint, add_command, add_overrides
@@ -20,12 +21,28 @@ def add(commands: Commands) -> None:
     )
     add_checkpoint(parser)
     add_overrides(parser)
-    parser.add_argument("--rgb", type=Path, help="image, folder of images, or (segmentation) video")
     parser.add_argument(
-        "--depth", type=Path, help="depth image, folder or video; matched to --rgb by name or frame"
+        "--rgb", type=Path, help="image, folder of images, quoted 'pattern/*.png', or (segmentation) video"
+    )
+    parser.add_argument(
+        "--depth", type=Path, help="the same of depth; matched to --rgb by name, wildcards or frame"
     )
     parser.add_argument(
         "--input", action="append", default=[], metavar="MODALITY=PATH", help="the same of any other modality"
+    )
+    parser.add_argument(
+        "--camera",
+        action="append",
+        default=[],
+        metavar="[MODALITY=]SOURCE",
+        help="in place of files (segmentation): a camera's number, a video or a URL; rgb without a modality",
+    )
+    parser.add_argument("--frames", type=int, metavar="N", help="stop after N frames of --camera")
+    parser.add_argument(
+        "--watch",
+        type=Path,
+        metavar="FOLDER",
+        help="predict scenes as they appear in FOLDER/MODALITY, until Ctrl-C",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
     parser.add_argument(
@@ -41,5 +58,28 @@ def _run(arguments: argparse.Namespace) -> None:
         if not equals:
             raise UsageError(f"--input: expected MODALITY=PATH, got {assignment!r}")
         inputs[name] = Path(path)
+    cameras = _cameras(arguments.camera)
+    if cameras and arguments.watch:
+        raise UsageError("--camera and --watch exclude each other")
+    if arguments.frames is not None and (not cameras or arguments.frames < 1):
+        raise UsageError("--frames: expected a number from 1 on, beside --camera")
     system = checkpoint.system(arguments.checkpoint)
-    system.predict(arguments.checkpoint, inputs, arguments.output, arguments.which, arguments.overrides)
+    run, what = arguments.checkpoint, (inputs, arguments.output, arguments.which, arguments.overrides)
+    if cameras:
+        system.predict_cameras(run, cameras, *what, arguments.frames)
+    elif arguments.watch:
+        system.watch(run, arguments.watch, *what)
+    else:
+        system.predict(run, *what)
+
+
+def _cameras(given: list[str]) -> dict[str, str]:
+    """The sources by modality."""
+    cameras: dict[str, str] = {}
+    for text in given:
+        named = re.fullmatch(r"(\w+)=(.*)", text)
+        name, source = named.groups() if named else ("rgb", text)
+        if not source or name in cameras:
+            raise UsageError(f"--camera: expected one SOURCE, or MODALITY=SOURCE, of each, got {text!r}")
+        cameras[name] = source
+    return cameras

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from models.data.missing import REMEDY
 from models.networks.messages import suggest
+from models.outputs import ENSEMBLE
 from models.segmentation.build import output_names
 from models.segmentation.load import TrainedNetwork, load
 from models.segmentation.prediction import FOLDERS, OVERLAYS
@@ -28,6 +29,7 @@ from models.sources import (
 from models.training.errors import UsageError
 from models.video import Video, writing_video
 from models.visualize import save_image
+from models.watching import Watch, watched_folders
 
 
 def predict_files(
@@ -41,7 +43,8 @@ def predict_files(
 
     Args:
         checkpoint: run folder or checkpoint.
-        inputs: by modality an image, or a folder of images that are matched by their names without suffix;
+        inputs: by modality an image, a pattern of images (``models.patterns``), or a folder of images that
+            are matched by their names without suffix;
             scenes may differ in size, the modalities of one as they might in training. Modalities that are
             not given are absent, and so, with ``data.missing=fill``, are those that a folder lacks files of.
             Or a video, of ``rgb`` or ``depth``, and for every other modality a video or a folder of frames in
@@ -60,41 +63,89 @@ def predict_files(
         DataError: a broken image or video, or one of a size that it may not have; the message names the file.
     """
     trained = load(checkpoint, overrides)
-    which = which or "ensemble"
     paths = check_inputs(inputs, trained.reader.files(), why_all(trained.recipe.fusion))
-    absent = trained.reader.absent(paths)
+    which = chosen_output(trained, paths, which)
+    if any(map(is_video, paths.values())):
+        frames = match_frames(paths)
+        depth = frames.get("depth")
+        if isinstance(depth, Video):
+            check_depth_unit(trained, f"--depth: {depth.path}", depth.bits, overrides)
+        make_folders(output)
+        return [_predict_video(trained, frames, output, which)]
+    scenes = _match_scenes(trained, paths, which)
+    make_folders(output)
+    _predict_scenes(trained, scenes, output, which)
+    return list(scenes)
+
+
+def watch_folder(
+    checkpoint: Path,
+    folder: Path,
+    inputs: Mapping[str, Path],
+    output: Path,
+    which: str | None,
+    overrides: Sequence[str],
+) -> None:
+    """Label scenes as their files appear, until Ctrl-C or SIGTERM; write what ``predict_files`` does.
+
+    Args:
+        checkpoint: run folder or checkpoint.
+        folder: holds a folder of images for each modality, of its name (``watching.watched_folders``).
+        inputs: by modality another folder.
+        output, which, overrides: as for ``predict_files``.
+
+    Raises:
+        UsageError: as ``predict_files``, before any scene is labeled.
+    """
+    trained = load(checkpoint, overrides)
+    folders = watched_folders(folder, inputs, trained.reader.files(), why_all(trained.recipe.fusion))
+    which = chosen_output(trained, folders, which)
+    make_folders(output)
+
+    def label(name: str, files: Mapping[str, Path]) -> None:
+        trained.predict_some(files).write(output, name, which)
+
+    Watch(folders, lambda name: [output / kind / f"{name}.png" for kind in FOLDERS]).run(label)
+
+
+def chosen_output(trained: TrainedNetwork, given: Collection[str], which: str | None) -> str:
+    """The output that is wanted, the ensemble by default; what is absent is noted.
+
+    Args:
+        trained: the network.
+        given: the kinds of files that there are.
+        which: of the command line.
+
+    Raises:
+        UsageError: there is no such output of these files.
+    """
+    which = which or ENSEMBLE
+    absent = trained.reader.absent(given)
     present = [m for m in range(len(trained.inputs)) if m not in absent]
     names = output_names(trained.recipe, present if absent else None)
     if which not in names:
         raise UsageError(f"--which must be one of {', '.join(names)}, got {which!r}{suggest(which, names)}")
     note_absent(_names_of(trained, absent), names)
-    if any(map(is_video, paths.values())):
-        frames = match_frames(paths)
-        scaled = any(assignment.startswith("data.depth_scale=") for assignment in overrides)
-        check_depth_unit(trained, frames.get("depth"), scaled)
-        _make_folders(output)
-        return [_predict_video(trained, frames, output, which)]
-    scenes = _match_scenes(trained, paths, which)
-    _make_folders(output)
-    _predict_scenes(trained, scenes, output, which)
-    return list(scenes)
+    return which
 
 
-def check_depth_unit(trained: TrainedNetwork, depth: Frames | None, scaled: bool) -> None:
-    """Refuse depth in unknown units.
+def check_depth_unit(trained: TrainedNetwork, what: str, bits: int, overrides: Sequence[str]) -> None:
+    """Refuse depth from video in unknown units.
 
     Args:
         trained: the network.
-        depth: the frames of depth, if there are any.
-        scaled: whether ``data.depth_scale`` was given for them.
+        what: the option and the video, for messages.
+        bits: of the video.
+        overrides: which may give ``data.depth_scale`` for it.
 
     Raises:
-        UsageError: they are video of 8 bits without a scale, though the network was trained on meters.
+        UsageError: it has 8 bits without a scale, though the network was trained on meters.
     """
     metric = trained.reader.layout.depth_scale is not None
-    if isinstance(depth, Video) and depth.bits == 8 and metric and not scaled:
+    scaled = any(assignment.startswith("data.depth_scale=") for assignment in overrides)
+    if bits == 8 and metric and not scaled:
         raise UsageError(
-            f"--depth: {depth.path} has 8 bits, whose unit is not that of training: give data.depth_scale, "
+            f"{what} has 8 bits, whose unit is not that of training: give data.depth_scale, "
             "units per meter (25.5 where 255 is 10 meters), or a folder of frames stored as in training"
         )
 
@@ -170,7 +221,12 @@ def _predict_video(trained: TrainedNetwork, sources: Mapping[str, Frames], outpu
     return name
 
 
-def _make_folders(output: Path) -> None:
+def make_folders(output: Path) -> None:
+    """Make the output's folders.
+
+    Raises:
+        UsageError: they cannot be made.
+    """
     try:
         for folder in FOLDERS:
             (output / folder).mkdir(parents=True, exist_ok=True)

@@ -80,6 +80,30 @@ class System(Protocol):
         ``which`` output they are of is up to the system where it is None.
         """
 
+    def watch(
+        self,
+        checkpoint: Path,
+        folder: Path,
+        inputs: Mapping[str, Path],
+        output: Path,
+        which: str | None,
+        overrides: Sequence[str],
+    ) -> Any:
+        """``predict`` of scenes as they appear in a folder, until Ctrl-C or SIGTERM."""
+
+    def predict_cameras(
+        self,
+        checkpoint: Path,
+        cameras: Mapping[str, str],
+        inputs: Mapping[str, Path],
+        output: Path,
+        which: str | None,
+        overrides: Sequence[str],
+        limit: int | None,
+        /,
+    ) -> Any:
+        """``predict`` of live sources, by modality, of at most ``limit`` frames."""
+
 
 class Recipe(Protocol):
     """The fields that the command line and the loop read; each system's dataclass adds its own groups."""

@@ -8,7 +8,9 @@ from models.translation.evaluate import evaluate_corrupted
 from models.translation.importing import import_released
 from models.translation.load import TrainedGenerator, load
 from models.translation.overview import show_data
+from models.translation.predict import predict_cameras
 from models.translation.predict import predict_files as predict
+from models.translation.predict import watch_folder as watch
 from models.translation.task import TranslationTask
 
 task = TranslationTask
@@ -27,7 +29,9 @@ __all__ = [
     "output_names",
     "per_cent",
     "predict",
+    "predict_cameras",
     "scenes",
     "show_data",
     "task",
+    "watch",
 ]
