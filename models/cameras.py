@@ -139,7 +139,7 @@ class Feed(threading.Thread):
     def __init__(self, camera: Camera) -> None:
         super().__init__(daemon=True, name=f"camera {camera.source.shown}")
         self.camera = camera
-        self.failure: DataError | None = None
+        self.failure: Exception | None = None
         self._frames: deque[Arrived] = deque(maxlen=_KEPT)
         self._changed = threading.Condition()
         self._stopped = threading.Event()
@@ -158,7 +158,7 @@ class Feed(threading.Thread):
                     self._frames.append(Arrived(number, time.monotonic(), frame))
                     self._changed.notify_all()
                 number += 1
-        except DataError as error:
+        except Exception as error:  # of any kind: who waits for a frame would wait forever
             self.failure = error
         finally:
             self.camera.release()

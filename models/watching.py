@@ -111,7 +111,7 @@ class Watch:
             {name for files in listed for name in files if any(name not in each for each in listed)}
         )
 
-    def run(self, predict: Callable[[str, Files], None], interval: float = INTERVAL) -> None:
+    def run(self, predict: Callable[[str, Files], None]) -> None:
         """Predict scenes as they become complete, until Ctrl-C or SIGTERM.
 
         A scene whose files are broken is noted once, and tried again when they change.
@@ -123,7 +123,7 @@ class Watch:
                     if interrupt:
                         break
                 else:
-                    time.sleep(interval)
+                    time.sleep(INTERVAL)
         print(self.told(), flush=True)
 
     def settle(self, name: str, files: Files, predict: Callable[[str, Files], None]) -> None:
