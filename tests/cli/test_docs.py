@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,21 @@ import pytest
 from safetensors.torch import save_file
 
 import examples.own_encoder  # noqa: F401 - registers plain_net
+from models.__main__ import main
 from models.networks.encoders import make_encoder
 from models.networks.fusion import NoFusion
 from models.training import checkpoint
+from tests.helpers.clips import depth_frames, rgb_frames, save_narrow, write_clip
 from tests.helpers.networks import randomise_norms
 from tests.helpers.own_recipes import SHORT, cen, write_package
 from tests.helpers.paths import ROOT
 from tests.helpers.planes import phone
+from tests.helpers.signals import until
 from tests.helpers.training_runs import prepare_rooms
 from tests.helpers.trees import scene, void_255, write
 
 SMALL = [*SHORT["segmentation"], "model.encoder=resnet18", "model.frozen_statistics=false", "eval.sheet=2"]
+CAMERAS = (("rgb", "color", "clip"), ("depth", "depth", "depth"))
 NUMBER = r"\d[\d.]*(?:e-\d+)?"
 
 
@@ -287,3 +292,37 @@ def test_runs(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "runs.md").read_text()
     told = set(re.findall(r"`([\w.]+)/?`", page.partition("## ")[0])) | {"step_000002.pt", "step_000003.pt"}
     assert written <= told
+
+
+def test_predicting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With videos in place of cameras, and the watch ended once it has done its work."""
+    save_narrow(tmp_path / "runs" / "demo" / "best.pt")
+    rgb, depth = rgb_frames(), depth_frames()
+    for index, folder in enumerate(("scenes/kitchen", "scenes/hall")):
+        (tmp_path / folder).mkdir(parents=True)
+        for kind, image in (("rgb", rgb[index]), ("depth", depth[index])):
+            cv2.imwrite(str(tmp_path / folder / f"{kind}_7.png"), image)
+    for kind, name in (("rgb", "photo"), ("depth", "depth")):
+        (tmp_path / "inbox" / kind).mkdir(parents=True)
+        for copy in (tmp_path / f"{name}.png", tmp_path / "inbox" / kind / "room.png"):
+            shutil.copy(tmp_path / "scenes" / "hall" / f"{kind}_7.png", copy)
+    write_clip(tmp_path / "clip.avi", rgb, "FFV1")
+    write_clip(tmp_path / "depth.avi", [(frame / 200).astype(np.uint8) for frame in depth], "FFV1")
+    changes = {"0": "clip.avi", "300": "2"}
+    changes |= {f"{kind}=rtsp://robot/{name}": f"{kind}={file}.avi" for kind, name, file in CAMERAS}
+    found = commands("predicting.md", changes)
+    (watch,) = (words for words in found if "--watch" in words)
+    cen(tmp_path, *(words for words in found if words is not watch))
+    labels = {path.name for path in (tmp_path / "out/patterns/labels").iterdir()}
+    assert labels == {"kitchen_7.png", "hall_7.png"}
+    assert (tmp_path / "out/files/labels/photo.png").is_file()
+    assert {path.name for path in (tmp_path / "out").glob("*/overlays/*.mp4")} == {"clip.mp4"}
+    assert len(list((tmp_path / "out").glob("*/overlays/*.mp4"))) == 2
+    monkeypatch.chdir(tmp_path)
+    ended = until(tmp_path / "out/watched/overlays/room.png", stop=signal.SIGTERM)
+    assert main(watch) == 0
+    ended.join()
+    (program,) = blocks("predicting.md", "python")
+    values: dict[str, Any] = {"depth": depth[0]}
+    exec(program, values)
+    assert values["labels"].shape == values["unsure"].shape == depth[0].shape
