@@ -24,6 +24,7 @@ from models.cli import (
     prepare,
     recipes,
     report,
+    serve,
     train,
 )
 from models.data import DataError
@@ -32,7 +33,7 @@ from models.training.importable import import_modules, use_current_folder
 
 _COMMANDS = (
     *(data, train, evaluate, compare, report, analyse),
-    *(predict, export, importing, prepare, recipes),
+    *(predict, serve, export, importing, prepare, recipes),
 )
 _IMPORT = "--import"
 

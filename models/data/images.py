@@ -11,11 +11,20 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from models.data.stored import DataError, Frame, kind_of, read_label_values, read_stored, size_of
+from models.data.stored import (
+    DataError,
+    Frame,
+    frame_of,
+    kind_of,
+    read_label_values,
+    read_stored,
+    size_of,
+)
 
 __all__ = [
     "DataError",
     "Frame",
+    "frame_of",
     "kind_of",
     "read_label_values",
     "read_stored",

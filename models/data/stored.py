@@ -18,6 +18,7 @@ from PIL import Image
 
 _ORIENTATION, _BITS_PER_SAMPLE = 0x0112, 0x0102  # tags of TIFF and EXIF
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+NPY = b"\x93NUMPY"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
 _PNG_GRAY, _PNG_PALETTE = 0, 3  # color types
 _EXIF_WITHIN = 1 << 18  # bytes; in JPEG it is one of the first segments, each of at most 2**16
@@ -77,8 +78,44 @@ def read_stored(path: Path | Frame) -> NDArray[Any]:
     if isinstance(path, Frame):
         return _as_image(path, path.pixels)
     if path.suffix.lower() == ".npy":
-        return _as_image(path, _load(path))
+        return _as_image(path, _load(path, path))
     return decode(path, _bytes_of(path))
+
+
+def frame_of(name: str, data: bytes, *, values: bool = False) -> Frame:
+    """The bytes of an image or a ``.npy`` array as a frame, which is read as the file would be.
+
+    Args:
+        name: the file's, for messages.
+        data: its bytes; they say themselves whether they are an array.
+        values: read them as ``read_label_values`` does: numbers of something, as of categorical modalities.
+
+    Raises:
+        DataError: as ``read_stored`` and, with ``values``, ``read_label_values``.
+    """
+    if data.startswith(NPY):
+        return Frame(name, _as_image(name, _load(name, io.BytesIO(data))))
+    return Frame(name, _label_values(name, data).values if values else decode(name, data))
+
+
+def declared_size(name: str, data: bytes) -> tuple[int, ...]:
+    """Height and width that a file's head declares, of an array its shape; nothing of it is decoded.
+
+    Raises:
+        DataError: the head is broken, or of a format whose head Pillow cannot read.
+    """
+    try:
+        if not data.startswith(NPY):
+            width, height = _opened(data).size
+            return height, width
+        file = io.BytesIO(data)
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in read:
+            raise ValueError(f"version {version[0]}.{version[1]} of the format")
+        return tuple(read[version](file)[0])
+    except (OSError, SyntaxError, ValueError, TypeError) as error:
+        raise DataError(f"{name}: broken image, or one whose size its head does not tell ({error})") from None
 
 
 def read_label_values(path: Path | Frame) -> LabelValues:
@@ -91,13 +128,7 @@ def read_label_values(path: Path | Frame) -> LabelValues:
     if isinstance(path, Frame) or path.suffix.lower() == ".npy":
         found = LabelValues(read_stored(path))
     else:
-        data = _bytes_of(path)
-        if lossy := _lossy_format(data):
-            raise DataError(
-                f"{path}: labels in {lossy}, which changes classes along edges; save them as PNG from the"
-                " source"
-            )
-        found = _indices(path, data)
+        found = _label_values(path, _bytes_of(path))
     values = found.values
     if values.dtype.kind == "b":
         found = found._replace(values=values.astype(np.uint8))
@@ -110,6 +141,14 @@ def read_label_values(path: Path | Frame) -> LabelValues:
     return found
 
 
+def _label_values(path: Path | str, data: bytes) -> LabelValues:
+    if lossy := _lossy_format(data):
+        raise DataError(
+            f"{path}: labels in {lossy}, which changes classes along edges; save them as PNG from the source"
+        )
+    return _indices(path, data)
+
+
 def _bytes_of(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -117,7 +156,7 @@ def _bytes_of(path: Path) -> bytes:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def decode(path: Path, data: bytes) -> NDArray[Any]:
+def decode(path: Path | str, data: bytes) -> NDArray[Any]:
     """Decode an image file's bytes as ``read_stored`` does."""
     # imread fills the rest of a truncated JPEG with gray and says nothing; imdecode refuses it.
     try:
@@ -132,9 +171,9 @@ def decode(path: Path, data: bytes) -> NDArray[Any]:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
 
 
-def _load(path: Path) -> NDArray[Any]:
+def _load(path: Path | str, source: Path | io.BytesIO) -> NDArray[Any]:
     try:
-        array = np.load(path, allow_pickle=False)
+        array = np.load(source, allow_pickle=False)
         if not isinstance(array, np.ndarray):
             raise ValueError("an archive of several")
         return array
@@ -144,7 +183,7 @@ def _load(path: Path) -> NDArray[Any]:
         raise DataError(f"{path}: broken or truncated array ({error})") from error
 
 
-def _as_image(path: Path | Frame, array: NDArray[Any]) -> NDArray[Any]:
+def _as_image(path: Path | str | Frame, array: NDArray[Any]) -> NDArray[Any]:
     """An array as decoders return images: one channel has no axis of its own."""
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
@@ -165,7 +204,7 @@ def _opened(data: bytes) -> Image.Image:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def _check_orientation(path: Path, data: bytes) -> None:
+def _check_orientation(path: Path | str, data: bytes) -> None:
     """Refuse a file that is to be turned: doing so would part it from the others of its scene."""
     if (orientation := _orientation(data)) != 1:
         raise DataError(
@@ -202,7 +241,7 @@ def _lossy_format(data: bytes) -> str:
     return ""
 
 
-def _indices(path: Path, data: bytes) -> LabelValues:
+def _indices(path: Path | str, data: bytes) -> LabelValues:
     if data.startswith((b"BM", *_TIFF)):
         try:
             found = _with_pillow(data)
