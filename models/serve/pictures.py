@@ -16,6 +16,8 @@ from models.visualize import Image
 CONFIDENCE = np.asarray(
     cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_VIRIDIS)[:, 0, ::-1], np.uint8
 )
+# Okabe and Ito's colors, which every eye tells apart.
+BRANCHES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442")
 _QUALITY = 90
 
 

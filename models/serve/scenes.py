@@ -29,14 +29,14 @@ from models.segmentation.build import branch_names, open_validation, output_name
 from models.segmentation.load import TrainedNetwork, load
 from models.segmentation.predict import Prediction
 from models.segmentation.visualize import show_input
-from models.serve.pictures import CONFIDENCE, indexed, photo
+from models.serve.pictures import BRANCHES, CONFIDENCE, indexed, photo
 from models.serve.refusals import Refused
 from models.serve.reliance import relied_on
 from models.serve.thresholds import ExchangingLayers
 from models.sources import check_complete, check_some, why_all
 from models.training import checkpoint, registry
 from models.training.errors import UsageError
-from models.visualize import output_color, thumbnail
+from models.visualize import thumbnail
 
 EXAMPLES = 4
 _LOG = logging.getLogger(__name__)
@@ -126,7 +126,8 @@ class Scenes:
                 "why_fixed": self.layers.why_fixed(),
             },
             "layers": [
-                {key: layer[key] for key in ("name", "channels", "threshold")} for layer in self._layers()
+                {key: layer[key] for key in ("name", "channels", "threshold")}
+                for layer in self.layers.shares()
             ],
             "relied_on": {"why_not": self.why_not_relied},
             "colors": self._branch_colors(),
@@ -164,10 +165,9 @@ class Scenes:
         clock.lap("decode")
         with self._threshold(question.theta), torch.no_grad():
             found = self._run(images, present)
-            layers = self._layers()
         clock.lap("network")
         answer = self._describe(question, images, present, found)
-        answer["exchanged"] = [layer | {"shares": self._shares(layer, present)} for layer in layers]
+        answer["exchanged"] = [layer | {"shares": self._shares(layer, present)} for layer in found["layers"]]
         clock.lap("images")
         return answer | {"seconds": clock.seconds}
 
@@ -220,7 +220,7 @@ class Scenes:
         return present
 
     def _run(self, images: Tensor, present: Sequence[int] | None) -> dict[str, Any]:
-        """Labels by output, the ensemble's confidence and, where it can be told, whom it relied on."""
+        """Labels by output, the ensemble's confidence, whom it relied on if it can be told, and layers."""
         scores = self.trained.scores(images, present)
         labels = {name: each.argmax(0).to(torch.uint8) for name, each in scores.items()}
         ensemble = scores.pop("ensemble")
@@ -228,6 +228,7 @@ class Scenes:
         found["confidence"] = ensemble.softmax(0).amax(0).cpu()
         with running_with(self.trained.net, present):
             weights = self.trained.net.branch_weights()
+            found["layers"] = self.layers.shares()
         found["alpha"] = dict(zip(scores, weights, strict=False)) or None
         found["relied_on"] = None
         if self.why_not_relied is None and len(scores) > 1:
@@ -290,9 +291,6 @@ class Scenes:
         }
         return answer
 
-    def _layers(self) -> list[dict[str, Any]]:
-        return self.layers.shares()
-
     def _shares(self, layer: Mapping[str, Any], present: Sequence[int] | None) -> dict[str, float]:
         """A layer's shares by modality, of those that are present."""
         modalities, shares = self.trained.recipe.data.modalities, layer["shares"]
@@ -316,8 +314,8 @@ class Scenes:
         ]
 
     def _branch_colors(self) -> dict[str, str]:
-        names = output_names(self.trained.recipe)
-        return {name: output_color(name, number) for number, name in enumerate(names)}
+        names = branch_names(self.trained.recipe)
+        return {name: BRANCHES[number % len(BRANCHES)] for number, name in enumerate(names)}
 
     def _find_examples(self) -> list[tuple[str, Files]]:
         """The first scenes of the validation set, where it lies on this machine as it was trained on."""

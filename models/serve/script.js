@@ -133,7 +133,7 @@ function showExamples(examples) {
       make("span", { textContent: example.name }));
     button.dataset.number = number;
     button.setAttribute("aria-pressed", "false");
-    button.onclick = () => { choosing(number); ask(); };
+    button.onclick = () => { choosing(number); ask(true); };
     $("example-list").append(button);
   });
 }
@@ -148,7 +148,7 @@ function question() {
   return form;
 }
 
-async function ask() {
+async function ask(move = false) {
   if (state.example === null && state.files.size === 0) {
     say("Choose a file first.", true);
     return;
@@ -164,6 +164,7 @@ async function ask() {
     else {
       state.answer = answer;
       show(answer);
+      if (move) reveal();
       const seconds = Object.values(answer.seconds).reduce((sum, each) => sum + each, 0);
       say(`Done in ${seconds.toFixed(2)} seconds.`);
     }
@@ -175,6 +176,13 @@ async function ask() {
 }
 
 // ---- what is answered
+
+/** Bring the picture into view where the form fills the window, as on phones. */
+function reveal() {
+  const smooth = !matchMedia("(prefers-reduced-motion: reduce)").matches;
+  if ($("results").getBoundingClientRect().top > innerHeight / 2)
+    $("results").scrollIntoView({ behavior: smooth ? "smooth" : "auto" });
+}
 
 function layers(answer) {
   const { labels, confidence, relied_on: relied } = answer.images;
@@ -258,7 +266,7 @@ function showExchange(answer) {
 
 // ---- start
 
-$("form").onsubmit = event => { event.preventDefault(); ask(); };
+$("form").onsubmit = event => { event.preventDefault(); ask(true); };
 $("which").onchange = showLayer;
 $("opacity").oninput = showLayer;
 // A file that misses its box must not replace the page.
