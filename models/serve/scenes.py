@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -158,7 +159,9 @@ class Scenes:
         try:
             check = check_some if self.why_all is None else check_complete
             check(files, self.kinds)
-            images, there = self.trained.read_some(files)
+            with warnings.catch_warnings(record=True) as warned:
+                warnings.simplefilter("always", UserWarning)
+                images, there = self.trained.read_some(files)
         except (DataError, UsageError) as error:
             raise Refused(422, str(error)) from None
         present = self._present(there, question.unplugged)
@@ -168,6 +171,7 @@ class Scenes:
         clock.lap("network")
         answer = self._describe(question, images, present, found)
         answer["exchanged"] = [layer | {"shares": self._shares(layer, present)} for layer in found["layers"]]
+        answer["warnings"] = [str(each.message) for each in warned]
         clock.lap("images")
         return answer | {"seconds": clock.seconds}
 

@@ -209,6 +209,7 @@ function show(answer) {
   showLayer();
   const seconds = Object.entries(answer.seconds).map(([phase, time]) => `${phase} ${(1000 * time).toFixed(0)} ms`);
   $("facts").textContent = `${answer.size.width} × ${answer.size.height} pixels, mean confidence ${percent(answer.confidence)}; ${seconds.join(", ")}`;
+  $("warnings").replaceChildren(...answer.warnings.map(text => make("li", { textContent: text })));
   showClasses(answer);
   showMaps(answer);
   showRelied(answer);

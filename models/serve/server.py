@@ -100,10 +100,12 @@ def _saying(text: str, app: Any) -> Any:
 
 def _listen(host: str, port: int) -> socket.socket:
     """A socket at an address, with a note where others than this machine reach it."""
+    if not 0 <= port < 2**16:  # getaddrinfo takes the rest of a division
+        raise UsageError(f"--port must be 0 to {2**16 - 1}, got {port}")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.create_server(address, family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise UsageError(f"--host {host} --port {port}: cannot listen there ({error})") from None
     if not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
         note(f"--host {host}: whoever reaches this machine can use the network, without a password")

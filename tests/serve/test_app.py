@@ -213,8 +213,9 @@ def test_images_are_refused_as_predict_refuses_them(service: Any, files: Files) 
     Image.fromarray(read_stored(files["rgb"])).save(turned, "JPEG", exif=exif)
     message = refused(post(service, form | {"rgb": ("turned.jpg", turned.getvalue())}), 422)
     assert "its EXIF data asks viewers to turn or mirror it (orientation 6)" in message
-    other = png(np.zeros((40, 100, 3), np.uint8))
-    assert "rgb (wide.png)" in refused(post(service, form | {"rgb": ("wide.png", other)}), 422)
+    small = png(np.full((20, 24), 2000, np.uint16))
+    found = post(service, form | {"depth": ("small.png", small)}).json()
+    assert found["warnings"] == ["depth is 24x20 and is resized to 48x40"]
 
 
 def test_fields_that_are_refused(service: Any, files: Files) -> None:
