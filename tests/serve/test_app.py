@@ -214,8 +214,16 @@ def test_images_are_refused_as_predict_refuses_them(service: Any, files: Files) 
     message = refused(post(service, form | {"rgb": ("turned.jpg", turned.getvalue())}), 422)
     assert "its EXIF data asks viewers to turn or mirror it (orientation 6)" in message
     small = png(np.full((20, 24), 2000, np.uint16))
-    found = post(service, form | {"depth": ("small.png", small)}).json()
-    assert found["warnings"] == ["depth is 24x20 and is resized to 48x40"]
+    message = refused(post(service, form | {"depth": ("small.png", small)}), 422)
+    assert message.startswith("depth (small.png) is 24x20, but rgb (000002.png) is 48x40: ")
+
+
+def test_what_predict_warns_of_is_part_of_the_answer(service: Any, files: Files) -> None:
+    form = form_of(files)
+    assert post(service, form).json()["warnings"] == []
+    larger = np.pad(read_stored(files["rgb"]), [(5, 5), (6, 6), (0, 0)])
+    (warning,) = post(service, form | {"rgb": ("larger.png", png(larger))}).json()["warnings"]
+    assert warning.startswith("images of 48x40 are taken for the middle of images of 60x50")
 
 
 def test_fields_that_are_refused(service: Any, files: Files) -> None:
