@@ -47,8 +47,8 @@ def add(commands: Commands) -> None:
         "--size",
         type=size_of,
         metavar="HxW",
-        help="height and width that a program is for; default: any, but for the .pt2 of a generator, which is "
-        "for the size of the first scene",
+        help="height and width that a program is for; default: any; a generator's .pt2 is for one size, by "
+        "default the first scene's",
     )
     parser.add_argument("--half", action="store_true", help="a program that computes in float16")
     parser.add_argument(

@@ -28,8 +28,7 @@ from models.networks.fusion.base import name_of
 from models.networks.messages import suggest
 from models.segmentation.build import branch_names, open_validation, output_names
 from models.segmentation.load import TrainedNetwork, load
-from models.segmentation.predict import Prediction
-from models.segmentation.visualize import show_input
+from models.segmentation.visualize import colorize, overlay, show_input
 from models.serve.pictures import BRANCHES, CONFIDENCE, indexed, photo
 from models.serve.refusals import Refused
 from models.serve.reliance import relied_on
@@ -225,7 +224,9 @@ class Scenes:
 
     def _run(self, images: Tensor, present: Sequence[int] | None) -> dict[str, Any]:
         """Labels by output, the ensemble's confidence, whom it relied on if it can be told, and layers."""
-        scores = self.trained.scores(images, present)
+        names = output_names(self.trained.recipe, present)
+        logits = self.trained.scores(images, present)
+        scores = {name: each[0] for name, each in zip(names, logits, strict=True)}
         labels = {name: each.argmax(0).to(torch.uint8) for name, each in scores.items()}
         ensemble = scores.pop("ensemble")
         found: dict[str, Any] = {"labels": {name: each.cpu() for name, each in labels.items()}}
@@ -280,13 +281,16 @@ class Scenes:
         }
         if not question.images:
             return answer
-        prediction = Prediction(recipe, images.cpu(), labels, self.trained.palette, tuple(there))
-        inputs = {modalities[m]: prediction.images[m].numpy() for m in there}
         normalization = recipe.data.normalization
+        inputs = {
+            modalities[m]: show_input(images[m].cpu().numpy(), modalities[m], normalization) for m in there
+        }
+        shown = inputs["rgb" if "rgb" in inputs else modalities[there[0]]]
+        colored = colorize(labels["ensemble"].numpy(), recipe.data.num_classes, self.trained.palette)
         colors = np.array([_rgb(self._branch_colors()[name]) for name in branches], np.uint8)
         answer["images"] = {
-            "inputs": {name: photo(show_input(image, name, normalization)) for name, image in inputs.items()},
-            "overlay": photo(prediction.overlay("ensemble")),
+            "inputs": {name: photo(image) for name, image in inputs.items()},
+            "overlay": photo(overlay(shown, colored)),
             "labels": {name: indexed(each.numpy(), self.colors) for name, each in labels.items()},
             "confidence": indexed(
                 (found["confidence"] * _PROBABILITY).round().to(torch.uint8).numpy(), CONFIDENCE

@@ -170,7 +170,9 @@ def test_the_branch_relied_on_is_by_definition() -> None:
 def test_what_each_pixel_relied_on_and_how_sure_it_is(scenes: Scenes, files: Files) -> None:
     answer = scenes.answer(asked(files))
     images, _ = scenes.trained.read_some(files)
-    scores = scenes.trained.scores(images)
+    scores = dict(
+        zip(("rgb", "depth", "ensemble"), (each[0] for each in scenes.trained.scores(images)), strict=True)
+    )
     weights = torch.tensor([0.5, 0.0]).softmax(0)
     branches = torch.stack([scores["rgb"], scores["depth"]])
     torch.testing.assert_close((weights[:, None, None, None] * branches).sum(0), scores["ensemble"])
