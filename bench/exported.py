@@ -5,7 +5,6 @@
 A Light-Weight RefineNet-18 of random weights, a third of whose own channels is exchanged, is exported in
 every format. Each file labels 20 validation images of the folder by the program of docs/deployment.md, in a
 process that cannot import this toolkit: each by itself, one cut to odd sides, and three at once.
-AOTInductor's package takes one size, so that none is cut for it.
 """
 
 from __future__ import annotations
@@ -44,11 +43,10 @@ def write_network(path: Path, root: Path) -> None:
     checkpoint.save_network(path, {**header, **record, "task": {"net": net.state_dict()}})
 
 
-def batches(scenes: Sequence[Tensor], *, cut: bool) -> list[Tensor]:
+def batches(scenes: Sequence[Tensor]) -> list[Tensor]:
     """Scenes ``[2, 3, H, W]`` as inputs ``[2*N, 3, H, W]``."""
     three = torch.stack(list(scenes[:3]), 1).flatten(0, 1)
-    odd = [scenes[0][..., 2:-1, 4:-1]] if cut else []
-    return [*scenes, *odd, three]
+    return [*scenes, scenes[0][..., 2:-1, 4:-1], three]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -73,10 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 continue
             if format not in files:
                 files[format] = folder / name
-                size = ["--size", "{}x{}".format(*options.size)] if format == "aot" else []
-                command = ["export", str(network), "--format", format, "--output", str(folder / name), *size]
+                command = ["export", str(network), "--format", format, "--output", str(folder / name)]
                 assert cen([*command, "--scenes", "1"]) == 0
-            inputs = batches(scenes, cut=format != "aot")
+            inputs = batches(scenes)
             (folder / runtime).mkdir()
             pairs = [[x.numpy() for x in image.chunk(2)] for image in inputs]
             found, _, errors = answers(runtime, files[format], folder / runtime, pairs)

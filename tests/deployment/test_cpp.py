@@ -94,6 +94,7 @@ def test_it_labels_as_the_network_does(label: Path, exported: Exported, picture:
 
 def test_it_says_what_is_wrong(label: Path, exported: Exported, picture: Path) -> None:
     package, program = exported.file("aot"), exported.file("torch")
+    fixed = exported.file("aot", "--size", "40x48")
     cv2.imwrite(str(picture / "wide.ppm"), np.zeros((40, 50, 3), np.uint8))
     (picture / "cut.pgm").write_bytes((picture / "depth.pgm").read_bytes()[:-1])
     (picture / "broken.pgm").write_text("P5\n48 forty\n")
@@ -103,7 +104,8 @@ def test_it_says_what_is_wrong(label: Path, exported: Exported, picture: Path) -
         r"missing\.pt2: .+": ["missing.pt2", *right[1:]],
         rf"{program}: .+": [program, *right[1:]],
         r"missing\.ppm: cannot be read": [package, "missing.ppm", *right[2:]],
-        r"wide\.ppm: must be of 48x40 pixels, as the network was exported": [package, "wide.ppm", *right[2:]],
+        r"wide\.ppm: must be of 48x40 pixels, as the network was exported": [fixed, "wide.ppm", *right[2:]],
+        r"depth\.pgm: is of another size than wide\.ppm": [package, "wide.ppm", *right[2:]],
         r"depth\.pgm: expected an image of kind P6": [package, "depth.pgm", *right[2:]],
         r"cut\.pgm: ends before its last pixel": [*right[:2], "cut.pgm", right[3]],
         r"broken\.pgm: unknown header": [*right[:2], "broken.pgm", right[3]],
