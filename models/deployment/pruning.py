@@ -81,11 +81,16 @@ def prune(net: nn.Module, x: Any, *, multiple: int = KERNEL_MULTIPLE) -> Pruned:
         counts = tuple(map(len, layer.kept))
         if min(counts) < layer.channels:
             channels[layer.pair.norm] = (counts, layer.channels)
-        pruned.set_submodule(layer.pair.conv, Own(layer.convolutions()))
-        pruned.set_submodule(layer.pair.norm, layer.exchange())
+        _turn(pruned.get_submodule(layer.pair.conv), Own(layer.convolutions()))
+        _turn(pruned.get_submodule(layer.pair.norm), layer.exchange())
     pruned.register_forward_hook(_join)
     _check_same(net, pruned.eval(), x)
     return Pruned(pruned, channels)
+
+
+def _turn(module: nn.Module, other: nn.Module) -> None:
+    """Make another module of one, wherever a network refers to it: some do so outside of their submodules."""
+    module.__class__, module.__dict__ = type(other), other.__dict__
 
 
 def _join(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:

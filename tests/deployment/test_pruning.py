@@ -287,6 +287,26 @@ def test_pruned_networks_are_for_evaluation_with_all_modalities():
         prune(net.train(), image(net))
 
 
+class Chained(Reader):
+    """A network that calls its layers by references outside of its submodules, as encoders of timm do."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+        self.chain = (nn.Sequential(self.conv), [self.norm])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.chain[1][0](self.chain[0](x))
+        return y
+
+
+def test_layers_are_pruned_wherever_they_are_referred_to():
+    net = Chained().eval()
+    exchange_share(net, 0.5)
+    pruned = prune(net, torch.randn(2, 4, 5, 5))
+    assert pruned.channels == {"norm": ((2, 2), 4)}
+    assert pruned.net.chain[0][0] is pruned.net.conv
+
+
 class Awkward(Reader):
     """A network whose own code asks for a tensor."""
 
