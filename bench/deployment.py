@@ -211,24 +211,28 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     for format in arguments.formats:
         check_needs(format)
+    about = {**machine(), "size": arguments.size, "repeats": arguments.repeats}
     results: list[Result] = []
     for name in arguments.networks:
         for share in arguments.shares:
             print(f"{name}, {share:.0%} exchanged", file=sys.stderr, flush=True)
             results += measure(name, share, arguments.size, arguments.repeats, arguments.formats)
-    about = {**machine(), "size": arguments.size, "repeats": arguments.repeats}
-    height, width = arguments.size
+            text = save(arguments.output, about, results)
+    print(text)
+    return 0
+
+
+def save(output: Path, about: dict[str, object], results: list[Result]) -> str:
+    """Write what there is so far, and return the page."""
+    height, width = about["size"]
     heading = (
-        f"`python -m bench.deployment`, {height}x{width}, batch 1, float32, medians of {arguments.repeats}; "
+        f"`python -m bench.deployment`, {height}x{width}, batch 1, float32, medians of {about['repeats']}; "
         f"{about['cpu']}, {about['threads']} threads, torch {about['torch']}, {about['date']}.\n\n"
     )
-    write(arguments.output.with_suffix(".md"), heading + table(results))
-    write(
-        arguments.output.with_suffix(".json"),
-        json.dumps({"machine": about, "results": [asdict(each) for each in results]}, indent=1) + "\n",
-    )
-    print(heading + table(results))
-    return 0
+    content = {"machine": about, "results": [asdict(each) for each in results]}
+    write(output.with_suffix(".md"), heading + table(results))
+    write(output.with_suffix(".json"), json.dumps(content, indent=1) + "\n")
+    return heading + table(results)
 
 
 if __name__ == "__main__":

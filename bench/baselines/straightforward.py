@@ -29,11 +29,12 @@ class PlainNorm(nn.Module):
 
     def forward(self, x: Streams, residual: Streams | None = None) -> Streams:
         count = len(self.norms)
+        x = Streams.of(x, count)  # where a library's code has joined the list
         xs = [self.norms[m % count](part) for m, part in enumerate(x.parts)]  # one norm may be shared by all
         if self.exchanges:
             xs = exchange(xs, self.masks)
         if residual is not None:
-            xs = [part + other for part, other in zip(xs, residual.parts, strict=True)]
+            xs = [part + other for part, other in zip(xs, Streams.of(residual, count).parts, strict=True)]
         return Streams(ACTIVATIONS[self.activation].value(part, self.slope) for part in xs)
 
 
@@ -71,6 +72,7 @@ class Straightforward(nn.Module):
                 plain.load_state_dict(module.state_dict())
                 self.net.set_submodule(name, plain)
         self.net.backend = "reference"  # also for what is no layer
+        self.eval()
 
     def forward(self, x: Tensor) -> object:
         return self.net(Streams(x.chunk(self.num_modalities)))
