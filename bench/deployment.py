@@ -155,7 +155,7 @@ def measure(name: str, share: float, size: tuple[int, int], repeats: int, format
             difference = None
             if way != RGB:
                 difference = ((y - expected).abs().max() / expected.abs().max()).item()
-                if difference > TOLERANCE:
+                if not difference <= TOLERANCE:
                     raise RuntimeError(f"{name}, {way}: outputs differ by {difference:.1e}")
             added = resident_bytes(answer)
             rows = 1 if way == RGB else 2

@@ -83,15 +83,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @torch.no_grad()
 def _agreement(net: torch.nn.Module, inputs: Sequence[Tensor], found: Sequence[np.ndarray | None]) -> str:
-    difference, largest, same, pixels = 0.0, 0.0, 0, 0
+    same, pixels = 0, 0
+    gaps, sizes = list[Tensor](), list[Tensor]()
     for images, logits in zip(inputs, found, strict=True):
         expected = net(images.contiguous()).ensemble
         assert logits is not None
         answer = torch.from_numpy(logits)
-        difference = max(difference, (answer - expected).abs().max().item())
-        largest = max(largest, expected.abs().max().item())
+        gaps.append((answer - expected).abs().max())
+        sizes.append(expected.abs().max())
         same += int((answer.argmax(1) == expected.argmax(1)).sum())
         pixels += expected[:, 0].numel()
+    difference, largest = (torch.stack(each).max().item() for each in (gaps, sizes))
     return (
         f"{len(inputs)} inputs: largest difference {difference:.1e} of {largest:.3g}, "
         f"{pixels - same} of {pixels} pixels with another class"

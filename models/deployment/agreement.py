@@ -68,16 +68,19 @@ def compare(
         scenes: ``[M, 3, H, W]`` each.
         classes: whether outputs are logits.
     """
-    count, difference, largest, same, pixels = 0, 0.0, 0.0, 0, 0
+    count, same, pixels = 0, 0, 0
+    gaps, sizes = list[Tensor](), list[Tensor]()
     for images in batches(scenes, interface):
         inputs = interface.arguments(images)
         expected, outputs = reference(inputs), found(inputs)
         count += images.shape[0] // len(interface.modalities)
         for y, z in zip(expected, outputs, strict=True):
-            difference = max(difference, (y - z).abs().max().item())
-            largest = max(largest, y.abs().max().item())
+            gaps.append((y - z).abs().max())
+            sizes.append(y.abs().max())
         if classes:
             labels = [each[0].argmax(-3) for each in (expected, outputs)]
             same += int((labels[0] == labels[1]).sum())
             pixels += labels[0].numel()
+    # Of tensors, as a maximum of numbers passes over NaN.
+    difference, largest = (torch.stack(each).max().item() for each in (gaps, sizes))
     return Agreement(count, difference, largest, same / pixels if pixels else 1.0)
