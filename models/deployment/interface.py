@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from cen_ext.ops.streams import Streams
+from models.networks.private import PrivateConv2d
 from models.networks.segmentor import SegmentationNetwork
 from models.networks.systems.unet import UNet
 
@@ -142,7 +143,7 @@ def _merge_classifier(net: nn.Module) -> bool:
     if not isinstance(net, SegmentationNetwork) or net.alpha is None or net.num_branches == 1:
         return False
     classifier = getattr(net.decoder, "classifier", None)
-    if not isinstance(classifier, nn.Conv2d):
+    if not isinstance(classifier, nn.Conv2d) or isinstance(classifier, PrivateConv2d):
         return False
     net.decoder.classifier = _EnsembleClassifier(classifier, net.branch_weights())
     return True

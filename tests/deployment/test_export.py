@@ -53,12 +53,13 @@ def error_of(capsys: pytest.CaptureFixture[str], *command: str | Path) -> str:
 
 @pytest.mark.parametrize("outputs", ["ensemble", "branches", "all"])
 @pytest.mark.parametrize("form", ["separate", "stacked"])
-@pytest.mark.parametrize("name", ["own encoder", "three", "late concat", "alone"])
+@pytest.mark.parametrize("name", ["own encoder", "three", "late concat", "alone", "private"])
 def test_interfaces_return_the_networks_outputs(name, form, outputs):
     """Also where the ensemble is classified once, and where the fusion has a head or one branch."""
     net = made(name)
     if net.alpha is not None:
         torch.nn.init.normal_(net.alpha)
+    torch.nn.init.normal_(net.decoder.classifier.weight)  # private ones start alike
     interface = Interface(
         TWO[: net.num_modalities] if net.num_modalities < 3 else ("a", "b", "c"), form, outputs
     )
@@ -197,6 +198,22 @@ def test_half_precision_has_a_tolerance_of_its_own(tmp_path):
     assert not Agreement(1, difference, largest, 1.0).holds(half=False)
     stored = torch.export.load(tmp_path / "half.pt2").state_dict
     assert {value.dtype for value in stored.values() if value.is_floating_point()} == {torch.float16}
+
+
+@pytest.mark.parametrize("wrong", ["nan", "inf"])
+def test_what_is_no_number_agrees_with_nothing(wrong):
+    """Wherever among the outputs it is."""
+    scenes = [torch.zeros(2, 3, 40, 48), torch.ones(2, 3, 40, 48)]
+
+    def mean(inputs: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.cat(tuple(inputs)).mean((2, 3))]
+
+    def broken(inputs: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.where(y == 0, float(wrong), y) for y in mean(inputs)]
+
+    interface = Interface(TWO)
+    assert compare(mean, mean, interface, scenes, classes=False).holds(half=False)
+    assert not compare(mean, broken, interface, scenes, classes=False).holds(half=True)
 
 
 @pytest.mark.parametrize(
