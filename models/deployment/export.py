@@ -87,7 +87,7 @@ def export(
     with system.answering(trained), torch.no_grad():
         try:
             program = trace(net, interface, compared[0], half=half)
-        except (RuntimeError, NotImplementedError) as error:
+        except RuntimeError as error:
             raise UsageError(f"{path} cannot be exported: {first_line(error)}") from error
         metadata = {
             "cen_ext": cen_ext.__version__,
@@ -96,7 +96,14 @@ def export(
             **system.description(trained),
         }
         with checkpoint.writing(output) as temporary:
-            known.write(program, interface, metadata, temporary)
+            try:
+                known.write(program, interface, metadata, temporary)
+            except RuntimeError as error:
+                raise UsageError(
+                    f"{path} cannot be written as {format}: {first_line(error)}"
+                    + "; perhaps it can for one size, --size HEIGHTxWIDTH"
+                    * (format == "aot" and size is None)
+                ) from error
             found = compare(
                 _reference(net, interface),
                 known.load(temporary),

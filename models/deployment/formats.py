@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from models.deployment.interface import Interface
-from models.networks.messages import first_line
 from models.training.errors import UsageError
 
 METADATA = "cen_ext.json"
@@ -131,18 +130,8 @@ def _write_package(
     program: ExportedProgram, interface: Interface, metadata: dict[str, Any], path: Path
 ) -> None:
     settings = {"aot_inductor.metadata": {METADATA: json.dumps(metadata)}}
-    try:
-        with _quiet():
-            torch._inductor.aoti_compile_and_package(
-                program, package_path=str(path), inductor_configs=settings
-            )
-    except RuntimeError as error:  # torch 2.13 fails to order strides of some stacked outputs
-        if interface.size is not None:
-            raise
-        raise UsageError(
-            f"AOTInductor cannot compile this network for images of any size ({first_line(error)}): give "
-            "--size HEIGHTxWIDTH"
-        ) from error
+    with _quiet():
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
 
 
 def _load_package(path: Path) -> Run:
