@@ -88,6 +88,9 @@ class Buffers:
         self._arrays: list[NDArray[np.float32]] = []
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[type[Buffers], tuple[()]]:
+        return Buffers, ()  # copies have memory of their own
+
     def take(self, shape: Sequence[int]) -> NDArray[np.float32]:
         """A float32 array whose values are left over; arrays of another shape are forgotten."""
         with self._lock:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -177,6 +179,12 @@ def test_buffers() -> None:
     assert buffers.take((2, 3)).ctypes.data == place
     kept = [buffers.take((4, 4)) for _ in range(9)]
     assert len({each.ctypes.data for each in kept}) == 9
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
+def test_trained_networks_are_copied(trained: TrainedNetwork, copied: Any) -> None:
+    found, expected = (each.predict(**scene())["ensemble"] for each in (copied(trained), trained))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_warm_up_changes_nothing(file: Path) -> None:
