@@ -54,8 +54,10 @@ def serve(checkpoint: Path, overrides: Sequence[str], host: str, port: int, **li
             lifespan="on",
             server_header=False,
         )
-        _run(uvicorn.Server(config), service, listening)
-        service.worker.close()
+        server = uvicorn.Server(config)
+        _run(server, service, listening)
+        if not server.force_exit:
+            service.worker.close()
 
 
 def _run(server: Any, service: Service, listening: socket.socket) -> None:

@@ -62,7 +62,8 @@ class Worker:
                 if not self._jobs:
                     return
                 future, work = self._jobs.popleft()
-                future.set_running_or_notify_cancel()
+            if not future.set_running_or_notify_cancel():
+                continue
             started = time.perf_counter()
             try:
                 found = work()
@@ -72,3 +73,4 @@ class Worker:
                 future.set_result(found)
             self.pace = time.perf_counter() - started
             del future, work  # the uploads that they hold
+            found = None  # and the answer's images

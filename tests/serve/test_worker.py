@@ -22,6 +22,17 @@ def test_work_is_done_in_order_and_failures_are_its_own() -> None:
     worker.close()
 
 
+def test_what_was_cancelled_is_passed_over() -> None:
+    worker, gate, started = Worker(), threading.Event(), threading.Event()
+    worker.submit(lambda: (started.set(), gate.wait(60)))
+    assert started.wait(60)
+    cancelled, after = worker.submit(lambda: "never"), worker.submit(lambda: "alive")
+    assert cancelled.cancel()
+    gate.set()
+    assert after.result(60) == "alive"
+    worker.close()
+
+
 def test_what_is_dropped_never_begins_and_what_is_left_is_done_before_the_end() -> None:
     worker, gate, done = Worker(), threading.Event(), []
     started = threading.Event()
