@@ -111,6 +111,9 @@ def _write(
     return len(latencies)
 
 
+_LONGEST = 10.0  # seconds that a video stands still; a longer pause, such as a lost connection, is cut
+
+
 class _Paced:
     """Writes images to a video of a fixed rate and size.
 
@@ -122,7 +125,7 @@ class _Paced:
 
     def __init__(self, write: Callable[[Image], None], fps: float, *, live: bool) -> None:
         self._write, self._fps, self._live = write, fps, live
-        self._written = 0
+        self._due = 0  # frames, those of long pauses included
         self._size: tuple[int, int] | None = None
 
     def write(self, image: Image, seconds: float) -> None:
@@ -135,12 +138,10 @@ class _Paced:
                 f"a frame is {width}x{height}: in the video it is resized to {self._size[0]}x{self._size[1]}"
             )
             image = np.asarray(cv2.resize(image, self._size), np.uint8)
-        times = 1
-        if self._live:  # after a pause, such as a lost connection, the video goes on
-            times = min(max(1, round(seconds * self._fps) + 1 - self._written), max(1, round(self._fps)))
-        for _ in range(times):
+        due = max(1, round(seconds * self._fps) + 1 - self._due) if self._live else 1
+        for _ in range(min(due, max(1, round(_LONGEST * self._fps)))):
             self._write(image)
-        self._written += times
+        self._due += due
 
 
 def _told(cameras: Cameras, latencies: Sequence[float], seconds: float) -> str:

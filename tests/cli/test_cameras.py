@@ -20,7 +20,7 @@ from models.__main__ import main
 from models.cameras import Cameras, Source
 from models.data import DataError
 from models.data.images import Frame
-from models.segmentation.live import predict_cameras
+from models.segmentation.live import _Paced, predict_cameras
 from models.training.errors import UsageError
 from tests.helpers.clips import (
     FRAMES,
@@ -381,6 +381,18 @@ def test_refused_cameras(
     whole = save_narrow(tmp_path / "whole.pt", "fusion=concat")
     assert main(["predict", str(whole), "--output", str(output), "--camera", "0"]) == 2
     assert "--camera depth=SOURCE is required" in capsys.readouterr().err
+
+
+def test_images_of_a_live_video_stand_as_long_as_they_were_the_newest() -> None:
+    """At 5 frames/s: a slow network, and a pause that is cut once."""
+    image, written = np.zeros((4, 6, 3), np.uint8), list[int]()
+    paced = _Paced(lambda _: written.append(1), 5.0, live=True)
+    counts = []
+    for seconds in (0.0, 2.0, 4.0, 4.1, 604.0, 604.2, 604.4):
+        written.clear()
+        paced.write(image, seconds)
+        counts.append(len(written))
+    assert counts == [1, 10, 10, 1, 50, 1, 1]
 
 
 def test_depth_in_colors_is_refused(live: dict[object, Frames]) -> None:
