@@ -95,7 +95,10 @@ def _expression(wildcard: str) -> str:
     """A group of a regular expression that matches what a wildcard does."""
     if wildcard.startswith("["):
         inner = wildcard[1:-1].replace("\\", r"\\")
-        return f"([{'^' + inner[1:] if inner.startswith('!') else inner}])"
+        negated = inner.startswith("!")
+        inner = inner[negated:]
+        escaped = "\\" * inner.startswith("^")  # a letter to glob, a negation to re
+        return f"([{'^' * negated}{escaped}{inner}])"
     return {"**/": "(?:(.*)/)?", "**": "(.*)", "*": "([^/]*)", "?": "([^/])"}[wildcard]
 
 

@@ -85,6 +85,7 @@ class Watch:
         """Look into the folders once; by name the scenes that are to be predicted."""
         listed = {kind: self._list(kind, folder) for kind, folder in self.folders.items()}
         first, *others = listed.values()
+        self._settled = {name: state for name, state in self._settled.items() if name in first}
         ready, seen = {}, {}
         for name in first:
             if not all(name in files for files in others):

@@ -48,6 +48,15 @@ def test_files_pair_by_what_wildcards_match(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("pattern", ["[^a]*.png", "[!a]*.png", "[!^]*.png", "[ab]*.png"])
+def test_sets_of_letters_are_globs(tmp_path: Path, pattern: str) -> None:
+    touch(tmp_path, "a1.png", "b1.png", "^1.png")
+    found = matched(tmp_path, pattern)
+    assert sorted(file for files in found.values() for file in files) == sorted(
+        path.name for path in tmp_path.glob(pattern)
+    )
+
+
 def test_only_images_are_matched(tmp_path: Path) -> None:
     touch(tmp_path, "rgb_1.png", "rgb_1.txt", "rgb_2.jpg/inside.png", ".rgb_3.png")
     assert matched(tmp_path, "rgb_*") == {"1.png": ["rgb_1.png"]}
