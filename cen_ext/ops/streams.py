@@ -14,49 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# fmt: off
 # Functions by their names, under which torch has them as methods and modules call them as well.
-_OF_VALUES = frozenset(
-    (
-        *(
-            "abs",
-            "add",
-            "clamp",
-            "contiguous",
-            "div",
-            "exp",
-            "float",
-            "ge",
-            "gelu",
-            "gt",
-            "half",
-            "hardswish",
-        ),
-        *(
-            "hardswish",
-            "hardtanh",
-            "le",
-            "leaky_relu",
-            "lt",
-            "mul",
-            "neg",
-            "pow",
-            "relu",
-            "relu6",
-            "rsub",
-            "sigmoid",
-        ),
-        *("silu", "softplus", "square", "sub", "tanh", "to", "true_divide", "where"),
-        *("__add__", "__radd__", "__iadd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__imul__"),
-        *("__truediv__", "__neg__", "__lt__", "__le__", "__gt__", "__ge__"),
-    )
-)
+_OF_VALUES = frozenset({
+    "abs", "add", "clamp", "contiguous", "div", "exp", "float", "ge", "gelu", "gt", "half", "hardswish",
+    "hardtanh", "le", "leaky_relu", "lt", "mul", "neg", "pow", "relu", "relu6", "rsub", "sigmoid", "silu",
+    "softplus", "square", "sub", "tanh", "to", "true_divide", "where",
+    "__add__", "__radd__", "__iadd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__imul__",
+    "__truediv__", "__neg__", "__lt__", "__le__", "__gt__", "__ge__",
+})
 # Each row of these results is of one row of the input alone, whatever else they take.
-_OF_ROWS = frozenset(
-    (
-        *("adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool2d", "conv2d", "conv_transpose2d"),
-        *("group_norm", "instance_norm", "interpolate", "layer_norm", "linear", "max_pool2d", "pad"),
-    )
-)
+_OF_ROWS = frozenset({
+    "adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool2d", "conv2d", "conv_transpose2d", "group_norm",
+    "instance_norm", "interpolate", "layer_norm", "linear", "max_pool2d", "pad",
+})
+# fmt: on
 
 
 class Streams:
