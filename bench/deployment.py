@@ -31,7 +31,6 @@ from bench.baselines.straightforward import Straightforward
 from bench.harness.files import RESULTS, write
 from bench.harness.machine import machine
 from bench.harness.memory import resident_bytes
-from cen_ext.network import exchanging_layers
 from models.cli.export import size_of
 from models.deployment import prune
 from models.deployment.export import trace
@@ -40,6 +39,7 @@ from models.deployment.interface import Interface
 from models.networks.counting import count_multiply_adds
 from models.training.errors import UsageError
 from tests.helpers import vision  # noqa: F401 - timm imports torchvision, which may lack its operators
+from tests.helpers.networks import exchange_share
 
 CLASSES, MODALITIES = 40, ("rgb", "depth")
 THETA = 0.02
@@ -91,17 +91,6 @@ class Result:
     @property
     def milliseconds(self) -> float:
         return 1000 * statistics.median(self.seconds)
-
-
-def exchange_share(net: nn.Module, share: float) -> None:
-    """Give the scales of exchanging layers values above the threshold, but for a share of each layer's."""
-    for layer in exchanging_layers(net).values():
-        modalities, channels = layer.table_shape()
-        scales = 0.5 + torch.rand(modalities, channels)
-        for m in range(modalities):
-            first, end = m * channels // modalities, (m + 1) * channels // modalities
-            scales[m, first + torch.randperm(end - first)[: round(share * channels)]] = layer.threshold / 2
-        layer.weight.data.copy_(scales)
 
 
 def ways(name: str, share: float, x: Tensor, folder: Path, formats: list[str]) -> Iterator[Way]:

@@ -23,7 +23,7 @@ from models.fusion import Exchange, NoFusion
 from models.networks.counting import count_multiply_adds
 from models.translation.inference import translating
 from tests.helpers import small_xception  # noqa: F401 - registers it
-from tests.helpers.networks import randomise_norms
+from tests.helpers.networks import exchange_share, randomise_norms
 
 TWO = dict(num_classes=5, num_modalities=2)
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -43,20 +43,6 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "conditional": lambda: models.refinenet("plain_net", width=8, fusion="conditional_norm", **TWO),
     "alone": lambda: models.refinenet("plain_net", 5, 1, width=8),
 }
-
-
-def exchange_share(net: nn.Module, share: float) -> None:
-    """Let each modality exchange this share of a layer's channels, chosen at random among its own."""
-    for layer in exchanging_layers(net).values():
-        if layer.threshold == 0:
-            continue
-        modalities, channels = layer.table_shape()
-        scales = 0.5 + torch.rand(modalities, channels)
-        for m in range(modalities):
-            first, end = m * channels // modalities, (m + 1) * channels // modalities
-            chosen = first + torch.randperm(end - first)[: round(share * channels)]
-            scales[m, chosen] = layer.threshold / 2
-        layer.weight.data.copy_(scales)
 
 
 def made(name: str, share: float = 0.2) -> nn.Module:

@@ -11,6 +11,7 @@ from torch import nn
 
 import cen_ext
 from cen_ext import ExchangeBatchNorm2d, ExchangeInstanceNorm2d
+from cen_ext.network import exchanging_layers
 
 
 def randomise_norms(net: nn.Module, small_scales: float = 0.3) -> None:
@@ -24,6 +25,20 @@ def randomise_norms(net: nn.Module, small_scales: float = 0.3) -> None:
                 module.bias.normal_(std=0.1)
                 module.running_mean.normal_(std=0.1)
                 module.running_var.uniform_(0.5, 1.5)
+
+
+def exchange_share(net: nn.Module, share: float) -> None:
+    """Random positive scales, by which each modality exchanges a share of a layer's channels, of its own."""
+    for layer in exchanging_layers(net).values():
+        if layer.threshold == 0:
+            continue  # it exchanges by a mask
+        modalities, channels = layer.table_shape()
+        scales = 0.5 + torch.rand(modalities, channels)
+        for m in range(modalities):
+            first, end = m * channels // modalities, (m + 1) * channels // modalities
+            chosen = first + torch.randperm(end - first)[: round(share * channels)]
+            scales[m, chosen] = layer.threshold / 2
+        layer.weight.data.copy_(scales)
 
 
 @contextmanager
