@@ -20,26 +20,27 @@ class Agreement:
         scenes: that both have seen.
         difference: the largest one between their outputs.
         largest: the largest absolute output.
-        pixels: share of the pixels with the same class in the first output; 1 where there are no classes.
+        pixels: share of the pixels with the same class in the first output; None where there are no classes.
     """
 
     scenes: int
     difference: float
     largest: float
-    pixels: float
+    pixels: float | None
 
     def holds(self, half: bool) -> bool:
         """Whether it is that of the same network: to 1e-4 of the largest output, or in float16 to 2e-2, and
         on 99.99 % of the pixels, or 99 %.
         """
         relative, share = (2e-2, 0.99) if half else (1e-4, 0.9999)
-        return self.difference <= relative * max(1.0, self.largest) and self.pixels >= share
+        alike = self.pixels is None or self.pixels >= share
+        return self.difference <= relative * max(1.0, self.largest) and alike
 
     def __str__(self) -> str:
-        return (
-            f"{self.scenes} scenes: largest difference {self.difference:.1e} of {self.largest:.3g}, "
-            f"{100 * self.pixels:.4g} % of pixels with the same class"
-        )
+        told = f"{self.scenes} scenes: largest difference {self.difference:.1e} of {self.largest:.3g}"
+        if self.pixels is not None:
+            told += f", {100 * self.pixels:.4g} % of pixels with the same class"
+        return told
 
 
 def batches(scenes: Sequence[Tensor], interface: Interface) -> Iterator[Tensor]:
@@ -83,4 +84,4 @@ def compare(
             pixels += labels[0].numel()
     # Of tensors, as a maximum of numbers passes over NaN.
     difference, largest = (torch.stack(each).max().item() for each in (gaps, sizes))
-    return Agreement(count, difference, largest, same / pixels if pixels else 1.0)
+    return Agreement(count, difference, largest, same / pixels if classes else None)
