@@ -83,9 +83,9 @@ class Streams:
         if name == "mT":
             return Streams(part.mT for part in self.parts)
         value = getattr(self.parts[0], name)
-        return (
-            getattr(self.stacked(), name) if isinstance(value, Tensor) else value
-        )  # else dtype and the like
+        if isinstance(value, Tensor):
+            return getattr(self.stacked(), name)
+        return value  # dtype, device and the like are those of every part
 
     @classmethod
     def __torch_function__(

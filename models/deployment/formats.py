@@ -104,7 +104,7 @@ def _write_program(
     program: ExportedProgram, interface: Interface, metadata: dict[str, Any], path: Path
 ) -> None:
     # Of a stack of one sample torch holds that it is a case of its own, which it is not here: the comparison
-    # with the network has single scenes. Before torch 2.11 programs have no such guards.
+    # with the network has single scenes. The guards are an attribute of torch's own, which may be missing.
     guards: list[str] = getattr(program, "_guards_code", [])
     program._guards_code = [guard for guard in guards if not _EXCEPTION.search(guard)]
     torch.export.save(program, path, extra_files={METADATA: json.dumps(metadata)})

@@ -107,7 +107,7 @@ def _check_same(net: nn.Module, pruned: nn.Module, x: Any) -> None:
     expected = tree_leaves(net(x))
     try:
         found = tree_leaves(pruned(x))
-        torch.testing.assert_close(found, expected, rtol=1e-2, atol=_tolerance(expected), equal_nan=True)
+        torch.testing.assert_close(found, expected, rtol=0, atol=_tolerance(expected), equal_nan=True)
     except Exception as error:  # whatever the network's own code may raise
         raise RuntimeError(
             f"{type(net).__name__} cannot be pruned: {first_line(error)}; it works unpruned"
