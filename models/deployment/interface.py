@@ -13,7 +13,7 @@ from torch.export import Dim
 
 from cen_ext.ops.streams import Streams
 from models.networks.private import PrivateConv2d
-from models.networks.segmentor import SegmentationNetwork
+from models.networks.segmentor import EncoderDecoder
 from models.networks.systems.unet import UNet
 
 OUTPUTS = ("ensemble", "branches", "all")
@@ -140,7 +140,7 @@ def _merge_classifier(net: nn.Module) -> bool:
     Returns:
         Whether that is so: the decoder returns the ensemble then.
     """
-    if not isinstance(net, SegmentationNetwork) or net.alpha is None or net.num_branches == 1:
+    if not isinstance(net, EncoderDecoder) or net.alpha is None or net.num_branches == 1:
         return False
     classifier = getattr(net.decoder, "classifier", None)
     if not isinstance(classifier, nn.Conv2d) or isinstance(classifier, PrivateConv2d):

@@ -26,22 +26,23 @@ class SegmentationOutput(NamedTuple):
     alpha: Tensor | None
 
     @property
-    def auxiliary(self) -> None:
-        """None; an ``AuxiliaryOutput`` has auxiliary logits."""
+    def auxiliary(self) -> tuple[Tensor, ...]:
+        """No logits of side outputs; an ``AuxiliaryOutput`` has some."""
+        return ()
 
 
 class AuxiliaryOutput(NamedTuple):
-    """A ``SegmentationOutput`` in training of a network with an auxiliary head.
+    """A ``SegmentationOutput`` in training of a network with auxiliary heads.
 
     Attributes:
         branches, ensemble, alpha: as there.
-        auxiliary: ``[B, N, K, h, w]`` the auxiliary head's logits of every branch.
+        auxiliary: of each head, the logits ``[B, N, K, h, w]`` of every branch; h and w are each head's own.
     """
 
     branches: Tensor
     ensemble: Tensor
     alpha: Tensor | None
-    auxiliary: Tensor
+    auxiliary: tuple[Tensor, ...]
 
 
 # Saved programs (``torch.export.save``, AOTInductor's packages) name the class of what they return.

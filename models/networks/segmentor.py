@@ -1,8 +1,9 @@
-"""The parts that segmentation networks have in common: encoder, decoder, and the join of the branches."""
+"""What segmentation networks have in common, and networks of an encoder and a decoder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,51 @@ from models.networks.private import make_convolutions_private
 
 
 class SegmentationNetwork(PerModality, nn.Module):
+    """What training, evaluation and deployment need of a network; the base of all of them.
+
+    Attributes:
+        encoder: what ``model.weights`` fills and ``encoder_lr`` trains.
+        num_branches: B of its output.
+        alpha: ``[B]`` the ensemble's weights before the softmax; None where something else joins branches.
+    """
+
+    encoder: Any
+    num_branches: int
+    alpha: nn.Parameter | None
+
+    @property
+    def num_modalities(self) -> int:
+        """M, of the input."""
+        raise NotImplementedError
+
+    @property
+    def fusion(self) -> Fusion:
+        """How the modalities meet."""
+        raise NotImplementedError
+
+    @property
+    def num_sides(self) -> int:
+        """Logits beside those of the output, that have losses of their own in training."""
+        raise NotImplementedError
+
+    def branch_weights(self) -> list[float]:
+        """The ensemble's weights, of sum 1; none where something else joins branches."""
+        return [] if self.alpha is None else self.of_present(self.alpha).softmax(0).tolist()
+
+    def forward(self, x: Tensor | Sequence[Tensor]) -> SegmentationOutput | AuxiliaryOutput:
+        """Compute logits, coarser than the image; in training with those of side outputs.
+
+        Args:
+            x: ``[M*N, 3, H, W]`` stacked modality-major, or a sequence of M tensors ``[N, 3, H, W]``; of the
+                present modalities alone within ``cen_ext.present``.
+
+        Raises:
+            ValueError: x does not hold M modalities of the network's input channels.
+        """
+        raise NotImplementedError
+
+
+class EncoderDecoder(SegmentationNetwork):
     """Base of ``RefineNet``, ``PSPNet`` and ``DeepLabV3Plus``, whose builders describe the arguments.
 
     In ``cen_ext.present`` it takes and returns the present modalities alone, unless the fusion joins all.
@@ -28,7 +74,6 @@ class SegmentationNetwork(PerModality, nn.Module):
         auxiliary: as decoder; in training only.
 
     Attributes:
-        fusion: how the modalities meet.
         num_branches: B, as many as modalities, or 1 where the fusion leaves one stream.
         alpha: ``[B]`` the ensemble's weights before the softmax; None where the fusion has a head.
     """
@@ -55,27 +100,20 @@ class SegmentationNetwork(PerModality, nn.Module):
 
     @property
     def num_modalities(self) -> int:
-        return self.encoder.num_modalities
+        modalities: int = self.encoder.num_modalities
+        return modalities
 
     @property
     def fusion(self) -> Fusion:
-        return self.encoder.fusion
+        fusion: Fusion = self.encoder.fusion
+        return fusion
 
-    def branch_weights(self) -> list[float]:
-        """The ensemble's weights, of sum 1; none where the fusion has a head."""
-        return [] if self.alpha is None else self.of_present(self.alpha).softmax(0).tolist()
+    @property
+    def num_sides(self) -> int:
+        return int(self.auxiliary is not None)
 
     @runs_on_backend
     def forward(self, x: Tensor | Sequence[Tensor]) -> SegmentationOutput | AuxiliaryOutput:
-        """Compute logits of the decoder's size; with those of the auxiliary head in training.
-
-        Args:
-            x: ``[M*N, 3, H, W]`` stacked modality-major, or a sequence of M tensors ``[N, 3, H, W]``; of the
-                present modalities alone within ``cen_ext.present``.
-
-        Raises:
-            ValueError: x does not hold M modalities of the encoder's input channels.
-        """
         features = self.encoder(x)
         logits = self.decoder(features)
         if self.head is None:
@@ -86,7 +124,8 @@ class SegmentationNetwork(PerModality, nn.Module):
             output = SegmentationOutput(branches, self.head(branches), None)
         if self.auxiliary is None or not self.training:
             return output
-        return AuxiliaryOutput(*output, split_branches(self.auxiliary(features), len(output.branches)))
+        sides = (split_branches(self.auxiliary(features), len(output.branches)),)
+        return AuxiliaryOutput(*output, sides)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
         rename_old_keys(state_dict, prefix)

@@ -5,14 +5,18 @@ In the place of the cross-entropy stands what a ``Criterion`` says.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.networks.outputs import AuxiliaryOutput, SegmentationOutput
 from models.networks.segmentor import SegmentationNetwork
 from models.segmentation.criteria import PLAIN, Criterion, resized_losses
+
+AuxiliarySize = Literal["labels", "logits"]
 
 
 class SegmentationLoss(NamedTuple):
@@ -109,7 +113,8 @@ def segmentation_loss(
     sparsity: float,
     per_output: bool,
     ignore_index: int,
-    auxiliary: float = 0.4,
+    auxiliary: float | Sequence[float] = 0.4,
+    auxiliary_size: AuxiliarySize = "labels",
     pixels: Tensor | None = None,
     images: Tensor | None = None,
     criterion: Criterion = PLAIN,
@@ -123,7 +128,11 @@ def segmentation_loss(
         per_output: add the penalty once per output, M + 1 times, as the released code does; the paper
             adds it once.
         ignore_index: label of pixels that do not count.
-        auxiliary: weight of the auxiliary logits' losses, where there are any (Zhao et al.: 0.4).
+        auxiliary: weight of the losses of auxiliary logits, where there are any (Zhao et al.: 0.4), or one
+            for each head.
+        auxiliary_size: where auxiliary logits meet labels: logits are resized to the ``labels``, bilinearly,
+            or labels to the ``logits``, to the nearest; what the sum over pixels is divided by shrinks as
+            the labels do.
         pixels, images: ``Counts``'; None: those of target. For a part of a batch, the mean over the parts, so
             that the mean of the parts' losses is the loss of the batch.
         criterion, weights: how logits are compared with labels; the weights ``[K]`` of the classes.
@@ -142,9 +151,14 @@ def segmentation_loss(
     if fusion is not None:
         total = total + fusion
     beside = zero
-    if output.auxiliary is not None:
-        beside = auxiliary * _means(output.auxiliary, target, ignore_index, counts, criterion, weights).sum()
-        total = total + beside
+    factors = auxiliary if isinstance(auxiliary, Sequence) else [auxiliary] * len(output.auxiliary)
+    for logits, factor in zip(output.auxiliary, factors, strict=True):
+        labels, own = target, counts
+        if auxiliary_size == "logits":
+            labels = _nearest(target, logits.shape[-2:])
+            own = Counts(counts.pixels * (labels[0].numel() / target[0].numel()), counts.images)
+        beside = beside + factor * _means(logits, labels, ignore_index, own, criterion, weights).sum()
+    total = total + beside
     return SegmentationLoss(total, entropies, penalized, beside, zero if fusion is None else fusion, dice)
 
 
@@ -177,6 +191,12 @@ def _means(
     if criterion.dice == 0:
         return means
     return torch.cat([means, criterion.dice * sums[1:] / counts.images])
+
+
+def _nearest(target: Tensor, size: torch.Size) -> Tensor:
+    """``[N, H, W]`` class indices, resized to the nearest."""
+    resized = F.interpolate(target[:, None].float(), size, mode="nearest")  # exact for classes below 2^24
+    return resized[:, 0].to(target.dtype)
 
 
 def resized_cross_entropies(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:

@@ -223,7 +223,7 @@ class SegmentationTask:
         losses = {"loss": total, self.recipe.loss.kind: entropies.sum(), "penalty": penalty}
         if self.recipe.loss.dice > 0:
             losses["dice"] = dice
-        if self.net.auxiliary is not None:
+        if self.net.num_sides:
             losses["auxiliary"] = auxiliary
         if any(isinstance(module, FusionStage) for module in self.net.modules()):
             losses["fusion"] = fusion

@@ -6,6 +6,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 Outputs = TypeVar("Outputs", bound=NamedTuple)
 
@@ -32,10 +33,11 @@ def loss_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
 
 def at_least_float32(outputs: Outputs) -> Outputs:
     """The tensors of a network's output in float32, or as they are if of float64."""
-    return type(outputs)._make(
-        value.to(torch.promote_types(value.dtype, torch.float32)) if isinstance(value, Tensor) else value
-        for value in outputs
-    )
+    return type(outputs)._make(tree_map_only(Tensor, _at_least_float32, tuple(outputs)))
+
+
+def _at_least_float32(value: Tensor) -> Tensor:
+    return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def set_tf32(enabled: bool) -> None:

@@ -43,7 +43,7 @@ def check_fusion(fusion: Fusion, num_modalities: int = 2) -> None:
         assert fusion.penalty_on_scales(net).shape == ()
         loss = fusion.loss(net)
         assert loss is None or loss.shape == ()
-        outputs = [each for each in (out.branches, out.ensemble, out.auxiliary) if each is not None]
+        outputs = [out.branches, out.ensemble, *out.auxiliary]
         total = sum(each.square().sum() for each in outputs) + (0 if loss is None else loss)
         total.backward()
         unused = {key for key, p in net.named_parameters() if p.grad is None}

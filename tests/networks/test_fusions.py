@@ -53,7 +53,7 @@ def images(num_modalities: int = 2, num_images: int = 2) -> Tensor:
 
 def outputs(net: SegmentationNetwork, x: Tensor) -> list[Tensor]:
     out = net(x)
-    return [out.branches] + ([] if out.auxiliary is None else [out.auxiliary])
+    return [out.branches, *out.auxiliary]
 
 
 # Table 1

@@ -115,8 +115,8 @@ def test_all_networks(build: Callable[[int, Any], nn.Module], fusion: Any, chose
         expected = other(x)
         torch.testing.assert_close(out.branches, expected.branches, rtol=1e-9, atol=1e-11)
         torch.testing.assert_close(out.ensemble, expected.ensemble, rtol=1e-9, atol=1e-11)
-        if getattr(expected, "auxiliary", None) is not None:
-            torch.testing.assert_close(out.auxiliary, expected.auxiliary, rtol=1e-9, atol=1e-11)
+        sides = [getattr(each, "auxiliary", ()) for each in (out, expected)]
+        torch.testing.assert_close(*sides, rtol=1e-9, atol=1e-11)
 
 
 def test_a_list_of_the_present_modalities_and_of_too_many() -> None:

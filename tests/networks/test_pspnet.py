@@ -124,7 +124,7 @@ def test_ensemble_and_auxiliary_logits(num_modalities: int) -> None:
     with torch.no_grad():
         out = net.eval()(list(x.chunk(num_modalities)))
         assert type(out) is SegmentationOutput
-        assert out.auxiliary is None
+        assert out.auxiliary == ()
         assert out.branches.shape == (num_modalities, 2, 5, 7, 9)
         stacked = net.decoder(net.encoder(x))
         assert torch.equal(out.branches.flatten(0, 1), stacked)
@@ -134,14 +134,14 @@ def test_ensemble_and_auxiliary_logits(num_modalities: int) -> None:
         trained = net.train()(x)
         assert type(trained) is AuxiliaryOutput
         features = net.encoder(x)
-        assert torch.equal(trained.auxiliary.flatten(0, 1), net.auxiliary(features))
+        assert torch.equal(trained.auxiliary[0].flatten(0, 1), net.auxiliary(features))
         assert torch.equal(trained.branches.flatten(0, 1), net.decoder(features))
 
 
 def test_every_parameter_trains() -> None:
     net = small_net(dropout=0.0).train()
     out = net(images())
-    (out.branches.square().sum() + out.ensemble.square().sum() + out.auxiliary.square().sum()).backward()
+    (out.branches.square().sum() + out.ensemble.square().sum() + out.auxiliary[0].square().sum()).backward()
     assert [name for name, p in net.named_parameters() if p.grad is None or p.grad.abs().max() == 0] == []
 
 
@@ -159,7 +159,7 @@ def test_the_heads_norms_are_private_and_do_not_exchange() -> None:
     net = small_net(dropout=0.0, threshold=0.0, frozen_statistics=False).train()
     with torch.no_grad():
         assert torch.equal(net(x).branches[0], net(changed).branches[0])
-        assert torch.equal(net(x).auxiliary[0], net(changed).auxiliary[0])
+        assert torch.equal(net(x).auxiliary[0][0], net(changed).auxiliary[0][0])
         net = small_net(dropout=0.0, threshold=0.02, frozen_statistics=False).train()
         assert not torch.equal(net(x).branches[0], net(changed).branches[0])
 
@@ -185,8 +185,9 @@ def test_channels_last_changes_nothing_but_rounding() -> None:
     def outputs_and_gradients(x: Tensor) -> list[Tensor]:
         net.zero_grad()
         out = net(x)
-        (out.branches.square().sum() + out.ensemble.sum() + out.auxiliary.square().sum()).backward()
-        return [*(t.detach() for t in out), *(p.grad.clone() for p in net.parameters())]
+        (out.branches.square().sum() + out.ensemble.sum() + out.auxiliary[0].square().sum()).backward()
+        outputs = (out.branches, out.ensemble, out.alpha, *out.auxiliary)
+        return [*(t.detach() for t in outputs), *(p.grad.clone() for p in net.parameters())]
 
     expected = outputs_and_gradients(x)
     net.to(memory_format=torch.channels_last)

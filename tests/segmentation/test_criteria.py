@@ -258,7 +258,7 @@ def test_a_batch_in_parts_is_the_batch(
 
     def loss(chosen: slice, **counts: Tensor) -> tuple[Tensor, Tensor]:
         output = output_of(logits[:, chosen], alpha)
-        auxiliary = AuxiliaryOutput(*output, logits[:, chosen].flip(2))
+        auxiliary = AuxiliaryOutput(*output, (logits[:, chosen].flip(2),))
         found = segmentation_loss(net, auxiliary, target[chosen], **settings, **how, **counts)
         return torch.cat([member.reshape(-1) for member in found]), found.total
 
@@ -277,7 +277,7 @@ def test_a_batch_in_parts_is_the_batch(
 def test_members_of_the_loss(logits: Tensor, target: Tensor) -> None:
     criterion = Criterion("focal", dice=0.5)
     output = output_of(logits, torch.tensor([0.3, -0.2], dtype=torch.float64))
-    auxiliary = AuxiliaryOutput(*output, logits.flip(2))
+    auxiliary = AuxiliaryOutput(*output, (logits.flip(2),))
     settings = {"sparsity": 0.25, "per_output": False, "ignore_index": VOID, "auxiliary": 0.3}
     loss = segmentation_loss(Layers(), auxiliary, target, **settings, criterion=criterion, weights=WEIGHTS)
     pixels, images = Counts.of(target, VOID, WEIGHTS)

@@ -105,7 +105,7 @@ def test_auxiliary_logits_are_added_with_their_weight(
     net, options = Layers(), {"sparsity": 0.25, "per_output": False, "ignore_index": 255}
     plain = segmentation_loss(net, output, target, **options)
     logits = torch.randn(M, N, K, 3, 2, dtype=torch.float64, requires_grad=True)
-    with_auxiliary = AuxiliaryOutput(*output, logits)
+    with_auxiliary = AuxiliaryOutput(*output, (logits,))
     loss = segmentation_loss(net, with_auxiliary, target, auxiliary=weight, **options)
     each = [cross_entropy(torch.stack([bilinear(x, SIZE) for x in branch]), target) for branch in logits]
     torch.testing.assert_close(loss.auxiliary, weight * sum(each))

@@ -30,7 +30,7 @@ from models.networks.encoders.base import Encoder, NormLayer, make_encoder
 from models.networks.encoders.xception import SeparableConv
 from models.networks.fusion import DECODER, Exchange, Fusion
 from models.networks.fusion.base import resolve
-from models.networks.segmentor import SegmentationNetwork
+from models.networks.segmentor import EncoderDecoder
 
 STAGES_READ = (1, 4)  # the encoder's: low-level feature and pyramid
 LOW_LEVEL = 48  # channels that the low-level feature is reduced to
@@ -109,7 +109,7 @@ class DeepLabDecoder(nn.Module):
         return logits
 
 
-class DeepLabV3Plus(SegmentationNetwork):
+class DeepLabV3Plus(EncoderDecoder):
     """``deeplabv3plus`` builds one and describes the arguments; its output is a ``SegmentationOutput``."""
 
 

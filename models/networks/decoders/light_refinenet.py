@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from models.networks.decoders.refinenet import ChainedResidualPooling, RefineNetDecoder, assemble
 from models.networks.fusion import Exchange, Fusion
 from models.networks.fusion.base import resolve
-from models.networks.segmentor import SegmentationNetwork
+from models.networks.segmentor import EncoderDecoder
 
 
 class LightRefineNetBlock(nn.Module):
@@ -49,7 +49,7 @@ class LightRefineNetDecoder(RefineNetDecoder):
     block = LightRefineNetBlock
 
 
-class LightRefineNet(SegmentationNetwork):
+class LightRefineNet(EncoderDecoder):
     """``light_refinenet`` builds one and describes the arguments; its output is a ``SegmentationOutput``."""
 
 

@@ -24,7 +24,7 @@ from models.networks.dropout import Dropout
 from models.networks.encoders.base import NormLayer, make_encoder
 from models.networks.fusion import DECODER, Exchange, Fusion
 from models.networks.fusion.base import resolve
-from models.networks.segmentor import SegmentationNetwork
+from models.networks.segmentor import EncoderDecoder
 
 BINS = (1, 2, 3, 6)
 
@@ -78,7 +78,7 @@ class AuxiliaryHead(nn.Module):
         return logits
 
 
-class PSPNet(SegmentationNetwork):
+class PSPNet(EncoderDecoder):
     """``pspnet`` builds one and describes the arguments; its output is a ``SegmentationOutput``."""
 
 

@@ -22,7 +22,7 @@ from models.networks.dropout import Dropout
 from models.networks.encoders.base import make_encoder
 from models.networks.fusion import Exchange, Fusion
 from models.networks.fusion.base import resolve
-from models.networks.segmentor import SegmentationNetwork
+from models.networks.segmentor import EncoderDecoder
 
 
 class ResidualConvUnit(nn.Module):
@@ -140,7 +140,7 @@ class RefineNetDecoder(nn.Module):
         return logits
 
 
-class RefineNet(SegmentationNetwork):
+class RefineNet(EncoderDecoder):
     """``refinenet`` builds one and describes the arguments; its output is a ``SegmentationOutput``."""
 
 
@@ -207,7 +207,7 @@ def refinenet(
     )
 
 
-Network = TypeVar("Network", bound=SegmentationNetwork)
+Network = TypeVar("Network", bound=EncoderDecoder)
 
 
 def assemble(

@@ -37,7 +37,26 @@ class Normalization(NamedTuple):
     std: tuple[float, ...]
 
 
-class Encoder(PerModality, nn.Module):
+class Backbone(nn.Module):
+    """A network's part that starts from pretrained weights; ``load_imagenet`` loads them.
+
+    Attributes:
+        weights_kind: the networks whose weights it loads, in words.
+    """
+
+    weights_kind: str = "this encoder"
+
+    @property
+    def stem_weights(self) -> tuple[str, ...]:
+        """Names in the state dict of the weights that read red, green and blue."""
+        raise NotImplementedError
+
+    def from_pretrained(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Translate a state dict of pretrained weights to this part's names, without its classifier."""
+        raise NotImplementedError
+
+
+class Encoder(PerModality, Backbone):
     """Base of encoders for M modalities stacked on the batch axis.
 
     A subclass makes its modules, with ``norm_layer`` for norms, calls ``finish`` last, and gives ``stem`` and
@@ -57,7 +76,6 @@ class Encoder(PerModality, nn.Module):
     Attributes:
         stem_weight: the name of the first convolution's weight in the state dict.
         stem_weights: those of all weights that read the image: that one, unless a subclass says otherwise.
-        weights_kind: the networks whose weights it loads, in words.
         normalization: of colors, which its pretrained weights expect; None stands for ImageNet's.
 
     Raises:
@@ -66,7 +84,6 @@ class Encoder(PerModality, nn.Module):
     """
 
     stem_weight: ClassVar[str] = "conv1.weight"
-    weights_kind: str = "this encoder"
     normalization: Normalization | None = None
 
     def __init__(
@@ -186,7 +203,6 @@ class Encoder(PerModality, nn.Module):
         return fused
 
     def from_pretrained(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Translate a state dict of pretrained weights to this encoder's names, without its classifier."""
         return {key: value for key, value in state.items() if not key.startswith("fc.")}
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cen_ext.tables import table_shapes
-from models.networks.encoders.base import Encoder
+from models.networks.encoders.base import Backbone
 from models.networks.messages import first_line
 from models.networks.private import PrivateConv2d
 
@@ -27,7 +27,7 @@ class LoadReport(NamedTuple):
 
 
 def load_imagenet(
-    encoder: Encoder,
+    encoder: Backbone,
     path: str | Path,
     *,
     bgr: bool = False,
@@ -82,7 +82,7 @@ def load_imagenet(
     )
 
 
-def _single_modality_shapes(encoder: Encoder) -> dict[str, torch.Size]:
+def _single_modality_shapes(encoder: Backbone) -> dict[str, torch.Size]:
     """The shapes that private entries, norms' and convolutions', have in a network of a single modality."""
     shapes = {key: torch.Size(shape[1:]) for key, shape in table_shapes(encoder).items()}
     for name, module in encoder.named_modules():
