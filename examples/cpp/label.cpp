@@ -64,15 +64,15 @@ at::Tensor read_image(const std::string& path, const std::string& kind, const Wo
   return pixels.permute({2, 0, 1});
 }
 
-// What the network takes of an image [C, H, W] in the modality's unit: normalized, [1, 3, H, W].
+// An image [C, H, W] as the network takes it, [1, 3, H, W]: normalized, missing depth 0; contiguous.
 at::Tensor input(const at::Tensor& image, const std::string& json, const std::string& modality) {
   const size_t place = json.find("{\"name\": \"" + modality + "\"", json.find("\"inputs\": "));
   const std::string unit = modality == "rgb" ? "full brightness" : "metre";
   check(words(json, "unit", place)[0] == unit, modality + ": the network takes it in other units");
   const Words mean = words(json, "mean", place), deviation = words(json, "std", place);
-  at::Tensor x = image.clone();
+  const at::Tensor x = image.clone();
   for (size_t c = 0; c < mean.size(); ++c) x[c].sub_(std::stof(mean[c])).div_(std::stof(deviation[c]));
-  return x.expand({3, -1, -1}).unsqueeze(0).contiguous();  // The network does not look at strides.
+  return (modality == "rgb" ? x : x.masked_fill(image == 0, 0)).expand({3, -1, -1}).unsqueeze(0).contiguous();
 }
 
 torch::inductor::AOTIModelPackageLoader load(const std::string& path) try {

@@ -60,7 +60,7 @@ class SegmentationSet:
         depth_scale, bit_shift, camera, label_offset, hha_floor: in place of the layout's, where given.
         ignore_index: value of void pixels in ``Sample.target``; in the files it stands for them as well.
         merge: a name in ``MERGES``: classes of the files that become one.
-        mean, std: as ``Reader``.
+        mean, std, depth_mean, depth_std: as ``Reader``.
         missing: what to do about scenes that lack a file of some modality: ``"refuse"`` them, ``"skip"`` the
             scene, or ``"fill"`` the image with 0 and name it in ``Sample.absent``. Labels must be there.
         without: modalities that are absent from every sample; their files are not looked for.
@@ -100,6 +100,8 @@ class SegmentationSet:
         merge: str | None = None,
         mean: tuple[float, ...] = IMAGENET_MEAN,
         std: tuple[float, ...] = IMAGENET_STD,
+        depth_mean: float = 0.0,
+        depth_std: float = 1.0,
         missing: Missing = "refuse",
         without: Sequence[str] = (),
     ) -> None:
@@ -139,7 +141,7 @@ class SegmentationSet:
             entries, self.absences = settle(entries, split, missing, source, tuple(without))
         self.scenes = entries
         self.layout, self.gray_in_color = with_kinds(known, self.scenes, self.modalities)
-        self.reader = Reader(self.layout, self.modalities, mean, std, tuple(without))
+        self.reader = Reader(self.layout, self.modalities, mean, std, tuple(without), depth_mean, depth_std)
         self.guessed_kinds = tuple(
             name for name in known.files if name in self.modalities and known.modality(name).kind is None
         )

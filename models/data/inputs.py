@@ -59,7 +59,9 @@ def _spec(reader: Reader, modality: str) -> InputSpec:
         return InputSpec(modality, "64 pixels" if is_file else "1/metre")
     if told.kind == "depth":
         metric = not is_file or layout.depth_scale is not None
-        return InputSpec(modality, "metre" if metric else "largest stored value")
+        plain = (reader.depth_mean, reader.depth_std) == (0, 1)
+        by: dict[str, Any] = {} if plain else {"mean": (reader.depth_mean,), "std": (reader.depth_std,)}
+        return InputSpec(modality, "metre" if metric else "largest stored value", **by)
     low, high = told.range or (0, "the largest")
     one_channel = f"one channel from {low} to {high}"
     if told.kind is None:

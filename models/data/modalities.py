@@ -50,7 +50,8 @@ class Reader:
     """Makes the images of ``modalities`` from a scene's files.
 
     - ``rgb``: normalized by ``mean`` and ``std``; 3 channels
-    - ``depth``: meters, or 0 ... 1 where the layout knows no scale; 1 channel
+    - ``depth``: meters, or 0 ... 1 where the layout knows no scale, less ``depth_mean`` and divided by
+      ``depth_std``; 1 channel
     - ``disparity``: 1 / meters, or pixels / 64 where a file holds disparity; 1 channel
     - ``hha``: ``geometry.hha``, or a file of it, normalized as RGB is; 3 channels
     - ``normals``: ``geometry.surface_normals``; 3 channels
@@ -66,6 +67,7 @@ class Reader:
         modalities: names, in the order of the images.
         mean, std: of red, green and blue from 0 to 1; ImageNet's unless given.
         without: modalities that are never read, as if there were no files of them.
+        depth_mean, depth_std: of modalities of the kind depth, in their unit.
 
     Raises:
         ValueError: a modality that the layout has no files for; a pose to a camera that nobody tells.
@@ -76,6 +78,8 @@ class Reader:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     without: tuple[str, ...] = ()
+    depth_mean: float = 0.0
+    depth_std: float = 1.0
 
     def __post_init__(self) -> None:
         known = self.available()
@@ -179,11 +183,21 @@ class Reader:
         ]
         to, kinds = self.reference(files, paths, size), dict(zip(self.modalities, self.kinds(), strict=True))
         made = {
-            name: of_size(self.layout, source := self._source(name), image, kinds[name], paths[source], to)
+            name: self._normalized(
+                of_size(self.layout, source := self._source(name), image, kinds[name], paths[source], to),
+                kinds[name],
+            )
             for name, image in zip(there, images, strict=True)
         }
         nothing = np.zeros((*to.size, 1), np.float32)
         return tuple(made.get(modality, nothing) for modality in self.modalities)
+
+    def _normalized(self, image: Image, kind: str | None) -> Image:
+        """Depth by its mean and deviation; what is missing stays 0, and other kinds are as they were read."""
+        if kind != "depth" or (self.depth_mean, self.depth_std) == (0, 1):
+            return image
+        scaled = (image - np.float32(self.depth_mean)) / np.float32(self.depth_std)
+        return np.asarray(np.where(image == 0, 0, scaled), np.float32)
 
     def reference(
         self, files: Mapping[str, File], paths: Mapping[str, Path | Frame], size: Sequence[int] | None = None

@@ -16,6 +16,7 @@ from models.__main__ import main
 from models.data import LAYOUTS, DataError, Reader, SegmentationSet, find_layout, prepare_domains
 from models.data.files import walk
 from models.data.geometry import hha, surface_normals
+from models.data.inputs import InputSpec, input_specs
 from models.data.layouts import CAMERA, LABELS
 from models.data.taskonomy import find_views
 from models.sources import images_of, match_files
@@ -416,6 +417,25 @@ def test_what_is_computed_is_computed_of_the_whole_depth(tmp_path: Path, what: s
     found = SegmentationSet(tmp_path, "train", modalities=("rgb", what))[0].images[1]
     np.testing.assert_allclose(found, expected[MIDDLE], rtol=1e-4, atol=1e-5)
     assert found.any()
+
+
+def test_depth_is_normalized_but_where_it_is_missing(tmp_path: Path) -> None:
+    archive(tmp_path)
+    for number in (0, 1):
+        depth = units(room(number, WHOLE)[1], 5000)
+        depth[::3] = 0
+        write(tmp_path / f"depth/{number}.png", depth)
+    plain = SegmentationSet(tmp_path, "train", modalities=("rgb", "depth", "normals"))
+    scaled = SegmentationSet(
+        tmp_path, "train", modalities=("rgb", "depth", "normals"), depth_mean=2.5, depth_std=0.5
+    )
+    (rgb, depth, normals), (same, found, also) = plain[0].images, scaled[0].images
+    assert (depth == 0).any()
+    np.testing.assert_allclose(found, np.where(depth == 0, 0, (depth - 2.5) / 0.5), rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(rgb, same)
+    np.testing.assert_array_equal(normals, also)  # of meters
+    assert input_specs(plain.reader)[1] == InputSpec("depth", "metre")
+    assert input_specs(scaled.reader)[1] == InputSpec("depth", "metre", mean=(2.5,), std=(0.5,))
 
 
 @pytest.mark.parametrize("order", [("rgb", "depth"), ("depth", "rgb"), ("depth", "rgb", "normals")])
