@@ -4,6 +4,7 @@ from models import fusion
 from models.networks.encoders import encoders, register_encoder
 from models.networks.fusion import fusions, register_fusion
 from models.networks.released import load_released
+from models.networks.systems import register_system
 from models.segmentation import (
     DeepLabV3Plus,
     LightRefineNet,
@@ -41,5 +42,6 @@ __all__ = [
     "register_encoder",
     "register_fusion",
     "register_recipe",
+    "register_system",
     "unet",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from torch import nn
@@ -21,32 +21,26 @@ from models.data import (
     train_loader,
 )
 from models.data.images import UNKNOWN_SCALE
-from models.networks.decoders import deeplabv3plus as deeplab
-from models.networks.decoders.light_refinenet import light_refinenet
-from models.networks.decoders.pspnet import pspnet, stages_read
-from models.networks.decoders.refinenet import refinenet
 from models.networks.encoders import input_normalization
 from models.networks.fusion import exchange_points
 from models.networks.fusion.base import STAGES
 from models.networks.segmentor import SegmentationNetwork
+from models.segmentation import networks
 from models.segmentation.settings import OF_LAYOUT, DataSettings, ModelSettings, SegmentationRecipe
 from models.training import config, distributed
 from models.training.absence import check_subset, check_without, remaining
 from models.training.errors import UsageError, data_root
 from models.training.fusions import check_fusion, refused
 
-# model's settings of some networks' decoders
-_DECODER_SETTINGS = {
-    "decoder_init": ("refinenet", "light_refinenet"),
-    "decoder_norms": ("deeplabv3plus",),
-    "output_stride": ("deeplabv3plus",),
-}
+# Settings of ``model`` that say how a network starts, whichever it is.
+_OF_EVERY = ("network", "weights", "weights_input", "start", "experts")
 
 
 def branch_names(recipe: SegmentationRecipe) -> tuple[str, ...]:
     """The network's branches: one for each modality, or ``fused`` where the fusion leaves one stream."""
     modalities = recipe.data.modalities
-    return modalities if recipe.fusion.branches(len(modalities)) == len(modalities) else ("fused",)
+    count = networks.num_branches(recipe.model.network, recipe.fusion, len(modalities))
+    return modalities if count == len(modalities) else ("fused",)
 
 
 def output_names(recipe: SegmentationRecipe, present: Sequence[int] | None = None) -> tuple[str, ...]:
@@ -71,18 +65,23 @@ def build_network(recipe: SegmentationRecipe) -> SegmentationNetwork:
         UsageError: a setting that the network refuses, or settings that contradict each other; a library that
             the encoder needs is missing.
     """
-    model, num_modalities = recipe.model, len(recipe.data.modalities)
-    read = {
-        "refinenet": tuple(range(1, STAGES + 1)),
-        "light_refinenet": tuple(range(1, STAGES + 1)),
-        "pspnet": stages_read(recipe.loss.auxiliary > 0),
-        "deeplabv3plus": deeplab.STAGES_READ,
-    }
-    check_fusion(recipe.fusion, num_modalities, STAGES, read[model.network])
+    model, auxiliary = recipe.model, recipe.loss.auxiliary
+    modalities = recipe.data.modalities
+    if not networks.is_system(model.network):
+        read = networks.DECODERS[model.network].reads(bool(auxiliary))
+        check_fusion(recipe.fusion, len(modalities), STAGES, read)
     try:
-        net = _make(recipe, num_modalities)
+        settings = _taken(model)
+        net = networks.build(
+            model.network, recipe.data.num_classes, modalities, recipe.fusion, settings, bool(auxiliary)
+        )
     except (ValueError, ImportError) as error:
         raise refused(error) from None
+    if isinstance(auxiliary, tuple) and len(auxiliary) != net.num_sides:
+        raise UsageError(
+            f"loss.auxiliary must be one number for each of the {net.num_sides} auxiliary heads of "
+            f"model.network={model.network}, or one for all, got {len(auxiliary)}"
+        )
     if model.initial_scale is not None:
         # Also where nothing is exchanged, so that the networks are comparable.
         for point in exchange_points(net):
@@ -106,38 +105,23 @@ def with_normalization(recipe: SegmentationRecipe) -> SegmentationRecipe:
     return replace(recipe, data=replace(recipe.data, mean=mean, std=std))
 
 
-def _make(recipe: SegmentationRecipe, num_modalities: int) -> SegmentationNetwork:
-    model = recipe.model
-    options: dict[str, Any] = {
-        "encoder": model.encoder,
-        "num_classes": recipe.data.num_classes,
-        "num_modalities": num_modalities,
-        "fusion": recipe.fusion,
-        "dropout": model.dropout,
-        "width": model.width,
-        "frozen_statistics": model.frozen_statistics,
-    }
-    _check_decoder(model)
-    if model.network in ("refinenet", "light_refinenet"):
-        build = refinenet if model.network == "refinenet" else light_refinenet
-        return build(decoder_init=model.decoder_init, **options)
-    if model.network == "pspnet":
-        return pspnet(aux=recipe.loss.auxiliary > 0, **options)
-    return deeplab.deeplabv3plus(
-        decoder_norms=model.decoder_norms, output_stride=model.output_stride, **options
-    )
-
-
-def _check_decoder(model: ModelSettings) -> None:
-    """Refuse settings that belong to another decoder.
+def _taken(model: ModelSettings) -> dict[str, Any]:
+    """The settings that the network takes, by name.
 
     Raises:
-        ValueError: one has another value than its default; the message begins with its name.
+        ValueError: another one has a value that is not its default; the message begins with its name.
     """
-    for name, networks in _DECODER_SETTINGS.items():
-        value, default = getattr(model, name), getattr(ModelSettings, name)
-        if model.network not in networks and value != default:
-            raise ValueError(f"{name} must be {default} with model.network={model.network}, got {value}")
+    taken = networks.taken(model.network)
+    for field in fields(model):
+        value = getattr(model, field.name)
+        # Statistics of weights are the default, and a system that cannot keep to them has to be told so.
+        rest = False if field.name == "frozen_statistics" else field.default
+        if field.name not in (*taken, *_OF_EVERY) and value != rest:
+            raise ValueError(
+                f"{field.name} must be {config.show(rest)} with model.network={model.network}, "
+                f"got {config.show(value)}"
+            )
+    return {name: getattr(model, name) for name in taken}
 
 
 def open_split(settings: DataSettings, split: str, without: tuple[str, ...] = ()) -> SegmentationSet:
@@ -166,6 +150,8 @@ def open_split(settings: DataSettings, split: str, without: tuple[str, ...] = ()
             missing=settings.missing,
             without=without,
             **settings.normalization._asdict(),
+            depth_mean=settings.depth_mean,
+            depth_std=settings.depth_std,
             **values,
         )
     except DataError:
@@ -238,7 +224,13 @@ def build_reader(settings: DataSettings, layout: Layout | None = None) -> Reader
         layout = layout or find_layout(data_root(settings.root), settings.layout)
         values, _ = precedence(settings, layout)
         known = configured(layout, **values, hha_floor=settings.hha_floor)
-        return Reader(known, settings.modalities, *settings.normalization)
+        return Reader(
+            known,
+            settings.modalities,
+            *settings.normalization,
+            depth_mean=settings.depth_mean,
+            depth_std=settings.depth_std,
+        )
     except (DataError, UsageError):
         raise
     except ValueError as error:

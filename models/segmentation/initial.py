@@ -9,8 +9,9 @@ from typing import Any
 
 from models.data import IMAGENET_STD, differing_inputs, input_from_plain
 from models.networks.encoders import load_imagenet
-from models.networks.encoders.weights import misfits_of, some
+from models.networks.encoders.weights import misfits, misfits_of, some
 from models.networks.segmentor import SegmentationNetwork
+from models.networks.systems import System
 from models.segmentation.load import differing_names
 from models.segmentation.settings import ModelSettings
 from models.training import checkpoint
@@ -21,7 +22,7 @@ _CLASSIFIER = re.compile(r"\bclassifier\.|^head\.")
 
 
 def load_weights(net: SegmentationNetwork, model: ModelSettings, here: Mapping[str, Any]) -> list[str]:
-    """Load ``model.weights`` into the encoder, or ``model.start`` into the network.
+    """Load ``model.weights`` into the encoder, or ``model.start`` or ``model.experts`` into the network.
 
     Args:
         net: changed in place.
@@ -32,9 +33,13 @@ def load_weights(net: SegmentationNetwork, model: ModelSettings, here: Mapping[s
         What did not match, in words.
 
     Raises:
-        UsageError: there is no such file, it does not fit, both are given, or none though statistics are
+        UsageError: there is no such file, it does not fit, several are given, or none though statistics are
             frozen.
     """
+    if model.experts:
+        if model.start is not None or model.weights is not None:
+            raise UsageError("model.start and model.weights must be none with model.experts")
+        return _start_from_experts(net, model.experts, here)
     if model.start is not None:
         if model.weights is not None:
             raise UsageError("model.weights must be none with model.start, which sets the encoder as well")
@@ -75,6 +80,37 @@ def _load_encoder(
     if report.unexpected:
         notes.append(f"{path} holds entries that the encoder has not: {some(report.unexpected)}")
     return notes
+
+
+def _start_from_experts(
+    net: SegmentationNetwork, paths: Sequence[Path], here: Mapping[str, Any]
+) -> list[str]:
+    """Start a system from networks of one modality each."""
+    modalities = [spec["name"] for spec in here["inputs"]]
+    if len(paths) != len(modalities):
+        raise UsageError(
+            f"model.experts must be one for each of {','.join(modalities)}, got {len(paths)} of them"
+        )
+    states = []
+    for path, modality in zip(paths, modalities, strict=True):
+        existing(path, "model.experts")
+        path, contents = checkpoint.load(path, checkpoint.BEST)
+        trained = [spec["name"] for spec in contents["inputs"]]
+        if trained != [modality]:
+            raise UsageError(f"model.experts: {path} is of {','.join(trained)}, expected one of {modality}")
+        states.append(checkpoint.weights(contents))
+    own = net.state_dict()
+    try:
+        if not isinstance(net, System):
+            raise ValueError("an encoder with a decoder does not start from experts; model.start does")
+        found = net.from_experts(states)
+        if problems := misfits({key: own[key].shape for key in found if key in own}, found):
+            raise ValueError(f"they do not fit this network: {problems}")
+    except ValueError as error:
+        raise UsageError(f"model.experts: {error}") from None
+    net.load_state_dict(found, strict=False)
+    rest = [key for key in own if key not in found and not key.endswith(".num_batches_tracked")]
+    return [f"starts from {', '.join(map(str, paths))}; {len(rest)} entries as they were made: {some(rest)}"]
 
 
 def _start_from(net: SegmentationNetwork, path: Path, here: Mapping[str, Any]) -> list[str]:

@@ -218,7 +218,7 @@ def _why_not_missing(recipe: SegmentationRecipe) -> str:
     if len(recipe.data.modalities) - len(recipe.eval.without) < 2:
         return "it is the only one"
     try:
-        recipe.fusion.check_subset()
+        recipe.check_subset()
     except ValueError as error:
         return str(error)
     return ""

@@ -13,6 +13,8 @@ from models.data.modalities import FLOORS
 from models.networks.encoders import Normalization
 from models.networks.fusion import Exchange, Fusion
 from models.networks.fusion.base import FUSIONS
+from models.segmentation import networks
+from models.segmentation.losses import AuxiliarySize
 from models.training.absence import require_drop
 from models.training.config import choice, recorded, setting
 from models.training.fusions import WithFusion
@@ -55,6 +57,8 @@ class DataSettings:
         "of red, green and blue from 0 to 1, by which colors are normalized; none: as the encoder's weights",
     )
     std: tuple[float, ...] = setting((), "standard deviation of the same; none: as the encoder's weights")
+    depth_mean: float = setting(0.0, "in the depth's unit, meters where its scale is known; taken off depth")
+    depth_std: float = setting(1.0, "in the same unit; what the rest is divided by: 0.0392 makes 10 m 255")
     given: tuple[str, ...] = recorded()
     batch_size: int = setting(6, "images per step, of all processes together")
     shorter_side: int = setting(350, "length in pixels that the shorter side gets before the random scale")
@@ -81,6 +85,7 @@ class DataSettings:
             value = getattr(self, name)
             require(len(value) in (0, 3), f"{name} must be three numbers, got {value}")
         require(all(value > 0 for value in self.std), f"std must be positive, got {self.std}")
+        require(self.depth_std > 0, f"depth_std must be positive, got {self.depth_std}")
         scale = self.depth_scale
         require(scale is None or scale > 0, f"depth_scale must be positive, got {scale}")
         require(
@@ -98,13 +103,15 @@ class DataSettings:
 class ModelSettings:
     """The network; the arguments of its builder but for what the data decides."""
 
-    network: Literal["refinenet", "light_refinenet", "pspnet", "deeplabv3plus"] = setting(
-        "refinenet", "refinenet, light_refinenet, pspnet or deeplabv3plus"
+    network: str = setting(
+        "refinenet",
+        "refinenet, light_refinenet, pspnet or deeplabv3plus; or a system, which fuses in its own way: "
+        "fcn32s, fusenet, acnet, adapnetpp, ssma, rdfnet, gnn3d, or another registered one",
     )
     encoder: str = setting(
         "resnet101",
         "resnet18 to resnet152, resnet50_v1 to resnet152_v1 for weights of that form (stride in a 1x1), "
-        "xception65, xception71, or another registered one; or timm:NAME",
+        "xception65, xception71, or another registered one; or timm:NAME; systems have their own",
     )
     weights: Path | None = setting(
         None, "torchvision's or timm's weights of the encoder, .pth or .safetensors", resumable=True
@@ -117,6 +124,12 @@ class ModelSettings:
     start: Path | None = setting(
         None,
         "run, checkpoint or exported network whose weights the whole network starts from",
+        resumable=True,
+    )
+    experts: tuple[Path, ...] = setting(
+        (),
+        "of ssma: runs or exported networks of one modality each, in the modalities' order, that it starts "
+        "from",
         resumable=True,
     )
     frozen_statistics: bool = setting(
@@ -135,9 +148,21 @@ class ModelSettings:
         "shared", "of deeplabv3plus: shared by the modalities, or one for each; pspnet's are private"
     )
     output_stride: int = setting(16, "of deeplabv3plus's encoder: 16, or 8 with dilations twice as large")
+    fcn_fusion: Literal["late", "early"] = setting(
+        "late",
+        "of fcn32s with two modalities: two networks of averaged scores, or one of all channels",
+    )
+    fused_stages: int = setting(5, "of fusenet: stages of the encoder, from the first on, that are fused")
+    ssma_dilations: Literal["paper", "released"] = setting(
+        "paper", "of adapnetpp and ssma: dilations of the encoder's multi-scale units"
+    )
+    neighbors: int = setting(64, "of gnn3d: nearest points that a point hears of")
+    graph_steps: int = setting(3, "of gnn3d: how often they are heard")
+    graph_cell: Literal["vanilla", "lstm"] = setting("vanilla", "of gnn3d: how a point's state changes")
 
     def __post_init__(self) -> None:
-        require_at_least(1, self, "width")
+        networks.check_name(self.network)
+        require_at_least(1, self, "width", "fused_stages", "neighbors", "graph_steps")
         require(0 <= self.dropout < 1, f"dropout must be from 0 to below 1, got {self.dropout}")
         scale = self.initial_scale
         require(scale is None or scale > 0, f"initial_scale must be positive, got {scale}")
@@ -170,12 +195,13 @@ class OptimSettings(UpdateSettings):
     method: Literal["sgd", "adamw"] = setting("sgd", "kind of optimizer")
     momentum: float = setting(0.9, "momentum of sgd; first beta of adamw")
     weight_decay: float = setting(1e-5, "weight decay")
+    bias_factor: float = setting(1.0, "factor of the learning rates of convolutions' biases; 2 in FCN")
     stages: tuple[SegmentationStage, ...] = setting(stages(100), "stretches of training, one after the other")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 <= self.momentum < 1, f"momentum must be from 0 to below 1, got {self.momentum}")
-        require_at_least(0, self, "weight_decay")
+        require_at_least(0, self, "weight_decay", "bias_factor")
 
 
 @dataclass(frozen=True)
@@ -186,7 +212,17 @@ class LossSettings:
     per_output: bool = setting(
         False, "add the penalty once for every branch and the ensemble, as the released code"
     )
-    auxiliary: float = setting(0.4, "weight of the loss of pspnet's auxiliary head; 0: no such head")
+    auxiliary: float | tuple[float, ...] = setting(
+        0.4,
+        "weight of the losses of auxiliary heads, of pspnet and of systems, or one for each head; 0: no such "
+        "head in pspnet",
+    )
+    auxiliary_size: AuxiliarySize = setting(
+        "labels", "where auxiliary heads meet labels: logits resized to the labels, or labels to the logits"
+    )
+    reduction: Literal["mean", "sum"] = setting(
+        "mean", "of pixels' losses: their mean, or sum, for rates that were published for sums"
+    )
     kind: Literal["cross_entropy", "ohem", "focal"] = setting(
         "cross_entropy", "of the branches, the ensemble and the auxiliary head; ohem: of hard pixels alone"
     )
@@ -202,7 +238,12 @@ class LossSettings:
     dice: float = setting(0.0, "weight of the Dice losses that are added; 0: none")
 
     def __post_init__(self) -> None:
-        require_at_least(0, self, "sparsity", "auxiliary")
+        require_at_least(0, self, "sparsity")
+        beside = self.auxiliary if isinstance(self.auxiliary, tuple) else (self.auxiliary,)
+        require(
+            all(0 <= weight < math.inf for weight in beside) and len(beside) > 0,
+            f"auxiliary must be one or more numbers from 0 on, got {self.auxiliary}",
+        )
         weights = self.class_weights
         require(
             not isinstance(weights, tuple)
@@ -274,3 +315,6 @@ class SegmentationRecipe(WithFusion):
     loss: LossSettings = setting(LossSettings(), "")
     eval: EvalSettings = setting(EvalSettings(), "")
     run: RunSettings = setting(RunSettings(), "")
+
+    def check_subset(self) -> None:
+        networks.check_subset(self.model.network, self.fusion)

@@ -68,6 +68,7 @@ class Objective(nn.Module):
             per_output=settings.per_output,
             ignore_index=self.recipe.data.ignore_index,
             auxiliary=settings.auxiliary,
+            auxiliary_size=settings.auxiliary_size,
             pixels=pixels,
             images=labeled,
             criterion=self.criterion,
@@ -81,17 +82,36 @@ def make_optimizer(
     net: SegmentationNetwork, settings: OptimSettings, stage: SegmentationStage, precision: str
 ) -> torch.optim.Optimizer:
     """A fresh optimizer; the ensemble's weights learn with the decoder."""
-    rest = [parameter for name, parameter in net.named_parameters() if not name.startswith("encoder.")]
-    groups = [
-        {"name": "encoder", "params": list(net.encoder.parameters()), "lr": stage.encoder_lr},
-        {"name": "decoder", "params": rest, "lr": stage.decoder_lr},
-    ]
+    groups = _groups(net, {"encoder": stage.encoder_lr, "decoder": stage.decoder_lr}, settings.bias_factor)
     decay, at_once = settings.weight_decay, fused(net, precision)
     if settings.method == "sgd":
         sgd = torch.optim.SGD(groups, momentum=settings.momentum, weight_decay=decay, fused=at_once)
         sgd.register_step_pre_hook(_start_momenta)
         return sgd
     return torch.optim.AdamW(groups, betas=(settings.momentum, 0.999), weight_decay=decay, fused=at_once)
+
+
+def _groups(net: SegmentationNetwork, rates: dict[str, float], bias_factor: float) -> list[dict[str, Any]]:
+    """The optimizer's groups: the encoder's parameters and the others, and apart the biases of convolutions.
+
+    Without a factor biases are in the same groups as they always were, for runs that resume.
+    """
+    biases = {
+        id(module.bias) for module in net.modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
+    } - {id(None)}
+    groups: dict[str, dict[str, Any]] = {
+        part: {"name": part, "params": [], "lr": rate} for part, rate in rates.items()
+    }
+    if bias_factor != 1:
+        groups |= {
+            f"{part} biases": {"name": f"{part} biases", "params": [], "lr": bias_factor * rate}
+            for part, rate in rates.items()
+        }
+    for name, parameter in net.named_parameters():
+        part = "encoder" if name.startswith("encoder.") else "decoder"
+        apart = bias_factor != 1 and id(parameter) in biases
+        groups[f"{part} biases" if apart else part]["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]
 
 
 def _start_momenta(optimizer: torch.optim.Optimizer, *_: Any) -> None:

@@ -20,6 +20,7 @@ from models.networks.counting import count_parameters
 from models.networks.encoders.base import STRIDES
 from models.networks.fusion import FusionStage
 from models.networks.segmentor import SegmentationNetwork
+from models.segmentation import networks
 from models.segmentation.build import (
     branch_names,
     build_network,
@@ -206,8 +207,8 @@ class SegmentationTask:
 
     def loss(self, batch: Batch) -> Tensor:
         images = batch.images.contiguous(memory_format=self.layout)
-        counts = Counts.of(batch.target, self.recipe.data.ignore_index, self.class_weights)
-        pixels, labeled = (count.clamp(min=1) for count in counts)
+        counts = self._divisors(torch.stack(Counts.of(*self._labels(batch.target))))
+        pixels, labeled = counts.clamp(min=1)
         loss: SegmentationLoss = self.objective(images, batch.target, pixels, labeled)
         return loss.total
 
@@ -248,8 +249,7 @@ class SegmentationTask:
         batch = Batch(images, target, [""] * len(target), absent=absent)
         split = batch.split(self.recipe.optim.accumulate)
         parts = [each for part in split for each in part.by_presence(dropped)]
-        own = Counts.of(target, self.recipe.data.ignore_index, self.class_weights)
-        counts = distributed.total(torch.stack(own))
+        counts = self._divisors(distributed.total(torch.stack(Counts.of(*self._labels(target)))))
         # float64, because the mean count of a part need not be whole.
         pixels, labeled = counts.where(counts > 0, 1) / (len(parts) * distributed.world_size())
         return self._updates.gradients(
@@ -257,6 +257,16 @@ class SegmentationTask:
             [(part.images, part.target, pixels, labeled) for _, part in parts],
             [running_with(self.net, present) for present, _ in parts],
         )
+
+    def _labels(self, target: Tensor) -> tuple[Tensor, int, Tensor | None]:
+        """What ``Counts.of`` takes."""
+        return target, self.recipe.data.ignore_index, self.class_weights
+
+    def _divisors(self, counts: Tensor) -> Tensor:
+        """What a batch's sums over pixels and over images are divided by, of its ``Counts``."""
+        if self.recipe.loss.reduction == "sum":
+            counts = torch.stack([torch.ones_like(counts[0]), counts[1]])
+        return counts
 
     def status(self) -> dict[str, Tensor]:
         return {"exchanged": exchanged_share(self.net)}
@@ -331,6 +341,8 @@ def check_loss(recipe: SegmentationRecipe) -> None:
             raise UsageError(
                 f"loss.{name}={value} has no meaning with loss.kind={loss.kind}: it goes with {others}"
             )
+    if loss.reduction == "sum" and loss.kind == "ohem":
+        raise UsageError("loss.reduction must be mean with loss.kind=ohem, which averages over hard pixels")
     weights, classes = loss.class_weights, recipe.data.num_classes
     if isinstance(weights, tuple) and len(weights) != classes:
         raise UsageError(
@@ -362,7 +374,7 @@ def check_absences(recipe: SegmentationRecipe, filled: bool) -> None:
         ),
         "run.compile=true, which compiles for every size of a part": run.compile,
         f"model.network={recipe.model.network}, a norm of which has a single value per image": (
-            recipe.model.network not in ("refinenet", "light_refinenet")
+            networks.is_pooled(recipe.model.network)
         ),
         f"batch statistics and data.crop={recipe.data.crop}, of which the last stage leaves a single value": (
             not recipe.model.frozen_statistics and recipe.data.crop <= STRIDES[-1]
@@ -394,7 +406,7 @@ def check_batch_size(recipe: SegmentationRecipe) -> None:
     shared = model.network == "deeplabv3plus" and model.decoder_norms == "shared"
     branches = len(branch_names(recipe)) - (recipe.data.drop_modality > 0)
     values = images * branches if shared else images
-    if model.network in ("pspnet", "deeplabv3plus") and values < 2:
+    if networks.is_pooled(model.network) and values < 2:
         raise UsageError(
             f"data.batch_size / optim.accumulate must be at least 2 with model.network={model.network}: a "
             f"norm of its pyramid has a single value per image, got {size} / {parts}"

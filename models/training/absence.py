@@ -48,7 +48,7 @@ def check_subset(recipe: WithFusion, setting: str) -> None:
         UsageError: it does; the message names the setting.
     """
     try:
-        recipe.fusion.check_subset()
+        recipe.check_subset()
     except ValueError as error:
         raise UsageError(f"{setting}: {error}") from None
 

@@ -21,6 +21,14 @@ class WithFusion:
 
     fusion: Fusion
 
+    def check_subset(self) -> None:
+        """Refuse to run with some of the modalities.
+
+        Raises:
+            ValueError: the network needs all of them.
+        """
+        self.fusion.check_subset()
+
     # Paths as they were called; each still works.
     renamed: ClassVar[Mapping[str, str]] = {f"model.{name}": f"fusion.{name}" for name in _RULE}
 

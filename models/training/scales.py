@@ -173,10 +173,10 @@ def stage_numbers(net: nn.Module) -> dict[nn.Module, int]:
     """The modules of an encoder's stages, each with its stage's number, from 1 on.
 
     Args:
-        net: with an ``encoder`` that has ``stages()``.
+        net: whose ``encoder`` may have ``stages()``; a system's need not.
     """
-    encoder: Any = net.encoder
-    return {module: number for number, stage in enumerate(encoder.stages(), 1) for module in stage.modules()}
+    stages: Any = getattr(net.encoder, "stages", tuple)
+    return {module: number for number, stage in enumerate(stages(), 1) for module in stage.modules()}
 
 
 def _groups(net: nn.Module, layers: Mapping[str, Ruled], word: str) -> dict[str, str]:

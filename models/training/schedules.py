@@ -18,17 +18,20 @@ def rate_factor(settings: UpdateSettings, step: int, steps: int) -> float:
     """The factor of a stage's learning rates.
 
     ``constant``: 1; ``polynomial``: ``(1 - t) ** power`` (Chen et al., "DeepLab", 2017: power 0.9);
-    ``cosine``: ``(1 + cos(pi t)) / 2`` (Loshchilov and Hutter, "SGDR", 2017). Here t runs from 0, after the
+    ``cosine``: ``(1 + cos(pi t)) / 2`` (Loshchilov and Hutter, "SGDR", 2017); ``step``: ``decay`` to the
+    power of the number of whole ``decay_steps`` since the warm-up. Here t runs from 0, after the
     warm-up, to 1 at the stage's end. In the warm-up's w steps: 1/w, 2/w, ..., 1 (Goyal et al. 2017).
 
     Args:
-        settings: schedule, power and warm-up.
+        settings: schedule, power, decay and warm-up.
         step: of the stage, from 0 on.
         steps: of the stage in all.
     """
     warmup = min(settings.warmup_steps, steps)
     if step < warmup:
         return (step + 1) / warmup
+    if settings.schedule == "step":
+        return settings.decay ** ((step - warmup) // settings.decay_steps)
     t = (step - warmup) / (steps - warmup)
     if settings.schedule == "polynomial":
         return float((1 - t) ** settings.power)

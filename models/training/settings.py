@@ -104,10 +104,14 @@ class UpdateSettings:
 
     accumulate: int = setting(1, "parts a batch is computed in, one after the other, for less memory")
     clip: float | None = setting(None, "largest norm of all gradients; larger ones are scaled to it")
-    schedule: Literal["constant", "polynomial", "cosine"] = setting(
-        "constant", "course of the learning rates in each stage, from the stage's own down to 0"
+    schedule: Literal["constant", "polynomial", "cosine", "step"] = setting(
+        "constant",
+        "course of the learning rates in each stage, from the stage's own down to 0; step: down by decay "
+        "every decay_steps",
     )
     power: float = setting(0.9, "exponent of the polynomial schedule")
+    decay: float = setting(0.1, "factor of the step schedule")
+    decay_steps: int = setting(10000, "steps from one such factor to the next")
     warmup_steps: int = setting(0, "steps at each stage's start in which the learning rates rise from 0")
     ema: float | None = setting(
         None, "decay per step of averaged weights, which are evaluated instead, as 0.999; none: no average"
@@ -120,7 +124,8 @@ class UpdateSettings:
     )
 
     def __post_init__(self) -> None:
-        require_at_least(1, self, "accumulate")
+        require_at_least(1, self, "accumulate", "decay_steps")
+        require(0 < self.decay <= 1, f"decay must be above 0 and at most 1, got {self.decay}")
         require_at_least(0, self, "warmup_steps", "power")
         require(self.clip is None or self.clip > 0, f"clip must be positive, got {self.clip}")
         require(self.ema is None or 0 < self.ema < 1, f"ema must be between 0 and 1, or none, got {self.ema}")

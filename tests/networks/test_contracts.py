@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import examples.own_encoder
 import examples.own_fusion
+import examples.own_system
 import models
 from models.data import prepare_synthetic
 from models.fusion import FusionStage
@@ -22,6 +23,7 @@ from tests.helpers.encoder_contract import check_encoder
 from tests.helpers.fusion_contract import check_fusion
 from tests.helpers.own_recipes import train_two_steps
 from tests.helpers.paths import ROOT
+from tests.helpers.system_contract import check_system
 
 STANDARD = sys.stdlib_module_names
 
@@ -41,6 +43,11 @@ def test_encoders_of_timm(name: str) -> None:
 @pytest.mark.parametrize("name", models.fusions())
 def test_fusions(name: str) -> None:
     check_fusion(FUSIONS[name]())
+
+
+def test_the_example_of_a_system() -> None:
+    check_system("own_system", (3, 1), dropout=0.1, width=4)
+    check_system("own_system", (3, 3, 1), dropout=0.1, width=4)
 
 
 @pytest.mark.parametrize("stage", [1, 4])
@@ -81,7 +88,7 @@ def test_a_loss_of_a_stage_is_part_of_the_training_loss() -> None:
     torch.testing.assert_close(loss.total, loss.entropies.sum() + expected)
 
 
-@pytest.mark.parametrize("example", ["own_encoder", "own_fusion"])
+@pytest.mark.parametrize("example", ["own_encoder", "own_fusion", "own_system"])
 def test_examples_are_short_and_train(example: str, tmp_path: Path) -> None:
     assert len((ROOT / "examples" / f"{example}.py").read_text().splitlines()) <= 60
     rooms = prepare_synthetic(tmp_path / "rooms", train=4, val=2, size=(48, 64), seed=0)

@@ -175,3 +175,39 @@ def test_logits_that_are_not_counted_may_be_nan() -> None:
     sums.sum().backward()
     assert sums.item() == pytest.approx(12 * math.log(K))
     assert torch.isfinite(logits.grad).all()
+
+
+def test_auxiliary_heads_have_weights_of_their_own(output: SegmentationOutput, target: Tensor) -> None:
+    net, options = Layers(), {"sparsity": 0.25, "per_output": False, "ignore_index": 255}
+    heads = [torch.randn(1, N, K, *size, dtype=torch.float64) for size in ((3, 2), (1, 4))]
+    each = [cross_entropy(torch.stack([bilinear(x, SIZE) for x in head[0]]), target) for head in heads]
+    both = AuxiliaryOutput(*output, tuple(heads))
+    found = segmentation_loss(net, both, target, auxiliary=(0.6, 0.5), **options).auxiliary
+    torch.testing.assert_close(found, 0.6 * each[0] + 0.5 * each[1])
+    found = segmentation_loss(net, both, target, auxiliary=0.3, **options).auxiliary
+    torch.testing.assert_close(found, 0.3 * (each[0] + each[1]))
+    with pytest.raises(ValueError, match="shorter"):
+        segmentation_loss(net, both, target, auxiliary=(0.6,), **options)
+
+
+def test_labels_are_resized_to_auxiliary_logits(output: SegmentationOutput, target: Tensor) -> None:
+    net, options = Layers(), {"sparsity": 0.25, "per_output": False, "ignore_index": 255}
+    h, w = 2, 3
+    logits = torch.randn(1, N, K, h, w, dtype=torch.float64, requires_grad=True)
+    found = segmentation_loss(
+        net,
+        AuxiliaryOutput(*output, (logits,)),
+        target,
+        auxiliary=0.7,
+        auxiliary_size="logits",
+        **options,
+    ).auxiliary
+    total = logits.new_zeros(())
+    for n in range(N):
+        for i in range(h):
+            for j in range(w):  # the nearest pixel, rounded down
+                label = target[n, i * SIZE[0] // h, j * SIZE[1] // w]
+                if label != 255:
+                    total = total + logits[0, n, :, i, j].logsumexp(0) - logits[0, n, label, i, j]
+    pixels = (target != 255).sum() * (h * w) / (SIZE[0] * SIZE[1])
+    torch.testing.assert_close(found, 0.7 * total / pixels)

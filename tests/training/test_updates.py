@@ -38,6 +38,8 @@ CPU = torch.device("cpu")
         (UpdateSettings(schedule="cosine"), [(1 + math.cos(math.pi * i / 4)) / 2 for i in range(4)]),
         (UpdateSettings(schedule="polynomial", power=1, warmup_steps=2), [0.5, 1, 1, 0.5]),
         (UpdateSettings(warmup_steps=8), [0.25, 0.5, 0.75, 1]),
+        (UpdateSettings(schedule="step", decay=0.8, decay_steps=2), [1, 1, 0.8, 0.8]),
+        (UpdateSettings(schedule="step", decay=0.5, decay_steps=1, warmup_steps=1), [1, 1, 0.5, 0.25]),
     ],
 )
 def test_schedules(settings: UpdateSettings, expected: list[float]) -> None:
@@ -52,6 +54,8 @@ def test_schedules(settings: UpdateSettings, expected: list[float]) -> None:
         ({"ema": 1.0}, "ema must be between 0 and 1"),
         ({"power": -1.0}, "power must be at least 0"),
         ({"warmup_steps": -1}, "warmup_steps must be at least 0"),
+        ({"decay": 0.0}, "decay must be above 0"),
+        ({"decay_steps": 0}, "decay_steps must be at least 1"),
     ],
 )
 def test_settings_out_of_range(values: dict[str, float], message: str) -> None:

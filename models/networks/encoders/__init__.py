@@ -1,6 +1,7 @@
 """Encoders shared by the networks, and their ImageNet weights. ``base`` has the contract."""
 
 from models.networks.encoders.base import (
+    Backbone,
     Encoder,
     Normalization,
     encoders,
@@ -16,6 +17,7 @@ from models.networks.encoders.xception import AlignedXception
 __all__ = [
     "RESNETS",
     "AlignedXception",
+    "Backbone",
     "Encoder",
     "ExchangeResNet",
     "LoadReport",

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from cen_ext.tables import table_shapes
-from models.networks.encoders.weights import misfits, read_state_dict
+from models.networks.encoders.weights import misfits, misfits_of, read_state_dict
 from models.networks.released import segmentation, translation
 from models.networks.segmentor import SegmentationNetwork
+from models.networks.systems.base import System
 from models.networks.systems.patchgan import PatchGAN
 from models.networks.systems.unet import UNet
 
@@ -40,6 +41,12 @@ def load_released(net: Network, path_or_state_dict: str | Path | Mapping[str, An
         ValueError: net is of another kind than the released networks; not a state dict; or keys are
             missing, left over or of another shape, and the message names them.
     """
+    if isinstance(net, System):
+        found = net.from_released(read_state_dict(path_or_state_dict))
+        if problems := misfits_of(net, found):
+            raise ValueError(f"the checkpoint does not fit this network: {problems}")
+        net.load_state_dict(found)
+        return net
     if isinstance(net, SegmentationNetwork):
         names, unused = segmentation.released_names(net), set[str]()
     elif isinstance(net, UNet | PatchGAN):

@@ -52,6 +52,7 @@ class System(SegmentationNetwork):
         options: names of further arguments of the constructor, which are settings of ``model``.
         takes: numbers of modalities that it can be built for; empty for any.
         sides: how many side outputs it has in training.
+        pooled: whether a norm of it has a single value per image, so that a batch needs two images.
         encoder: the part that pretrained weights fill, a ``models.networks.encoders.base.Backbone``.
 
     Raises:
@@ -63,13 +64,14 @@ class System(SegmentationNetwork):
     options: ClassVar[tuple[str, ...]] = ()
     takes: ClassVar[tuple[int, ...]] = ()
     sides: ClassVar[int] = 0
+    pooled: ClassVar[bool] = False
 
     def __init__(self, num_classes: int, channels: Sequence[int]) -> None:
         super().__init__()
         if self.takes and len(channels) not in self.takes:
             expected = " or ".join(map(str, self.takes))
             raise ValueError(
-                f"network={SYSTEMS.name_of(self)} takes {expected} modalities, got {len(channels)}"
+                f"network={name_of(type(self))} takes {expected} modalities, got {len(channels)}"
             )
         if wrong := [count for count in channels if count not in (1, CHANNELS)]:
             raise ValueError(f"channels of a modality must be 1 or {CHANNELS}, got {wrong[0]}")
@@ -92,14 +94,18 @@ class System(SegmentationNetwork):
         return self.sides
 
     def check_subset(self) -> None:
+        self.refuse_subset()
+
+    @classmethod
+    def refuse_subset(cls) -> None:
         """Refuse to run with some of the modalities.
 
         Raises:
             ValueError: always: the system joins all of them.
         """
         raise ValueError(
-            f"network={SYSTEMS.name_of(self)} joins all modalities and cannot do without one; "
-            "an encoder and decoder with fusion=exchange or none can"
+            f"network={name_of(cls)} joins all modalities and cannot do without one; an encoder and a "
+            "decoder with fusion=exchange or none can"
         )
 
     def logits(self, images: Sequence[Tensor]) -> Logits:
@@ -129,7 +135,7 @@ class System(SegmentationNetwork):
         Raises:
             ValueError: it does not start from experts, or theirs do not fit.
         """
-        raise ValueError(f"network={SYSTEMS.name_of(self)} does not start from experts")
+        raise ValueError(f"network={name_of(type(self))} does not start from experts")
 
     def from_released(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Translate the state dict of a public checkpoint to this network's names.
@@ -137,11 +143,16 @@ class System(SegmentationNetwork):
         Raises:
             ValueError: the layout of none is known.
         """
-        raise ValueError(f"network={SYSTEMS.name_of(self)}: no public checkpoint's layout is known")
+        raise ValueError(f"network={name_of(type(self))}: no public checkpoint's layout is known")
 
 
 SYSTEMS: Registry[Callable[..., System]] = Registry("network")
 register_system = SYSTEMS.register
+
+
+def name_of(kind: type[System]) -> str:
+    """The name that a system is registered by, or its class's."""
+    return {member: name for name, member in SYSTEMS.members.items()}.get(kind, kind.__name__)
 
 
 def make_system(
