@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from models.data import IMAGENET_MEAN, IMAGENET_STD
+from models.fusion import NoFusion
 from models.networks.encoders import ExchangeResNet, load_imagenet
 from models.networks.encoders.weights import misfits, read_state_dict
 from models.segmentation import refinenet
@@ -73,6 +74,20 @@ def test_caffes_stem_is_scaled_to_what_the_network_is_fed(tmp_path: Path) -> Non
     load_weights(net, ModelSettings(weights=path, weights_input="caffe"), here)
     expected = donor.conv1.weight.flip(1) * 255 * torch.tensor(std)[:, None, None]
     torch.testing.assert_close(net.encoder.conv1.weight, expected)
+
+
+@pytest.mark.parametrize("convolutions", ["shared", "private"])
+def test_a_stem_of_one_channel_is_the_mean_over_red_green_and_blue(tmp_path: Path, convolutions: str) -> None:
+    donor = ExchangeResNet("resnet18", 1)
+    path = tmp_path / "resnet18.pth"
+    torch.save({key: v[0] if v.dim() == 2 else v for key, v in donor.state_dict().items()}, path)
+    net = ExchangeResNet("resnet18", 2, NoFusion(convolutions=convolutions), in_channels=1)
+    report = load_imagenet(net, path, bgr=True, scale=(1.0, 2.0, 4.0))
+    assert report == ([], [])
+    blue, green, red = donor.conv1.weight.detach().unbind(1)
+    expected = (red + 2 * green + 4 * blue)[:, None] / 3
+    copies = 2 if convolutions == "private" else 1
+    torch.testing.assert_close(net.conv1.weight.detach(), expected.repeat(copies, 1, 1, 1))
 
 
 def test_a_report_of_what_does_not_match_and_other_layers_are_as_ever(tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ def load_imagenet(
 ) -> LoadReport:
     """Load pretrained weights in the names of torchvision or timm, whichever the encoder is.
 
-    Private entries start alike in every modality.
+    Private entries start alike in every modality. A stem that reads one channel starts from the mean over
+    red, green and blue.
 
     Args:
         encoder: changed in place, and only if every shape fits.
@@ -64,6 +65,11 @@ def load_imagenet(
     if not usable:
         raise ValueError(f"{path}: no key of {encoder.weights_kind} in it; it starts with {some(read)}")
     shapes = _single_modality_shapes(encoder)
+    stems = usable.keys() & set(encoder.stem_weights)
+    gray = {key for key in stems if own[key].shape[1] == 1}
+    for key in gray:
+        filters, _, *kernel = shapes.get(key, own[key].shape)
+        shapes[key] = torch.Size((filters, len(scale), *kernel))
     wrong = [
         f"{key} is {tuple(value.shape)} in the file, but {tuple(expected.shape)} in the encoder"
         for key, value in usable.items()
@@ -72,9 +78,10 @@ def load_imagenet(
     ]
     if wrong:
         raise ValueError(f"{path}: wrong shapes: {some(wrong)}")
-    for key in usable.keys() & set(encoder.stem_weights):
+    for key in stems:
         stem = usable[key].flip(1) if bgr else usable[key]
-        usable[key] = stem * torch.tensor(scale, dtype=stem.dtype).view(-1, 1, 1)
+        stem = stem * torch.tensor(scale, dtype=stem.dtype).view(-1, 1, 1)
+        usable[key] = stem.mean(1, keepdim=True) if key in gray else stem
     encoder.load_state_dict(usable, strict=False)
     return LoadReport(
         missing=[k for k in own if k not in state and not k.endswith(".num_batches_tracked")],
