@@ -74,14 +74,24 @@ class SelfAttentionJoin(Join):
 
     Args:
         norm: ``"batch"``, or ``"none"``, with a bias instead, where a batch may be a single pixel.
+        bottleneck: other channels of the gate's bottleneck.
+        kernel: of the last convolution, 3 or 1.
     """
 
-    def __init__(self, channels: int, num_modalities: int, norm: str = "batch") -> None:
+    def __init__(
+        self,
+        channels: int,
+        num_modalities: int,
+        norm: str = "batch",
+        *,
+        bottleneck: int | None = None,
+        kernel: int = 3,
+    ) -> None:
         super().__init__()
-        wide, narrow = num_modalities * channels, max(channels // SQUEEZE, 1)
+        wide, narrow = num_modalities * channels, bottleneck or max(channels // SQUEEZE, 1)
         self.squeeze = nn.Conv2d(wide, narrow, 3, padding=1)
         self.excite = nn.Conv2d(narrow, wide, 3, padding=1)
-        self.conv = nn.Conv2d(wide, channels, 3, padding=1, bias=norm == "none")
+        self.conv = nn.Conv2d(wide, channels, kernel, padding=kernel // 2, bias=norm == "none")
         self.norm = nn.Identity() if norm == "none" else nn.BatchNorm2d(channels)
         initialize_convolutions(self)
 
