@@ -14,9 +14,9 @@ INITS = ("torch", "kaiming")
 
 
 class ConvNorm(nn.Module):
-    """Convolution, norm, relu."""
+    """Convolution, which may be a transposed one, norm, relu."""
 
-    def __init__(self, conv: nn.Conv2d, norm_layer: NormLayer) -> None:
+    def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d, norm_layer: NormLayer) -> None:
         super().__init__()
         self.conv = conv
         self.norm = norm_layer(conv.out_channels)
