@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := $(wildcard examples/cpp/*.cpp csrc/*.* csrc/*/*.* csrc/*/*/*.* tests/host_cuda/*.*)
 
-.PHONY: demo test peers build lint bench gpu clean
+.PHONY: demo test peers systems build lint bench gpu clean
 
 demo: build
 	$(BIN)/python examples/demo.py
@@ -26,6 +26,10 @@ test: build
 # Public networks that are converted, from libraries that nothing else needs.
 peers: build $(VENV)/installed-peers
 	$(BIN)/python -m pytest -n auto -m peers
+
+# Every system of Table 3 on real images beside the checkout.
+systems: build
+	$(BIN)/python -m pytest -m systems
 
 build: $(VENV)/installed
 	$(BIN)/python setup.py --quiet build_ext --inplace

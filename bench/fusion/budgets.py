@@ -43,6 +43,7 @@ class Budget:
         *("rgb", "depth", "none", "concat_all_shared", "align_middle_shared"),
         *("self_attention_middle_shared", "asymfusion", "cen_code", "cen_paper"),
         "cen_paper_dropout",
+        *("adapnetpp_rgb", "adapnetpp_depth", "ssma", "fusenet"),
     )
     seeds: tuple[int, ...] = (0, 1, 2)
 

@@ -79,6 +79,14 @@ def chosen(budget: Budget, method: str, read: Read) -> Choice | None:
     return None if best is None else best.choice
 
 
+def expert_plans(budget: Budget, plan: Plan, read: Read) -> Iterator[Plan]:
+    """The trainings of single modalities that one starts from, in the order of the modalities."""
+    for method in METHODS[plan.method].experts:
+        choice = chosen(budget, method, read)
+        if choice is not None:
+            yield Plan(plan.phase, method, choice, plan.seed)
+
+
 def table_plans(budget: Budget, read: Read) -> Iterator[Plan]:
     """The table's trainings, seeds interleaved, of the methods whose search is complete."""
     choices = {method: chosen(budget, method, read) for method in budget.methods}
@@ -96,7 +104,7 @@ def long_plans(budget: Budget, read: Read) -> Iterator[Plan]:
         if result is None:
             return
         scores.setdefault(plan.method, []).append(result["metrics"][SCORE])
-    fusions = [name for name in scores if name not in ("rgb", "depth", "none") and not METHODS[name].like]
+    fusions = [name for name in scores if METHODS[name].is_fusion and not METHODS[name].like]
     best = sorted(fusions, key=lambda method: -mean(scores[method]))[:BEST]
     for seed in budget.seeds:
         for method in ("none", *best):

@@ -12,7 +12,7 @@ import cv2
 import models.recipes  # noqa: F401 - fills the registry
 from bench.fusion.budgets import HELD_OUT, LONG, MOMENTUM, RECIPE, SCENES_AT_ONCE, SEARCH_PART, Budget
 from bench.fusion.methods import CORRUPTED, METHODS
-from bench.fusion.plans import SCORE, Plan, Result
+from bench.fusion.plans import SCORE, Plan, Result, expert_plans
 from bench.harness.files import write
 from bench.harness.machine import machine
 from cen_ext import exchanging_layers
@@ -69,10 +69,19 @@ class Place:
 
     def inputs(self, plan: Plan) -> list[str]:
         """Further settings, which say where things lie here."""
-        found = [f"data.root={self.data}", f"model.weights={self.weights}"]
+        found = [f"data.root={self.data}"]
+        experts = list(expert_plans(self.budget, plan, self.read))
+        if experts:
+            found.append(f"model.experts={','.join(str(self.last(expert)) for expert in experts)}")
+        elif METHODS[plan.method].pretrained:
+            found.append(f"model.weights={self.weights}")
         if plan.phase == "search":
             found.append(f"data.lists={','.join(map(str, held_out_lists(self.data, self.runs)))}")
         return found
+
+    def last(self, plan: Plan) -> Path:
+        """A training's last checkpoint."""
+        return self.runs / plan.name / checkpoint.LAST
 
     def read(self, plan: Plan) -> Result | None:
         """A training's result; None where there is none yet.
@@ -119,24 +128,34 @@ def carry_out(place: Place, plan: Plan) -> None:
     if place.read(plan) is not None:
         return
     run = place.runs / plan.name
-    settings = [*place.settings(plan), *place.inputs(plan), f"run.output={run}"]
+    for expert in expert_plans(place.budget, plan, place.read):
+        _train(place, expert)  # its result may be from another machine, where its checkpoint is
     try:
-        code = train(RECIPE, settings, resume=(run / checkpoint.LAST).is_file())
+        _train(place, plan)
     except Diverged:
         if plan.phase != "search":
             raise
         # The search has learned something: this is no choice.
         _keep(place, plan, {"diverged": True, "metrics": {SCORE: 0.0}})
         return
-    if code:
-        raise SystemExit(code)
-    trained = load(run / checkpoint.LAST, ["eval.limit=none", "eval.batch_size=4"])
+    trained = load(place.last(plan), ["eval.limit=none", "eval.batch_size=4"])
     found = measure(trained, run)
     if plan.phase == "table" and plan.seed == place.budget.seeds[0]:
         write(picture_file(place, plan), png(labels_of_scenes(trained)))
         if plan.method in CORRUPTED:
             found["corrupted"] = measure_corrupted(trained)
     _keep(place, plan, found)
+
+
+def _train(place: Place, plan: Plan) -> None:
+    """Train to the end, from where an earlier attempt came to, if it is not done.
+
+    Raises:
+        Diverged, UsageError, SystemExit: as ``carry_out``.
+    """
+    settings = [*place.settings(plan), *place.inputs(plan), f"run.output={place.runs / plan.name}"]
+    if code := train(RECIPE, settings, resume=place.last(plan).is_file()):
+        raise SystemExit(code)
 
 
 def _keep(place: Place, plan: Plan, found: Result) -> None:

@@ -156,6 +156,9 @@ class ModelSettings:
     ssma_dilations: Literal["paper", "released"] = setting(
         "paper", "of adapnetpp and ssma: dilations of the encoder's multi-scale units"
     )
+    aspp_rates: tuple[int, ...] = setting(
+        (3, 6, 12), "of adapnetpp and ssma: dilations of the pyramid; 6,12,18 for Cityscapes of 19 classes"
+    )
     neighbors: int = setting(64, "of gnn3d: nearest points that a point hears of")
     graph_steps: int = setting(3, "of gnn3d: how often they are heard")
     graph_cell: Literal["vanilla", "lstm"] = setting("vanilla", "of gnn3d: how a point's state changes")

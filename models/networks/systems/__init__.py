@@ -1,5 +1,7 @@
 """Whole networks: the published systems of the comparison tables, and those of translation."""
 
+from models.networks.systems.adapnet import AdapNetPlusPlus
 from models.networks.systems.base import SYSTEMS, Logits, System, make_system, register_system
+from models.networks.systems.ssma import SSMA
 
-__all__ = ["SYSTEMS", "Logits", "System", "make_system", "register_system"]
+__all__ = ["SSMA", "SYSTEMS", "AdapNetPlusPlus", "Logits", "System", "make_system", "register_system"]

@@ -345,6 +345,7 @@ class AdapNetPlusPlus(System):
     options: ClassVar[tuple[str, ...]] = ("dropout", "ssma_dilations", "aspp_rates")
     takes: ClassVar[tuple[int, ...]] = (1,)
     sides: ClassVar[int] = 2
+    pooled: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -93,6 +93,7 @@ class SSMA(System):
     options: ClassVar[tuple[str, ...]] = ("dropout", "ssma_dilations", "aspp_rates")
     takes: ClassVar[tuple[int, ...]] = (2,)
     sides: ClassVar[int] = 2
+    pooled: ClassVar[bool] = True
 
     def __init__(
         self,
