@@ -12,13 +12,14 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from cen_ext import ExchangeBatchNorm2d
 from cen_ext.modules import ExchangeNorm
 from cen_ext.tables import PerModality
 from models.networks.branches import stacked_input
-from models.networks.fusion.base import Fusion
+from models.networks.fusion.base import Fusion, exchange_points
 from models.networks.messages import suggest
 from models.networks.private import make_convolutions_private
 from models.networks.registry import Registry
@@ -160,6 +161,18 @@ class Encoder(PerModality, Backbone):
             if block is not None:
                 fused[str(number)] = block
         self.fusion_stages = nn.ModuleDict(fused)
+
+    def acts_where_halving_only(self) -> bool:
+        """Whether the fusion acts on norms in blocks that halve the resolution, and on no others."""
+
+        def acts(downsampling: bool) -> bool:
+            with torch.device("meta"):
+                norm = self.fusion.norm(
+                    8, self.num_modalities, exchange_point=True, downsampling=downsampling
+                )
+            return any(exchange_points(norm))
+
+        return acts(True) and not acts(False)
 
     def _entering(self, stage: int) -> int:
         """Streams that enter a stage."""

@@ -29,7 +29,7 @@ from models.networks.encoders.base import (
     feature_strides,
 )
 from models.networks.encoders.trace import Trace, trace
-from models.networks.fusion.base import Fusion, exchange_points
+from models.networks.fusion.base import Fusion
 from models.networks.messages import first_line, suggest
 from models.networks.private import PrivateConv2d
 
@@ -192,20 +192,8 @@ class TimmEncoder(Encoder):
             joins = any(fusion.streams(stage, self.num_modalities) != self.num_modalities for stage in stages)
             if acts or joins or len(set(private)) > 1:
                 raise self._refusal("is no chain of stages")
-        if not plan.downsampling.intersection(plan.exchange_points) and self._acts_where_halving_only():
+        if not plan.downsampling.intersection(plan.exchange_points) and self.acts_where_halving_only():
             raise self._refusal("halves the resolution in no block with a spatial convolution's norm")
-
-    def _acts_where_halving_only(self) -> bool:
-        """Whether the fusion acts on norms in blocks that halve the resolution, and on no others."""
-
-        def acts(downsampling: bool) -> bool:
-            with torch.device("meta"):
-                norm = self.fusion.norm(
-                    8, self.num_modalities, exchange_point=True, downsampling=downsampling
-                )
-            return any(exchange_points(norm))
-
-        return acts(True) and not acts(False)
 
     def _refusal(self, reason: str) -> ValueError:
         return ValueError(
