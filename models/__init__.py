@@ -10,11 +10,13 @@ from models.segmentation import (
     LightRefineNet,
     PSPNet,
     RefineNet,
+    SegFormer,
     SegmentationOutput,
     deeplabv3plus,
     light_refinenet,
     pspnet,
     refinenet,
+    segformer,
 )
 from models.trained import load
 from models.training.registry import register_recipe
@@ -26,6 +28,7 @@ __all__ = [
     "PSPNet",
     "PatchGAN",
     "RefineNet",
+    "SegFormer",
     "SegmentationOutput",
     "TranslationOutput",
     "UNet",
@@ -43,5 +46,6 @@ __all__ = [
     "register_fusion",
     "register_recipe",
     "register_system",
+    "segformer",
     "unet",
 ]

@@ -10,21 +10,22 @@ import torch
 from torch import nn
 
 import cen_ext
-from cen_ext import ExchangeBatchNorm2d, ExchangeInstanceNorm2d
+from cen_ext import ExchangeBatchNorm2d, ExchangeInstanceNorm2d, ExchangeLayerNorm
 from cen_ext.network import exchanging_layers
 
 
 def randomise_norms(net: nn.Module, small_scales: float = 0.3) -> None:
     """Random private norms; a share ``small_scales`` of the scales lies in (-0.01, 0.01)."""
     for module in net.modules():
-        if isinstance(module, ExchangeBatchNorm2d | ExchangeInstanceNorm2d):
+        if isinstance(module, ExchangeBatchNorm2d | ExchangeInstanceNorm2d | ExchangeLayerNorm):
             with torch.no_grad():
                 module.weight.uniform_(0.3, 0.8).mul_(torch.randn_like(module.weight).sign())
                 small = torch.rand_like(module.weight) < small_scales
                 module.weight[small] = module.weight[small].uniform_(-0.01, 0.01)
                 module.bias.normal_(std=0.1)
-                module.running_mean.normal_(std=0.1)
-                module.running_var.uniform_(0.5, 1.5)
+                if not isinstance(module, ExchangeLayerNorm):
+                    module.running_mean.normal_(std=0.1)
+                    module.running_var.uniform_(0.5, 1.5)
 
 
 def exchange_share(net: nn.Module, share: float) -> None:

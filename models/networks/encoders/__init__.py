@@ -9,18 +9,21 @@ from models.networks.encoders.base import (
     make_encoder,
     register_encoder,
 )
+from models.networks.encoders.mit import MITS, MixTransformer
 from models.networks.encoders.resnet import RESNETS, ExchangeResNet
 from models.networks.encoders.timm import TimmEncoder
 from models.networks.encoders.weights import LoadReport, load_imagenet
 from models.networks.encoders.xception import AlignedXception
 
 __all__ = [
+    "MITS",
     "RESNETS",
     "AlignedXception",
     "Backbone",
     "Encoder",
     "ExchangeResNet",
     "LoadReport",
+    "MixTransformer",
     "Normalization",
     "TimmEncoder",
     "encoders",
