@@ -16,12 +16,13 @@ import models
 from cen_ext import reference
 from cen_ext.modules import ExchangeLayerNorm
 from cen_ext.ops.norm_exchange.options import Options
-from models.fusion import Exchange, Fusion
+from models.fusion import Exchange, Fusion, NoFusion
 from models.networks.counting import count_parameters
 from models.networks.decoders.segformer import LinearDecoder, SegFormer, segformer
 from models.networks.encoders import load_imagenet, make_encoder
 from models.networks.encoders.mit import Block, EfficientAttention, MixFFN
 from models.networks.fusion import named_exchange_points
+from models.networks.released.tokenfusion import released_names
 from tests.helpers.networks import randomise_norms
 
 # TokenFusion's networks with 40 classes: all parameters, and those of the second modality's layer norms.
@@ -34,6 +35,7 @@ SCORE_NETWORKS = 1_260_048
 HEADS, REDUCTIONS = (1, 2, 5, 8), (8, 4, 2, 1)
 SIZES = {  # of the public weights: channels and blocks
     "mit_b0": ((32, 64, 160, 256), (2, 2, 2, 2)),
+    "mit_b3": ((64, 128, 320, 512), (3, 4, 18, 3)),
 }
 
 State = Mapping[str, Tensor]
@@ -321,6 +323,32 @@ def is_norm(key: str) -> bool:
     return "norm" in key.split(".")[-2]
 
 
+def tokenfusion_shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """The layout of TokenFusion's checkpoints: 40 classes, two modalities, with score networks."""
+    found: dict[str, tuple[int, ...]] = {"alpha": (2,)}
+    for key, shape in public_shapes(name).items():
+        layer, leaf = key.rsplit(".", 1)
+        if is_norm(key):
+            found |= {f"encoder.{layer}.ln_{m}.{leaf}": shape for m in (0, 1)}
+        else:
+            wrapped = layer if "dwconv" in layer else f"{layer}.module"
+            found[f"encoder.{wrapped}.{leaf}"] = shape
+    for stage, c in enumerate(SIZES[name][0], 1):
+        found |= {
+            f"decoder.linear_c{stage}.proj.weight": (256, c),
+            f"decoder.linear_c{stage}.proj.bias": (256,),
+            f"encoder.score_predictor.{stage - 1}.score_nets.0.1.weight": (c, c),
+        }
+    for leaf in ("weight", "bias", "running_mean", "running_var"):
+        found[f"decoder.linear_fuse.bn.{leaf}"] = (256,)
+    return found | {
+        "decoder.linear_fuse.bn.num_batches_tracked": (),
+        "decoder.linear_fuse.conv.weight": (256, 1024, 1, 1),
+        "decoder.linear_pred.weight": (40, 256, 1, 1),
+        "decoder.linear_pred.bias": (40,),
+    }
+
+
 def made_up(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     return {key: torch.randn(shape) for key, shape in shapes.items()}
 
@@ -339,6 +367,51 @@ def test_imagenet_weights_load_into_every_modality(tmp_path: Path) -> None:
     load_imagenet(encoder, tmp_path / "mit_b0.pth", bgr=True)
     stem = "patch_embed1.proj.weight"
     assert torch.equal(public_state(encoder)[stem], state[stem].flip(1))
+
+
+def test_tokenfusions_names() -> None:
+    with torch.device("meta"):
+        names = released_names(segformer("mit_b3", 40))
+    expected = [key.replace(".module.", ".") for key in tokenfusion_shapes("mit_b3")]
+    found = [name for theirs in names.values() for name in theirs]
+    assert sorted(found) == sorted(key for key in expected if "score_predictor" not in key)
+
+
+def test_tokenfusions_checkpoints_load_without_score_networks(tmp_path: Path) -> None:
+    state = made_up(tokenfusion_shapes("mit_b0"))
+    torch.save(
+        {"segmenter": {f"module.{key}": value for key, value in state.items()}, "epoch_start": 7},
+        tmp_path / "model-best.pth.tar",
+    )
+    net = segformer("mit_b0", 40)
+    assert models.load_released(net, tmp_path / "model-best.pth.tar") is net
+    assert torch.equal(net.alpha, state["alpha"])
+    first = net.encoder.stage3.block[1]
+    for m in (0, 1):
+        assert torch.equal(first.norm1.weight[m], state[f"encoder.block3.1.norm1.ln_{m}.weight"])
+        assert torch.equal(first.attn.norm.bias[m], state[f"encoder.block3.1.attn.norm.ln_{m}.bias"])
+        assert torch.equal(net.encoder.stage3.norm.bias[m], state[f"encoder.norm3.ln_{m}.bias"])
+    assert torch.equal(first.attn.kv.weight, state["encoder.block3.1.attn.kv.module.weight"])
+    assert torch.equal(first.mlp.dwconv.bias, state["encoder.block3.1.mlp.dwconv.dwconv.bias"])
+    assert torch.equal(net.decoder.linears[3].weight, state["decoder.linear_c4.proj.weight"])
+    assert torch.equal(net.decoder.fuse.norm.running_var[0], state["decoder.linear_fuse.bn.running_var"])
+    assert torch.equal(net.decoder.classifier.bias, state["decoder.linear_pred.bias"])
+
+    state["encoder.block3.2.norm1.ln_0.weight"] = torch.zeros(160)  # a deeper network's
+    with pytest.raises(ValueError, match=r"left over: encoder\.block3\.2\.norm1\.ln_0\.weight"):
+        models.load_released(net, state)
+
+
+def test_networks_unlike_tokenfusions_are_not_filled() -> None:
+    with torch.device("meta"):
+        others = [
+            segformer("resnet18", 40),
+            segformer("mit_b0", 40, fusion=NoFusion(norms="shared")),
+            segformer("mit_b0", 40, fusion="late_concat"),
+        ]
+    for net in others:
+        with pytest.raises(ValueError, match="net must be as TokenFusion's networks are"):
+            models.load_released(net, {})
 
 
 @pytest.mark.parametrize(

@@ -151,5 +151,5 @@ def test_what_does_not_fit_is_named() -> None:
         models.load_released(net, state | {"conv5.conv.module.weight": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"alpha \(3,\) \(expected \(2,\)\)"):
         models.load_released(net, state | {"alpha": torch.zeros(3)})
-    with pytest.raises(ValueError, match="net must be a RefineNet, a UNet or a PatchGAN, got a Linear"):
+    with pytest.raises(ValueError, match="net must be a RefineNet, a SegFormer, a UNet or a PatchGAN, got"):
         models.load_released(nn.Linear(1, 1), state)

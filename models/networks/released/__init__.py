@@ -1,6 +1,6 @@
 """Import of the checkpoints that the paper's authors released.
 
-``segmentation`` and ``translation`` beside this file have the names of their entries.
+``segmentation``, ``tokenfusion`` and ``translation`` beside this file have the names of their entries.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from cen_ext.tables import table_shapes
+from models.networks.decoders.segformer import SegFormer
 from models.networks.encoders.weights import misfits, misfits_of, read_state_dict
-from models.networks.released import segmentation, translation
+from models.networks.released import segmentation, tokenfusion, translation
 from models.networks.segmentor import SegmentationNetwork
 from models.networks.systems.base import System
 from models.networks.systems.patchgan import PatchGAN
@@ -24,12 +25,13 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def load_released(net: Network, path_or_state_dict: str | Path | Mapping[str, Any]) -> Network:
-    """Load a checkpoint of one of the authors' released networks.
+    """Load a checkpoint of a network that its authors released.
 
     Args:
         net: a ``RefineNet``, ``UNet`` or ``PatchGAN`` as the released ones are: the same number of modalities
-            and sizes, and for a U-Net ``decoder_norms="private"``. Changed in place, and only if everything
-            fits.
+            and sizes, and for a U-Net ``decoder_norms="private"``; or a ``SegFormer`` as TokenFusion's, whose
+            score networks, and with them its exchange of tokens, are left out; or a
+            system whose checkpoints have a known layout. Changed in place, and only if everything fits.
         path_or_state_dict: a file that ``torch.save`` or safetensors wrote, or a loaded state dict; bare or
             below ``segmenter``, ``state_dict`` or ``model``, with or without DataParallel's ``module.``.
 
@@ -47,13 +49,19 @@ def load_released(net: Network, path_or_state_dict: str | Path | Mapping[str, An
             raise ValueError(f"the checkpoint does not fit this network: {problems}")
         net.load_state_dict(found)
         return net
-    if isinstance(net, SegmentationNetwork):
+    if isinstance(net, SegFormer):
+        names, unused = tokenfusion.released_names(net), set[str]()
+    elif isinstance(net, SegmentationNetwork):
         names, unused = segmentation.released_names(net), set[str]()
     elif isinstance(net, UNet | PatchGAN):
         names, unused = translation.released_names(net), translation.unused_names(net)
     else:
-        raise ValueError(f"net must be a RefineNet, a UNet or a PatchGAN, got a {type(net).__name__}")
+        raise ValueError(
+            f"net must be a RefineNet, a SegFormer, a UNet or a PatchGAN, got a {type(net).__name__}"
+        )
     state = read_state_dict(path_or_state_dict)
+    if isinstance(net, SegFormer):
+        state = tokenfusion.without_scores(state)
     own, private = net.state_dict(), table_shapes(net)
     _check_fit(own, private, names, {name: value for name, value in state.items() if name not in unused})
     net.load_state_dict(
