@@ -13,7 +13,12 @@ from models.report.gathered import Gathered, less_is_better, over_seeds, score_n
 from models.report.subject import Subject
 from models.training.config import show
 
-_NETWORKS = {"refinenet": "RefineNet", "pspnet": "PSPNet", "deeplabv3plus": "DeepLabv3+"}
+_NETWORKS = {
+    "refinenet": "RefineNet",
+    "pspnet": "PSPNet",
+    "deeplabv3plus": "DeepLabv3+",
+    "segformer": "SegFormer",
+}
 _FUSIONS = {
     "exchange": "fused by exchange",
     "none": "without fusion before the ensemble",

@@ -10,6 +10,7 @@ from models.networks.decoders import deeplabv3plus as deeplab
 from models.networks.decoders.light_refinenet import light_refinenet
 from models.networks.decoders.pspnet import pspnet, stages_read
 from models.networks.decoders.refinenet import refinenet
+from models.networks.decoders.segformer import segformer
 from models.networks.fusion import Fusion, NoFusion
 from models.networks.fusion.base import STAGES
 from models.networks.messages import suggest
@@ -56,6 +57,7 @@ DECODERS: dict[str, Decoder] = {
     "deeplabv3plus": Decoder(
         deeplab.deeplabv3plus, ("decoder_norms", "output_stride"), deeplab.STAGES_READ, pooled=True
     ),
+    "segformer": Decoder(segformer),
 }
 
 

@@ -105,16 +105,18 @@ class ModelSettings:
 
     network: str = setting(
         "refinenet",
-        "refinenet, light_refinenet, pspnet or deeplabv3plus; or a system, which fuses in its own way: "
+        "refinenet, light_refinenet, pspnet, deeplabv3plus or segformer; or a system, which fuses in its own way: "
         "fcn32s, fusenet, acnet, adapnetpp, ssma, rdfnet, gnn3d, or another registered one",
     )
     encoder: str = setting(
         "resnet101",
         "resnet18 to resnet152, resnet50_v1 to resnet152_v1 for weights of that form (stride in a 1x1), "
-        "xception65, xception71, or another registered one; or timm:NAME; systems have their own",
+        "xception65, xception71, mit_b0 to mit_b5, or another registered one; or timm:NAME; systems have their own",
     )
     weights: Path | None = setting(
-        None, "torchvision's or timm's weights of the encoder, .pth or .safetensors", resumable=True
+        None,
+        "weights of the encoder, torchvision's, timm's or SegFormer's, .pth or .safetensors",
+        resumable=True,
     )
     weights_input: Literal["rgb", "bgr", "caffe"] = setting(
         "rgb",
@@ -139,7 +141,9 @@ class ModelSettings:
         None, "where scales that exchange start, if no weights hold them; none: 1"
     )
     width: int = setting(256, "channels of the decoder; 256 in deeplabv3plus's paper, 512 in pspnet's")
-    dropout: float = setting(0.5, "probability, in the decoder; 0.1 in pspnet's and deeplabv3plus's papers")
+    dropout: float = setting(
+        0.5, "probability, in the decoder; 0.1 is usual in pspnet, deeplabv3plus and segformer"
+    )
     decoder_init: Literal["torch", "kaiming"] = setting(
         "torch",
         "kaiming preserves the variance of activations, a faster start with adamw; of RefineNets",

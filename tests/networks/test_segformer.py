@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import cen_ext
 import models
+import models.recipes
 from cen_ext import reference
 from cen_ext.modules import ExchangeLayerNorm
 from cen_ext.ops.norm_exchange.options import Options
@@ -23,6 +24,9 @@ from models.networks.encoders import load_imagenet, make_encoder
 from models.networks.encoders.mit import Block, EfficientAttention, MixFFN
 from models.networks.fusion import named_exchange_points
 from models.networks.released.tokenfusion import released_names
+from models.segmentation.build import build_network
+from models.training import config, registry
+from models.training.errors import UsageError
 from tests.helpers.networks import randomise_norms
 
 # TokenFusion's networks with 40 classes: all parameters, and those of the second modality's layer norms.
@@ -443,6 +447,17 @@ def test_fusions_that_it_cannot_serve_are_refused(fusion: Fusion, message: str) 
 def test_wrong_options_are_refused(build: Callable[[], nn.Module], message: str) -> None:
     with torch.device("meta"), pytest.raises(ValueError, match=message):
         build()
+
+
+def test_recipes_build_it() -> None:
+    settings = ["model.network=segformer", "model.encoder=mit_b0", "model.width=8"]
+    net = build_network(config.override(registry.find("synthetic_demo"), settings))
+    assert isinstance(net, SegFormer)
+    assert net.decoder.dropout.p == 0.1
+    assert net(torch.randn(4, 3, 64, 64)).branches.shape == (2, 2, 11, 16, 16)
+    wrong = config.override(registry.find("synthetic_demo"), [*settings, "model.decoder_init=kaiming"])
+    with pytest.raises(UsageError, match=r"decoder_init must be torch with model\.network=segformer"):
+        build_network(wrong)
 
 
 def test_any_encoder_takes_the_decoder() -> None:
