@@ -2,4 +2,5 @@
 
 import models.segmentation.recipes
 import models.segmentation.recipes_systems
+import models.segmentation.recipes_segformer
 import models.translation.recipes  # noqa: F401

@@ -40,6 +40,7 @@ OWN = {
         "class_weights": "weights from how frequent classes are",
         "criteria": "losses of pixels and their gradients, image by image",
         "live": "the predict command on cameras and streams",
+        "recipes_segformer": "a recipe of weights that are not free",
         "robustness": "the evaluate command with corrupted inputs",
     },
     "translation": {

@@ -8,17 +8,22 @@ from collections.abc import Sequence
 from functools import cache
 
 import pytest
+import torch
 
 from models import tables
 from models.__main__ import main
+from models.networks.counting import count_parameters
+from models.segmentation.build import build_network
 from models.tables import Figure, Row, listing
+from models.training import registry
 from tests.helpers import vision
 from tests.helpers.parameter_counts import (
     ALL,
+    MIT_NORMS,
     NORMS,
-    PVT_NORMS,
     PVT_REFINENET,
     REFINENET,
+    SEGFORMER,
     refinenet101,
     unet_blocks,
 )
@@ -63,7 +68,7 @@ def expected_parameters(name: str, row: Row) -> int:
     if name == "asymfusion-cityscapes":
         return 41_240_099 if row.method == "AsymFusion" else 41_054_899
     if name == "tokenfusion-nyudv2":
-        return PVT_REFINENET + PVT_NORMS
+        return SEGFORMER + MIT_NORMS
     inputs = row.setting.partition(" to ")[0].count("+") + 1
     plain = UNET + (inputs - 2) * UNET_NORMS
     if row.method in ("CEN", "one modality", "AsymFusion"):
@@ -78,8 +83,6 @@ def expected_parameters(name: str, row: Row) -> int:
 @pytest.mark.parametrize("name", tables.TABLES)
 def test_every_row(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its command is one that the command line takes; the network of those settings has the parameters."""
-    if name == "tokenfusion-nyudv2":
-        vision.timm()
     calls: list[tuple[str, Sequence[str]]] = []
     monkeypatch.setattr("models.training.train.train", lambda *call: calls.append(call[:2]) or 0)
     found = entries(name)
@@ -102,6 +105,15 @@ def test_tables_have_all_rows() -> None:
         **{"asymfusion-nyudv2": 8, "asymfusion-cityscapes": 3, "asymfusion-translation": 4 * 5},
         "tokenfusion-nyudv2": 2,
     }
+
+
+def test_the_free_alternative_to_segformer() -> None:
+    """It has as many layer norms as SegFormer-B2."""
+    vision.timm()
+    recipe = registry.find("nyudv2_cen_layer_norm_pvtv2_b2")
+    with torch.device("meta"):
+        net = build_network(recipe)
+    assert count_parameters(net) == PVT_REFINENET + MIT_NORMS
 
 
 def agrees(printed: Figure, counted: int) -> bool:

@@ -6,8 +6,11 @@ from __future__ import annotations
 # modality adds to it.
 REFINENET = {50: 99_104_104, 101: 118_096_232, 152: 133_739_880}
 NORMS = {50: 53_120, 101: 105_344, 152: 151_424}
-# The same on PVTv2-B2: 24,849,856 of the encoder, whose layer norms TokenFusion's appendix counts, too.
-PVT_REFINENET, PVT_NORMS = 90_418_920, 25_984
+# SegFormer-B2 of one modality, and the layer norms of one. TokenFusion's count for two is 26,018,426, with
+# 1,260,048 of score networks, and alpha.
+SEGFORMER, MIT_NORMS = 24_732_392, 25_984
+# RefineNet on PVTv2-B2, whose layer norms are as many: 24,849,856 of the encoder.
+PVT_REFINENET = 90_418_920
 
 ALL = (1, 2, 3, 4)
 WIDTHS = {1: 256, 2: 512, 3: 1024, 4: 2048}

@@ -460,6 +460,20 @@ def test_recipes_build_it() -> None:
         build_network(wrong)
 
 
+def test_recipe_is_tokenfusions() -> None:
+    recipe = registry.find("nyudv2_cen_segformer_b2")
+    with torch.device("meta"):
+        net = build_network(recipe)
+    assert isinstance(net, SegFormer)
+    assert count_parameters(net) == 24_758_376
+    optim = recipe.optim
+    assert (optim.method, optim.weight_decay, recipe.data.batch_size) == ("adamw", 0.01, 6)
+    assert [(stage.epochs, stage.encoder_lr, stage.decoder_lr) for stage in optim.stages] == [
+        (100, rate, pytest.approx(10 * rate)) for rate in (6e-5, 3e-5, 1.5e-5)
+    ]
+    assert (recipe.loss.sparsity, recipe.fusion) == (1e-3, Exchange(penalty="all"))
+
+
 def test_any_encoder_takes_the_decoder() -> None:
     net = segformer("resnet18", 5, width=8, frozen_statistics=False)
     assert isinstance(net, SegFormer)
