@@ -61,8 +61,9 @@ class Encoder(PerModality, Backbone):
     """Base of encoders for M modalities stacked on the batch axis.
 
     A subclass makes its modules, with ``norm_layer`` for norms, calls ``finish`` last, and gives ``stem`` and
-    ``stages``. An encoder whose computation is no such chain overrides ``forward`` instead, and refuses in
-    its constructor the fusions that it cannot serve.
+    ``stages``. With ``stem_channels``, its ``stem`` calls ``fuse(0, ...)``. An encoder whose computation is
+    no such chain overrides ``forward`` instead, and refuses in its constructor the fusions that it cannot
+    serve.
 
     Args:
         num_modalities: M >= 1.
@@ -73,6 +74,7 @@ class Encoder(PerModality, Backbone):
         frozen_statistics: ``train()`` leaves the norms in eval mode: running statistics are used and not
             updated, while weight and bias train.
         asks_for_lateral: whether it calls ``fusion.lateral`` in the last block of each stage.
+        stem_channels: of what its ``stem`` lets the fusion act on; None: a fusion has no place there.
 
     Attributes:
         stem_weight: the name of the first convolution's weight in the state dict.
@@ -80,8 +82,8 @@ class Encoder(PerModality, Backbone):
         normalization: of colors, which its pretrained weights expect; None stands for ImageNet's.
 
     Raises:
-        ValueError: num_modalities or in_channels below 1; a fusion after stages that there are not, or within
-            blocks that there are not.
+        ValueError: num_modalities or in_channels below 1; a fusion after stages that there are not, after a
+            stem without a place for it, or within blocks that there are not.
     """
 
     stem_weight: ClassVar[str] = "conv1.weight"
@@ -97,6 +99,7 @@ class Encoder(PerModality, Backbone):
         in_channels: int = 3,
         frozen_statistics: bool = True,
         asks_for_lateral: bool = False,
+        stem_channels: int | None = None,
     ) -> None:
         super().__init__()
         check_counts(num_modalities=num_modalities, in_channels=in_channels)
@@ -105,10 +108,16 @@ class Encoder(PerModality, Backbone):
                 f"fusion={fusion.name} acts around the spatial convolution of bottleneck blocks, of which "
                 "this encoder has none it could use; take resnet50, 101 or 152, or xception65 or 71"
             )
+        if fusion.after_stem and stem_channels is None:
+            raise ValueError(
+                f"fusion={fusion.name} acts after the stem, where this encoder has no place for it; give "
+                "fusion.stages without 0, or take a ResNet"
+            )
         fusion.check_stages(len(channels))
         self.num_modalities = num_modalities
         self.fusion = fusion
         self.channels = tuple(channels)
+        self.stem_channels = stem_channels
         self.strides = tuple(strides)
         self.in_channels = in_channels
         self.frozen_statistics = frozen_statistics
@@ -156,7 +165,10 @@ class Encoder(PerModality, Backbone):
     def add_fusion_stages(self) -> None:
         """Add what the fusion does after stages."""
         fused = {}
-        for number, channels in enumerate(self.channels, 1):
+        stages = dict(enumerate(self.channels, 1))
+        if self.fusion.after_stem and self.stem_channels is not None:
+            stages[0] = self.stem_channels
+        for number, channels in stages.items():
             block = self.fusion.after_stage(number, channels, self.num_modalities)
             if block is not None:
                 fused[str(number)] = block
@@ -209,7 +221,7 @@ class Encoder(PerModality, Backbone):
         return features
 
     def fuse(self, stage: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What goes on from a stage's output, and the feature that the decoder gets."""
+        """What goes on from a stage's output, the stem's being 0, and the feature that the decoder gets."""
         fused: tuple[Tensor, Tensor] = (x, x)
         if str(stage) in self.fusion_stages:
             fused = self.fusion_stages[str(stage)](x)

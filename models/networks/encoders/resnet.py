@@ -14,8 +14,8 @@ every second (stage 3) or fourth (stage 4) position it computes exactly what the
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -27,6 +27,23 @@ from models.networks.messages import suggest
 
 Strided = Literal["1x1", "3x3"]
 Dilations = tuple[int, int]  # for the grid on which a block starts, and the one on which it ends
+
+
+class Block(Protocol):
+    """A class of blocks: what makes one, and by how many times its width its output has more channels."""
+
+    expansion: int
+
+    def __call__(
+        self,
+        in_channels: int,
+        width: int,
+        stride: int,
+        dilations: Dilations,
+        norm_layer: NormLayer,
+        lateral: Lateral | None = None,
+        strided: Strided = "3x3",
+    ) -> nn.Module: ...
 
 
 class BasicBlock(nn.Module):
@@ -49,7 +66,7 @@ class BasicBlock(nn.Module):
         self.bn1 = norm_layer(width, exchange_point=True)
         self.conv2 = _conv3x3(width, width, 1, dilations[1])
         self.bn2 = norm_layer(width, exchange_point=True)
-        self.downsample = _downsample(in_channels, width, stride, norm_layer)
+        self.downsample = downsample(in_channels, width, stride, norm_layer)
 
     def forward(self, x: Tensor) -> Tensor:
         skip = x if self.downsample is None else self.downsample(x)
@@ -89,7 +106,7 @@ class Bottleneck(nn.Module):
         self.join = lateral.join
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn3 = norm_layer(out_channels)
-        self.downsample = _downsample(in_channels, out_channels, stride, norm_layer)
+        self.downsample = downsample(in_channels, out_channels, stride, norm_layer)
 
     def forward(self, x: Tensor) -> Tensor:
         skip = x if self.downsample is None else self.downsample(x)
@@ -106,7 +123,7 @@ def _conv3x3(in_channels: int, out_channels: int, stride: int, dilation: int) ->
     return nn.Conv2d(in_channels, out_channels, 3, stride, padding=dilation, dilation=dilation, bias=False)
 
 
-def _downsample(
+def downsample(
     in_channels: int, out_channels: int, stride: int, norm_layer: NormLayer
 ) -> nn.Sequential | None:
     """The skip's projection, where shapes differ."""
@@ -118,10 +135,11 @@ def _downsample(
     )
 
 
+STEM_WIDTH = 64
 WIDTHS = (64, 128, 256, 512)  # inner ones, of the four stages
 
 # name -> (block, blocks of the four stages)
-RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+RESNETS: dict[str, tuple[Block, tuple[int, int, int, int]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet34": (BasicBlock, (3, 4, 6, 3)),
     "resnet50": (Bottleneck, (3, 4, 6, 3)),
@@ -132,6 +150,8 @@ RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, in
 
 class ExchangeResNet(Encoder):
     """A ResNet whose M modalities share convolutions and exchange channels.
+
+    A fusion may act after its stem, before the pooling, at half of the resolution.
 
     Args:
         name: ``"resnet18"``, ``"resnet34"``, ``"resnet50"``, ``"resnet101"`` or ``"resnet152"``.
@@ -148,12 +168,16 @@ class ExchangeResNet(Encoder):
         strided: the convolution of a bottleneck that halves the resolution: ``"3x3"`` as in torchvision's
             networks, or ``"1x1"`` as in the first ones. Basic blocks have it in the first convolution.
 
+    Attributes:
+        variants: what the names stand for.
+
     Raises:
         ValueError: unknown name, region, criterion or output stride; negative threshold; num_modalities or
             in_channels below 1; a fusion that contradicts itself, or beside threshold, region or criterion.
     """
 
     weights_kind = "a torchvision ResNet"
+    variants: ClassVar[Mapping[str, tuple[Block, tuple[int, int, int, int]]]] = RESNETS
 
     layer1: nn.Sequential
     layer2: nn.Sequential
@@ -175,10 +199,10 @@ class ExchangeResNet(Encoder):
         dilated: bool = False,
         strided: Strided = "3x3",
     ) -> None:
-        if name not in RESNETS:
-            hint = suggest(str(name), RESNETS)
-            raise ValueError(f"encoder must be one of {', '.join(RESNETS)}, got {name!r}{hint}")
-        block, depths = RESNETS[name]
+        if name not in self.variants:
+            hint = suggest(str(name), self.variants)
+            raise ValueError(f"encoder must be one of {', '.join(self.variants)}, got {name!r}{hint}")
+        block, depths = self.variants[name]
         super().__init__(
             num_modalities,
             resolve(
@@ -189,11 +213,12 @@ class ExchangeResNet(Encoder):
             in_channels=in_channels,
             frozen_statistics=frozen_statistics,
             asks_for_lateral=block is Bottleneck,
+            stem_channels=STEM_WIDTH,
         )
-        self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
-        self.bn1 = self.norm_layer(0)(64)
+        self.conv1 = nn.Conv2d(in_channels, STEM_WIDTH, 7, stride=2, padding=3, bias=False)
+        self.bn1 = self.norm_layer(0)(STEM_WIDTH)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        channels, dilation = 64, 1
+        channels, dilation = STEM_WIDTH, 1
         for stage, (depth, width) in enumerate(zip(depths, WIDTHS, strict=True), 1):
             blocks = []
             for i in range(depth):
@@ -215,7 +240,8 @@ class ExchangeResNet(Encoder):
         self.finish()
 
     def stem(self, x: Tensor) -> Tensor:
-        y: Tensor = self.maxpool(self.bn1(self.conv1(x)))
+        x, _ = self.fuse(0, self.bn1(self.conv1(x)))
+        y: Tensor = self.maxpool(x)
         return y
 
     def stages(self) -> Sequence[nn.Module]:

@@ -83,6 +83,7 @@ class Fusion:
         uses_lateral: it needs an encoder that asks for ``lateral``.
         subsets: networks with it run with some of their modalities as well (``cen_ext.present``): what it
             adds to them is ``cen_ext.tables.PerModality``, or takes any number of modalities.
+        after_stem: it is asked for ``after_stage(0, ...)`` as well, and needs an encoder with a place for it.
 
     Raises:
         ValueError: a value that is not among a field's choices; the message begins with the field's name.
@@ -165,6 +166,10 @@ class Fusion:
         """
         return layer(channels, streams, **options)
 
+    @property
+    def after_stem(self) -> bool:
+        return False
+
     def lateral(self, channels: int, num_modalities: int) -> Lateral | None:
         """Make what happens around a spatial convolution of a stage's last block; None for nothing.
 
@@ -176,7 +181,10 @@ class Fusion:
         return None
 
     def after_stage(self, stage: int, channels: int, num_modalities: int) -> FusionStage | None:
-        """Make what acts after a stage, whose output has so many channels; None for nothing."""
+        """Make what acts after a stage, whose output has so many channels; None for nothing.
+
+        Stage 0, the stem, is asked for where ``after_stem`` says so; the decoder gets no feature of it.
+        """
         return None
 
     def private_convolutions(self, stage: int) -> bool:

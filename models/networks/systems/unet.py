@@ -283,6 +283,8 @@ def unet(
 def _check_fusion(fusion: Fusion, num_modalities: int, levels: int) -> None:
     """Refuse what a U-Net has no place for: other convolutions, other branches, another join of them."""
     fusion.check_stages(levels)
+    if fusion.after_stem:
+        raise ValueError(f"fusion must act after the levels of a U-Net, from 1 on (stages), got {fusion}")
     stages = range(levels + 1)
     if any(fusion.private_convolutions(stage) for stage in stages):
         raise ValueError(
