@@ -146,7 +146,8 @@ def test_a_fixed_portion_is_that_of_the_whole() -> None:
 
 @pytest.mark.parametrize("name", sorted(name for name, kind in FUSIONS.members.items() if not kind.subsets))
 def test_fusions_that_join_all_modalities(name: str) -> None:
-    net = models.refinenet("plain_net", 5, 2, width=4, fusion=name)
+    encoder = "resnet18" if FUSIONS[name]().after_stem else "plain_net"
+    net = models.refinenet(encoder, 5, 2, width=4, fusion=name)
     message = rf"fusion={name} joins all modalities .*; networks with fusion=exchange or none or"
     with pytest.raises(ValueError, match=message), present(net, [0]):
         pass

@@ -23,7 +23,11 @@ FEW = [
     "eval.limit=1",
 ]
 OPTIONS = {"align": ["fusion.samples=16"], "fixed_portion": ["fusion.choice=random"]}
-OF_UNETS = {"self_attention": ["fusion.norm_at_end=none"], "mmf": ["fusion.setting=shared"]}
+OF_UNETS = {
+    "self_attention": ["fusion.norm_at_end=none"],
+    "mmf": ["fusion.setting=shared"],
+    "se_add": ["fusion.setting=shared"],
+}
 NOT_FOR_UNETS = {
     "late_concat": "fusion must leave a U-Net a branch",
     "conditional_norm": "needs a network of batch norms",

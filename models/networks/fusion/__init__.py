@@ -16,6 +16,7 @@ from models.networks.fusion.base import (
 )
 from models.networks.fusion.conditional import ConditionalNorm
 from models.networks.fusion.exchange import Exchange, LateConcat, NoFusion
+from models.networks.fusion.squeeze import SEAdd
 from models.networks.fusion.stages import MMF, Average, Concat, SelfAttention
 from models.networks.fusion.thresholds import resolve_thresholds
 
@@ -36,6 +37,7 @@ __all__ = [
     "LateConcat",
     "Lateral",
     "NoFusion",
+    "SEAdd",
     "SelfAttention",
     "Sum",
     "exchange_points",

@@ -201,18 +201,23 @@ class SkipOfStreams(FusionStage):
 class StageFusion(Fusion):
     """Base of the fusions that act after chosen stages.
 
+    Attributes:
+        first_stage: the least number of a stage; 0 where it may act after the stem.
+
     Raises:
-        ValueError: stages that are none, below 1, or not in ascending order; an unknown choice.
+        ValueError: stages that are none, below the first, or not in ascending order; an unknown choice.
     """
 
     stages: tuple[int, ...] = option((1, 2, 3, 4), STAGES_HELP, carried=True)
     setting: Setting = option("shared", SETTING_HELP, carried=True)
 
+    first_stage: ClassVar[int] = 1
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        stages = self.stages
-        if not stages or stages[0] < 1 or list(stages) != sorted(set(stages)):
-            raise ValueError(f"stages must be ascending numbers from 1 on, got {stages}")
+        stages, first = self.stages, self.first_stage
+        if not stages or stages[0] < first or list(stages) != sorted(set(stages)):
+            raise ValueError(f"stages must be ascending numbers from {first} on, got {stages}")
 
     def check(self, num_modalities: int) -> None:
         check_several(self, num_modalities)
