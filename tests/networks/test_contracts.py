@@ -28,7 +28,7 @@ from tests.helpers.system_contract import check_system
 STANDARD = sys.stdlib_module_names
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "plain_net", "mit_b0"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet18_nbt1d", "plain_net", "mit_b0"])
 def test_encoders(name: str) -> None:
     assert name in models.encoders()
     check_encoder(name)

@@ -10,6 +10,7 @@ from models.networks.encoders.base import (
     register_encoder,
 )
 from models.networks.encoders.mit import MITS, MixTransformer
+from models.networks.encoders.nbt1d import NBt1DResNet
 from models.networks.encoders.resnet import RESNETS, ExchangeResNet
 from models.networks.encoders.timm import TimmEncoder
 from models.networks.encoders.weights import LoadReport, load_imagenet
@@ -24,6 +25,7 @@ __all__ = [
     "ExchangeResNet",
     "LoadReport",
     "MixTransformer",
+    "NBt1DResNet",
     "Normalization",
     "TimmEncoder",
     "encoders",
