@@ -63,7 +63,7 @@ class SegmentationNetwork(PerModality, nn.Module):
 
 
 class EncoderDecoder(SegmentationNetwork):
-    """Base of ``RefineNet``, ``PSPNet`` and ``DeepLabV3Plus``, whose builders describe the arguments.
+    """Base of networks like ``RefineNet`` and ``PSPNet``, whose builders describe the arguments.
 
     In ``cen_ext.present`` it takes and returns the present modalities alone, unless the fusion joins all.
 
@@ -112,20 +112,25 @@ class EncoderDecoder(SegmentationNetwork):
     def num_sides(self) -> int:
         return int(self.auxiliary is not None)
 
+    def decode(self, features: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The encoder's features to logits ``[B*N, K, h, w]``, and in training those of side outputs."""
+        logits = self.decoder(features)
+        if self.auxiliary is None or not self.training:
+            return logits, []
+        return logits, [self.auxiliary(features)]
+
     @runs_on_backend
     def forward(self, x: Tensor | Sequence[Tensor]) -> SegmentationOutput | AuxiliaryOutput:
-        features = self.encoder(x)
-        logits = self.decoder(features)
+        logits, sides = self.decode(self.encoder(x))
         if self.head is None:
             assert self.alpha is not None  # it is there if and only if no head is
             output = with_ensemble(logits, self.of_present(self.alpha))
         else:
             branches = split_branches(logits, self.num_branches)
             output = SegmentationOutput(branches, self.head(branches), None)
-        if self.auxiliary is None or not self.training:
+        if not sides:
             return output
-        sides = (split_branches(self.auxiliary(features), len(output.branches)),)
-        return AuxiliaryOutput(*output, sides)
+        return AuxiliaryOutput(*output, tuple(split_branches(side, len(output.branches)) for side in sides))
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
         rename_old_keys(state_dict, prefix)
