@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from models.networks.decoders import deeplabv3plus as deeplab
+from models.networks.decoders import esanet
 from models.networks.decoders.light_refinenet import light_refinenet
 from models.networks.decoders.pspnet import pspnet, stages_read
 from models.networks.decoders.refinenet import refinenet
@@ -58,6 +59,9 @@ DECODERS: dict[str, Decoder] = {
         deeplab.deeplabv3plus, ("decoder_norms", "output_stride"), deeplab.STAGES_READ, pooled=True
     ),
     "segformer": Decoder(segformer),
+    "esanet": Decoder(
+        esanet.esanet, read=esanet.STAGES_READ, pooled=True, head=True, read_with_head=esanet.STAGES_READ
+    ),
 }
 
 
@@ -97,11 +101,6 @@ def taken(name: str) -> tuple[str, ...]:
 def num_branches(name: str, fusion: Fusion, num_modalities: int) -> int:
     """Branches of a network's output."""
     return 1 if is_system(name) else fusion.branches(num_modalities)
-
-
-def num_sides(name: str, auxiliary: bool) -> int:
-    """Side outputs of a network in training, where the loss has a weight for them or not."""
-    return system(name).sides if is_system(name) else int(auxiliary and DECODERS[name].head)
 
 
 def is_pooled(name: str) -> bool:

@@ -105,13 +105,14 @@ class ModelSettings:
 
     network: str = setting(
         "refinenet",
-        "refinenet, light_refinenet, pspnet, deeplabv3plus or segformer; or a system, which fuses in its own way: "
-        "fcn32s, fusenet, acnet, adapnetpp, ssma, rdfnet, gnn3d, or another registered one",
+        "refinenet, light_refinenet, pspnet, deeplabv3plus, segformer or esanet; or a system, which fuses in "
+        "its own way: fcn32s, fusenet, acnet, adapnetpp, ssma, rdfnet, gnn3d, or another registered one",
     )
     encoder: str = setting(
         "resnet101",
         "resnet18 to resnet152, resnet50_v1 to resnet152_v1 for weights of that form (stride in a 1x1), "
-        "xception65, xception71, mit_b0 to mit_b5, or another registered one; or timm:NAME; systems have their own",
+        "xception65, xception71, mit_b0 to mit_b5, resnet34_nbt1d, or another registered one; or timm:NAME; "
+        "systems have their own",
     )
     weights: Path | None = setting(
         None,
