@@ -7,12 +7,14 @@ from models.networks.released import load_released
 from models.networks.systems import register_system
 from models.segmentation import (
     DeepLabV3Plus,
+    ESANet,
     LightRefineNet,
     PSPNet,
     RefineNet,
     SegFormer,
     SegmentationOutput,
     deeplabv3plus,
+    esanet,
     light_refinenet,
     pspnet,
     refinenet,
@@ -24,6 +26,7 @@ from models.translation import PatchGAN, TranslationOutput, UNet, patchgan, unet
 
 __all__ = [
     "DeepLabV3Plus",
+    "ESANet",
     "LightRefineNet",
     "PSPNet",
     "PatchGAN",
@@ -34,6 +37,7 @@ __all__ = [
     "UNet",
     "deeplabv3plus",
     "encoders",
+    "esanet",
     "fusion",
     "fusions",
     "light_refinenet",

@@ -18,6 +18,14 @@ _NETWORKS = {
     "pspnet": "PSPNet",
     "deeplabv3plus": "DeepLabv3+",
     "segformer": "SegFormer",
+    "esanet": "ESANet",
+    "fcn32s": "FCN-32s",
+    "fusenet": "FuseNet",
+    "acnet": "ACNet",
+    "adapnetpp": "AdapNet++",
+    "ssma": "SSMA",
+    "rdfnet": "RDFNet",
+    "gnn3d": "3DGNN",
 }
 _FUSIONS = {
     "exchange": "fused by exchange",

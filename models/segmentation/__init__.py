@@ -1,6 +1,7 @@
 """Segmentation networks."""
 
 from models.networks.decoders.deeplabv3plus import DeepLabV3Plus, deeplabv3plus
+from models.networks.decoders.esanet import ESANet, esanet
 from models.networks.decoders.light_refinenet import LightRefineNet, light_refinenet
 from models.networks.decoders.pspnet import PSPNet, pspnet
 from models.networks.decoders.refinenet import RefineNet, refinenet
@@ -11,6 +12,7 @@ from models.networks.segmentor import SegmentationNetwork
 __all__ = [
     "AuxiliaryOutput",
     "DeepLabV3Plus",
+    "ESANet",
     "LightRefineNet",
     "PSPNet",
     "RefineNet",
@@ -18,6 +20,7 @@ __all__ = [
     "SegmentationNetwork",
     "SegmentationOutput",
     "deeplabv3plus",
+    "esanet",
     "light_refinenet",
     "pspnet",
     "refinenet",

@@ -392,7 +392,7 @@ def check_batch_size(recipe: SegmentationRecipe) -> None:
     """Refuse a batch that does not divide into the parts that it is computed in.
 
     Raises:
-        UsageError: it does not, or the parts are too small for PSPNet or DeepLabv3+.
+        UsageError: it does not, or the parts are too small for a norm of the network.
     """
     size, parts = recipe.data.batch_size, recipe.optim.accumulate
     processes = distributed.world_size()
