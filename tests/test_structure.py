@@ -41,6 +41,7 @@ OWN = {
         "criteria": "losses of pixels and their gradients, image by image",
         "live": "the predict command on cameras and streams",
         "recipes_segformer": "a recipe of weights that are not free",
+        "recipes_esanet": "the recipes of ESANet",
         "robustness": "the evaluate command with corrupted inputs",
     },
     "translation": {
