@@ -101,6 +101,19 @@ def test_a_report_of_what_does_not_match_and_other_layers_are_as_ever(tmp_path: 
     assert torch.equal(encoder.layer1[0].conv1.weight, donor.layer1[0].conv1.weight)
 
 
+def test_a_stem_of_one_channel_gets_the_mean(tmp_path: Path) -> None:
+    """On a gray image it computes a third of what the weights' own network computes."""
+    donor = ExchangeResNet("resnet18", 1).double()
+    torch.save(
+        {key: v[0] if v.dim() == 2 else v for key, v in donor.state_dict().items()}, tmp_path / "a.pth"
+    )
+    encoder = ExchangeResNet("resnet18", 2, in_channels=1).double()
+    assert load_imagenet(encoder, tmp_path / "a.pth", bgr=True, scale=(0.5, 0.25, 0.125)) == ([], [])
+    gray = torch.randn(1, 1, 32, 32, dtype=torch.float64)
+    colors = gray * torch.tensor([0.125, 0.25, 0.5])[:, None, None]  # blue first, as the donor has them
+    torch.testing.assert_close(encoder.conv1(gray), donor.conv1(colors) / 3)
+
+
 def test_misfits() -> None:
     shapes = {"a": (3,), "b": torch.Size([2, 2]), "c": ()}
     state = {"a": torch.zeros(3), "b": torch.zeros(2, 2), "c": torch.zeros(())}

@@ -35,8 +35,8 @@ def load_imagenet(
 ) -> LoadReport:
     """Load pretrained weights in the names of torchvision or timm, whichever the encoder is.
 
-    Private entries start alike in every modality. A stem that reads one channel starts from the mean over
-    red, green and blue.
+    Private entries start alike in every modality. A stem that reads one channel gets the mean of the weights
+    for red, green and blue.
 
     Args:
         encoder: changed in place, and only if every shape fits.
@@ -64,12 +64,9 @@ def load_imagenet(
     usable = {key: value for key, value in state.items() if key in own}
     if not usable:
         raise ValueError(f"{path}: no key of {encoder.weights_kind} in it; it starts with {some(read)}")
+    for key in usable.keys() & set(encoder.stem_weights):
+        usable[key] = _stem(usable[key], own[key].shape[1], bgr, scale)
     shapes = _single_modality_shapes(encoder)
-    stems = usable.keys() & set(encoder.stem_weights)
-    gray = {key for key in stems if own[key].shape[1] == 1}
-    for key in gray:
-        filters, _, *kernel = shapes.get(key, own[key].shape)
-        shapes[key] = torch.Size((filters, len(scale), *kernel))
     wrong = [
         f"{key} is {tuple(value.shape)} in the file, but {tuple(expected.shape)} in the encoder"
         for key, value in usable.items()
@@ -78,15 +75,20 @@ def load_imagenet(
     ]
     if wrong:
         raise ValueError(f"{path}: wrong shapes: {some(wrong)}")
-    for key in stems:
-        stem = usable[key].flip(1) if bgr else usable[key]
-        stem = stem * torch.tensor(scale, dtype=stem.dtype).view(-1, 1, 1)
-        usable[key] = stem.mean(1, keepdim=True) if key in gray else stem
     encoder.load_state_dict(usable, strict=False)
     return LoadReport(
         missing=[k for k in own if k not in state and not k.endswith(".num_batches_tracked")],
         unexpected=[k for k in state if k not in own],
     )
+
+
+def _stem(weight: Tensor, channels: int, bgr: bool, scale: Sequence[float]) -> Tensor:
+    """The weight of a stem that reads so many channels, of one for red, green and blue; others unchanged."""
+    if weight.shape[1:2] != (len(scale),):
+        return weight
+    ordered = weight.flip(1) if bgr else weight
+    scaled = ordered * torch.tensor(scale, dtype=weight.dtype).view(-1, 1, 1)
+    return scaled.mean(1, keepdim=True) if channels == 1 else scaled
 
 
 def _single_modality_shapes(encoder: Backbone) -> dict[str, torch.Size]:
