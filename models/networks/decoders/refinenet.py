@@ -68,6 +68,11 @@ class ChainedResidualPooling(nn.Module):
 class RefineNetBlock(nn.Module):
     """One level of the decoder: adapt the encoder's feature, join the coarser level, pool, refine.
 
+    Attributes:
+        unit: the kind of residual unit, a module of ``channels``.
+        links: of the chained pooling.
+        resizing: by which the coarser level gets the size of this one.
+
     Args:
         in_channels: channels of the encoder's feature.
         channels: channels inside.
@@ -75,19 +80,27 @@ class RefineNetBlock(nn.Module):
         joins: whether a coarser level comes in, of ``channels`` channels.
     """
 
+    unit: ClassVar[type[nn.Module]] = ResidualConvUnit
+    links: ClassVar[int] = 4
+    resizing: ClassVar[str] = "bilinear"
+
     def __init__(self, in_channels: int, channels: int, out_channels: int | None, joins: bool) -> None:
         super().__init__()
-        self.reduce = Conv3x3(in_channels, channels, bias=False)
-        self.adapt = nn.Sequential(*(ResidualConvUnit(channels) for _ in range(2)))
+        self.reduce = self.reduction(in_channels, channels)
+        self.adapt = nn.Sequential(*(self.unit(channels) for _ in range(2)))
         self.join = Conv3x3(channels, channels, bias=False) if joins else None
-        self.pool = ChainedResidualPooling(channels)
-        self.refine = nn.Sequential(*(ResidualConvUnit(channels) for _ in range(3)))
+        self.pool = ChainedResidualPooling(channels, self.links)
+        self.refine = nn.Sequential(*(self.unit(channels) for _ in range(3)))
         self.project = None if out_channels is None else Conv3x3(channels, out_channels, bias=False)
+
+    def reduction(self, in_channels: int, channels: int) -> nn.Module:
+        """Make what brings the encoder's feature to ``channels``."""
+        return Conv3x3(in_channels, channels, bias=False)
 
     def forward(self, feature: Tensor, coarser: Tensor | None) -> Tensor:
         x = self.adapt(self.reduce(feature))
         if self.join is not None and coarser is not None:
-            large = F.interpolate(coarser, x.shape[-2:], mode="bilinear", align_corners=True)
+            large = F.interpolate(coarser, x.shape[-2:], mode=self.resizing, align_corners=True)
             x = large.add_(self.join(x))
         # F.relu keeps its result for the gradient, as nothing else does here; this keeps a byte per value.
         x = self.refine(self.pool(torch.where(x <= 0, 0, x)))
@@ -125,16 +138,19 @@ class RefineNetDecoder(nn.Module):
         ]
         self.cascades = nn.ModuleList(blocks)
         self.dropout = Dropout(dropout)
-        self.classifier = Conv3x3(width, num_classes)
+        self.classifier: nn.Conv2d = Conv3x3(width, num_classes)
         for block in blocks:
             initialize(init, (block.reduce, block.join, block.project))
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Four features, finest first, to logits ``[M*N, K, h, w]`` of the finest feature's size."""
+    def levels(self, features: Sequence[Any]) -> Sequence[Any]:
+        """Return what the cascades get of the features, coarsest first."""
         finest, fine, coarse, coarsest = features
-        levels = (self.dropout(coarsest), self.dropout(coarse), fine, finest)
+        return self.dropout(coarsest), self.dropout(coarse), fine, finest
+
+    def forward(self, features: Sequence[Any]) -> Tensor:
+        """Four features, finest first, to logits ``[M*N, K, h, w]`` of the finest feature's size."""
         x = None
-        for cascade, feature in zip(self.cascades, levels, strict=True):
+        for cascade, feature in zip(self.cascades, self.levels(features), strict=True):
             x = cascade(feature, x)
         logits: Tensor = self.classifier(self.dropout(x, inplace=True))
         return logits

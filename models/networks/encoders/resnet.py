@@ -64,7 +64,7 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1 = _conv3x3(in_channels, width, stride, dilations[0])
         self.bn1 = norm_layer(width, exchange_point=True)
-        self.conv2 = _conv3x3(width, width, 1, dilations[1])
+        self.conv2: nn.Module = _conv3x3(width, width, 1, dilations[1])  # transposed in ACNet's decoder
         self.bn2 = norm_layer(width, exchange_point=True)
         self.downsample = downsample(in_channels, width, stride, norm_layer)
 
@@ -217,7 +217,7 @@ class ExchangeResNet(Encoder):
         )
         self.conv1 = nn.Conv2d(in_channels, STEM_WIDTH, 7, stride=2, padding=3, bias=False)
         self.bn1 = self.norm_layer(0)(STEM_WIDTH)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
         channels, dilation = STEM_WIDTH, 1
         for stage, (depth, width) in enumerate(zip(depths, WIDTHS, strict=True), 1):
             blocks = []

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cen_ext import Conv3x3, max_pool_same
 from models.networks.fusion.base import Fusion, FusionStage, check_several, option, register_fusion
 
 SQUEEZE = 16  # η of SSMA: channels of one modality for each channel of the bottleneck
@@ -102,13 +103,13 @@ class SelfAttentionJoin(Join):
         return joined
 
 
-class _ResidualUnit(nn.Module):
+class ResidualUnit(nn.Module):
     """RDFNet's residual convolution unit: ``x + conv3x3(relu(conv3x3(relu(x))))``, the first with bias."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv1 = Conv3x3(channels, channels)
+        self.conv2 = Conv3x3(channels, channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = x + self.conv2(F.relu(self.conv1(F.relu(x))))
@@ -116,32 +117,38 @@ class _ResidualUnit(nn.Module):
 
 
 class MMFJoin(Join):
-    """RDFNet's multi-modal feature fusion block, as AsymFusion's table counts it; ``37 C² + 2 C`` parameters.
+    """RDFNet's multi-modal feature fusion block, by default as AsymFusion's table counts it.
 
     Park et al., "RDFNet: RGB-D Multi-Level Residual Feature Fusion for Indoor Semantic Segmentation", ICCV
-    2017: ``r_m = conv3x3(RCU(RCU(conv1x1(x_m))))`` through half the channels with weights of each modality's
-    own, ``f = relu(sum of r_m)``, ``F = f + conv3x3(maxpool5(f))``.
+    2017: ``r_m = conv3x3(RCU(RCU(conv1x1(x_m))))`` with weights of each modality's own,
+    ``f = relu(sum of r_m)``, ``F = f + conv3x3(maxpool5(f))``.
+
+    Args:
+        channels: C, of the streams.
+        num_modalities: M.
+        width: channels inside and of F. None: half as many as C inside, and F of C, ``37 C² + 2 C``
+            parameters for two modalities.
     """
 
-    def __init__(self, channels: int, num_modalities: int) -> None:
+    def __init__(self, channels: int, num_modalities: int, width: int | None = None) -> None:
         super().__init__()
-        half = max(channels // 2, 1)
+        inner, outer = (max(channels // 2, 1), channels) if width is None else (width, width)
         self.streams = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(channels, half, 1, bias=False),
-                _ResidualUnit(half),
-                _ResidualUnit(half),
-                nn.Conv2d(half, channels, 3, padding=1, bias=False),
+                nn.Conv2d(channels, inner, 1, bias=False),
+                ResidualUnit(inner),
+                ResidualUnit(inner),
+                Conv3x3(inner, outer, bias=False),
             )
             for _ in range(num_modalities)
         )
-        self.pooled = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.pooled = Conv3x3(outer, outer, bias=False)
         initialize_convolutions(self)
 
-    def forward(self, streams: Tensor) -> Tensor:
+    def forward(self, streams: Tensor | Sequence[Tensor]) -> Tensor:
         parts = [refine(stream) for refine, stream in zip(self.streams, streams, strict=True)]
         f = F.relu(torch.stack(parts).sum(0))
-        joined: Tensor = f + self.pooled(F.max_pool2d(f, 5, 1, padding=2))
+        joined: Tensor = f + self.pooled(max_pool_same(f, 5))
         return joined
 
 
