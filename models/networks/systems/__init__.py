@@ -1,7 +1,19 @@
 """Whole networks: the published systems of the comparison tables, and those of translation."""
 
+from models.networks.systems.acnet import ACNet
 from models.networks.systems.adapnet import AdapNetPlusPlus
 from models.networks.systems.base import SYSTEMS, Logits, System, make_system, register_system
+from models.networks.systems.rdfnet import RDFNet
 from models.networks.systems.ssma import SSMA
 
-__all__ = ["SSMA", "SYSTEMS", "AdapNetPlusPlus", "Logits", "System", "make_system", "register_system"]
+__all__ = [
+    "SSMA",
+    "SYSTEMS",
+    "ACNet",
+    "AdapNetPlusPlus",
+    "Logits",
+    "RDFNet",
+    "System",
+    "make_system",
+    "register_system",
+]
