@@ -45,7 +45,8 @@ class Corruption:
     - ``missing``: it is absent, as with ``eval.without``: its branch does not run;
     - ``blank``: its image is 0 everywhere, once normalized: the mean color, no measurement of depth;
     - ``noise``: Gaussian, independent for every pixel and channel, is added where there is a measurement;
-      cut off at 0 and, but of depth and disparity, at 1; normals become unit vectors again;
+      cut off at 0 and, but of depth and disparity, at 1; normals become unit vectors again, and points
+      are not cut off;
     - ``holes``: in blobs, pixels lose their measurement; modalities that have none such become black there;
     - ``shift``: the image moves to the right and down; what comes in at the left and the top has no
       measurement or, of modalities that have none such, repeats the outermost pixels.
@@ -230,7 +231,7 @@ def noisy(image: Image, sigma: float, spec: InputSpec, kind: str | None, rng: np
     values = image * std + mean + sigma * rng.standard_normal(image.shape)
     if kind == "normals":
         values /= np.linalg.norm(values, axis=-1, keepdims=True)
-    else:
+    elif kind != "points":
         values = values.clip(0, None if kind in _UNBOUNDED else 1)
     known = image.any(axis=-1, keepdims=True) | (not has_holes(kind))
     return np.asarray(np.where(known, (values - mean) / std, 0), np.float32)

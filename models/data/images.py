@@ -259,6 +259,25 @@ def normals_image(path: Source, stored: NDArray[Any]) -> Image:
     return np.asarray((stored / np.float32(127.5) - 1) * known, np.float32)
 
 
+def points_image(path: Source, stored: NDArray[Any]) -> Image:
+    """Points in a camera's axes, x to the right, y down, z forward, in meters as they are stored.
+
+    Returns:
+        ``[H, W, 3]`` float32; 0 where a coordinate is not finite or z is not positive.
+
+    Raises:
+        DataError: not floating point with three channels.
+    """
+    if stored.dtype.kind != "f" or stored.ndim != 3 or stored.shape[2] != 3:
+        raise DataError(
+            f"{path}: expected points in meters, floating point with 3 channels, found {kind_of(stored)}"
+        )
+    with np.errstate(over="ignore"):
+        image = stored.astype(np.float32)
+    known = np.isfinite(image).all(axis=-1) & (image[:, :, 2] > 0)
+    return np.asarray(np.where(known[:, :, None], image, 0), np.float32)
+
+
 def read_labels(
     path: Path,
     num_classes: int,

@@ -55,6 +55,8 @@ def _spec(reader: Reader, modality: str) -> InputSpec:
         return InputSpec("hha", _UPSIDE_DOWN if upside_down else _HHA, 3, **color)
     if told.kind == "normals":
         return InputSpec(modality, "length of the normal", 3)
+    if told.kind == "points":
+        return InputSpec(modality, "metre", 3)
     if told.kind == "disparity":
         return InputSpec(modality, "64 pixels" if is_file else "1/metre")
     if told.kind == "depth":

@@ -15,7 +15,7 @@ from models.data.geometry import Camera
 
 Array = NDArray[np.float32]
 
-# The kinds of layout.json's modalities; disparity and HHA are further ones that are known by their names.
+# The kinds of layout.json's modalities; disparity, HHA and points are further ones, known by their names.
 KINDS = ("color", "intensity", "depth", "normals", "categorical")
 SPELLINGS: Mapping[str, str] = MappingProxyType({"colour": "color"})
 # The kind, for resizing, of modalities that may be averaged without their missing pixels.
@@ -30,11 +30,12 @@ _BY_NAME: Mapping[str, str] = MappingProxyType(
         "hha": "hha",
         "normals": "normals",
         "normal": "normals",  # Taskonomy's word
+        "points": "points",
     }
 )
 # Nothing lies between an object and the wall behind it, nor between two classes, and 0 (missing) is no
-# distance: neighbors are never averaged. What HHA and normals are computed from has the same edges.
-_UNMIXED = frozenset({"depth", "disparity", "hha", "normals", "categorical"})
+# distance: neighbors are never averaged. What HHA, normals and points are computed of has the same edges.
+_UNMIXED = frozenset({"depth", "disparity", "hha", "normals", "points", "categorical"})
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,11 @@ def resized(image: Array, size: Sequence[int], kind: str | None, averaged: bool 
 
 
 def mirrored(image: Array, kind: str | None) -> Array:
-    """An ``[H, W, C]`` image of the mirrored scene, whose normals point the other way along x."""
+    """An ``[H, W, C]`` image of the mirrored scene, whose normals point the other way along x.
+
+    Points keep their sign, in the axes of the camera that measured them: what reads points reads distances
+    between them, which are the mirrored scene's as well.
+    """
     turned = np.ascontiguousarray(image[:, ::-1])
     if kind == "normals":
         turned[:, :, 0] *= -1

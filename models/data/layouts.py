@@ -36,8 +36,8 @@ class Layout:
 
     Attributes:
         name: of the layout.
-        files: the path of every kind of file: of modalities (``rgb depth disparity hha normals``, or any
-            name), of ``labels``, and of ``camera`` where every image has its own.
+        files: the path of every kind of file: of modalities (``rgb depth disparity hha normals points``, or
+            any name), of ``labels``, and of ``camera`` where every image has its own.
         lists: path of a split's list; with ``{file}`` there is one for every kind of file. Empty: a split
             has a sample for every file of the first kind.
         lines: what a list's line holds: ``paths`` of all kinds, told apart by their folders; a ``path``, of

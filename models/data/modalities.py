@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.data.geometry import Camera, hha, surface_normals
+from models.data.geometry import Camera, hha, points, surface_normals
 from models.data.images import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -27,6 +27,7 @@ from models.data.images import (
     is_gray,
     is_metric,
     normals_image,
+    points_image,
     read_label_values,
     read_stored,
 )
@@ -36,8 +37,8 @@ from models.data.sizes import Reference
 from models.data.views import File, known_camera, of_size, reference, registered
 from models.networks.messages import suggest
 
-MODALITIES = ("rgb", "depth", "disparity", "hha", "normals")
-FROM_DEPTH = ("depth", "disparity", "hha", "normals")
+FROM_DEPTH = ("depth", "disparity", "hha", "normals", "points")
+MODALITIES = ("rgb", *FROM_DEPTH)
 FLOORS = (38, 218)  # HHA's third channel on floors: Gupta et al.'s, and that of older versions
 
 # Disparity in pixels that counts as 1 where a stereo camera measured it, so that inputs are of that order.
@@ -55,12 +56,15 @@ class Reader:
     - ``disparity``: 1 / meters, or pixels / 64 where a file holds disparity; 1 channel
     - ``hha``: ``geometry.hha``, or a file of it, normalized as RGB is; 3 channels
     - ``normals``: ``geometry.surface_normals``; 3 channels
+    - ``points``: ``geometry.points``, or a file of them, in meters; 3 channels. They stay in the axes of the
+      camera that measured them when images are cropped, resized and mirrored, so that distances between
+      them stay right
     - any other name: a file of the layout, read by its kind (``Layout.modality``); without one, three
       channels are color and one is intensity
 
     Missing values are 0 in all of them. Of a file of its own a modality is read, else computed. Files of a
-    camera with a pose (``Modality``) are brought into the view of the others first; ``hha`` and ``normals``
-    are computed of depth as large as it is stored, or as it is registered, and resized then.
+    camera with a pose (``Modality``) are brought into the view of the others first; ``hha``, ``normals`` and
+    ``points`` are computed of depth as large as it is stored, or as it is registered, and resized then.
 
     Args:
         layout: what the files hold.
@@ -230,6 +234,8 @@ class Reader:
             return File(stored, intensity_image(path, stored, modality.range, modality.missing))
         if modality.kind == "normals":
             image = normals_image(path, stored)
+        elif modality.kind == "points":
+            image = points_image(path, stored)
         else:
             image = color_image(path, stored, kind_by_name(name) is None, self.mean, self.std)
         if modality.missing:
@@ -258,6 +264,8 @@ class Reader:
             return depth[:, :, None]
         if modality == "normals":
             return surface_normals(depth, camera)
+        if modality == "points":
+            return points(depth, camera)
         return self._as_color(hha(depth, camera))
 
     def _as_color(self, encoded: Image) -> Image:

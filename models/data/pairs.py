@@ -332,8 +332,8 @@ def _check(layout: Layout, names: Sequence[str]) -> None:
         if name in (LABELS, CAMERA):
             hint = "; for label maps as input, give them another name and the kind categorical in layout.json"
             raise ValueError(f"{name!r} is no modality{hint * (name == LABELS)}")
-        if layout.modality(name).kind == "disparity":
-            raise ValueError(f"{name!r} is disparity, whose values have no upper end: give depth instead")
+        if (kind := layout.modality(name).kind) in ("disparity", "points"):
+            raise ValueError(f"{name!r} is {kind}, whose values have no upper end: give depth instead")
     target = names[-1]
     if target in FROM_DEPTH and target not in layout.files:
         raise ValueError(

@@ -124,7 +124,10 @@ def _resized(image: Tensor, size: Sequence[int], kind: str | None) -> Tensor:
 
 
 def mirrored(images: Tensor, kinds: Sequence[str | None]) -> Tensor:
-    """``[M, N, C, h, w]`` images of the mirrored scene; its normals point the other way along x."""
+    """``[M, N, C, h, w]`` images of the mirrored scene; its normals point the other way along x.
+
+    Points keep their sign, as in ``models.data.kinds.mirrored``.
+    """
     flipped = images.flip(-1)
     for index, kind in enumerate(kinds):
         if kind == "normals":

@@ -17,10 +17,16 @@ from models.visualize import Image, below, write_text
 
 
 def show_input(image: NDArray[np.float32], modality: str, normalization: Normalization) -> Image:
-    """A network's input ``[3, H, W]`` as an image; depth from dark (near, or missing) to bright (far)."""
+    """A network's input ``[3, H, W]`` as an image; depth from dark (near, or missing) to bright (far).
+
+    Points are gray at the camera, and where they are missing, and redder to the right, greener further down
+    and bluer farther away.
+    """
     pixels = image.transpose(1, 2, 0)
     if modality == "normals":
         pixels = (pixels + 1) / 2
+    elif modality == "points":
+        pixels = (pixels / max(float(np.abs(pixels).max()), 1e-6) + 1) / 2
     elif modality == "rgb" or pixels.min() < 0:  # normalized as color images are
         pixels = pixels * np.array(normalization.std) + np.array(normalization.mean)
     else:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from models.__main__ import main
-from models.data import LAYOUTS, DataError, Reader, SegmentationSet, find_layout, prepare_domains
+from models.data import LAYOUTS, DataError, Reader, SegmentationSet, find_layout, geometry, prepare_domains
 from models.data.files import walk
 from models.data.geometry import hha, surface_normals
 from models.data.inputs import InputSpec, input_specs
@@ -400,7 +400,7 @@ def test_the_papers_archive_crops_each_input_by_itself(tmp_path: Path, modalitie
     np.testing.assert_array_equal(sample.target, classes[MIDDLE])
 
 
-@pytest.mark.parametrize("what", ["normals", "hha", "disparity"])
+@pytest.mark.parametrize("what", ["normals", "hha", "points", "disparity"])
 def test_what_is_computed_is_computed_of_the_whole_depth(tmp_path: Path, what: str) -> None:
     """Its camera is that of the whole frame; of a crop with that camera floors would tilt."""
     archive(tmp_path)
@@ -408,6 +408,8 @@ def test_what_is_computed_is_computed_of_the_whole_depth(tmp_path: Path, what: s
     camera = LAYOUTS["nyu_cen"].camera.scaled(*WHOLE)
     if what == "normals":
         expected = surface_normals(depth, camera)
+    elif what == "points":
+        expected = geometry.points(depth, camera)
     elif what == "hha":
         encoded = hha(depth, camera)
         known = encoded.any(axis=-1, keepdims=True)

@@ -37,6 +37,7 @@ def spec_of(layout: str, modality: str) -> InputSpec:
         ("nyu_cen", "depth", InputSpec("depth", "metre")),
         ("nyu_cen", "disparity", InputSpec("disparity", "1/metre")),
         ("nyu_cen", "normals", InputSpec("normals", "length of the normal", 3)),
+        ("nyu_cen", "points", InputSpec("points", "metre", 3)),
         ("nyu_rgbx", "hha", InputSpec("hha", "255 of HHA's encoding", 3, **COLOUR)),
         ("nyu_rgbx", "depth", InputSpec("depth", "largest stored value")),
         ("nyu_esanet", "depth_raw", InputSpec("depth_raw", "metre")),

@@ -406,13 +406,13 @@ def sample_of(image: np.ndarray, kind: str | None, name: str = "thermal") -> Sam
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
-    kind=st.sampled_from(["depth", "categorical", "disparity", "hha", "normals"]),
+    kind=st.sampled_from(["depth", "categorical", "disparity", "hha", "normals", "points"]),
     side=st.integers(5, 40),
 )
 def test_kinds_that_are_never_averaged_keep_their_values(seed: int, kind: str, side: int) -> None:
     """After training's scale, mirror and crop every pixel is one of the image, or padding."""
     rng = np.random.default_rng(seed)
-    image = rng.random((12, 15, 3 if kind in ("hha", "normals") else 1)).astype(np.float32)
+    image = rng.random((12, 15, 3 if kind in ("hha", "normals", "points") else 1)).astype(np.float32)
     image[rng.random((12, 15)) < 0.3] = 0
     transformed = TrainTransform(crop=33, shorter_side=side, ignore_index=255)(sample_of(image, kind), rng)
     pixels = {tuple(pixel) for pixel in image.reshape(-1, image.shape[2]).tolist()}
@@ -668,7 +668,7 @@ def test_specs_of_runs_before_kinds_are_accepted_where_they_agree(
     assert all(difference.startswith("thermal: ") for difference in differences)
 
 
-@pytest.mark.parametrize("name", ["rgb", "depth", "depth_raw", "hha", "normals"])
+@pytest.mark.parametrize("name", ["rgb", "depth", "depth_raw", "hha", "normals", "points"])
 def test_known_names_need_no_kind(name: str) -> None:
     """As they were before kinds could be told."""
     expected = {
@@ -677,6 +677,7 @@ def test_known_names_need_no_kind(name: str) -> None:
         "depth_raw": InputSpec("depth_raw", "metre"),
         "hha": InputSpec("hha", "255 of HHA's encoding", 3, **COLOR),
         "normals": InputSpec("normals", "length of the normal", 3),
+        "points": InputSpec("points", "metre", 3),
     }[name]
     assert spec_of(None, name) == expected
 

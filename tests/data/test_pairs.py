@@ -334,6 +334,7 @@ def test_a_reader_is_made_again_of_what_went_with_the_weights(tmp_path: Path) ->
         ({"domains": ("camera",)}, "'camera' is no modality"),
         ({"target": "segments"}, "the target 'segments' is of the kind categorical"),
         ({"target": "disparity"}, "'disparity' is disparity, whose values have no upper end"),
+        ({"domains": ("points",)}, "'points' is points, whose values have no upper end: give depth instead"),
         ({"target": "normals"}, "the target 'normals' is computed from depth: make files of it"),
         ({"target": "visible"}, "domains and target must differ"),
         ({"lists": ("one.txt",)}, "lists must be two paths"),

@@ -26,7 +26,7 @@ from models.data import (
     prepare_domains,
     to_plain,
 )
-from models.data.geometry import surface_normals
+from models.data.geometry import points, surface_normals
 from models.data.images import Frame
 from models.data.kinds import Modality
 from models.data.registration import register
@@ -60,7 +60,7 @@ def test_pixel_centers_correspond(new: tuple[int, int]) -> None:
     np.testing.assert_array_equal(nearest(image, new), image[np.ix_(rows, columns)])
 
 
-@pytest.mark.parametrize("kind", ["depth", "normals", "categorical", "disparity", "hha"])
+@pytest.mark.parametrize("kind", ["depth", "normals", "points", "categorical", "disparity", "hha"])
 @pytest.mark.parametrize("new", [(96, 128), (12, 16), (192, 256)])
 def test_surfaces_are_never_averaged_and_what_is_missing_stays_so(kind: str, new: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
@@ -235,13 +235,14 @@ def test_the_first_look_says_what_is_resized(tmp_path: Path) -> None:
 
 def test_a_set_is_registered(tmp_path: Path) -> None:
     root = phone(tmp_path / "set")
-    sample = opened(root, "rgb", "depth", "amplitude", "normals", "disparity").sample(0)
-    _, depth, amplitude, normals, disparity = sample.images
+    sample = opened(root, "rgb", "depth", "amplitude", "normals", "points", "disparity").sample(0)
+    _, depth, amplitude, normals, placed, disparity = sample.images
     expected = register(stored_depth(root), CAMERA, RIG, COLOR, LARGE)
     np.testing.assert_array_equal(depth[:, :, 0], expected.depth)
     stored = cv2.imread(str(root / "amplitude/a.png"), cv2.IMREAD_UNCHANGED)[:, :, None] / np.float32(255)
     np.testing.assert_allclose(amplitude, expected.carried(stored), rtol=1e-6)
     np.testing.assert_array_equal(normals, surface_normals(expected.depth, COLOR))
+    np.testing.assert_array_equal(placed, points(expected.depth, COLOR))
     known = depth > 0
     np.testing.assert_allclose(disparity[known], 1 / depth[known], rtol=1e-6)
     # And the labels, which the color camera sees, lie on it: a box at 1.4 m, a wall at 3 m.

@@ -99,16 +99,18 @@ def modality(tree: Tree, name: str, **options) -> np.ndarray:
 def test_computed_from_depth(name: str, tmp_path: Path) -> None:
     """Every representation, where the camera is known: of a slanted plane one normal; missing depth is 0."""
     tree = TREES[name](tmp_path)
-    depth, inverse, normals, encoded = (modality(tree, n) for n in ("depth", "disparity", "normals", "hha"))
-    assert [image.shape for image in (depth, inverse, normals, encoded)] == [(*SIZE, n) for n in (1, 1, 3, 3)]
+    names = ("depth", "disparity", "normals", "hha", "points")
+    images = depth, inverse, normals, encoded, points = [modality(tree, name) for name in names]
+    assert [image.shape for image in images] == [(*SIZE, n) for n in (1, 1, 3, 3, 3)]
     scene = tree.scenes["train"][0]
     missing = scene.depth == 0
     known = depth[~missing]
     unit = 60 * 0.25 / 64 if name == "cityscapes" else 1  # pixels / 64, or 1 / m
     np.testing.assert_allclose(inverse[~missing], unit / known, rtol=1e-5)
-    for image in (depth, inverse, normals, encoded):
+    for image in images:
         assert not image[missing].any()
     np.testing.assert_allclose(np.linalg.norm(normals[~missing], axis=-1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(points[:, :, 2:], depth)
     first = encoded[:, :, 0] * IMAGENET_STD[0] + IMAGENET_MEAN[0]
     np.testing.assert_allclose(255 * first[~missing], 310 / np.maximum(known[:, 0], 1), rtol=1e-4)
 

@@ -100,6 +100,7 @@ def test_mirrored_normals_point_the_other_way() -> None:
     """As training mirrors them: then a network's answer, mirrored back, is the one for the scene itself."""
     x = torch.randn(M, N, 3, *SIZE)
     rgb, normals = mirrored(x, ("rgb", "normals"))
+    assert torch.equal(mirrored(x, ("rgb", "points")), x.flip(-1))
     assert torch.equal(rgb, x[0].flip(-1))
     assert torch.equal(normals[:, 0], -x[1, :, 0].flip(-1))
     assert torch.equal(normals[:, 1:], x[1, :, 1:].flip(-1))
@@ -114,8 +115,8 @@ def test_mirrored_normals_point_the_other_way() -> None:
 @pytest.mark.parametrize("scale", [0.5, 0.75, 1.0, 1.7])
 def test_inputs_are_resized_as_in_training(scale: float) -> None:
     size = tuple(max(1, round(side * scale)) for side in SIZE)
-    x = torch.rand(4, 1, 3, *SIZE)
-    modalities = ("rgb", "depth", "hha", "normals")
+    x = torch.rand(5, 1, 3, *SIZE)
+    modalities = ("rgb", "depth", "hha", "normals", "points")
     for image, modality, small in zip(x, modalities, resized(x, scale, modalities), strict=True):
         how = cv2.INTER_LINEAR if modality == "rgb" else cv2.INTER_NEAREST_EXACT
         expected = cv2.resize(image[0].numpy().transpose(1, 2, 0), size[::-1], interpolation=how)
