@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from models.networks.counting import count_fusion_parameters, count_parameters
-from models.tables.rows import Figure, Row, Table
+from models.tables.rows import Figure, Origin, Row, Table
 from models.training import config, registry
 from models.training.errors import program
 
 _ORIGINS = {
     "paper": "as the paper prints it",
     "slides": "as the authors' slides print it",
-    "quoted": "as another paper quotes it",
+    "quoted": "as another paper has it",
 }
 _COUNTED = (
     "[counted]: trainable numbers of the network that the command builds, without alpha; "
@@ -37,23 +37,23 @@ class Entry:
 
     Attributes:
         row: as the paper prints it.
-        settings: the row's recipe and overrides, and those given for all rows.
-        parameters: of the network that the settings build.
+        settings: the row's recipe and overrides, and those given for all rows; none of what is not built.
+        parameters: of the network that the settings build, if they build one.
         for_fusion: those among them that serve the fusion.
     """
 
     row: Row
-    settings: tuple[str, ...]
-    parameters: int
-    for_fusion: int
+    settings: tuple[str, ...] = ()
+    parameters: int | None = None
+    for_fusion: int | None = None
 
     @property
-    def command(self) -> str:
-        return shlex.join([*program().split(), "train", *self.settings])
+    def command(self) -> str | None:
+        return shlex.join([*program().split(), "train", *self.settings]) if self.settings else None
 
 
 def entries(table: Table, overrides: Sequence[str] = ()) -> list[Entry]:
-    """Build every row's network, without weights, and count.
+    """Build the network of every row that has a recipe, without weights, and count.
 
     Args:
         table: the table.
@@ -64,6 +64,9 @@ def entries(table: Table, overrides: Sequence[str] = ()) -> list[Entry]:
     """
     found = []
     for row in table.rows:
+        if not row.recipe:
+            found.append(Entry(row))
+            continue
         recipe = config.override(registry.find(row.recipe), [*row.overrides, *overrides])
         with torch.device("meta"):
             net = registry.system_of(recipe).network(recipe)
@@ -73,7 +76,7 @@ def entries(table: Table, overrides: Sequence[str] = ()) -> list[Entry]:
 
 
 def lines(table: Table, found: Sequence[Entry], overrides: Sequence[str] = ()) -> list[str]:
-    """The table as text; below each row its command.
+    """The table as text; below each row its command, or why it has none.
 
     Args:
         table, found: the table and its ``entries``.
@@ -83,11 +86,12 @@ def lines(table: Table, found: Sequence[Entry], overrides: Sequence[str] = ()) -
     columns = [
         ("", "", [entry.row.method for entry in found]),
         ("", "", [entry.row.setting for entry in found]),
+        ("", "", [f"[{entry.row.origin}]" if entry.row.origin else "" for entry in found]),
         *((name, origin, [_shown(entry.row.scores.get(name)) for entry in found]) for name in table.columns),
         ("parameters", origin, [_shown(entry.row.parameters) for entry in found]),
-        ("counted", "[counted]", [f"{entry.parameters:,}" for entry in found]),
+        ("counted", "[counted]", [_number(entry.parameters) for entry in found]),
         ("for fusion", origin, [_shown(entry.row.for_fusion) for entry in found]),
-        ("counted", "[counted]", [f"{entry.for_fusion:,}" for entry in found]),
+        ("counted", "[counted]", [_number(entry.for_fusion) for entry in found]),
     ]
     if not any(entry.row.for_fusion for entry in found):
         columns = columns[:-2]
@@ -96,9 +100,11 @@ def lines(table: Table, found: Sequence[Entry], overrides: Sequence[str] = ()) -
     body = [
         text
         for row, entry in zip(rows, found, strict=True)
-        for text in ("  ".join(row).rstrip(), f"    {entry.command}")
+        for text in ("  ".join(row).rstrip(), f"    {entry.command or f'not built: {entry.row.reason}'}")
     ]
-    notes = [f"{origin}: {_ORIGINS[table.origin]}, parameters in millions", _COUNTED]
+    origins = dict.fromkeys([table.origin, *(entry.row.origin or table.origin for entry in found)])
+    notes = [f"[{name}]: {_ORIGINS[name]}, parameters in millions" for name in origins]
+    notes.append(_COUNTED)
     notes += [f"{key}: {text}" for key, text in table.notes.items()]
     notes += table.remarks
     if not any(assignment.startswith("data.root=") for assignment in overrides):
@@ -108,7 +114,10 @@ def lines(table: Table, found: Sequence[Entry], overrides: Sequence[str] = ()) -
 
 
 def plain(table: Table, found: Sequence[Entry]) -> dict[str, Any]:
-    """The table for JSON; parameters, printed and counted, are numbers, not millions."""
+    """The table for JSON; parameters, printed and counted, are numbers, not millions.
+
+    Of what is not built ``command`` and ``counted`` are null, and ``reason`` says why.
+    """
     return {
         "title": table.title,
         "rows": [
@@ -116,13 +125,14 @@ def plain(table: Table, found: Sequence[Entry]) -> dict[str, Any]:
                 "method": entry.row.method,
                 "setting": entry.row.setting,
                 "scores": {
-                    name: {"value": figure.value, "origin": table.origin}
+                    name: {"value": figure.value, "origin": _origin(table, entry.row, figure)}
                     for name, figure in entry.row.scores.items()
                 },
-                "parameters": _counted(table, entry.row.parameters, entry.parameters),
-                "fusion_parameters": _counted(table, entry.row.for_fusion, entry.for_fusion),
+                "parameters": _counted(table, entry.row, entry.row.parameters, entry.parameters),
+                "fusion_parameters": _counted(table, entry.row, entry.row.for_fusion, entry.for_fusion),
                 "settings": list(entry.settings),
                 "command": entry.command,
+                "reason": entry.row.reason or None,
             }
             for entry in found
         ],
@@ -142,9 +152,20 @@ def _shown(figure: Figure | None) -> str:
     return "- " if figure is None else f"{figure.text}{figure.note or ' '}"
 
 
-def _counted(table: Table, printed: Figure | None, counted: int) -> dict[str, Any]:
+def _number(count: int | None) -> str:
+    return "-" if count is None else f"{count:,}"
+
+
+def _origin(table: Table, row: Row, figure: Figure) -> Origin:
+    return figure.origin or row.origin or table.origin
+
+
+def _counted(table: Table, row: Row, printed: Figure | None, counted: int | None) -> dict[str, Any]:
     found: dict[str, Any] = {"counted": counted}
     if printed is not None:
-        value = round(printed.value * _MILLION)
-        found["printed"] = {"value": value, "origin": table.origin, "note": table.notes.get(printed.note)}
+        found["printed"] = {
+            "value": round(printed.value * _MILLION),
+            "origin": _origin(table, row, printed),
+            "note": table.notes.get(printed.note),
+        }
     return found

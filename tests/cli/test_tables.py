@@ -14,7 +14,8 @@ from models import tables
 from models.__main__ import main
 from models.networks.counting import count_parameters
 from models.segmentation.build import build_network
-from models.tables import Figure, Row, listing
+from models.tables import Figure, Row, Table, listing
+from models.tables.rows import scores
 from models.training import registry
 from tests.helpers import vision
 from tests.helpers.parameter_counts import (
@@ -168,6 +169,59 @@ def test_the_command_prints_overrides_in_every_command(capsys: pytest.CaptureFix
     assert printed.startswith("CEN, Table 5: ")
     assert printed.count("'data.root=/data/my views'\n") == 7
     assert "needs data.root" not in printed
+
+
+QUOTED = Table(
+    "made up",
+    "paper",
+    ("IoU",),
+    (
+        Row("built", "nyudv2_cen_refinenet50", (), "ResNet-50", scores(("IoU",), "40.1"), Figure("99.2")),
+        Row("told", setting="x", scores=scores(("IoU",), "39.0a"), reason="no layers are public"),
+        Row(
+            "elsewhere",
+            setting="y",
+            scores=scores(("IoU",), "38.5"),
+            parameters=Figure.of("7.5", "slides"),
+            origin="quoted",
+            reason="no time",
+        ),
+    ),
+    notes={"a": "a note"},
+)
+
+
+def test_rows_that_cannot_be_built_say_why() -> None:
+    found = listing.entries(QUOTED, ["run.seed=1"])
+    assert [entry.parameters for entry in found] == [REFINENET[50] + NORMS[50], None, None]
+    assert [entry.command is None for entry in found] == [False, True, True]
+    lines = listing.lines(QUOTED, found)
+    assert [" ".join(line.split()) for line in lines[4:10]] == [
+        "built ResNet-50 40.1 99.2 99,157,224",
+        found[0].command,
+        "told x 39.0a - -",
+        "not built: no layers are public",
+        "elsewhere y [quoted] 38.5 7.5 -",
+        "not built: no time",
+    ]
+    assert "[paper]: as the paper prints it, parameters in millions" in lines
+    assert "[quoted]: as another paper has it, parameters in millions" in lines
+
+
+def test_json_of_rows_that_cannot_be_built() -> None:
+    built, told, elsewhere = listing.plain(QUOTED, listing.entries(QUOTED))["rows"]
+    assert built["reason"] is None
+    assert told["parameters"] == {"counted": None}
+    assert (told["settings"], told["command"], told["reason"]) == ([], None, "no layers are public")
+    assert told["scores"] == {"IoU": {"value": 39.0, "origin": "paper"}}
+    assert elsewhere["scores"] == {"IoU": {"value": 38.5, "origin": "quoted"}}
+    assert elsewhere["parameters"]["printed"] == {"value": 7_500_000, "origin": "slides", "note": None}
+
+
+@pytest.mark.parametrize("given", [{}, {"recipe": "nyudv2_cen_refinenet50", "reason": "none"}])
+def test_a_row_has_a_recipe_or_a_reason(given: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="recipe of CFN: expected the name of one, or a reason why"):
+        Row("CFN", **given)
 
 
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:
