@@ -14,7 +14,7 @@ from models import tables
 from models.__main__ import main
 from models.networks.counting import count_parameters
 from models.segmentation.build import build_network
-from models.tables import Figure, Row, Table, listing
+from models.tables import Figure, Row, Table, listing, table3
 from models.tables.rows import scores
 from models.training import registry
 from tests.helpers import vision
@@ -222,6 +222,39 @@ def test_json_of_rows_that_cannot_be_built() -> None:
 def test_a_row_has_a_recipe_or_a_reason(given: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="recipe of CFN: expected the name of one, or a reason why"):
         Row("CFN", **given)
+
+
+def test_table_3_is_the_papers() -> None:
+    """Its rows as printed, in their order, and those that it does not have marked as quoted."""
+    table = table3.TABLES["3"]
+    rows = [(row, [row.scores.get(name) for name in table.columns]) for row in table.rows]
+    printed = {
+        (row.method, row.setting): " ".join("-" if figure is None else figure.text for figure in figures)
+        for row, figures in rows
+        if row.origin is None and row.scores
+    }
+    assert list(printed.items()) == [
+        (("FCN-32s, rgb", "VGG16"), "60.0 42.2 29.2 68.4 41.1 29.0"),
+        (("RefineNet, rgb", "ResNet-101"), "73.8 58.8 46.4 80.8 57.3 46.3"),
+        (("RefineNet, rgb", "ResNet-152"), "74.4 59.6 47.6 81.1 57.7 47.0"),
+        (("FuseNet", "VGG16"), "68.1 50.4 37.9 76.3 48.3 37.3"),
+        (("ACNet", "ResNet-50"), "- - 48.3 - - 48.1"),
+        (("SSMA", "ResNet-50"), "75.2 60.5 48.7 81.0 58.1 45.7"),
+        (("SSMA, theirs", "ResNet-101"), "75.8 62.3 49.6 81.6 60.4 47.9"),
+        (("CBN, theirs", "ResNet-101"), "75.5 61.2 48.9 81.5 59.8 47.4"),
+        (("3DGNN", "ResNet-101"), "- - - - 57.0 45.9"),
+        (("SCN", "ResNet-152"), "- - 49.6 - - 50.7"),
+        (("CFN", "ResNet-152"), "- - 47.7 - - 48.1"),
+        (("RDFNet", "ResNet-101"), "75.6 62.2 49.1 80.9 59.6 47.2"),
+        (("RDFNet", "ResNet-152"), "76.0 62.8 50.1 81.5 60.1 47.7"),
+        (("CEN, RefineNet", "ResNet-101, single-scale"), "76.2 62.8 51.1 82.0 60.9 49.6"),
+        (("CEN, RefineNet", "ResNet-101"), "77.2 63.7 51.7 82.8 61.9 50.2"),
+        (("CEN, RefineNet", "ResNet-152"), "77.4 64.8 52.2 83.2 62.5 50.8"),
+        (("CEN, PSPNet", "ResNet-152"), "77.7 65.0 52.5 83.5 63.2 51.1"),
+    ]
+    notes = {figure.note for row, _ in rows for figure in [row.parameters] if figure and figure.note}
+    assert notes == table.notes.keys()
+    assert [row.method for row in table.rows if not row.recipe] == ["SCN", "CFN", "TokenFusion"]
 
 
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:
