@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from models.networks.messages import suggest
-from models.tables import asymfusion, cen, tokenfusion
+from models.tables import asymfusion, cen, table3, tokenfusion
 from models.tables.rows import Figure, Row, Table
 from models.training.errors import UsageError
 
 __all__ = ["TABLES", "Figure", "Row", "Table", "find"]
 
-TABLES = {**cen.TABLES, **asymfusion.TABLES, **tokenfusion.TABLES}
+TABLES = dict(sorted({**cen.TABLES, **table3.TABLES, **asymfusion.TABLES, **tokenfusion.TABLES}.items()))
 
 
 def find(name: str) -> Table:
