@@ -14,8 +14,6 @@ _SCORES = ("NYUDv2 pixel", "NYUDv2 mean", "NYUDv2 IoU", "SUN pixel", "SUN mean",
 _ALONE = ("data.modalities=rgb", "fusion=none")
 _NO_LAYERS = "neither code nor a list of its layers is public"
 _TOKENS = "it exchanges tokens, which is not done here"
-# The second of two backbones that one recipe is for.
-_RESNET101 = ("model.encoder=resnet101",)
 
 
 def _refinenet(depth: int, *overrides: str) -> tuple[str, tuple[str, ...]]:
@@ -71,7 +69,7 @@ def _rivals() -> list[Row]:
         Row(
             "SSMA, theirs",
             "nyudv2_ssma",
-            _RESNET101,
+            ("model.encoder=adapnet_resnet101",),
             "ResNet-101",
             scores(_SCORES, "75.8", "62.3", "49.6", "81.6", "60.4", "47.9"),
         ),
@@ -84,7 +82,7 @@ def _rivals() -> list[Row]:
         Row(
             "3DGNN",
             "nyudv2_gnn3d",
-            _RESNET101,
+            ("model.encoder=resnet101",),
             "ResNet-101",
             scores(_SCORES, "", "", "", "", "57.0", "45.9"),
         ),
@@ -111,7 +109,7 @@ def _rivals() -> list[Row]:
         Row(
             "RDFNet",
             "nyudv2_rdfnet50",
-            _RESNET101,
+            ("model.encoder=resnet101_v1",),
             "ResNet-101",
             scores(_SCORES, "75.6", "62.2", "49.1", "80.9", "59.6", "47.2"),
             Figure.of("366.71d", "slides"),
@@ -119,7 +117,7 @@ def _rivals() -> list[Row]:
         Row(
             "RDFNet",
             "nyudv2_rdfnet50",
-            ("model.encoder=resnet152",),
+            ("model.encoder=resnet152_v1",),
             "ResNet-152",
             scores(_SCORES, "76.0", "62.8", "50.1", "81.5", "60.1", "47.7"),
             Figure.of("398.00d", "slides"),
