@@ -18,7 +18,7 @@ from cen_ext import use_backend
 from models.data import DataError
 from models.deployment.agreement import Agreement, compare
 from models.deployment.formats import FORMATS, Run, check_needs
-from models.deployment.interface import Interface, Plain, multiple_of
+from models.deployment.interface import Interface, Plain, least_of, multiple_of
 from models.deployment.pruning import prune
 from models.networks.messages import first_line
 from models.training import checkpoint, registry
@@ -83,7 +83,7 @@ def export(
                 f"--size must be multiples of {multiple} for this network, got {size[0]}x{size[1]}"
             )
         compared = [scene if scene.shape[-2:] == size else F.interpolate(scene, size) for scene in compared]
-    interface = Interface(names, form, outputs, multiple, size)
+    interface = Interface(names, form, outputs, multiple, size, least_of(net))
     with system.answering(trained), torch.no_grad():
         try:
             program = trace(net, interface, compared[0], half=half)

@@ -14,6 +14,7 @@ from torch.export import Dim
 from cen_ext.ops.streams import Streams
 from models.networks.private import PrivateConv2d
 from models.networks.segmentor import EncoderDecoder
+from models.networks.systems.base import LEAST, System
 from models.networks.systems.unet import UNet
 
 OUTPUTS = ("ensemble", "branches", "all")
@@ -31,6 +32,8 @@ class Interface:
         outputs: ``"ensemble"`` ``[N, K, h, w]``, ``"branches"`` ``[M, N, K, h, w]``, or ``"all"``, those two.
         multiple: what H and W must be divisible by.
         size: H and W, if they are fixed.
+        least: H and W at the least, if they are not: below, a network's coarsest feature is a single pixel,
+            which to torch's programs is a case of its own.
     """
 
     modalities: tuple[str, ...]
@@ -38,6 +41,7 @@ class Interface:
     outputs: str = "ensemble"
     multiple: int = 1
     size: tuple[int, int] | None = None
+    least: int = LEAST
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -55,15 +59,12 @@ class Interface:
         return tuple(part.contiguous() for part in parts)
 
     def dynamic_shapes(self) -> tuple[dict[int, Any], ...]:
-        """Which sizes of the inputs may vary, as ``torch.export`` takes it: batch, height and width.
-
-        A height or width that makes a network's coarsest feature a single pixel would be a case of its own.
-        """
+        """Which sizes of the inputs may vary, as ``torch.export`` takes it: batch, height and width."""
         batch = Dim("batch", min=1)
         rows = batch if self.form == "separate" else len(self.modalities) * batch
         if self.size is not None:
             return tuple({0: rows} for _ in self.input_names)
-        height, width = (Dim(name, min=33) for name in ("height", "width"))
+        height, width = (Dim(name, min=self.least) for name in ("height", "width"))
         if self.multiple > 1:
             height, width = (self.multiple * Dim(f"{name}_units", min=1) for name in ("height", "width"))
         return tuple({0: rows, 2: height, 3: width} for _ in self.input_names)
@@ -147,6 +148,11 @@ def _merge_classifier(net: nn.Module) -> bool:
         return False
     net.decoder.classifier = _EnsembleClassifier(classifier, net.branch_weights())
     return True
+
+
+def least_of(net: nn.Module) -> int:
+    """The least height and width of a network's input where they may vary, see ``Interface``."""
+    return net.least if isinstance(net, System) else LEAST
 
 
 def multiple_of(net: nn.Module) -> int:

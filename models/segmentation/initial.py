@@ -71,8 +71,8 @@ def _load_encoder(
         notes.append(f"{path} expects blue first: the stem is turned to take red first")
     if trained_on == "caffe":
         notes.append(
-            f"{path} expects inputs up to 255: the stem is scaled to that. Caffe's networks have a "
-            "bottleneck's stride in its first convolution, this one in its second"
+            f"{path} expects inputs up to 255: the stem is scaled to that. Caffe's ResNets have a "
+            "bottleneck's stride in its first convolution, as resnet50_v1 to resnet152_v1 have it here"
         )
     if report.missing:
         what = f"{len(report.missing)} of the encoder's entries, which start as they were made"

@@ -38,7 +38,8 @@ class DataSettings:
         (), "training and validation list in the folder; none: the layout's", resumable=True
     )
     modalities: tuple[str, ...] = setting(
-        ("rgb", "depth"), "inputs, one branch each: rgb, depth, disparity, hha, normals, or the layout's own"
+        ("rgb", "depth"),
+        "inputs, one branch each: rgb, depth, disparity, hha, normals, points, or the layout's own",
     )
     num_classes: int = setting(40, "classes; labels are 0 ... num_classes - 1")
     ignore_index: int = setting(255, "label of pixels that do not count")

@@ -54,3 +54,5 @@ def test_ten_steps_resume_evaluate_and_predict(recipe: str, shared: Path, tmp_pa
     needed = 2 if len(registry.find(recipe).data.modalities) == 1 else 4
     assert main(["predict", str(whole), *files[:needed], "--output", str(tmp_path / "labels")]) == 0
     assert any((tmp_path / "labels").rglob("*.png"))
+    # Compares the file's answers with the network's on validation images.
+    assert main(["export", str(whole), "--output", str(tmp_path / "net.pt2"), "--scenes", "2"]) == 0

@@ -33,14 +33,15 @@ NAMES = {"concat": "concat", "average": "average", "align": "align", "self-att."
 STAGES = {"early": (2,), "middle": (3,), "late": (4,), "all-stage": ALL}
 LEVELS = {"early": (1,), "middle": (4,), "late": (8,), "all-layer": tuple(range(1, 9))}
 # Of Table 3, by method and backbone, with 40 classes.
+SIDES = 2 * (40 * 256 + 2 * 40)  # SSMA's side outputs: 1x1 convolutions to 40 classes, and norms
 SYSTEMS = {
     ("FCN-32s, rgb", "VGG16"): 134_424_424,
     ("RefineNet, rgb", "ResNet-101"): REFINENET[101],
     ("RefineNet, rgb", "ResNet-152"): REFINENET[152],
     ("FuseNet", "VGG16"): 44_188_072,
     ("ACNet", "ResNet-50"): 116_628_168,
-    ("SSMA", "ResNet-50"): 56_282_892,
-    ("SSMA, theirs", "ResNet-101"): 94_267_148,
+    ("SSMA", "ResNet-50"): 56_282_892 + SIDES,
+    ("SSMA, theirs", "ResNet-101"): 94_267_148 + SIDES,
     ("CBN, theirs", "ResNet-101"): REFINENET[101] + NORMS[101] + 3_577_696,
     ("3DGNN", "ResNet-101"): 52_766_312,
     ("RDFNet", "ResNet-50"): 149_143_080,

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from cen_ext.ops.streams import Streams
 from models.networks.backend import runs_on_backend
 from models.networks.branches import stacked_input
 from models.networks.fusion.base import Fusion
@@ -22,6 +23,7 @@ from models.networks.outputs import AuxiliaryOutput, SegmentationOutput, with_en
 from models.networks.registry import Registry
 from models.networks.segmentor import SegmentationNetwork
 
+LEAST = 33  # height and width of images at the least: at 1/32 more than one pixel
 CHANNELS = 3  # of every modality's image, where a single one is repeated
 
 
@@ -52,6 +54,8 @@ class System(SegmentationNetwork):
         options: names of further arguments of the constructor, which are settings of ``model``.
         takes: numbers of modalities that it can be built for; empty for any.
         sides: how many side outputs it has in training.
+        least: height and width that an exported program takes at the least, with more than one pixel in its
+            coarsest feature.
         pooled: whether a norm of it has a single value per image, so that a batch needs two images.
         encoder: the part that pretrained weights fill, a ``models.networks.encoders.base.Backbone``.
 
@@ -64,6 +68,7 @@ class System(SegmentationNetwork):
     options: ClassVar[tuple[str, ...]] = ()
     takes: ClassVar[tuple[int, ...]] = ()
     sides: ClassVar[int] = 0
+    least: ClassVar[int] = LEAST
     pooled: ClassVar[bool] = False
 
     def __init__(self, num_classes: int, channels: Sequence[int]) -> None:
@@ -112,14 +117,14 @@ class System(SegmentationNetwork):
         """Compute the logits of any size, and in training those of the side outputs.
 
         Args:
-            images: of every modality ``[N, channels[m], H, W]``, H and W of any size from 33 on.
+            images: of every modality ``[N, channels[m], H, W]``, H and W of any size from ``LEAST`` on.
         """
         raise NotImplementedError
 
     @runs_on_backend
     def forward(self, x: Tensor | Sequence[Tensor]) -> SegmentationOutput | AuxiliaryOutput:
         stacked = stacked_input(x, self.num_modalities, CHANNELS)
-        parts = stacked.chunk(self.num_modalities)
+        parts = Streams.of(stacked, self.num_modalities).parts
         found = self.logits([part[:, :count] for part, count in zip(parts, self.channels, strict=True)])
         output = with_ensemble(found.output, cast(Tensor, self.alpha))
         if not (self.training and self.sides):

@@ -149,6 +149,7 @@ class FuseNet(System):
     name: ClassVar[str] = "fusenet"
     encoders: ClassVar[tuple[str, ...]] = ("vgg16",)
     options: ClassVar[tuple[str, ...]] = ("dropout", "fused_stages")
+    least: ClassVar[int] = 64
     takes: ClassVar[tuple[int, ...]] = (2,)
 
     def __init__(

@@ -91,6 +91,7 @@ class RDFNet(System):
     name: ClassVar[str] = "rdfnet"
     encoders: ClassVar[tuple[str, ...]] = ("resnet50_v1", "resnet101_v1", "resnet152_v1")
     options: ClassVar[tuple[str, ...]] = ("dropout", "frozen_statistics")
+    least: ClassVar[int] = 35
     takes: ClassVar[tuple[int, ...]] = (2,)
 
     def __init__(
