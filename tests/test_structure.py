@@ -40,8 +40,7 @@ OWN = {
         "class_weights": "weights from how frequent classes are",
         "criteria": "losses of pixels and their gradients, image by image",
         "live": "the predict command on cameras and streams",
-        "recipes_segformer": "a recipe of weights that are not free",
-        "recipes_esanet": "the recipes of ESANet",
+        "recipes_systems": "the systems of segmentation's tables",
         "robustness": "the evaluate command with corrupted inputs",
     },
     "translation": {
