@@ -40,6 +40,7 @@ OWN = {
         "class_weights": "weights from how frequent classes are",
         "criteria": "losses of pixels and their gradients, image by image",
         "live": "the predict command on cameras and streams",
+        "networks": "decoders and systems by name; translation has one network",
         "recipes_systems": "the systems of segmentation's tables",
         "robustness": "the evaluate command with corrupted inputs",
     },
