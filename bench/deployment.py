@@ -36,6 +36,7 @@ from models.deployment import prune
 from models.deployment.export import trace
 from models.deployment.formats import FORMATS, check_needs
 from models.deployment.interface import Interface
+from models.deployment.operators import check as check_operators
 from models.networks.counting import count_multiply_adds
 from models.training.errors import UsageError
 from tests.helpers import vision  # noqa: F401 - timm imports torchvision, which may lack its operators
@@ -50,7 +51,12 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "light_mobilenetv2": functools.partial(models.light_refinenet, "timm:mobilenetv2_100"),
 }
 RGB, STRAIGHTFORWARD, OURS, PRUNED = "RGB alone, ours", "straightforward PyTorch", "ours", "ours, pruned"
-EXPORTED = {"onnx": "ONNX Runtime", "aot": "AOTInductor"}
+# Files by what the command line calls them: their ways' titles, formats and operators.
+EXPORTED = {
+    "onnx": ("ONNX Runtime, pruned", "onnx", "standard"),
+    "aot": ("AOTInductor, pruned", "aot", "standard"),
+    "compiled": ("AOTInductor, pruned, compiled operators", "aot", "compiled"),
+}
 TOLERANCE = 1e-4  # of the largest output
 
 
@@ -93,7 +99,7 @@ class Result:
         return 1000 * statistics.median(self.seconds)
 
 
-def ways(name: str, share: float, x: Tensor, folder: Path, formats: list[str]) -> Iterator[Way]:
+def ways(name: str, share: float, x: Tensor, folder: Path, files: list[str]) -> Iterator[Way]:
     """The ways to answer to a scene."""
     torch.manual_seed(0)
     build = NETWORKS[name]
@@ -114,13 +120,14 @@ def ways(name: str, share: float, x: Tensor, folder: Path, formats: list[str]) -
     yield Way(f"{STRAIGHTFORWARD}, channels_last", faster, of(faster, last))
     pruned = prune(net, last).net
     yield Way(PRUNED, pruned, of(pruned, last))
-    for format in formats:
+    for file in files:
+        title, format, operators = EXPORTED[file]
         height, width = x.shape[-2:]
         interface = Interface(MODALITIES, size=(height, width))
-        path = folder / f"net{FORMATS[format].suffix}"
-        FORMATS[format].write(trace(net, interface, x), interface, {}, path)
+        path = folder / f"{file}{FORMATS[format].suffix}"
+        FORMATS[format].write(trace(net, interface, x, operators=operators), interface, {}, path)
         run, inputs = FORMATS[format].load(path), interface.arguments(x)
-        yield Way(f"{EXPORTED[format]}, pruned", None, functools.partial(_first, run, inputs))
+        yield Way(title, None, functools.partial(_first, run, inputs))
 
 
 def _first(run: Callable[..., list[Tensor]], inputs: tuple[Tensor, ...]) -> Tensor:
@@ -128,7 +135,7 @@ def _first(run: Callable[..., list[Tensor]], inputs: tuple[Tensor, ...]) -> Tens
 
 
 @torch.inference_mode()
-def measure(name: str, share: float, size: tuple[int, int], repeats: int, formats: list[str]) -> list[Result]:
+def measure(name: str, share: float, size: tuple[int, int], repeats: int, files: list[str]) -> list[Result]:
     """All ways of one network.
 
     Raises:
@@ -138,7 +145,7 @@ def measure(name: str, share: float, size: tuple[int, int], repeats: int, format
     x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
     expected: Tensor | None = None
     with tempfile.TemporaryDirectory() as folder:
-        for way, net, answer in ways(name, share, x, Path(folder), formats):
+        for way, net, answer in ways(name, share, x, Path(folder), files):
             y = answer()
             expected = y if expected is None else expected  # ours come first
             difference = None
@@ -198,8 +205,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--formats", nargs="*", choices=EXPORTED, default=list(EXPORTED))
     parser.add_argument("--output", type=Path, default=RESULTS / "deployment", help="without suffix")
     arguments = parser.parse_args(argv)
-    for format in arguments.formats:
+    for file in arguments.formats:
+        _, format, operators = EXPORTED[file]
         check_needs(format)
+        check_operators(operators, format, half=False)
     about = {**machine(), "size": arguments.size, "repeats": arguments.repeats}
     results: list[Result] = []
     for name in arguments.networks:

@@ -64,14 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             F.interpolate(scene, options.size, mode="nearest-exact")
             for scene in deployment.scenes(trained, options.images)
         ]
-        files: dict[str, Path] = {}
+        files: dict[tuple[str, ...], Path] = {}
         for runtime, (_, format, name) in RUNTIMES.items():
             if not is_installed(runtime):
                 print(f"{runtime}: not installed")
                 continue
             if format not in files:
                 files[format] = folder / name
-                command = ["export", str(network), "--format", format, "--output", str(folder / name)]
+                command = ["export", str(network), "--format", *format, "--output", str(folder / name)]
                 assert cen([*command, "--scenes", "1"]) == 0
             inputs = batches(scenes)
             (folder / runtime).mkdir()

@@ -137,6 +137,11 @@ def _pays(x: Tensor, dilation: int) -> bool:
     return tiles >= _FEWEST_TILES and 4 * tiles <= _MOST_WASTE * pixels
 
 
+def faster(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1) -> str:
+    """The backend that ``conv3x3`` chooses for a call outside of compilers and contexts."""
+    return "cpu" if _pays(x, dilation) and _why_not_cpu(x, weight, bias) is None else "reference"
+
+
 def _why_not_cpu(
     x: Tensor | None = None, weight: Tensor | None = None, bias: Tensor | None = None
 ) -> str | None:

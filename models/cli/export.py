@@ -9,6 +9,7 @@ from models.cli.arguments import Commands, add_checkpoint, add_command, add_over
 from models.deployment.export import export
 from models.deployment.formats import FORMATS
 from models.deployment.interface import FORMS, OUTPUTS
+from models.deployment.operators import OPERATORS
 from models.training import checkpoint, config
 from models.training.errors import UsageError
 
@@ -52,6 +53,12 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--half", action="store_true", help="a program that computes in float16")
     parser.add_argument(
+        "--operators",
+        choices=OPERATORS,
+        help="of --format aot: standard (default), PyTorch's alone; compiled: this library's for CPUs where "
+        "they are faster, which the file brings along",
+    )
+    parser.add_argument(
         "--scenes",
         type=int,
         metavar="N",
@@ -78,6 +85,7 @@ def _run(arguments: argparse.Namespace) -> None:
         form=arguments.inputs or FORMS[0],
         size=arguments.size,
         half=arguments.half,
+        operators=arguments.operators or OPERATORS[0],
         scenes=scenes,
     )
     print(f"{output}: compared with the network on {agreement}")
@@ -97,7 +105,7 @@ def _write_weights(arguments: argparse.Namespace) -> None:
     Raises:
         UsageError: options that are a program's; as ``checkpoint.network_file``.
     """
-    for option in ("outputs", "inputs", "size", "half", "scenes", "overrides"):
+    for option in ("outputs", "inputs", "size", "half", "operators", "scenes", "overrides"):
         if getattr(arguments, option):
             what = "field=value" if option == "overrides" else f"--{option}"
             raise UsageError(f"{what} goes with --format {', '.join(FORMATS)}, not with a file of weights")

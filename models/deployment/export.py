@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import cen_ext
 from cen_ext import use_backend
 from models.data import DataError
+from models.deployment import operators as compiled_operators
 from models.deployment.agreement import Agreement, compare
 from models.deployment.formats import FORMATS, Run, check_needs
 from models.deployment.interface import Interface, Plain, least_of, multiple_of
@@ -37,6 +38,7 @@ def export(
     form: str = "separate",
     size: tuple[int, int] | None = None,
     half: bool = False,
+    operators: str = "standard",
     scenes: int = 4,
 ) -> Agreement:
     """Export a trained network without what its exchange discards, and compare the file's answers.
@@ -53,18 +55,22 @@ def export(
         size: height and width to fix; None: any will do, but of a network that needs multiples torch's
             programs are for the size of the first scene, as a single unit is a case of its own to them.
         half: compute in float16.
+        operators: of ``OPERATORS``: ``"standard"``, PyTorch's, or of an AOTInductor package ``"compiled"``,
+            this library's for CPUs wherever they are faster for the first scene; the file brings them along.
         scenes: how many validation scenes to compare on; without a data set here, noise.
 
     Returns:
         How far file and network agree.
 
     Raises:
-        UsageError: as ``models.load``; another suffix; a library is missing; the network cannot be exported,
-            or the file does not say what the network says, and is not kept.
+        UsageError: as ``models.load``; another suffix; a library is missing; compiled operators are not
+            here, or are not for this file; the network cannot be exported, or the file does not say what the
+            network says, and is not kept.
         DataError: the data set is not whole.
     """
     known = FORMATS[format]
     check_needs(format)
+    compiled_operators.check(operators, format, half)
     if output.suffix != known.suffix:
         raise UsageError(f"--output must end in {known.suffix} for --format {format}, got {output}")
     writable(output, "--output")
@@ -86,13 +92,17 @@ def export(
     interface = Interface(names, form, outputs, multiple, size, least_of(net))
     with system.answering(trained), torch.no_grad():
         try:
-            program = trace(net, interface, compared[0], half=half)
+            program = trace(net, interface, compared[0], half=half, operators=operators)
         except RuntimeError as error:
             raise UsageError(f"{path} cannot be exported: {first_line(error)}") from error
+        used = compiled_operators.names(program)
+        if operators == "compiled" and not used:
+            raise UsageError(f"--operators compiled: {path} has no layer that they are faster for")
         metadata = {
             "cen_ext": cen_ext.__version__,
             "interface": asdict(interface),
             "half": half,
+            "operators": used,
             **system.description(trained),
         }
         with checkpoint.writing(output) as temporary:
@@ -118,7 +128,12 @@ def export(
 
 @torch.no_grad()
 def trace(
-    net: torch.nn.Module, interface: Interface, scene: Tensor, *, half: bool = False
+    net: torch.nn.Module,
+    interface: Interface,
+    scene: Tensor,
+    *,
+    half: bool = False,
+    operators: str = "standard",
 ) -> ExportedProgram:
     """The program of a network that is pruned for it.
 
@@ -127,9 +142,15 @@ def trace(
         interface: the program's inputs and outputs.
         scene: an input ``[M, 3, H, W]``.
         half: compute in float16.
+        operators: of ``OPERATORS``.
     """
-    with use_backend("reference"):
-        plain = Plain(prune(net, scene, multiple=1).net, interface, half).eval()
+    compiled = operators == "compiled"
+    with use_backend(None if compiled else "reference"):
+        if compiled:
+            plain = Plain(prune(net, scene).net, interface, layout=torch.channels_last).eval()
+            compiled_operators.choose(plain, interface.arguments(scene))
+        else:
+            plain = Plain(prune(net, scene, multiple=1).net, interface, half).eval()
         # Two of each, and of units of a side, as a size of 1 would be taken to be fixed.
         if interface.size is None:
             scene = F.interpolate(scene, [max(side, 2 * interface.multiple) for side in scene.shape[-2:]])

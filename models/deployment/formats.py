@@ -10,6 +10,7 @@ import io
 import json
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from models.deployment import operators
 from models.deployment.interface import Interface
 from models.training.errors import UsageError
 
@@ -132,6 +134,10 @@ def _write_package(
     settings = {"aot_inductor.metadata": {METADATA: json.dumps(metadata)}}
     with _quiet():
         torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
+    if operators.names(program):
+        with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as package:
+            folder, _, _ = package.namelist()[0].partition("/")
+            package.write(operators.library(), f"{folder}/{operators.LIBRARY}")
 
 
 def _load_package(path: Path) -> Run:

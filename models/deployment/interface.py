@@ -8,6 +8,7 @@ from inspect import Parameter, Signature
 from keyword import iskeyword
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -77,11 +78,21 @@ class Plain(nn.Module):
         net: whose ensemble and branches are wanted.
         interface: their form.
         half: compute in float16; inputs and outputs stay float32.
+        layout: to compute in, or None for that of the weights and inputs; outputs are contiguous.
     """
 
-    def __init__(self, net: nn.Module, interface: Interface, half: bool = False) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        interface: Interface,
+        half: bool = False,
+        layout: torch.memory_format | None = None,
+    ) -> None:
         super().__init__()
         self.net = net.half() if half else net
+        if layout is not None:
+            self.net.to(memory_format=layout)  # type: ignore[call-overload]  # torch's annotations lack it
+        self.layout = layout
         self.interface = interface
         self.half_precision = half
         self.is_linear_at_end = interface.outputs == "ensemble" and _merge_classifier(self.net)
@@ -92,6 +103,8 @@ class Plain(nn.Module):
         count = len(self.interface.modalities)
         x = Streams(images) if self.interface.form == "separate" else Streams.of(images[0], count)
         x = x.each(Tensor.half) if self.half_precision else x
+        if self.layout is not None:
+            x = x.each(Tensor.contiguous, memory_format=self.layout)
         if self.is_linear_at_end:
             found = (self.net.decoder(self.net.encoder(x)),)  # type: ignore[operator]  # modules, as below
         else:

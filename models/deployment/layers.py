@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cen_ext.ops.activation import ACTIVATIONS
+from cen_ext.ops.norm_exchange.reference import memory_format
 from cen_ext.ops.streams import Streams, joined
 from cen_ext.tables import PerModality
 
@@ -162,7 +163,8 @@ class _Picked(nn.Module):
         pool = torch.cat(tuple(parts), 1)
         rows = pool.movedim(1, -1)
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() or not rows.is_contiguous():
-            return pool.index_select(1, self.index)
+            picked = pool.index_select(1, self.index)  # contiguous, whatever the pool is
+            return picked.contiguous(memory_format=memory_format(pool))
         # On a CPU this picks from pixels 2.5 times as fast as index_select (64 channels at 120x160).
         flat = rows.flatten(0, -2)
         picked = flat.gather(1, self.index.expand(len(flat), -1))

@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from sysconfig import get_config_var
 
 import cv2
 import numpy as np
 import pytest
 
 import models
+from cen_ext.ops import dispatch
 from tests.helpers.exported import Exported
 from tests.helpers.paths import ROOT
 
@@ -90,6 +92,31 @@ def test_it_labels_as_the_network_does(label: Path, exported: Exported, picture:
     # Where two logits are as large as each other, rounding decides.
     assert (found[()] == expected).mean() > 0.999
     assert (found["2500",] != expected).any()
+
+
+def test_it_runs_compiled_operators(label: Path, exported: Exported, picture: Path) -> None:
+    """By the README's lines."""
+    if not dispatch.IS_COMPILED or shutil.which("unzip") is None:
+        pytest.skip("needs the compiled part and unzip")
+    if not get_config_var("Py_ENABLE_SHARED"):
+        pytest.skip("needs Python's shared library")
+    os.link(exported.file("aot", "--operators", "compiled"), picture / "compiled.pt2")
+    readme = (EXAMPLE / "README.md").read_text()
+    (block,) = (block for block in re.findall(r"^```\n(.*?)^```$", readme, re.M | re.S) if "unzip" in block)
+    assert block in (ROOT / "docs" / "deployment.md").read_text()
+    environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    lines = block.replace("build/label", str(label))
+    result = subprocess.run(
+        lines, shell=True, cwd=picture, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    found = cv2.imread(str(picture / "labels.pgm"), cv2.IMREAD_UNCHANGED)
+    result = run(label, picture, exported.file("aot"), "rgb.ppm", "depth.pgm", "labels.pgm", "5000")
+    assert result.returncode == 0, result.stderr
+    expected = cv2.imread(str(picture / "labels.pgm"), cv2.IMREAD_UNCHANGED)
+    assert (found == expected).mean() > 0.999
+    result = run(label, picture, "compiled.pt2", "rgb.ppm", "depth.pgm", "labels.pgm")
+    assert "Could not find schema for cen_ext::max_pool_same" in result.stderr
 
 
 def test_it_says_what_is_wrong(label: Path, exported: Exported, picture: Path) -> None:

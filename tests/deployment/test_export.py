@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import models
+from cen_ext import Conv3x3, ExchangeBatchNorm2d, max_pool_same
+from cen_ext.ops import dispatch
 from models.__main__ import main
-from models.deployment import prune
+from models.deployment import operators, prune
 from models.deployment.agreement import Agreement, compare
 from models.deployment.export import trace
 from models.deployment.formats import FORMATS
 from models.deployment.interface import Interface, Plain
+from models.networks.outputs import SegmentationOutput
 from models.segmentation.build import open_validation
 from models.translation.inference import translating
 from tests.deployment.test_pruning import image, made
@@ -183,6 +187,58 @@ def test_a_file_that_says_something_else_is_not_kept(run, tmp_path, capsys, monk
     assert list(tmp_path.iterdir()) == []
 
 
+class Small(nn.Module):
+    """A 3x3 convolution between exchanging norms, and max pooling."""
+
+    num_modalities = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 64, 3, 4, 1), Conv3x3(64, 64)
+        self.norms = nn.ModuleList(ExchangeBatchNorm2d(64, 2, threshold=0.1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> SegmentationOutput:
+        y = max_pool_same(self.norms[1](self.conv(self.norms[0](self.stem(x)))), 5)
+        branches = y.unflatten(0, (2, -1))
+        return SegmentationOutput(branches, branches.mean(0), None)
+
+
+def test_compiled_operators_stay_in_packages(tmp_path):
+    """Where they are faster for the scene; they run at any size then."""
+    if not dispatch.IS_COMPILED:
+        pytest.skip("needs the compiled part")
+    torch.manual_seed(0)
+    net, interface, path = Small().eval(), Interface(TWO), tmp_path / "net.pt2"
+    randomise_norms(net)
+    scenes = [image(net, 1, size) for size in ((64, 96), (33, 47))]
+    assert operators.names(trace(net, interface, scenes[0])) == []
+    small = trace(net, interface, scenes[1], operators="compiled")
+    assert operators.names(small) == ["cen_ext::max_pool_same"]
+    program = trace(net, interface, scenes[0], operators="compiled")
+    assert operators.names(program) == ["cen_ext::conv3x3", "cen_ext::max_pool_same"]
+    FORMATS["aot"].write(program, interface, {}, path)
+    with zipfile.ZipFile(path) as package:
+        (name,) = (name for name in package.namelist() if name.endswith("/operators.so"))
+        assert package.read(name) == operators.library().read_bytes()
+
+    def reference(inputs: Sequence[Tensor]) -> list[Tensor]:
+        return [net(torch.cat(tuple(inputs))).ensemble]
+
+    with torch.no_grad():
+        found = compare(reference, FORMATS["aot"].load(path), interface, scenes, classes=False)
+    assert found.scenes == 6
+    assert found.holds(half=False), found
+
+
+def test_compiled_operators_that_are_not_here_are_refused(run, capsys, tmp_path, monkeypatch):
+    command = ["export", run, "--output", tmp_path / "net.pt2", "--format", "aot", "--operators", "compiled"]
+    monkeypatch.setattr(dispatch, "_NOT_COMPILED", "the compiled part is missing")
+    assert "--operators compiled is not possible here: the compiled part is missing" in error_of(
+        capsys, *command
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_half_precision_has_a_tolerance_of_its_own(tmp_path):
     net, interface = made("own encoder"), Interface(TWO)
     x = image(net, 1)
@@ -249,6 +305,15 @@ def test_what_counts_as_agreement(agreement, half, holds):
             "must end in .safetensors for --format safetensors",
         ),
         (["--output", "net.tflite"], "--output must end in .safetensors or .pt for weights, got net.tflite"),
+        (["--output", "net.pt", "--operators", "compiled"], "--operators goes with --format"),
+        (
+            ["--output", "net.pt2", "--operators", "compiled"],
+            "--operators compiled goes with --format aot, not with torch",
+        ),
+        (
+            ["--output", "net.pt2", "--format", "aot", "--operators", "compiled", "--half"],
+            "--operators compiled computes in float32: it does not go with --half",
+        ),
         (["--output", "net.pt2", "--scenes", "0"], "--scenes must be at least 1, got 0"),
     ],
 )

@@ -35,7 +35,7 @@ def test_the_same_answers(runtime: str, exported: Exported, tmp_path: Path) -> N
     inputs = [[x.numpy() for x in image.chunk(2)] for image in images]
     if not is_installed(runtime):
         pytest.skip(f"needs {runtime}")
-    file = exported.file(RUNTIMES[runtime][1])
+    file = exported.file(*RUNTIMES[runtime][1])
     found, metadata, errors = answers(runtime, file, tmp_path, inputs)
     assert errors == {}
     trained = models.load(exported.network, ["run.device=cpu"])
@@ -47,6 +47,7 @@ def test_the_same_answers(runtime: str, exported: Exported, tmp_path: Path) -> N
         torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=0, atol=1e-5)
     assert metadata["interface"]["modalities"] == ["rgb", "depth"]
     assert metadata["interface"]["size"] is None
+    assert metadata["operators"] == (["cen_ext::max_pool_same"] if runtime == "compiled" else [])
     assert metadata["classes"] == list(trained.class_names)
     assert [spec["mean"] for spec in metadata["inputs"]] == [list(spec.mean) for spec in trained.inputs]
 
@@ -68,7 +69,7 @@ def test_runtimes_name_the_input(
         pytest.skip(f"needs {runtime}")
     right = INPUTS["rgb"]
     wrong = [(right[:, :1], right), (right, right[0]), (right, right[..., :40])]
-    file = exported.file(RUNTIMES[runtime][1])
+    file = exported.file(*RUNTIMES[runtime][1])
     found, _, errors = answers(runtime, file, tmp_path, wrong[: len(messages)])
     assert found == [None] * len(messages)
     for i, message in enumerate(messages):

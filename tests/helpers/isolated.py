@@ -14,15 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cen_ext.ops import dispatch
 from tests.cli.test_docs import blocks
 
 PAGE = "deployment.md"
-# The section of the page, the export's format, and the page's name of the file.
-RUNTIMES = {
-    "onnxruntime": ("ONNX Runtime", "onnx", "net.onnx"),
-    "openvino": ("OpenVINO", "onnx", "net.onnx"),
-    "torch": ("torch.export", "torch", "net.pt2"),
-    "aot": ("AOTInductor", "aot", "aot.pt2"),
+# The section of the page, the export's format and options, and the page's name of the file.
+RUNTIMES: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "onnxruntime": ("ONNX Runtime", ("onnx",), "net.onnx"),
+    "openvino": ("OpenVINO", ("onnx",), "net.onnx"),
+    "torch": ("torch.export", ("torch",), "net.pt2"),
+    "aot": ("AOTInductor", ("aot",), "aot.pt2"),
+    "compiled": ("Compiled operators", ("aot", "--operators", "compiled"), "compiled.pt2"),
 }
 # Before the page's programs: without this toolkit, and with the arrays that a file brings.
 ISOLATED = """
@@ -91,4 +93,6 @@ def answers(
 
 
 def is_installed(runtime: str) -> bool:
+    if runtime == "compiled":
+        return dispatch.IS_COMPILED
     return runtime in ("torch", "aot") or importlib.util.find_spec(runtime) is not None
