@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cen_ext.ops.streams import Streams
 from cen_ext.tables import PerModality
 
 
@@ -59,15 +60,16 @@ class PrivateConv2d(PerModality, nn.Conv2d):
             device="meta",
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Streams) -> Tensor:
         count = self.num_modalities
         weights = self.weight.chunk(count)
         biases = [None] * count if self.bias is None else self.bias.chunk(count)
         modalities = range(count) if self.present is None else self.present
+        parts = Streams.of(x, len(modalities)).parts  # x.chunk would fix the batch in exported programs
         return torch.cat(
             [
                 F.conv2d(rows, weights[m], biases[m], self.stride, self.padding, self.dilation, self.groups)
-                for rows, m in zip(x.chunk(len(modalities)), modalities, strict=True)
+                for rows, m in zip(parts, modalities, strict=True)
             ]
         )
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import cen_ext
 import examples.own_encoder  # noqa: F401 - registers plain_net
 import models
+from models.networks.private import PrivateConv2d
 from tests.helpers import small_xception  # noqa: F401 - registers it
 from tests.helpers.networks import randomise_norms
 
@@ -143,3 +144,24 @@ def test_a_gradient_penalty_trains_a_discriminator():
                     p.add_(d, alpha=step)
             values.append(penalty().detach())
     torch.testing.assert_close((values[0] - values[1]) / 2e-6, slope.detach(), rtol=1e-5, atol=0)
+
+
+class PrivateOfSeparate(nn.Module):
+    """Two inputs, stacked, and a convolution for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = PrivateConv2d(nn.Conv2d(3, 4, 1), 2)
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        y: Tensor = self.conv(torch.cat([one, other]))
+        return y
+
+
+def test_private_convolutions_are_exported_for_any_batch() -> None:
+    net, batch = PrivateOfSeparate().eval(), torch.export.Dim("batch", min=1)
+    example = torch.randn(2, 2, 3, 5, 6).unbind()
+    program = torch.export.export(net, example, dynamic_shapes=({0: batch},) * 2, strict=False).module()
+    for images in (1, 3):
+        inputs = torch.randn(2, images, 3, 5, 6).unbind()
+        torch.testing.assert_close(program(*inputs), net(*inputs))
