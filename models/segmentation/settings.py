@@ -223,8 +223,8 @@ class LossSettings:
     )
     auxiliary: float | tuple[float, ...] = setting(
         0.4,
-        "weight of the losses of auxiliary heads, of pspnet and of systems, or one for each head; 0: no such "
-        "head in pspnet",
+        "weight of the losses of auxiliary heads, of pspnet, esanet and systems, or one for each head; 0: no "
+        "such heads in pspnet and esanet",
     )
     auxiliary_size: AuxiliarySize = setting(
         "labels", "where auxiliary heads meet labels: logits resized to the labels, or labels to the logits"
