@@ -30,6 +30,7 @@ from models.data.survey import spread
 from models.networks.fusion import NoFusion
 from models.networks.fusion.base import name_of
 from models.networks.messages import suggest
+from models.networks.systems import System
 from models.segmentation.build import open_validation
 from models.segmentation.evaluate import chosen_images, evaluating
 from models.segmentation.load import TrainedNetwork
@@ -259,6 +260,7 @@ def _layers(trained: TrainedNetwork, dataset: SegmentationSet) -> list[Layer]:
         return layers
     fusion = trained.recipe.fusion
     private = isinstance(fusion, NoFusion) and fusion.norms == "private"
+    private = private and not isinstance(trained.net, System)
     remedy = "; fusion=exchange fusion.threshold=0.02 draws it as if it exchanged" * private
     raise UsageError(
         f"--features: {trained.path}, of fusion={name_of(fusion)}, has no batch norm that exchanges channels "
@@ -331,7 +333,7 @@ def _inputs(trained: TrainedNetwork, batch: Batch) -> list[Image]:
     """A scene's inputs as images, by modality."""
     data = trained.recipe.data
     inputs = zip(batch.images.numpy(), data.modalities, strict=True)
-    return [show_input(image, name, data.normalization) for image, name in inputs]
+    return [show_input(image, name, data) for image, name in inputs]
 
 
 def _notes(dataset: SegmentationSet, missing: int, measured: Collection[str]) -> list[str]:

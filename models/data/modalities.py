@@ -95,6 +95,11 @@ class Reader:
                 )
         if not self.modalities:
             raise ValueError(f"modalities is empty: expected some of {', '.join(known)}")
+        kinds = self.kinds()
+        if (self.depth_mean, self.depth_std) != (0, 1) and "depth" not in kinds and None not in kinds:
+            raise ValueError(
+                f"depth_mean and depth_std are of depth, none of {','.join(self.modalities)}: leave them out"
+            )
         depths = self._registered()
         if depths and self.layout.camera is None and CAMERA not in self.layout.files:
             raise ValueError(

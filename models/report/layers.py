@@ -12,6 +12,7 @@ from cen_ext import exchanging_layers
 from cen_ext.modules import ExchangeNorm
 from models.networks.fusion import named_exchange_points
 from models.networks.fusion.thresholds import ruled_layers
+from models.networks.systems import System
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ def layers_of(net: nn.Module, scales: Mapping[str, Tensor] | None = None) -> lis
         net: with its weights; left as it is.
         scales: γ to look at in the place of its own, by the norms' names; norms without any are left out.
     """
+    if isinstance(net, System):  # its streams' norms are of one modality each
+        return []
     exchanging = exchanging_layers(net)
     known = {**named_exchange_points(net), **exchanging}
     if scales is not None:

@@ -11,6 +11,7 @@ from models.comparison.runs import outputs
 from models.report.blocks import NOTHING, Block, Cell, Section, Table, Terms, Text
 from models.report.gathered import Gathered, less_is_better, over_seeds, score_name
 from models.report.subject import Subject
+from models.segmentation import networks
 from models.training.config import show
 
 _NETWORKS = {
@@ -85,6 +86,8 @@ def _sentence(gathered: Gathered, group: Group) -> str:
     ensemble = gathered.comparison.shown(f"ensemble/{lead}", group)
     if ensemble is None:
         text += " It has not been evaluated yet."
+    elif _is_system(run.recipe):
+        text += f" It reaches {gathered.text(ensemble)}{unit} {score_name(lead)}."
     elif branches:
         choose = min if less_is_better(lead) else max
         best = choose(branches, key=lambda name: branches[name].mean)
@@ -93,7 +96,7 @@ def _sentence(gathered: Gathered, group: Group) -> str:
             f"the best branch alone ({best}) {gathered.text(branches[best])}{unit}."
         )
     share = over_seeds(gathered.of(group), last_share)
-    if share is not None:
+    if share is not None and not _is_system(run.recipe):
         text += (
             f" {100 * share.mean:.1f} % of the channels are exchanged where the network may exchange."
             if share.mean
@@ -274,7 +277,13 @@ def _network(recipe: Any) -> str:
     return f"{_NETWORKS.get(model.network, model.network)} with {model.encoder}"
 
 
+def _is_system(recipe: Any) -> bool:
+    return hasattr(recipe.model, "encoder") and networks.is_system(recipe.model.network)
+
+
 def _fusion(recipe: Any) -> str:
+    if _is_system(recipe):
+        return "a system that fuses in its own way"
     fusion = recipe.fusion
     text = _FUSIONS.get(fusion.name, f"fused by {fusion.name.replace('_', ' ')}")
     return f"{text} (θ = {fusion.threshold})" if hasattr(fusion, "threshold") else text

@@ -82,6 +82,11 @@ def build_network(recipe: SegmentationRecipe) -> SegmentationNetwork:
             f"loss.auxiliary must be one number for each of the {net.num_sides} auxiliary heads of "
             f"model.network={model.network}, or one for all, got {len(auxiliary)}"
         )
+    if recipe.loss.auxiliary_size != "labels" and not net.num_sides:
+        raise UsageError(
+            f"loss.auxiliary_size must be labels with model.network={model.network}, which has no auxiliary "
+            f"heads, got {recipe.loss.auxiliary_size}"
+        )
     if model.initial_scale is not None:
         # Also where nothing is exchanged, so that the networks are comparable.
         for point in exchange_points(net):
@@ -112,6 +117,10 @@ def _taken(model: ModelSettings) -> dict[str, Any]:
         ValueError: another one has a value that is not its default; the message begins with its name.
     """
     taken = networks.taken(model.network)
+    if unknown := set(taken) - {field.name for field in fields(model)}:
+        raise ValueError(
+            f"network={model.network} has an option {sorted(unknown)[0]}, which is no setting of model"
+        )
     for field in fields(model):
         value = getattr(model, field.name)
         # Statistics of weights are the default, and a system that cannot keep to them has to be told so.

@@ -1,6 +1,6 @@
-"""The import command: a RefineNet that the paper's authors released becomes a file of this project.
+"""The import command: a network that its authors released becomes a file of this project.
 
-What the released code feeds its networks, which is what the layout ``nyu_cen`` gives: colors red first,
+What CEN's released code feeds its networks, which is what the layout ``nyu_cen`` gives: colors red first,
 ``(v / 255 - mean) / std`` by ImageNet's mean and standard deviation; depth as stored / 5000, that is in
 meters, not normalized, tiled to three channels. (For SUN RGB-D that code stretches the depth of every image
 to 0 ... 255 instead, which no layout here does.)
@@ -21,6 +21,7 @@ from models.networks.encoders.resnet import RESNETS, Bottleneck
 from models.networks.encoders.weights import read_state_dict
 from models.networks.fusion import AsymFusion
 from models.networks.released import load_released
+from models.segmentation import networks
 from models.segmentation.build import build_network, build_reader
 from models.segmentation.load import describe
 from models.training import checkpoint, config, registry
@@ -46,11 +47,13 @@ def import_released(released: Path, name: str, overrides: Sequence[str], output:
     recipe = config.override(registry.find(name), overrides)
     try:
         state = read_state_dict(existing(released, "RELEASED"))
-        expected: dict[str, Any] = {"model.network": "refinenet"}
-        # AsymFusion's network has the same tensors; the recipe alone tells the two apart.
-        if not isinstance(recipe.fusion, AsymFusion):
-            expected |= {"fusion": "exchange", "fusion.region": "all", "fusion.criterion": "abs"}
-        check_settings(released, recipe, expected | released_settings(state), "data.modalities")
+        # Others tell by themselves what does not fit.
+        if not networks.is_system(recipe.model.network) and recipe.model.network != "segformer":
+            expected: dict[str, Any] = {"model.network": "refinenet"}
+            # AsymFusion's network has the same tensors; the recipe alone tells the two apart.
+            if not isinstance(recipe.fusion, AsymFusion):
+                expected |= {"fusion": "exchange", "fusion.region": "all", "fusion.criterion": "abs"}
+            check_settings(released, recipe, expected | released_settings(state), "data.modalities")
         net = load_released(build_network(recipe), state)
     except UsageError:
         raise

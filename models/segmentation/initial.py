@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from models.data import IMAGENET_STD, differing_inputs, input_from_plain
-from models.networks.encoders import load_imagenet
+from models.networks.encoders import Backbone, load_imagenet
 from models.networks.encoders.weights import misfits, misfits_of, some
 from models.networks.segmentor import SegmentationNetwork
 from models.networks.systems import System
 from models.segmentation.load import differing_names
 from models.segmentation.settings import ModelSettings
-from models.training import checkpoint
+from models.training import checkpoint, config
 from models.training.errors import UsageError, existing
 
+# Settings of the part that a system takes over from its experts, which shapes need not tell.
+_OF_EXPERTS = ("encoder", "ssma_dilations", "aspp_rates")
 # Entries whose shape follows the number of classes.
 _CLASSIFIER = re.compile(r"\bclassifier\.|^head\.")
 
@@ -39,13 +41,13 @@ def load_weights(net: SegmentationNetwork, model: ModelSettings, here: Mapping[s
     if model.experts:
         if model.start is not None or model.weights is not None:
             raise UsageError("model.start and model.weights must be none with model.experts")
-        return _start_from_experts(net, model.experts, here)
+        return _start_from_experts(net, model, here)
     if model.start is not None:
         if model.weights is not None:
             raise UsageError("model.weights must be none with model.start, which sets the encoder as well")
         return _start_from(net, model.start, here)
     if model.weights is not None:
-        colors = (tuple(spec["std"]) for spec in here["inputs"] if spec["std"])
+        colors = (tuple(spec["std"]) for spec in here["inputs"] if spec["order"])
         return _load_encoder(net, model.weights, model.weights_input, next(colors, IMAGENET_STD))
     if model.frozen_statistics:
         raise UsageError(
@@ -62,6 +64,10 @@ def _load_encoder(
     # Caffe's are from 0 to 255 less the mean, but not divided by the deviations.
     scale = [255 * std if trained_on == "caffe" else 1.0 for std in deviations]
     existing(path, "model.weights")
+    if not isinstance(net.encoder, Backbone):
+        raise UsageError(
+            "model.weights must be none: the network's encoder is none that weights of files are loaded into"
+        )
     try:
         report = load_imagenet(net.encoder, path, bgr=trained_on != "rgb", scale=scale)
     except ValueError as error:
@@ -82,22 +88,31 @@ def _load_encoder(
     return notes
 
 
-def _start_from_experts(
-    net: SegmentationNetwork, paths: Sequence[Path], here: Mapping[str, Any]
-) -> list[str]:
+def _start_from_experts(net: SegmentationNetwork, model: ModelSettings, here: Mapping[str, Any]) -> list[str]:
     """Start a system from networks of one modality each."""
-    modalities = [spec["name"] for spec in here["inputs"]]
+    paths, modalities = model.experts, [spec["name"] for spec in here["inputs"]]
     if len(paths) != len(modalities):
         raise UsageError(
             f"model.experts must be one for each of {','.join(modalities)}, got {len(paths)} of them"
         )
-    states = []
-    for path, modality in zip(paths, modalities, strict=True):
+    states, notes = [], []
+    for m, (path, modality) in enumerate(zip(paths, modalities, strict=True)):
         existing(path, "model.experts")
         path, contents = checkpoint.load(path, checkpoint.BEST)
         trained = [spec["name"] for spec in contents["inputs"]]
         if trained != [modality]:
             raise UsageError(f"model.experts: {path} is of {','.join(trained)}, expected one of {modality}")
+        for name in _OF_EXPERTS:
+            theirs, ours = contents["config"]["model"][name], getattr(model, name)
+            if theirs != config.to_plain(ours):
+                theirs = tuple(theirs) if isinstance(theirs, list) else theirs
+                raise UsageError(
+                    f"model.experts: {path} was trained with model.{name}={config.show(theirs)}, expected "
+                    f"{config.show(ours)}"
+                )
+        inputs = [[input_from_plain(each["inputs"][n])] for each, n in ((contents, 0), (here, m))]
+        if differences := differing_inputs(*inputs):
+            notes.append(f"{path} was trained on other inputs: {'; '.join(differences)}")
         states.append(checkpoint.weights(contents))
     own = net.state_dict()
     try:
@@ -110,7 +125,8 @@ def _start_from_experts(
         raise UsageError(f"model.experts: {error}") from None
     net.load_state_dict(found, strict=False)
     rest = [key for key in own if key not in found and not key.endswith(".num_batches_tracked")]
-    return [f"starts from {', '.join(map(str, paths))}; {len(rest)} entries as they were made: {some(rest)}"]
+    begins = f"starts from {', '.join(map(str, paths))}; {len(rest)} entries as they were made: {some(rest)}"
+    return [begins, *notes]
 
 
 def _start_from(net: SegmentationNetwork, path: Path, here: Mapping[str, Any]) -> list[str]:

@@ -152,6 +152,7 @@ def segmentation_loss(
         total = total + fusion
     beside = zero
     factors = auxiliary if isinstance(auxiliary, Sequence) else [auxiliary] * len(output.auxiliary)
+    factors = factors if output.auxiliary else ()  # in evaluation there are none
     for logits, factor in zip(output.auxiliary, factors, strict=True):
         labels, own = target, counts
         if auxiliary_size == "logits":

@@ -76,6 +76,8 @@ def check_name(name: str) -> None:
     Raises:
         ValueError: the message begins with ``network``.
     """
+    if name in DECODERS and name in SYSTEMS.members:
+        raise ValueError(f"network={name} is a decoder's name: register the system by another one")
     if name not in names():
         hint = suggest(name, names())
         raise ValueError(f"network must be one of {', '.join(names())}, got {name!r}{hint}")
@@ -144,6 +146,12 @@ def build(
     if is_system(name):
         if fusion != NoFusion():
             raise ValueError(f"fusion must be none with model.network={name}, which fuses in its own way")
+        expected = system(name).modalities
+        if expected and modalities != expected:
+            raise ValueError(
+                f"data.modalities must be {','.join(expected)} with model.network={name}, "
+                f"got {','.join(modalities)}"
+            )
         channels = [1 if modality in _SINGLE else 3 for modality in modalities]
         return make_system(name, num_classes, channels, **settings)
     kind = DECODERS[name]

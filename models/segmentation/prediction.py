@@ -76,7 +76,7 @@ class Prediction(Outputs[np.uint8]):
         shown = "rgb" if "rgb" in self.modalities else self.modalities[0]
         data = self._recipe.data
         image = self.images[data.modalities.index(shown)].cpu().numpy()
-        return overlay(show_input(image, shown, data.normalization), self.colored(which))
+        return overlay(show_input(image, shown, data), self.colored(which))
 
     def thumbnails(self) -> dict[str, Image]:
         """Small images of every ``input <modality>`` and of every output's colored label map."""

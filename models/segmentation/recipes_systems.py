@@ -66,7 +66,7 @@ def nyudv2_fcn32s() -> SegmentationRecipe:
 
 @recipe
 def nyudv2_fusenet() -> SegmentationRecipe:
-    """FuseNet SF5 on two VGG-16, RGB and depth from 0 to 255, at 320x240.
+    """FuseNet SF5 on two VGG-16, RGB as torchvision's weights expect it and depth from 0 to 255, at 320x240.
 
     Hazirbas et al., "FuseNet: Incorporating Depth into Semantic Segmentation via Fusion-based CNN
     Architecture", ACCV 2016: SGD, rates of 1e-3 that fall to 0.9 of themselves every 50,000 steps, classes

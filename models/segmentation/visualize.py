@@ -11,18 +11,20 @@ from torch import Tensor
 
 from models import visualize
 from models.data import palette
-from models.networks.encoders import Normalization
+from models.data.kinds import kind_by_name
 from models.segmentation.settings import DataSettings
 from models.visualize import Image, below, write_text
 
 
-def show_input(image: NDArray[np.float32], modality: str, normalization: Normalization) -> Image:
+def show_input(image: NDArray[np.float32], modality: str, data: DataSettings) -> Image:
     """A network's input ``[3, H, W]`` as an image; depth from dark (near, or missing) to bright (far).
 
     Points are gray at the camera, and where they are missing, and redder to the right, greener further down
     and bluer farther away.
     """
-    pixels = image.transpose(1, 2, 0)
+    pixels, normalization = image.transpose(1, 2, 0), data.normalization
+    if kind_by_name(modality) == "depth":
+        pixels = np.where(pixels == 0, 0, pixels * data.depth_std + data.depth_mean)
     if modality == "normals":
         pixels = (pixels + 1) / 2
     elif modality == "points":
@@ -66,7 +68,7 @@ def scene_images(
     inputs = zip(data.modalities, images.numpy(), strict=True)
     chosen = [each for m, each in enumerate(inputs) if present is None or m in present]
     return {
-        **{f"input {name}": show_input(image, name, data.normalization) for name, image in chosen},
+        **{f"input {name}": show_input(image, name, data) for name, image in chosen},
         **{name: colorize(labels.cpu().numpy(), data.num_classes, colors) for name, labels in maps.items()},
     }
 

@@ -140,7 +140,7 @@ class Scenes:
         for name, files in self.examples:
             images, there = self.trained.read_some(files)
             shown = {
-                modality: photo(thumbnail(show_input(image, modality, data.normalization)))
+                modality: photo(thumbnail(show_input(image, modality, data)))
                 for m, (modality, image) in enumerate(zip(data.modalities, images.cpu().numpy(), strict=True))
                 if there is None or m in there
             }
@@ -281,9 +281,8 @@ class Scenes:
         }
         if not question.images:
             return answer
-        normalization = recipe.data.normalization
         inputs = {
-            modalities[m]: show_input(images[m].cpu().numpy(), modalities[m], normalization) for m in there
+            modalities[m]: show_input(images[m].cpu().numpy(), modalities[m], recipe.data) for m in there
         }
         shown = inputs["rgb" if "rgb" in inputs else modalities[there[0]]]
         colored = colorize(labels["ensemble"].numpy(), recipe.data.num_classes, self.trained.palette)

@@ -1,7 +1,7 @@
 """Table 3 of CEN, the systems that it is compared with, and three that came after it.
 
 Wang et al., "Deep Multimodal Fusion by Channel Exchanging", NeurIPS 2020. Figures of RDFNet-50 are those of
-its paper (Lee et al., ICCV 2017); of ESANet those of its authors (Seichter et al., ICRA 2021) and of
+its paper (Park et al., ICCV 2017); of ESANet those of its authors (Seichter et al., ICRA 2021) and of
 TokenFusion (Wang et al., CVPR 2022) those of its Table 9 and its authors, and their parameters those of
 DFormer's table of costs (Yin et al., ICLR 2024).
 """

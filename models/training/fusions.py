@@ -63,7 +63,7 @@ def check_fusion(fusion: Fusion, num_modalities: int, stages: int, read: Sequenc
 
 def refused(error: Exception) -> UsageError:
     """The error of a network's builder as one of the settings, which names the field by its path."""
-    path = "" if str(error).startswith("fusion") else "model."
+    path = "" if str(error).startswith(("fusion", "data.")) else "model."
     return UsageError(f"{path}{error}")
 
 

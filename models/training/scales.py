@@ -176,6 +176,8 @@ def stage_numbers(net: nn.Module) -> dict[nn.Module, int]:
         net: whose ``encoder`` may have ``stages()``; a system's need not.
     """
     stages: Any = getattr(net.encoder, "stages", tuple)
+    if isinstance(stages, nn.Module):  # a part of that name
+        return {}
     return {module: number for number, stage in enumerate(stages(), 1) for module in stage.modules()}
 
 

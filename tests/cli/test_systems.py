@@ -16,11 +16,14 @@ from torch import nn
 import examples.own_system
 import models
 from models.__main__ import main
+from models.data import InputSpec, to_plain
+from models.networks.systems import System, register_system
 from models.segmentation.build import branch_names, build_network, output_names
+from models.segmentation.initial import load_weights
 from models.segmentation.settings import OptimSettings, SegmentationStage
 from models.segmentation.step import make_optimizer
 from models.segmentation.task import SegmentationTask
-from models.training import checkpoint, config
+from models.training import checkpoint, config, registry
 from models.training.errors import UsageError
 from tests.helpers.paths import ROOT
 from tests.helpers.training_runs import prepare_rooms
@@ -184,3 +187,64 @@ def test_settings_out_of_range() -> None:
     ):
         with pytest.raises(UsageError, match=message):
             config.override(RECIPE, [given])
+
+
+def test_experts_of_other_dilations_or_inputs_are_told(tmp_path: Path) -> None:
+    """Shapes tell neither."""
+    recipe = registry.find("nyudv2_ssma")
+    net = build_network(recipe)
+    here = {"inputs": [to_plain(InputSpec(name, "metre")) for name in ("rgb", "hha")]}
+
+    def experts(*overrides: str, unit: str = "metre") -> tuple[Path, ...]:
+        paths = []
+        for modality in ("rgb", "hha"):
+            alone = config.override(
+                registry.find("nyudv2_adapnetpp"), [f"data.modalities={modality}", *overrides]
+            )
+            trained = {"task": {"net": build_network(alone).state_dict()}}
+            inputs = {"inputs": [to_plain(InputSpec(modality, unit))], "classes": ["a"]}
+            paths.append(tmp_path / f"{modality}.pt")
+            header = checkpoint.header("nyudv2_adapnetpp", alone)
+            checkpoint.save_network(paths[-1], {**header, **inputs, **trained})
+        return tuple(paths)
+
+    start, *others = load_weights(net, replace(recipe.model, experts=experts()), here)
+    assert start.startswith("starts from ")
+    assert not others
+    _, *others = load_weights(net, replace(recipe.model, experts=experts(unit="mile")), here)
+    assert len(others) == 2
+    assert "unit 'mile' in training, 'metre' here" in others[0]
+    with pytest.raises(UsageError, match=r"rgb.pt was trained with .*aspp_rates=6,12,18, expected 3,6,12"):
+        load_weights(net, replace(recipe.model, experts=experts("model.aspp_rates=6,12,18")), here)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "message"),
+    [
+        ("nyudv2_gnn3d", ["data.modalities=points,rgb"], "data.modalities must be rgb,points with"),
+        ("nyudv2_gnn3d", ["data.modalities=rgb,hha"], "data.modalities must be rgb,points with"),
+        ("nyudv2_fusenet", ["data.modalities=depth,rgb"], "data.modalities must begin with one of colors"),
+        (
+            "nyudv2_fusenet",
+            ["data.modalities=rgb,depth,hha"],
+            "network=fusenet takes 2 modalities, got 3",
+        ),
+        ("synthetic_demo", ["loss.auxiliary_size=logits"], "loss.auxiliary_size must be labels with"),
+        (
+            "synthetic_demo",
+            ["optim.decay=0.5"],
+            "decay must be 0.1 but with schedule=step",
+        ),
+    ],
+)
+def test_settings_that_would_be_ignored_are_refused(recipe: str, overrides: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message), torch.device("meta"):
+        build_network(config.override(registry.find(recipe), overrides))
+
+
+def test_registered_systems_name_their_encoders() -> None:
+    class Nameless(System):
+        pass
+
+    with pytest.raises(ValueError, match="encoders of Nameless must name what"):
+        register_system(Nameless)

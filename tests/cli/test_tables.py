@@ -47,6 +47,10 @@ SYSTEMS = {
     ("RDFNet", "ResNet-50"): 149_143_080,
     ("RDFNet", "ResNet-101"): 187_127_208,
     ("RDFNet", "ResNet-152"): 218_414_504,
+    ("ESANet", "ResNet-34 NBt1D"): 46_962_112,
+    ("ESANet, exchanging", "ResNet-34 NBt1D"): 32_118_144,
+    ("no exchange", "SegFormer-B2"): SEGFORMER + MIT_NORMS,
+    ("CEN, by layer norms", "SegFormer-B2"): SEGFORMER + MIT_NORMS,
     ("CEN, RefineNet", "ResNet-101, single-scale"): REFINENET[101] + NORMS[101],
     ("CEN, RefineNet", "ResNet-101"): REFINENET[101] + NORMS[101],
     ("CEN, RefineNet", "ResNet-152"): REFINENET[152] + NORMS[152],
@@ -117,9 +121,8 @@ def test_every_row(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     counted = {(entry.row.method, entry.row.setting): entry.parameters for entry in found}
     assert len(counted) == len(found)
     expected = {(row.method, row.setting): expected_parameters(name, row) for row in (e.row for e in found)}
-    told = {key: count for key, count in expected.items() if count is not None}
-    assert name == "3" or told == expected
-    assert {key: counted[key] for key in told} == told
+    expected.pop(("CEN, PSPNet", "ResNet-152"), None)  # tests/networks/test_pspnet.py counts its parts
+    assert {key: counted[key] for key in expected} == expected
 
 
 def test_tables_have_all_rows() -> None:

@@ -85,7 +85,7 @@ def test_a_network_of_timm_trains_is_evaluated_resumed_and_exported(
     trained = models.load(file, [f"data.root={rooms}"])
     dataset = open_split(trained.recipe.data, "val")
     image = dataset.sample(0).images[0]
-    picture = show_input(image.transpose(2, 0, 1), "rgb", trained.recipe.data.normalization)
+    picture = show_input(image.transpose(2, 0, 1), "rgb", trained.recipe.data)
     rooms_set = open_split(
         config.override(registry.find("synthetic_demo"), [f"data.root={rooms}"]).data, "val"
     )

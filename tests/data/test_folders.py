@@ -19,6 +19,8 @@ from models.data.geometry import hha, surface_normals
 from models.data.inputs import InputSpec, input_specs
 from models.data.layouts import CAMERA, LABELS
 from models.data.taskonomy import find_views
+from models.segmentation.settings import DataSettings
+from models.segmentation.visualize import show_input
 from models.sources import images_of, match_files
 from models.training import checkpoint
 from models.training.errors import UsageError
@@ -438,6 +440,13 @@ def test_depth_is_normalized_but_where_it_is_missing(tmp_path: Path) -> None:
     np.testing.assert_array_equal(normals, also)  # of meters
     assert input_specs(plain.reader)[1] == InputSpec("depth", "metre")
     assert input_specs(scaled.reader)[1] == InputSpec("depth", "metre", mean=(2.5,), std=(0.5,))
+    pictures = [
+        show_input(np.tile(image, 3).transpose(2, 0, 1), "depth", DataSettings(**settings))
+        for image, settings in ((depth, {}), (found, {"depth_mean": 2.5, "depth_std": 0.5}))
+    ]
+    assert np.abs(pictures[0].astype(int) - pictures[1]).max() <= 1
+    with pytest.raises(ValueError, match="depth_mean and depth_std are of depth, none of rgb,normals"):
+        SegmentationSet(tmp_path, "train", modalities=("rgb", "normals"), depth_std=0.5)
 
 
 @pytest.mark.parametrize("order", [("rgb", "depth"), ("depth", "rgb"), ("depth", "rgb", "normals")])

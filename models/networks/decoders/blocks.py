@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -61,3 +61,10 @@ def initialize(init: str, convolutions: Iterable[nn.Conv2d | None]) -> None:
     for conv in convolutions:
         if conv is not None and init == "kaiming":
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+
+
+def cropped(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Rows and columns up to a size ``(h, w)``, from the top left."""
+    down, across = (wanted - own for wanted, own in zip(size, x.shape[-2:], strict=True))
+    # Not slices, which would fix the size in exported programs.
+    return F.pad(x, (0, across, 0, down))

@@ -71,7 +71,8 @@ class VGGStream(nn.Module):
 class VGGBackbone(Backbone):
     """Base of encoders of several streams, all of which start from the same weights.
 
-    A stream that reads a single channel starts from the mean over red, green and blue.
+    A stream that reads a single channel starts from the mean over red, green and blue, as it is in the file:
+    weights of Caffe, of colors from 0 to 255, fit the depth from 0 to 255 that FuseNet takes.
 
     Args:
         streams: their entries that are named ``fc6`` and ``fc7`` are VGG-16's linear layers.

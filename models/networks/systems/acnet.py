@@ -14,11 +14,10 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cen_ext import ExchangeBatchNorm2d
 from cen_ext.tables import table_shapes
-from models.networks.decoders.blocks import ConvNorm
+from models.networks.decoders.blocks import ConvNorm, cropped
 from models.networks.encoders.resnet import BasicBlock, ExchangeResNet
 from models.networks.encoders.streams import ResNetStreams
 from models.networks.encoders.weights import misfits
@@ -113,7 +112,7 @@ class UpStage(nn.Module):
 
     def forward(self, x: Tensor, feature: Tensor) -> tuple[Tensor, Tensor | None]:
         """The doubled x plus the encoder's feature; in training also the side output, of the doubled x."""
-        x = _cropped(self.blocks(x), feature)
+        x = cropped(self.blocks(x), feature.shape[-2:])
         return x + feature, self.classifier(x) if self.training else None
 
 
@@ -180,7 +179,7 @@ class ACNet(System):
             x, side = stage(x, feature)
             if side is not None:
                 sides.append(side)
-        return Logits(_cropped(self.classifier(self.refine(x)), images[0]), tuple(sides))
+        return Logits(cropped(self.classifier(self.refine(x)), images[0].shape[-2:]), tuple(sides))
 
     def from_released(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Translate the state dict of a checkpoint that the authors published.
@@ -221,13 +220,6 @@ def _levels(stream: ExchangeResNet, image: Tensor) -> list[Tensor]:
         x = stage(x)
         features.append(x)
     return features
-
-
-def _cropped(x: Tensor, like: Tensor) -> Tensor:
-    """The part of x, from the top left, that has the size of another."""
-    down, across = (size - own for size, own in zip(like.shape[-2:], x.shape[-2:], strict=True))
-    # By 0 or -1. Slices would fix the size in exported programs.
-    return F.pad(x, (0, across, 0, down))
 
 
 _SUFFIXES = {"rgb": "", "depth": "_d", "merged": "_m"}  # of the public names

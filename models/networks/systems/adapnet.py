@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from cen_ext import Conv3x3, ExchangeBatchNorm2d, conv3x3
-from models.networks.decoders.blocks import ConvNorm
+from models.networks.decoders.blocks import ConvNorm, cropped
 from models.networks.dropout import Dropout
 from models.networks.encoders.base import Backbone
 from models.networks.encoders.resnet import RESNETS, WIDTHS
@@ -238,6 +238,9 @@ class AdapNetEncoder(Backbone):
         convolution, or after its shortcut's, has no place here: its scale goes into that convolution, and its
         shift is left out, as the norms that read the sum take it away. They start as they were made, and so
         does the first unit's shortcut, which reads other channels.
+
+        Raises:
+            ValueError: one of these convolutions comes without its norm.
         """
         taken = {}
         for key, value in state.items():
@@ -245,7 +248,10 @@ class AdapNetEncoder(Backbone):
                 continue
             if match := re.fullmatch(r"(.*\.)(conv3|downsample\.0)\.weight", key):
                 follows = "bn3" if match[2] == "conv3" else "downsample.1"
-                value = value * _scale(state, match[1] + follows)[:, None, None, None]
+                norm_name = match[1] + follows
+                if f"{norm_name}.weight" not in state or f"{norm_name}.running_var" not in state:
+                    raise ValueError(f"weights must be {self.weights_kind}'s, but {key} has no {norm_name}")
+                value = value * _scale(state, norm_name)[:, None, None, None]
             taken[key.replace(".downsample.0.", ".downsample.")] = value
         return taken
 
@@ -271,7 +277,7 @@ class Refinement(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
         """``[N, width, h, w]``: the enlarged x, and the output; both of the skip's size."""
-        x = _cut(self.enlarge(x), skip.shape[-2:])
+        x = cropped(self.enlarge(x), skip.shape[-2:])
         if self.gate is not None:
             skip = skip * self.gate(x.mean((2, 3), keepdim=True))
         return x, self.refine(torch.cat([x, skip], 1))
@@ -314,7 +320,7 @@ class AdapNetDecoder(nn.Module):
         for stage, skip in zip(self.stages, skips, strict=True):
             large, x = stage(x, skip)
             enlarged.append(large)
-        output = _cut(self.classifier.enlarge(self.classifier.conv(x)), size)
+        output = cropped(self.classifier.enlarge(self.classifier.conv(x)), size)
         if not self.training:
             return Logits(output)
         finest_first = zip(self.classifier.sides, reversed(enlarged), strict=True)
@@ -373,8 +379,3 @@ def _conv1x1(in_channels: int, out_channels: int, *, relu: bool = True) -> ConvN
 def _scale(state: Mapping[str, Tensor], name: str) -> Tensor:
     """What a norm in eval mode multiplies its input with, of torchvision's eps."""
     return state[f"{name}.weight"] * (state[f"{name}.running_var"] + 1e-5).rsqrt()
-
-
-def _cut(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Rows and columns up to a size, from the top left."""
-    return x[..., : size[0], : size[1]]

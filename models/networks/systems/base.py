@@ -8,7 +8,7 @@ evaluation, prediction and reports, is that of all networks.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,7 @@ class System(SegmentationNetwork):
         name: by which ``model.network`` chooses it; where it is not given, the class's in snake case.
         encoders: names of the encoders that it can be built on, the first by default.
         options: names of further arguments of the constructor, which are settings of ``model``.
+        modalities: names that the modalities must have, in their order; empty for any.
         takes: numbers of modalities that it can be built for; empty for any.
         sides: how many side outputs it has in training.
         least: height and width that an exported program takes at the least, with more than one pixel in its
@@ -66,6 +67,7 @@ class System(SegmentationNetwork):
     name: ClassVar[str]
     encoders: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[tuple[str, ...]] = ()
+    modalities: ClassVar[tuple[str, ...]] = ()
     takes: ClassVar[tuple[int, ...]] = ()
     sides: ClassVar[int] = 0
     least: ClassVar[int] = LEAST
@@ -151,8 +153,20 @@ class System(SegmentationNetwork):
         raise ValueError(f"network={name_of(type(self))}: no public checkpoint's layout is known")
 
 
+SystemKind = TypeVar("SystemKind", bound="type[System]")
 SYSTEMS: Registry[Callable[..., System]] = Registry("network")
-register_system = SYSTEMS.register
+
+
+def register_system(kind: SystemKind) -> SystemKind:
+    """Decorator: list a system under its name.
+
+    Raises:
+        ValueError: it names no encoder; the name is taken.
+    """
+    if not kind.encoders:
+        raise ValueError(f"encoders of {kind.__name__} must name what model.encoder may be, got none")
+    SYSTEMS.register(kind)
+    return kind
 
 
 def name_of(kind: type[System]) -> str:

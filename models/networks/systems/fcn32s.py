@@ -177,7 +177,7 @@ class FCN32s(System):
                 blue first, from 0 to 255 less the mean over the data set.
 
         Returns:
-            All entries but ``alpha``, which is of no effect with a single branch.
+            All entries; ``alpha``, which has no effect with a single branch, is this network's own.
 
         Raises:
             ValueError: this network is not one of a single modality in colors; keys are missing, left over
@@ -197,7 +197,7 @@ class FCN32s(System):
         state = {key: value for key, value in state.items() if key != "upscore.weight"}
         if problems := misfits({theirs: own[ours].shape for theirs, ours in names.items()}, state):
             raise ValueError(f"state must be of the public FCN-32s: {problems}")
-        return {ours: state[theirs] for theirs, ours in names.items()}
+        return {"alpha": own["alpha"], **{ours: state[theirs] for theirs, ours in names.items()}}
 
 
 def _pooled(x: Tensor) -> Tensor:

@@ -164,7 +164,8 @@ class FuseNet(System):
         super().__init__(num_classes, channels)
         if channels[0] != COLORS:
             raise ValueError(
-                f"channels of network=fusenet must begin with {COLORS}, of the colors, got {channels[0]}"
+                f"data.modalities must begin with one of colors with model.network=fusenet, got one of "
+                f"{channels[0]} channel"
             )
         if not 1 <= fused_stages <= len(widths):
             raise ValueError(f"fused_stages must be 1 to {len(widths)}, got {fused_stages}")

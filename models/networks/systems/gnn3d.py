@@ -58,7 +58,10 @@ def nearest_neighbors(points: Tensor, count: int) -> Neighbors:
     found = []
     # An exported program takes images of any size, so that the number of parts is not known.
     for some in (points,) if torch.compiler.is_exporting() else points.split(rows, 1):
-        distances = torch.cdist(some, points, compute_mode="donot_use_mm_for_euclid_dist")
+        if torch.compiler.is_exporting():  # ONNX has no such operator
+            distances = (some[:, :, None] - points[:, None]).square().sum(-1).sqrt()
+        else:
+            distances = torch.cdist(some, points, compute_mode="donot_use_mm_for_euclid_dist")
         distances = distances.masked_fill(~placed[:, None], torch.inf)
         # There may be fewer nodes than k.
         found.append(F.pad(distances, (0, count), value=torch.inf).topk(count, largest=False))
@@ -181,6 +184,7 @@ class GNN3D(System):
         "graph_steps",
         "graph_cell",
     )
+    modalities: ClassVar[tuple[str, ...]] = ("rgb", "points")
     takes: ClassVar[tuple[int, ...]] = (2,)
 
     def __init__(

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from models.networks.counting import count_parameters
 from models.networks.encoders import load_imagenet
+from models.networks.released import load_released
 from models.networks.systems.base import make_system
 from models.networks.systems.fcn32s import FCN32s
 from tests.helpers import vision
@@ -265,8 +266,7 @@ def released() -> dict[str, Tensor]:
 
 def test_public_weights() -> None:
     state, net = released(), small().float()
-    found = net.from_released(state)
-    assert net.load_state_dict(found, strict=False) == (["alpha"], [])
+    assert load_released(net, {"state_dict": state}) is net
     theirs = {
         f"stages.{name}.conv.{entry}": state[f"conv{int(name[0]) + 1}_{int(name[2]) + 1}.{entry}"]
         for name in unit_names()

@@ -230,7 +230,7 @@ def test_colors_alone_are_turned_for_weights_of_blue_first(tmp_path: Path) -> No
 
 def test_refusals() -> None:
     with pytest.raises(
-        ValueError, match=r"^channels of network=fusenet must begin with 3, of the colors, got 1"
+        ValueError, match=r"^data.modalities must begin with one of colors with model.network=fusenet"
     ):
         FuseNet(CLASSES, (1, 3), widths=WIDTHS)
     for stages in (0, 6):
