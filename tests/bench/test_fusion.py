@@ -222,3 +222,48 @@ def test_a_small_comparison_from_search_to_report(
     times = {path: path.stat().st_mtime_ns for path in results.rglob("*.json")}
     assert command.main(given) == 0  # nothing is trained again
     assert times == {path: path.stat().st_mtime_ns for path in results.rglob("*.json")}
+
+
+def test_ssma_starts_from_experts_of_its_seed_even_where_only_their_results_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another machine, that is, where their checkpoints are not: they are trained again."""
+    budget = replace(BUDGETS["cpu"], methods=("adapnetpp_rgb", "adapnetpp_depth", "ssma"))
+    place = Place(tmp_path / "data", tmp_path / "weights", tmp_path / "runs", tmp_path / "results", budget)
+    best = {"adapnetpp_rgb": 0.5, "adapnetpp_depth": 1.0}
+    for method, rate in best.items():
+        for plan in search_plans(budget, method, place.read):
+            score = 0.2 if plan.choice.factor == rate else 0.1
+            runs.write(result_file(place, plan), json.dumps(of(place, plan, score)))
+    *experts, ssma = table_plans(replace(budget, seeds=(3,)), place.read)
+    assert [(plan.method, plan.choice.factor) for plan in (*experts, ssma)] == [*best.items(), ("ssma", 0.5)]
+    for plan in experts:
+        runs.write(result_file(place, plan), json.dumps(of(place, plan, 0.3)))
+    trained: list[str] = []
+
+    def train(recipe: str, settings: list[str], resume: bool) -> int:
+        assert recipe == RECIPE
+        assert not resume
+        given = dict(setting.split("=", 1) for setting in settings)
+        trained.append(Path(given["run.output"]).name)
+        if "model.experts" in given:
+            starts = [str(place.last(plan)) for plan in experts]
+            assert given["model.experts"].split(",") == starts
+            assert "model.weights" not in given
+        else:
+            assert given["model.weights"] == str(tmp_path / "weights")
+        return 0
+
+    monkeypatch.setattr(runs, "train", train)
+    monkeypatch.setattr(runs, "load", lambda *_: None)
+    monkeypatch.setattr(runs, "measure", lambda *_: {"metrics": {}})
+    carry_out(place, ssma)
+    assert trained == ["adapnetpp_rgb_seed3", "adapnetpp_depth_seed3", "ssma_seed3"]
+    assert result_file(place, ssma).is_file()
+    carry_out(place, ssma)
+    assert len(trained) == 3
+
+
+def of(place: Place, plan: Plan, score: float) -> dict[str, Any]:
+    """A result of these settings."""
+    return {"settings": place.settings(plan), "metrics": {"ensemble/mean_iou": score}}
