@@ -431,18 +431,18 @@ def test_depth_is_normalized_but_where_it_is_missing(tmp_path: Path) -> None:
         write(tmp_path / f"depth/{number}.png", depth)
     plain = SegmentationSet(tmp_path, "train", modalities=("rgb", "depth", "normals"))
     scaled = SegmentationSet(
-        tmp_path, "train", modalities=("rgb", "depth", "normals"), depth_mean=2.5, depth_std=0.5
+        tmp_path, "train", modalities=("rgb", "depth", "normals"), depth_mean=2.5013, depth_std=0.5
     )
     (rgb, depth, normals), (same, found, also) = plain[0].images, scaled[0].images
     assert (depth == 0).any()
-    np.testing.assert_allclose(found, np.where(depth == 0, 0, (depth - 2.5) / 0.5), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(found, np.where(depth == 0, 0, (depth - 2.5013) / 0.5), rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(rgb, same)
     np.testing.assert_array_equal(normals, also)  # of meters
     assert input_specs(plain.reader)[1] == InputSpec("depth", "metre")
-    assert input_specs(scaled.reader)[1] == InputSpec("depth", "metre", mean=(2.5,), std=(0.5,))
+    assert input_specs(scaled.reader)[1] == InputSpec("depth", "metre", mean=(2.5013,), std=(0.5,))
     pictures = [
         show_input(np.tile(image, 3).transpose(2, 0, 1), "depth", DataSettings(**settings))
-        for image, settings in ((depth, {}), (found, {"depth_mean": 2.5, "depth_std": 0.5}))
+        for image, settings in ((depth, {}), (found, {"depth_mean": 2.5013, "depth_std": 0.5}))
     ]
     assert np.abs(pictures[0].astype(int) - pictures[1]).max() <= 1
     with pytest.raises(ValueError, match="depth_mean and depth_std are of depth, none of rgb,normals"):

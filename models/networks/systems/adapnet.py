@@ -73,8 +73,11 @@ class MultiScaleConv(nn.Conv2d):
         self.rates = rates
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = zip(self.weight.chunk(len(self.rates)), self.rates, strict=True)
-        return torch.cat([conv3x3(x, weight, None, rate) for weight, rate in parts], 1)
+        count = len(self.rates)
+        # A deployed network has the norms behind as a bias.
+        biases = [None] * count if self.bias is None else self.bias.chunk(count)
+        parts = zip(self.weight.chunk(count), biases, self.rates, strict=True)
+        return torch.cat([conv3x3(x, weight, bias, rate) for weight, bias, rate in parts], 1)
 
 
 class Unit(nn.Module):
