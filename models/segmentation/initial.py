@@ -47,7 +47,7 @@ def load_weights(net: SegmentationNetwork, model: ModelSettings, here: Mapping[s
             raise UsageError("model.weights must be none with model.start, which sets the encoder as well")
         return _start_from(net, model.start, here)
     if model.weights is not None:
-        colors = (tuple(spec["std"]) for spec in here["inputs"] if spec["order"])
+        colors = (tuple(spec["std"]) for spec in here["inputs"] if len(spec["std"]) == 3)
         return _load_encoder(net, model.weights, model.weights_input, next(colors, IMAGENET_STD))
     if model.frozen_statistics:
         raise UsageError(

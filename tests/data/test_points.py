@@ -16,7 +16,7 @@ from models.data.dataset import Sample
 from models.data.geometry import Camera
 from models.data.images import Frame
 from models.data.inputs import InputSpec
-from models.networks.encoders import Normalization
+from models.segmentation.settings import DataSettings
 from models.segmentation.visualize import show_input
 from tests.helpers.planes import phone
 from tests.helpers.trees import write
@@ -133,11 +133,10 @@ def test_what_points_need_is_said() -> None:
 
 
 def test_points_as_colors() -> None:
-    normalization = Normalization((0.5,) * 3, (0.5,) * 3)
     points = np.zeros((3, 1, 3), np.float32)
     points[:, 0, 1] = (-4, 2, 1)
     points[:, 0, 2] = (0, 0, 4)
-    found = show_input(points, "points", normalization)
+    found = show_input(points, "points", DataSettings())
     np.testing.assert_array_equal(found[0], [[128] * 3, [0, 191, 159], [128, 128, 255]])
 
 

@@ -21,7 +21,15 @@ from tests.helpers.isolated import PAGE, RUNTIMES, answers, is_installed, isolat
 SIZE = (40, 48)
 SIZES = [(1, *SIZE), (3, *SIZE), (1, 53, 61), (3, 33, 47)]  # N, H, W
 INPUTS = {name: np.zeros((1, 3, *SIZE), np.float32) for name in ("rgb", "depth")}
-RIGHT = {"interface": {"modalities": ["rgb", "depth"], "form": "separate", "multiple": 1, "size": None}}
+RIGHT = {
+    "interface": {
+        "modalities": ["rgb", "depth"],
+        "form": "separate",
+        "multiple": 1,
+        "size": None,
+        "least": 33,
+    }
+}
 
 
 def noise(batch: int, height: int, width: int) -> Tensor:

@@ -70,7 +70,7 @@ def test_caffes_stem_is_scaled_to_what_the_network_is_fed(tmp_path: Path) -> Non
     path = tmp_path / "resnet18.pth"
     torch.save({key: v[0] if v.dim() == 2 else v for key, v in donor.state_dict().items()}, path)
     net = refinenet("resnet18", 4, 1, width=4)
-    here = {"inputs": [{"name": "depth", "std": []}, {"name": "rgb", "std": list(std)}], "classes": []}
+    here = {"inputs": [{"name": "depth", "std": [0.993]}, {"name": "rgb", "std": list(std)}], "classes": []}
     load_weights(net, ModelSettings(weights=path, weights_input="caffe"), here)
     expected = donor.conv1.weight.flip(1) * 255 * torch.tensor(std)[:, None, None]
     torch.testing.assert_close(net.encoder.conv1.weight, expected)
