@@ -17,12 +17,12 @@ has the side outputs as well.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from models.networks.encoders.base import Backbone
+from models.networks.encoders.streams import BackboneStreams
 from models.networks.encoders.weights import misfits_of
 from models.networks.fusion.stages import SelfAttentionJoin
 from models.networks.systems.adapnet import (
@@ -40,7 +40,7 @@ ENCODER = "encoder."  # before the names of an AdapNet++ encoder's entries
 BOTTLENECKS = (32, 8)  # channels of the gates': of pyramids, and of skips
 
 
-class ExpertEncoders(Backbone):
+class ExpertEncoders(BackboneStreams):
     """An AdapNet++ encoder for each modality; pretrained weights start all of them.
 
     Args:
@@ -53,25 +53,9 @@ class ExpertEncoders(Backbone):
         super().__init__()
         self.experts = nn.ModuleList(experts)
 
-    def forward(self, images: Sequence[Tensor]) -> list[list[Tensor]]:
-        """Each modality's features of its image, as ``AdapNetEncoder`` returns them."""
-        return [expert(image) for expert, image in zip(self.experts, images, strict=True)]
-
     @property
-    def stem_weights(self) -> tuple[str, ...]:
-        return tuple(
-            f"experts.{number}.{name}"
-            for number, expert in enumerate(self.experts)
-            for name in cast(AdapNetEncoder, expert).stem_weights
-        )
-
-    def from_pretrained(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Translate as ``AdapNetEncoder`` does, for each of the encoders."""
-        return {
-            f"experts.{number}.{name}": value
-            for number, expert in enumerate(self.experts)
-            for name, value in cast(AdapNetEncoder, expert).from_pretrained(state).items()
-        }
+    def named_streams(self) -> dict[str, nn.Module]:
+        return {f"experts.{number}": expert for number, expert in enumerate(self.experts)}
 
 
 @register_system
