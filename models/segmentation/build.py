@@ -58,6 +58,18 @@ def evaluated(recipe: SegmentationRecipe) -> tuple[int, ...] | None:
     return remaining(recipe.data.modalities, recipe.eval.without)
 
 
+def check_network(recipe: SegmentationRecipe) -> None:
+    """Refuse a network that there is not.
+
+    Raises:
+        UsageError: the nearest name is suggested.
+    """
+    try:
+        networks.check_name(recipe.model.network)
+    except ValueError as error:
+        raise refused(error) from None
+
+
 def build_network(recipe: SegmentationRecipe) -> SegmentationNetwork:
     """The recipe's network with random weights.
 
@@ -67,6 +79,7 @@ def build_network(recipe: SegmentationRecipe) -> SegmentationNetwork:
     """
     model, auxiliary = recipe.model, recipe.loss.auxiliary
     modalities = recipe.data.modalities
+    check_network(recipe)
     if not networks.is_system(model.network):
         read = networks.DECODERS[model.network].reads(bool(auxiliary))
         check_fusion(recipe.fusion, len(modalities), STAGES, read)

@@ -170,7 +170,6 @@ class ModelSettings:
     graph_cell: Literal["vanilla", "lstm"] = setting("vanilla", "of gnn3d: how a point's state changes")
 
     def __post_init__(self) -> None:
-        networks.check_name(self.network)
         require_at_least(1, self, "width", "fused_stages", "neighbors", "graph_steps")
         require(0 <= self.dropout < 1, f"dropout must be from 0 to below 1, got {self.dropout}")
         scale = self.initial_scale

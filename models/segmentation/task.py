@@ -25,6 +25,7 @@ from models.segmentation.build import (
     branch_names,
     build_network,
     build_train_loader,
+    check_network,
     open_split,
     open_validation,
     output_names,
@@ -48,6 +49,7 @@ from models.training.optimization import Optimization, steps_in_backward
 from models.training.pace import length
 from models.training.precision import loss_scaler
 from models.training.scales import Penalty, scales_at_start, travel_by_stage
+from models.training.schedules import check_schedule
 from models.visualize import Image, beside
 
 # loss's settings that are of some kinds of loss alone
@@ -73,8 +75,10 @@ class SegmentationTask:
     best_metric = "ensemble/mean_iou"
 
     def __init__(self, recipe: SegmentationRecipe) -> None:
+        check_network(recipe)
         check_batch_size(recipe)
         check_loss(recipe)
+        check_schedule(recipe.optim)
         self.shown = ("loss", recipe.loss.kind, "penalty")
         self.recipe = recipe = with_normalization(recipe)
         self.device = device_of(recipe.run.device)

@@ -11,7 +11,25 @@ from __future__ import annotations
 
 import math
 
+from models.training.errors import UsageError
 from models.training.settings import UpdateSettings
+
+
+def check_schedule(settings: UpdateSettings) -> None:
+    """Refuse settings of the step schedule beside another one.
+
+    Not where they are set, as settings are set one after the other.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for name in ("decay", "decay_steps"):
+        value = getattr(settings, name)
+        if settings.schedule != "step" and value != getattr(UpdateSettings, name):
+            raise UsageError(
+                f"optim.{name}={value} has no meaning with optim.schedule={settings.schedule}: it goes with "
+                "optim.schedule=step"
+            )
 
 
 def rate_factor(settings: UpdateSettings, step: int, steps: int) -> float:

@@ -125,12 +125,6 @@ class UpdateSettings:
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "accumulate", "decay_steps")
-        for name in ("decay", "decay_steps"):
-            value, default = getattr(self, name), getattr(UpdateSettings, name)
-            require(
-                self.schedule == "step" or value == default,
-                f"{name} must be {default} but with schedule=step, got {value}",
-            )
         require(0 < self.decay <= 1, f"decay must be above 0 and at most 1, got {self.decay}")
         require_at_least(0, self, "warmup_steps", "power")
         require(self.clip is None or self.clip > 0, f"clip must be positive, got {self.clip}")

@@ -24,6 +24,7 @@ from models.training.absence import check_changing, dropped_modality
 from models.training.ema import Ema
 from models.training.optimization import Optimization, fused, steps_in_backward
 from models.training.precision import at_least_float32, autocast, loss_scaler
+from models.training.schedules import check_schedule
 from models.translation.holes import filled, measured
 from models.translation.losses import discriminator_loss, generator_loss
 from models.translation.settings import TranslationRecipe, TranslationStage
@@ -177,6 +178,7 @@ class GANTrainer:
         hole: float | None = None,
     ) -> None:
         graphs.check(recipe.run, device)
+        check_schedule(recipe.optim)
         if recipe.data.drop_modality > 0:
             check_changing(recipe, recipe.run, "data.drop_modality")
         self.in_backward = steps_in_backward(recipe.optim, recipe.run, device)
