@@ -52,7 +52,7 @@ class PaddedConv2d(nn.Conv2d):
 
     def __init__(self, in_channels: int, extra_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 3, padding=PADDING)
-        # A parameter of its own, as what the pretrained weight may be scaled by has a factor for each color.
+        # A parameter of its own, as pretrained weights are scaled and turned for colors alone.
         self.extra = nn.Parameter(torch.empty(out_channels, extra_channels, 3, 3)) if extra_channels else None
         if self.extra is not None:
             nn.init.kaiming_normal_(self.extra, mode="fan_out", nonlinearity="relu")
@@ -103,6 +103,13 @@ class FCNEncoder(VGGBackbone):
     def forward(self, images: Sequence[Tensor]) -> list[Tensor]:
         """``[N, sum(channels), H, W]`` of every group to its stream's features."""
         return [stream(image) for stream, image in zip(self.streams, images, strict=True)]
+
+    @property
+    def stem_weights(self) -> tuple[str, ...]:
+        # Three further channels, HHA's, are normalized as colors are.
+        extra = [name for name, weight in self.named_parameters() if name.endswith(".extra")]
+        colored = [name for name in extra if self.get_parameter(name).shape[1] == COLORS]
+        return (*super().stem_weights, *colored)
 
     def from_pretrained(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found, own = super().from_pretrained(state), self.state_dict()

@@ -220,8 +220,20 @@ def test_early_fusion_starts_from_colors_and_their_mean(channels: tuple[int, ...
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("channels", [(3, 3), (3, 1)])
+def test_three_further_channels_are_scaled_as_colors(channels: tuple[int, ...], tmp_path: Path) -> None:
+    """A single one has no color's deviation, by which it could be."""
+    state = vgg16_state(WIDTHS[:5], WIDTHS[5], tmp_path / "vgg16.pth")
+    net = small(channels, fcn_fusion="early").float()
+    load_imagenet(net.encoder, tmp_path / "vgg16.pth", bgr=True, scale=(2.0, 3.0, 4.0))
+    grey = state["features.0.weight"].mean(1, keepdim=True)
+    factors = torch.tensor([2.0, 3.0, 4.0] if channels[1] == 3 else [1.0])
+    found = net.encoder.streams[0].stages[0][0].conv.extra
+    torch.testing.assert_close(found.detach(), grey * factors[:, None, None])
+
+
 def test_weights_of_blue_first_and_another_scale(tmp_path: Path) -> None:
-    """Those that read colors are turned and scaled, the mean of the others is not."""
+    """Those that read colors are turned and scaled."""
     state = vgg16_state(WIDTHS[:5], WIDTHS[5], tmp_path / "vgg16.pth")
     first = state["features.0.weight"]
     for fusion, stems in {"late": ["0", "1"], "early": ["0"]}.items():
