@@ -41,8 +41,9 @@ def nyudv2_fcn32s() -> SegmentationRecipe:
     """FCN-32s on VGG-16, RGB alone; data.modalities=rgb,hha fuses late, model.fcn_fusion=early at the input.
 
     Long et al., "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015: the sum of all pixels'
-    losses, whole images one by one, momentum 0.99, rates of 1e-10, twice that for biases. For weights of
-    Caffe's VGG-16 set model.weights_input=caffe. HHA is normalized as colors are, not by its own mean.
+    losses, whole images one by one, momentum 0.99, rates of 1e-10, twice that for biases. model.weights are
+    taken to be Caffe's; with torchvision's set model.weights_input=rgb, and data.mean and data.std to
+    ImageNet's. HHA is normalized as colors are, not by its own mean.
     """
     mean = (92.318 / 255, 97.203 / 255, 116.190 / 255)
     return SegmentationRecipe(
@@ -55,7 +56,9 @@ def nyudv2_fcn32s() -> SegmentationRecipe:
             scale=(1.0, 1.0),
             crop=640,
         ),
-        model=ModelSettings(network="fcn32s", encoder="vgg16", frozen_statistics=False),
+        model=ModelSettings(
+            network="fcn32s", encoder="vgg16", weights_input="caffe", frozen_statistics=False
+        ),
         fusion=NoFusion(),
         optim=OptimSettings(
             momentum=0.99, weight_decay=5e-4, bias_factor=2.0, stages=_stage(1e-10, 1e-10, steps=300_000)
@@ -166,8 +169,8 @@ def nyudv2_rdfnet50() -> SegmentationRecipe:
 
     Park et al., "RDFNet: RGB-D Multi-Level Residual Feature Fusion for Indoor Semantic Segmentation", ICCV
     2017: SGD, rates of 1e-4, a tenth of it for the encoders, images one by one, scaled by 0.7 to 1.3, and by
-    0.6 to 1.2 in evaluation. Colors less 128 of 255: for Caffe's weights set model.weights_input=caffe, with
-    torchvision's data.mean and data.std to ImageNet's. Ours: 200 epochs.
+    0.6 to 1.2 in evaluation, colors less 128 of 255. model.weights are taken to be Caffe's, as those of
+    nyudv2_fcn32s. Ours: 200 epochs.
     """
     return SegmentationRecipe(
         data=DataSettings(
@@ -179,7 +182,7 @@ def nyudv2_rdfnet50() -> SegmentationRecipe:
             scale=(0.7, 1.3),
             crop=640,
         ),
-        model=ModelSettings(network="rdfnet", encoder="resnet50_v1"),
+        model=ModelSettings(network="rdfnet", encoder="resnet50_v1", weights_input="caffe"),
         fusion=NoFusion(),
         optim=OptimSettings(weight_decay=5e-4, stages=_stage(1e-5, 1e-4, epochs=200)),
         loss=LossSettings(sparsity=0.0),
