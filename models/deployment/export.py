@@ -94,7 +94,10 @@ def export(
         try:
             program = trace(net, interface, compared[0], half=half, operators=operators)
         except RuntimeError as error:
-            raise UsageError(f"{path} cannot be exported: {first_line(error)}") from error
+            why = first_line(error)
+            if "Constraints violated" in why:  # whose text speaks of torch's own arguments
+                why = "torch.export finds no one program for all sizes and numbers of its images"
+            raise UsageError(f"{path} cannot be exported: {why}") from error
         used = compiled_operators.names(program)
         if operators == "compiled" and not used:
             raise UsageError(f"--operators compiled: {path} has no layer that they are faster for")

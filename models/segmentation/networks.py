@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from models.networks.decoders import deeplabv3plus as deeplab
-from models.networks.decoders import esanet
+from models.networks.decoders.esanet import esanet
 from models.networks.decoders.light_refinenet import light_refinenet
 from models.networks.decoders.pspnet import pspnet, stages_read
 from models.networks.decoders.refinenet import refinenet
@@ -59,9 +59,7 @@ DECODERS: dict[str, Decoder] = {
         deeplab.deeplabv3plus, ("decoder_norms", "output_stride"), deeplab.STAGES_READ, pooled=True
     ),
     "segformer": Decoder(segformer),
-    "esanet": Decoder(
-        esanet.esanet, read=esanet.STAGES_READ, pooled=True, head=True, read_with_head=esanet.STAGES_READ
-    ),
+    "esanet": Decoder(esanet, pooled=True, head=True),
 }
 
 
@@ -72,6 +70,8 @@ def names() -> tuple[str, ...]:
 
 def check_name(name: str) -> None:
     """Refuse a network that there is not.
+
+    Settings of a run are read without this: what needs no network works without the module of one's own.
 
     Raises:
         ValueError: the message begins with ``network``.

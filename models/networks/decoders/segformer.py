@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from models.networks.backend import with_backend
 from models.networks.decoders.blocks import ConvNorm
 from models.networks.dropout import Dropout
-from models.networks.encoders.base import NormLayer, make_encoder
+from models.networks.encoders.base import NormLayer, check_counts, make_encoder
 from models.networks.fusion import DECODER, Exchange, Fusion
 from models.networks.fusion.base import resolve
 from models.networks.segmentor import EncoderDecoder
@@ -105,9 +105,7 @@ def segformer(
     Raises:
         ValueError, ImportError: as ``models.refinenet``; a fusion that gives each modality a decoder.
     """
-    for name, value in (("num_classes", num_classes), ("width", width)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    check_counts(num_classes=num_classes, width=width)
     fusion = resolve(
         fusion, Exchange(), num_modalities, threshold=threshold, region=region, criterion=criterion
     )

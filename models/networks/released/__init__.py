@@ -30,8 +30,8 @@ def load_released(net: Network, path_or_state_dict: str | Path | Mapping[str, An
     Args:
         net: a ``RefineNet``, ``UNet`` or ``PatchGAN`` as the released ones are: the same number of modalities
             and sizes, and for a U-Net ``decoder_norms="private"``; or a ``SegFormer`` as TokenFusion's, whose
-            score networks, and with them its exchange of tokens, are left out; or a
-            system whose checkpoints have a known layout. Changed in place, and only if everything fits.
+            score networks, and with them its exchange of tokens, are left out; or a system whose checkpoints
+            have a known layout. Changed in place, and only if everything fits.
         path_or_state_dict: a file that ``torch.save`` or safetensors wrote, or a loaded state dict; bare or
             below ``segmenter``, ``state_dict`` or ``model``, with or without DataParallel's ``module.``.
 
