@@ -9,10 +9,13 @@ under another torch then. FORCE_CUDA=0 leaves them out.
 TORCH_CUDA_ARCH_LIST names compute capabilities, "8.0;9.0+PTX" by default.
 CEN_EXT_NO_BUILD=1 leaves all of the compiled part out (no compiler needed): the package then runs in Triton
 or plain PyTorch.
+CEN_EXT_INSTRUCTION_SETS=native builds the CPU kernels for this processor alone, which takes a third of the
+time; what is built then may not run on others.
 MAX_JOBS limits the compilers that run at a time.
 """
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -24,6 +27,13 @@ from setuptools import setup
 NO_WARNINGS = ["-Wno-maybe-uninitialized", "-Wno-uninitialized", "-Wno-psabi"]
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # LibTorch's stable interface as of 2.10
 ARCHITECTURES = "8.0;9.0+PTX"
+# Of the CPU kernels, best last; what each needs, as Linux names it.
+INSTRUCTION_SETS = {
+    "default": set(),
+    "avx2": {"avx2", "fma", "f16c"},
+    "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"},
+}
+INCLUDE = Path("build/include")
 
 
 def cuda_home() -> Path | None:
@@ -90,11 +100,39 @@ def gpu_arguments() -> dict[str, object]:
     return {
         "sources": sorted(map(str, Path("csrc/cuda").glob("*.cu"))),
         "nvcc": ["-O3", "--expt-relaxed-constexpr", *code],
-        "cxx": [f"-DCEN_CUDA={','.join(name for name, _ in architectures())}"],
         # CUDA's runtime is linked in, so that no other copy of it has to be found. libtorch brings LibTorch's
         # CUDA part along, where there is one, and so the streams.
         "link": [*library_folders(), "-lcudart_static", "-Wl,--no-as-needed", "-ltorch", *system],
     }
+
+
+def instruction_sets() -> list[str]:
+    """Those of the CPU kernels that are to be built.
+
+    Raises:
+        RuntimeError: CEN_EXT_INSTRUCTION_SETS holds something else than "native".
+    """
+    names = list(INSTRUCTION_SETS) if platform.machine() in ("x86_64", "AMD64") else ["default"]
+    asked = os.environ.get("CEN_EXT_INSTRUCTION_SETS", "")
+    if asked not in ("", "native"):
+        raise RuntimeError(f"CEN_EXT_INSTRUCTION_SETS: expected 'native' or nothing, got {asked!r}")
+    if asked and len(names) > 1:
+        here = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        flags = set(here[1].split() if here else [])
+        names = [name for name in names if INSTRUCTION_SETS[name] <= flags][-1:]
+    return names
+
+
+def write_build_header(sets: list[str], cuda: bool) -> None:
+    """Tell sources what is built: in a file, so that a change compiles only those again that include it."""
+    lines = ["// Written by setup.py: what this build holds.", "#pragma once"]
+    lines += [f"#define CEN_BUILT_{name.upper()}" for name in sets]
+    if cuda:
+        lines.append(f"#define CEN_CUDA {', '.join(name for name, _ in architectures())}")
+    header, content = INCLUDE / "cen_build.h", "\n".join(lines) + "\n"
+    if not header.is_file() or header.read_text() != content:
+        INCLUDE.mkdir(parents=True, exist_ok=True)
+        header.write_text(content)
 
 
 def extension_arguments() -> dict[str, object]:
@@ -104,12 +142,19 @@ def extension_arguments() -> dict[str, object]:
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
     compiler = ["-O3", "-g0", "-fno-math-errno", "-fvisibility=hidden", *NO_WARNINGS, STABLE_ABI]
-    gpu = gpu_arguments() if builds_cuda() else {"sources": [], "nvcc": [], "cxx": [], "link": []}
+    gpu = gpu_arguments() if (cuda := builds_cuda()) else {"sources": [], "nvcc": [], "link": []}
+    sets = instruction_sets()
+    write_build_header(sets, cuda)
+    left_out = [f"kernels_{name}{half}" for name in INSTRUCTION_SETS.keys() - sets for half in ("", "_half")]
     extension = CppExtension(
         "cen_ext._C",
-        sources=[*sorted(map(str, Path("csrc").rglob("*.cpp"))), *gpu["sources"]],
+        sources=[
+            *sorted(str(path) for path in Path("csrc").rglob("*.cpp") if path.stem not in left_out),
+            *gpu["sources"],
+        ],
+        include_dirs=[str(INCLUDE.resolve())],
         depends=sorted(str(path) for path in Path("csrc").rglob("*") if path.suffix in (".h", ".cuh")),
-        extra_compile_args={"cxx": [*compiler, *gpu["cxx"]], "nvcc": gpu["nvcc"]},
+        extra_compile_args={"cxx": compiler, "nvcc": gpu["nvcc"]},
         extra_link_args=gpu["link"],
     )
     return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildExtension}}

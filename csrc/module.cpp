@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <torch/headeronly/version.h>
 
+#include "cen_build.h"  // written by setup.py
 #include "cpu/kernels.h"
 
 namespace py = pybind11;
@@ -18,7 +19,7 @@ constexpr const char* kCompiler = "unknown";
 
 py::dict build_info() {
   py::list compiled;
-  for (int i = 0; i < cen::cpu::kInstructionSets; ++i) compiled.append(cen::cpu::instruction_sets()[i].name);
+  for (const cen::cpu::InstructionSet& set : cen::cpu::instruction_sets()) compiled.append(set.name);
   py::dict info;
   info["compiler"] = kCompiler;
   info["torch"] = TORCH_VERSION;

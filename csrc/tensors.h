@@ -9,6 +9,7 @@
 #include <optional>
 #include <vector>
 
+#include "cen_build.h"  // written by setup.py
 #include "cpu/kernels.h"
 
 namespace cen {

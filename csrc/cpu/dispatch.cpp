@@ -14,17 +14,35 @@
 #include <thread>
 #include <vector>
 
+#include "cen_build.h"  // written by setup.py
 #include "kernels.h"
 
 namespace cen::cpu {
 
-const InstructionSet* instruction_sets() {
-  static const InstructionSet sets[kInstructionSets] = {
-      {"default", &baseline, true},
-#if defined(__x86_64__)
-      {"avx2", &avx2,
+#if defined(CEN_BUILT_DEFAULT)
+extern const Kernels default_kernels;
+extern const HalfKernels default_half_kernels;
+#endif
+#if defined(CEN_BUILT_AVX2)
+extern const Kernels avx2_kernels;
+extern const HalfKernels avx2_half_kernels;
+#endif
+#if defined(CEN_BUILT_AVX512)
+extern const Kernels avx512_kernels;
+extern const HalfKernels avx512_half_kernels;
+#endif
+
+const std::vector<InstructionSet>& instruction_sets() {
+  static const std::vector<InstructionSet> sets = {
+#if defined(CEN_BUILT_DEFAULT)
+      {"default", &default_kernels, &default_half_kernels, true},
+#endif
+#if defined(CEN_BUILT_AVX2)
+      {"avx2", &avx2_kernels, &avx2_half_kernels,
        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")},
-      {"avx512", &avx512,
+#endif
+#if defined(CEN_BUILT_AVX512)
+      {"avx512", &avx512_kernels, &avx512_half_kernels,
        __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")},
 #endif
@@ -35,14 +53,15 @@ const InstructionSet* instruction_sets() {
 static const InstructionSet& choose() {
   const char* asked = std::getenv("CEN_EXT_CPU_CAPABILITY");
   std::string runs;
-  for (int i = kInstructionSets - 1; i >= 0; --i) {
-    const InstructionSet& set = instruction_sets()[i];
-    if (!set.supported) continue;
-    if (!asked || !*asked || std::string(asked) == set.name) return set;
-    runs += std::string(runs.empty() ? "" : ", ") + set.name;
+  const std::vector<InstructionSet>& sets = instruction_sets();
+  for (auto set = sets.rbegin(); set != sets.rend(); ++set) {
+    if (!set->supported) continue;
+    if (!asked || !*asked || std::string(asked) == set->name) return *set;
+    runs += std::string(runs.empty() ? "" : ", ") + set->name;
   }
-  throw std::runtime_error(std::string("CEN_EXT_CPU_CAPABILITY is '") + asked + "'; this processor runs " +
-                           runs);
+  if (runs.empty()) throw std::runtime_error("this build's instruction sets do not run on this processor");
+  throw std::runtime_error(std::string("CEN_EXT_CPU_CAPABILITY is '") + asked +
+                           "'; of this build, this processor runs " + runs);
 }
 
 const InstructionSet& instruction_set() {

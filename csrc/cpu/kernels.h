@@ -1,6 +1,9 @@
 // The CPU kernels, compiled once per instruction set and chosen at run time.
 #pragma once
 
+#include <type_traits>
+#include <vector>
+
 #include "../pixel_shift.h"
 #include "../problem.h"
 
@@ -43,7 +46,9 @@ struct KernelsOf {
                       const Parallel&);  // base may be null
 };
 
-struct Kernels : KernelsOf<float>, KernelsOf<double>, KernelsOf<Half>, KernelsOf<BFloat16> {
+// The kernels of an instruction set are two translation units, because each takes a minute or more to
+// compile.
+struct Kernels : KernelsOf<float>, KernelsOf<double> {
   // bias may be null.
   void (*convolve)(const Convolution&, const float* x, const float* weight, const float* bias, float* y,
                    const Parallel&);
@@ -52,26 +57,25 @@ struct Kernels : KernelsOf<float>, KernelsOf<double>, KernelsOf<Half>, KernelsOf
   void (*convolve_weight_gradient)(const Convolution&, const float* dy, const float* x, float* dweight,
                                    const Parallel&);
 };
-
-extern const Kernels baseline;
-#if defined(__x86_64__)
-extern const Kernels avx2, avx512;
-#endif
+struct HalfKernels : KernelsOf<Half>, KernelsOf<BFloat16> {};
 
 struct InstructionSet {
   const char* name;
   const Kernels* kernels;
+  const HalfKernels* half_kernels;
   bool supported;  // by this processor
+
+  template <class T>
+  const KernelsOf<T>& of() const {
+    if constexpr (std::is_base_of_v<KernelsOf<T>, HalfKernels>)
+      return *half_kernels;
+    else
+      return *kernels;
+  }
 };
 
-#if defined(__x86_64__)
-constexpr int kInstructionSets = 3;
-#else
-constexpr int kInstructionSets = 1;
-#endif
-
-// The kInstructionSets instruction sets of this build, best last.
-const InstructionSet* instruction_sets();
+// The instruction sets of this build, best last.
+const std::vector<InstructionSet>& instruction_sets();
 
 // The best instruction set of this processor, or the one that the environment variable CEN_EXT_CPU_CAPABILITY
 // names. Chosen at the first call. Throws std::runtime_error if the variable names none that runs here.

@@ -1,5 +1,5 @@
-// Defines the kernel table CEN_KERNELS for the instruction set that the including file has chosen with
-// CEN_VECTOR_BYTES and the compiler's target.
+// Defines kernels of the instruction set whose header (default.h, avx2.h, avx512.h) has been included: those
+// of float and double, or with CEN_HALF those of Half and BFloat16.
 #pragma once
 
 #include "conv3x3/conv3x3.h"
@@ -9,16 +9,20 @@
 
 namespace cen::cpu {
 
-const Kernels CEN_KERNELS = {
-    {normalize<float>, normalize_backward<float>, max_pool<float>, max_pool_backward<float>,
-     pixel_shift<float>},
-    {normalize<double>, normalize_backward<double>, max_pool<double>, max_pool_backward<double>,
-     pixel_shift<double>},
-    {normalize<Half>, normalize_backward<Half>, max_pool<Half>, max_pool_backward<Half>, pixel_shift<Half>},
-    {normalize<BFloat16>, normalize_backward<BFloat16>, max_pool<BFloat16>, max_pool_backward<BFloat16>,
-     pixel_shift<BFloat16>},
-    convolve,
-    convolve_backward,
-    convolve_weight_gradient};
+template <class T>
+constexpr KernelsOf<T> kernels_of() {
+  return {normalize<T>, normalize_backward<T>, max_pool<T>, max_pool_backward<T>, pixel_shift<T>};
+}
+
+#if defined(CEN_HALF)
+extern const HalfKernels CEN_HALF_KERNELS;
+const HalfKernels CEN_HALF_KERNELS = {kernels_of<Half>(), kernels_of<BFloat16>()};
+#else
+extern const Kernels CEN_KERNELS;
+const Kernels CEN_KERNELS = {kernels_of<float>(), kernels_of<double>(), convolve, convolve_backward,
+                             convolve_weight_gradient};
+#endif
 
 }  // namespace cen::cpu
+
+CEN_END_TARGET

@@ -35,9 +35,8 @@ std::tuple<Tensor, Tensor> max_pool_same(Tensor x, int64_t size) {
   const Tensor y = layout.empty(), winners = layout.empty(byte);
   with_type(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    cpu::instruction_set().kernels->cpu::KernelsOf<T>::max_pool(
-        pooling_of(x, size, layout), data<T>(x), mutable_data<T>(y), mutable_data<uint8_t>(winners),
-        threads_for(x.numel()));
+    cpu::instruction_set().of<T>().max_pool(pooling_of(x, size, layout), data<T>(x), mutable_data<T>(y),
+                                            mutable_data<uint8_t>(winners), threads_for(x.numel()));
   });
   return {layout.from_kernel(y), layout.from_kernel(winners)};
 }
@@ -54,9 +53,9 @@ Tensor max_pool_same_backward(Tensor dy, Tensor winners, int64_t size) {
   const Tensor dx = layout.empty(dtype_of(dy));
   with_type(dy.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    cpu::instruction_set().kernels->cpu::KernelsOf<T>::max_pool_backward(
-        pooling_of(dy, size, layout), data<T>(dy), data<uint8_t>(winners), mutable_data<T>(dx),
-        threads_for(dy.numel()));
+    cpu::instruction_set().of<T>().max_pool_backward(pooling_of(dy, size, layout), data<T>(dy),
+                                                     data<uint8_t>(winners), mutable_data<T>(dx),
+                                                     threads_for(dy.numel()));
   });
   return layout.from_kernel(dx);
 }

@@ -153,7 +153,7 @@ void run(const Call& call, const ForwardTensors<T>& t, const Tensor& x) {
 #if defined(CEN_CUDA)
   if (x.is_cuda()) return on_gpu(call, x, [&](auto... how) { cuda::forward(p, t, how...); });
 #endif
-  cpu::instruction_set().kernels->cpu::KernelsOf<T>::forward(p, t, threads_for(x.numel()));
+  cpu::instruction_set().of<T>().forward(p, t, threads_for(x.numel()));
   if (t.running_mean) cpu::update_running(p, t.batch_mean, t.batch_var, t.running_mean, t.running_var);
 }
 
@@ -162,7 +162,7 @@ void run(const Call& call, const BackwardTensors<T>& t, const Tensor& x) {
 #if defined(CEN_CUDA)
   if (x.is_cuda()) return on_gpu(call, x, [&](auto... how) { cuda::backward(call.p, t, how...); });
 #endif
-  cpu::instruction_set().kernels->cpu::KernelsOf<T>::backward(call.p, t, threads_for(x.numel()));
+  cpu::instruction_set().of<T>().backward(call.p, t, threads_for(x.numel()));
 }
 
 // ---- the ops ----

@@ -15,7 +15,7 @@ void run(const PixelShift& p, const T* x, const T* base, T* y, const Tensor& lik
 #if defined(CEN_CUDA)
   if (like.is_cuda()) return on_stream(like, [&](void* stream) { cuda::pixel_shift(p, x, base, y, stream); });
 #endif
-  cpu::instruction_set().kernels->cpu::KernelsOf<T>::pixel_shift(p, x, base, y, threads_for(like.numel()));
+  cpu::instruction_set().of<T>().pixel_shift(p, x, base, y, threads_for(like.numel()));
 }
 
 Tensor pixel_shift(Tensor x, std::optional<Tensor> base, int64_t num_modalities, int64_t group,

@@ -1,0 +1,3 @@
+#define CEN_HALF
+#include "avx2.h"
+#include "table.h"

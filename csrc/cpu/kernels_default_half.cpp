@@ -1,0 +1,3 @@
+#define CEN_HALF
+#include "default.h"
+#include "table.h"
