@@ -19,6 +19,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from setuptools import setup
@@ -26,6 +27,7 @@ from setuptools import setup
 # GCC 12 on its own intrinsics, and on vectors handed over between functions of one file.
 NO_WARNINGS = ["-Wno-maybe-uninitialized", "-Wno-uninitialized", "-Wno-psabi"]
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # LibTorch's stable interface as of 2.10
+PYTHON = "cp310"  # the oldest Python that the compiled part runs on, as csrc/module.cpp says
 ARCHITECTURES = "8.0;9.0+PTX"
 # Of the CPU kernels, best last; what each needs, as Linux names it.
 INSTRUCTION_SETS = {
@@ -155,9 +157,16 @@ def extension_arguments() -> dict[str, object]:
         include_dirs=[str(INCLUDE.resolve())],
         depends=sorted(str(path) for path in Path("csrc").rglob("*") if path.suffix in (".h", ".cuh")),
         extra_compile_args={"cxx": compiler, "nvcc": gpu["nvcc"]},
+        # Before LibTorch, which exports some of its symbols, too, but need not always do so.
+        libraries=["stdc++"] if sys.platform == "linux" else [],
         extra_link_args=gpu["link"],
+        py_limited_api=True,
     )
-    return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildExtension}}
+    return {
+        "ext_modules": [extension],
+        "cmdclass": {"build_ext": BuildExtension},
+        "options": {"bdist_wheel": {"py_limited_api": PYTHON}},
+    }
 
 
 setup(**extension_arguments())

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,6 +39,42 @@ def test_build_info():
     assert info["instruction_sets"][0] == "default"
     assert info["instruction_set"] in info["instruction_sets"]
     assert torch.ops.cen_ext.norm_exchange.default._schema.name == "cen_ext::norm_exchange"
+
+
+@pytest.fixture
+def extension() -> Path:
+    """The file of the compiled part, and nm and readelf to look into it."""
+    if cen_ext.available_backends()["cpu"] != "ok":
+        pytest.skip(cen_ext.available_backends()["cpu"])
+    if shutil.which("nm") is None or shutil.which("readelf") is None:
+        pytest.skip("needs nm and readelf")
+    from cen_ext import _C
+
+    return Path(_C.__file__)
+
+
+def test_it_names_only_stable_interfaces(extension: Path):
+    """Of torch the C functions, of Python the limited API, which programs without Python need not have."""
+    command = ["nm", "-D", "--undefined-only", extension]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    # The system's symbols have versions, but for three that every library may name.
+    symbols = {name: kind for kind, name in map(str.split, lines) if "@" not in name}
+    of_torch = {name for name in symbols if re.match("(aoti_)?torch_", name)}
+    of_python = {name for name in symbols if name.startswith("Py")}
+    assert len(of_torch) > 20
+    assert "PyModuleDef_Init" in of_python
+    assert {symbols[name] for name in of_python} == {"w"}
+    assert symbols.keys() - of_torch - of_python <= {
+        *("__gmon_start__", "_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable")
+    }
+
+
+def test_it_links_neither_python_nor_cuda(extension: Path):
+    """So that it loads beside any Python, and beside torch for CPUs as well as for GPUs."""
+    text = subprocess.run(["readelf", "-d", extension], capture_output=True, text=True, check=True).stdout
+    needed = set(re.findall(r"NEEDED.*\[(\w+)", text))
+    system = {"libc", "libm", "libdl", "librt", "libpthread", "libgcc_s", "libstdc", "ld"}
+    assert {"libtorch", "libtorch_cpu", "libc10"} | system >= needed
 
 
 def test_unknown_instruction_set_is_refused():
