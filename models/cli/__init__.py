@@ -26,6 +26,7 @@ from models.cli import (
     report,
     serve,
     train,
+    version,
 )
 from models.data import DataError
 from models.training.errors import RecipeError, UsageError, program
@@ -42,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code. Mistakes of the caller's are printed in one line and give 2."""
     use_current_folder()
     parser = argparse.ArgumentParser(prog=program(), description="Train and use the networks.")
+    parser.add_argument(
+        "--version", action=version.PrintVersion, help="show the version and the environment, and exit"
+    )
     parser.add_argument(
         _IMPORT,
         action="append",
