@@ -32,6 +32,7 @@ systems: build
 	$(BIN)/python -m pytest -m systems
 
 build: $(VENV)/installed
+	rm -f cen_ext/_C.cpython-*.so  # of versions before 0.2.0; Python would import it instead of _C.abi3.so
 	$(BIN)/python setup.py --quiet build_ext --inplace
 
 lint: $(VENV)/installed-lint
@@ -58,9 +59,9 @@ clean:
 	rm -rf build dist *.egg-info cen_ext/*.so $(VENV)
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-$(VENV)/installed: pyproject.toml
+$(VENV)/installed: pyproject.toml cen_ext/version.py
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) "setuptools>=77" ninja pybind11 numpy "$(TORCH)"
+	$(PIP) "setuptools>=77" ninja numpy "$(TORCH)"
 	CEN_EXT_NO_BUILD=1 $(PIP) --no-build-isolation --editable ".[models,test]"
 	touch $@
 
