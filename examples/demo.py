@@ -1,80 +1,84 @@
 """Channel exchanging against single modalities, in minutes on a CPU: ``python examples/demo.py [FOLDER]``.
 
 Makes the procedural rooms, trains the recipe ``synthetic_demo`` with RGB and depth, with RGB alone and with
-depth alone for the same number of steps, prints one table and writes one image. Started again, it takes up
-where it stopped.
+depth alone for the same number of steps, prints one table and writes a page to open in a browser. Started
+again, it takes up where it stopped.
 """
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import models.segmentation.recipes  # noqa: F401 - fills the registry
+from models.__main__ import main as cen
 from models.data import DataError, prepare_synthetic
-from models.segmentation.build import open_split
-from models.segmentation.evaluate import evaluate, example_images
-from models.segmentation.load import load
-from models.segmentation.metrics import table
 from models.training import checkpoint
-from models.training.errors import UsageError
-from models.training.train import train
-from models.visualize import Image, below, beside, captioned, save_image
 
-RUNS = {
-    "rgb alone": "rgb",
-    "depth alone": "depth",
-    "exchanging": "rgb,depth",
-}  # modalities by the table's names
-SCENES = 6
+# Modalities by run. Lanes are trained side by side, each on half of the cores: two modalities take as long as
+# one after the other.
+LANES = ({"exchanging": "rgb,depth"}, {"rgb_alone": "rgb", "depth_alone": "depth"})
+REPORT_IMAGES = 30  # validation rooms of the page's pictures and tables by class
+
+children: list[subprocess.Popen[str]] = []
 
 
 def main(folder: Path) -> int:
-    """Train ``RUNS`` below ``folder`` and compare them; the exit code."""
+    """Train the runs of ``LANES`` below ``folder`` and compare them; the exit code."""
     start = time.perf_counter()
     root = prepare_synthetic(folder / "data")
-    for name, modalities in RUNS.items():
-        output = folder / name.replace(" ", "_")
-        settings = [f"data.root={root}", f"data.modalities={modalities}", f"run.output={output}"]
-        code = train("synthetic_demo", settings, resume=(output / checkpoint.LAST).is_file())
-        if code:
-            return code
-    metrics: dict[str, float] = {}
-    columns: dict[str, list[Image]] = {"input rgb": [], "input depth": [], "target": []}
-    for name in RUNS:
-        _measure(name, folder / name.replace(" ", "_"), metrics, columns)
-    constant = {key: metrics.pop(key) for key in list(metrics) if key.startswith("constant/")}
-    print(f"\nvalidation images, in per cent, after {time.perf_counter() - start:.0f} s")
-    print(table(metrics | constant))
-    image = folder / "demo.png"
-    for name, column in columns.items():
-        column[0] = captioned(column[0], name)
-    save_image(image, below([beside(row) for row in zip(*columns.values(), strict=True)]))
-    print(f"image: {image}")
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    with ThreadPoolExecutor(len(LANES)) as pool:
+        codes = list(pool.map(lambda lane: train_lane(folder, root, lane), LANES))
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    if any(codes):
+        return max(codes)
+    runs = [str(folder / name) for lane in LANES for name in lane]
+    report = folder / "report.html"
+    images = ["--images", str(REPORT_IMAGES)]
+    if code := cen(["compare", *runs]) or cen(["report", *runs, "--output", str(report), *images]):
+        return code
+    print(f"\nAfter {time.perf_counter() - start:.0f} s. Open {report.resolve()} in a browser.")
     return 0
 
 
-def _measure(name: str, run: Path, metrics: dict[str, float], columns: dict[str, list[Image]]) -> None:
-    """Add a run's scores and images: all of its outputs, or the ensemble alone for a single modality's."""
-    trained = load(run / checkpoint.LAST, [f"eval.pictures={SCENES}"])
-    net, recipe = trained.net, trained.recipe
-    dataset = open_split(recipe.data, "val")
-    alone = len(recipe.data.modalities) == 1
-    for key, value in evaluate(net, dataset, recipe).compute().items():
-        output, score = key.split("/")
-        if output == "constant":
-            metrics[key] = value
-        elif output == "ensemble" or not alone:
-            metrics[f"{name}/{score}" if alone else f"{name}: {output}/{score}"] = value
-    scenes = example_images(net, dataset, recipe).values()
-    columns[name] = [scene["ensemble"] for scene in scenes]
-    for key in ("target", *(f"input {modality}" for modality in recipe.data.modalities)):
-        columns[key] = [scene[key] for scene in scenes]
+def stop(*_: object) -> None:
+    """Have the trainings save where they are, and end."""
+    for child in children:
+        child.terminate()
+
+
+def train_lane(folder: Path, root: Path, lane: dict[str, str]) -> int:
+    """Train a lane's runs, one after the other, until one does not come to its end; its exit code, or 0."""
+    threads = str(max(1, (os.cpu_count() or 1) // len(LANES)))
+    for name, modalities in lane.items():
+        run = folder / name
+        resume = ["--resume"] if (run / checkpoint.LAST).is_file() else []
+        settings = [f"data.root={root}", f"data.modalities={modalities}", f"run.output={run}"]
+        child = subprocess.Popen(
+            [sys.executable, "-m", "models", "train", "synthetic_demo", *settings, *resume],
+            env=os.environ | {"OMP_NUM_THREADS": threads},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # Ctrl-C reaches it through the handler above, and once
+        )
+        children.append(child)
+        assert child.stdout is not None
+        for line in child.stdout:
+            print(f"{name:>11}  {line}", end="", flush=True)
+        if code := child.wait():
+            return abs(code)
+    return 0
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo")))
-    except (UsageError, DataError) as error:
+    except DataError as error:
         sys.exit(f"error: {error}")
