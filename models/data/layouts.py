@@ -1,7 +1,7 @@
 """Layouts of data sets on disk: which files make up a sample, and what is stored in them.
 
 A layout is a description, not a loader. People's own folders are described in the same terms by a file
-``layout.json`` in the data set's root: see ``layout_file`` and README.md in this folder.
+``layout.json`` in the data set's root: see ``layout_file`` and docs/data.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Commands with scenes that lack modalities; those of the page models/data/README.md are run."""
+"""Commands with scenes that lack modalities; those of the page docs/data.md are run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from models.visualize import CELL
 from tests.helpers.paths import ROOT
 from tests.helpers.training_runs import prepare_rooms
 
-PAGE = (ROOT / "models/data/README.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/data.md").read_text(encoding="utf-8")
 SECTION = PAGE.split("## Missing modalities")[1].split("\n## ")[0]
 SMALL = ["data.num_classes=11", "data.batch_size=4", "data.crop=40", "data.shorter_side=32", "model.width=4"]
 SMALL += ["model.encoder=plain_net", "model.frozen_statistics=false", "run.steps=2", "run.workers=0"]

@@ -1,4 +1,4 @@
-"""The page "Your own data" of models/data/README.md: its description and its command are run."""
+"""The page "Your own data" of docs/data.md: its description and its command are run."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from models.data import IMAGENET_MEAN, IMAGENET_STD, DataError, SegmentationSet
 from tests.helpers.paths import ROOT
 from tests.helpers.trees import SIZE, Scene, scene, units, void_255, write
 
-PAGE = (ROOT / "models/data/README.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/data.md").read_text(encoding="utf-8")
 OWN = PAGE.split("## Your own data")[1]
 
 

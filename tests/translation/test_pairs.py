@@ -199,8 +199,8 @@ def test_two_inputs_at_full_size_of_different_images(tmp_path: Path) -> None:
 
 
 def test_the_pages_commands(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of the section on pairs in models/data/README.md, with its layout.json, but small."""
-    page = (ROOT / "models/data/README.md").read_text(encoding="utf-8")
+    """Those of the section on pairs in docs/data.md, with its layout.json, but small."""
+    page = (ROOT / "docs/data.md").read_text(encoding="utf-8")
     section = page.split("### Any aligned pairs")[1].split("\n## ")[0].split("\n### ")[0]
     (description,) = re.findall(r"```json\n(.*?)```", section, re.S)
     shutil.copytree(pairs, tmp_path / "FOLDER")
