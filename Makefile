@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 OLD := cen_ext/_C.cpython-*.so
 SOURCES := $(wildcard examples/cpp/*.cpp csrc/*.* csrc/*/*.* csrc/*/*/*.* tests/host_cuda/*.*)
 
-.PHONY: demo test peers systems build lint bench gpu clean
+.PHONY: demo test peers systems build lint docs bench gpu clean
 
 # Built for this processor alone, and without CUDA, in a third of the time; what make build has made is kept.
 demo: $(VENV)/installed-models
@@ -46,6 +46,10 @@ lint: $(VENV)/installed-lint
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
 	$(BIN)/mypy
 
+# The pages of docs as a site, in site/; a broken link ends it with an error.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs --quiet build --strict
+
 # All figures: the operator's, the convolutions', a training step's; QUICK=1 for a minute's look at the operator.
 bench: build
 ifdef QUICK
@@ -61,7 +65,7 @@ gpu: build
 	$(BIN)/python -m bench.gpu
 
 clean:
-	rm -rf build dist *.egg-info cen_ext/*.so $(VENV)
+	rm -rf build dist site *.egg-info cen_ext/*.so $(VENV)
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/installed-models: pyproject.toml cen_ext/version.py
@@ -76,6 +80,10 @@ $(VENV)/installed: $(VENV)/installed-models
 
 $(VENV)/installed-lint: $(VENV)/installed
 	CEN_EXT_NO_BUILD=1 $(PIP) --no-build-isolation --editable ".[lint]"
+	touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	CEN_EXT_NO_BUILD=1 $(PIP) --no-build-isolation --editable ".[docs]"
 	touch $@
 
 $(VENV)/installed-peers: $(VENV)/installed

@@ -72,8 +72,9 @@ def light_refinenet(
     """A channel-exchanging Light-Weight RefineNet for M modalities, its logits at 1/4 (Nekrasov et al. 2018).
 
     Args:
-        encoder, num_classes, num_modalities, fusion, threshold, region, criterion, in_channels,
-            frozen_statistics, decoder_init, backend: as of ``models.refinenet``.
+        encoder, num_classes, num_modalities: as of ``models.refinenet``.
+        fusion, threshold, region, criterion: as there.
+        in_channels, frozen_statistics, decoder_init, backend: as there.
         dropout: probability, on the features at 1/16 and 1/32 and before the classifier.
         width: channels of the decoder (the coarsest level has twice as many); 256 in the paper.
 

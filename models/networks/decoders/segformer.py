@@ -92,9 +92,10 @@ def segformer(
     Args:
         encoder: ``"mit_b0"`` to ``"mit_b5"``, which exchange at the layer norms of their blocks; or any other
             encoder, as of ``models.refinenet``.
-        num_classes, num_modalities, fusion, threshold, region, criterion, in_channels, frozen_statistics,
-            backend: as of ``models.refinenet``. The decoder's norm, which the modalities share, always trains
-            with batch statistics.
+        num_classes, num_modalities, in_channels, backend: as of ``models.refinenet``.
+        fusion, threshold, region, criterion: as there.
+        frozen_statistics: as there. The decoder's norm, which the modalities share, always trains with batch
+            statistics.
         dropout: probability, before the classifier.
         width: channels of the decoder; 256 in TokenFusion, and in Xie et al. for MiT-B0 and B1.
 
