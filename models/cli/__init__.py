@@ -39,9 +39,8 @@ _COMMANDS = (
 _IMPORT = "--import"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code. Mistakes of the caller's are printed in one line and give 2."""
-    use_current_folder()
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse a command line; ``run`` of what it returns is the command. Wrong ones end the program."""
     parser = argparse.ArgumentParser(prog=program(), description="Train and use the networks.")
     parser.add_argument(
         "--version", action=version.PrintVersion, help="show the version and the environment, and exit"
@@ -66,9 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.overrides = [*arguments.overrides, *rest]
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if arguments.command != "train" and several:
+    if arguments.command != "train" and _several():
         parser.error(f"{arguments.command} runs in one process: start it without torchrun")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code. Mistakes of the caller's are printed in one line and give 2."""
+    use_current_folder()
+    arguments = parse(argv)
     try:
         import_modules(arguments.imports)
         code = int(arguments.run(arguments) or 0)
@@ -78,9 +83,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, RecipeError):
             traceback.print_exception(error.__cause__)
         print(f"error: {error}", file=sys.stderr, flush=True)
-        if several:  # the threads that connect the processes abort one which ends in the usual way
+        if _several():  # the threads that connect the processes abort one which ends in the usual way
             os._exit(2)
         return 2
     except BrokenPipeError:  # stdout was closed early, as by head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _several() -> bool:
+    """Whether torchrun has started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
