@@ -1,4 +1,6 @@
-"""Channel exchanging against single modalities, in minutes on a CPU: ``python examples/demo.py [FOLDER]``.
+"""Channel exchanging against single modalities, in minutes on a CPU.
+
+    python examples/demo.py [FOLDER [field=value ...]]
 
 Makes the procedural rooms, trains the recipe ``synthetic_demo`` with RGB and depth, with RGB alone and with
 depth alone for the same number of steps, prints one table and writes a page to open in a browser. Started
@@ -12,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,13 +30,13 @@ REPORT_IMAGES = 30  # validation rooms of the page's pictures and tables by clas
 children: list[subprocess.Popen[str]] = []
 
 
-def main(folder: Path) -> int:
-    """Train the runs of ``LANES`` below ``folder`` and compare them; the exit code."""
+def main(folder: Path, settings: Sequence[str] = ()) -> int:
+    """Train the runs of ``LANES`` below ``folder``, with these settings, and compare them; the exit code."""
     start = time.perf_counter()
     root = prepare_synthetic(folder / "data")
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     with ThreadPoolExecutor(len(LANES)) as pool:
-        codes = list(pool.map(lambda lane: train_lane(folder, root, lane), LANES))
+        codes = list(pool.map(lambda lane: train_lane(folder, lane, [f"data.root={root}", *settings]), LANES))
     for number, handler in before.items():
         signal.signal(number, handler)
     if any(codes):
@@ -53,15 +56,15 @@ def stop(*_: object) -> None:
         child.terminate()
 
 
-def train_lane(folder: Path, root: Path, lane: dict[str, str]) -> int:
+def train_lane(folder: Path, lane: dict[str, str], settings: Sequence[str]) -> int:
     """Train a lane's runs, one after the other, until one does not come to its end; its exit code, or 0."""
     threads = str(max(1, (os.cpu_count() or 1) // len(LANES)))
     for name, modalities in lane.items():
         run = folder / name
         resume = ["--resume"] if (run / checkpoint.LAST).is_file() else []
-        settings = [f"data.root={root}", f"data.modalities={modalities}", f"run.output={run}"]
+        own = [f"data.modalities={modalities}", f"run.output={run}"]
         child = subprocess.Popen(
-            [sys.executable, "-m", "models", "train", "synthetic_demo", *settings, *resume],
+            [sys.executable, "-m", "models", "train", "synthetic_demo", *settings, *own, *resume],
             env=os.environ | {"OMP_NUM_THREADS": threads},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -79,6 +82,6 @@ def train_lane(folder: Path, root: Path, lane: dict[str, str]) -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo")))
+        sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo"), sys.argv[2:]))
     except DataError as error:
         sys.exit(f"error: {error}")

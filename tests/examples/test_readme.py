@@ -5,10 +5,8 @@ import importlib
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from models.visualize import Image
 from tests.helpers.paths import ROOT
 from tests.helpers.scripts import README
 
@@ -35,15 +33,21 @@ def test_the_demo_compares_three_runs(
 ) -> None:
     """As its users run it, but for two steps of each training and a few rooms."""
     demo = importlib.import_module("examples.demo")
-    prepare, train, save = demo.prepare_synthetic, demo.train, demo.save_image
+    prepare = demo.prepare_synthetic
     small = ["model.width=8", "data.crop=32", "data.shorter_side=32", "run.workers=0", "run.steps=2"]
-    shown: dict[Path, Image] = {}
     monkeypatch.setattr(demo, "prepare_synthetic", lambda root: prepare(root, train=4, val=2, size=(48, 64)))
-    monkeypatch.setattr(demo, "train", lambda name, words, resume: train(name, [*words, *small], resume))
-    monkeypatch.setattr(demo, "save_image", lambda path, image: save(path, shown.setdefault(path, image)))
-    assert demo.main(tmp_path) == 0
+    assert demo.main(tmp_path, small) == 0
     printed = capsys.readouterr().out
-    for row in ("rgb alone", "depth alone", "exchanging: rgb", "exchanging: depth", "exchanging: ensemble"):
-        assert re.search(rf"^{row} .*\d", printed, re.M), row
-    assert (tmp_path / "demo.png").is_file()
-    assert np.ptp(shown[tmp_path / "demo.png"]) > 0
+    for run in ("exchanging", "rgb_alone", "depth_alone"):
+        assert re.search(rf"^{run} +1  \w+ +\d", printed, re.M), run
+        assert f"{run}  done: " in printed
+    page = (tmp_path / "report.html").read_text()
+    assert all(title in page for title in ("Exchange", "Scores", "Pictures", "rgb_alone"))
+
+
+def test_the_demo_tells_that_a_training_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    demo = importlib.import_module("examples.demo")
+    prepare = demo.prepare_synthetic
+    monkeypatch.setattr(demo, "prepare_synthetic", lambda root: prepare(root, train=4, val=2, size=(48, 64)))
+    assert demo.main(tmp_path, ["data.crop=no"]) != 0
+    assert not (tmp_path / "report.html").exists()
