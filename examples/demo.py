@@ -22,26 +22,24 @@ from models.__main__ import main as cen
 from models.data import DataError, prepare_synthetic
 from models.training import checkpoint
 
-# Modalities by run. Lanes are trained side by side, each on half of the cores: two modalities take as long as
-# one after the other.
-LANES = ({"exchanging": "rgb,depth"}, {"rgb_alone": "rgb", "depth_alone": "depth"})
+RUNS = {"exchanging": "rgb,depth", "rgb_alone": "rgb", "depth_alone": "depth"}  # modalities by run
 REPORT_IMAGES = 30  # validation rooms of the page's pictures and tables by class
 
 children: list[subprocess.Popen[str]] = []
 
 
 def main(folder: Path, settings: Sequence[str] = ()) -> int:
-    """Train the runs of ``LANES`` below ``folder``, with these settings, and compare them; the exit code."""
+    """Train ``RUNS`` side by side below ``folder``, with these settings, and compare them; the exit code."""
     start = time.perf_counter()
     root = prepare_synthetic(folder / "data")
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    with ThreadPoolExecutor(len(LANES)) as pool:
-        codes = list(pool.map(lambda lane: train_lane(folder, lane, [f"data.root={root}", *settings]), LANES))
+    with ThreadPoolExecutor(len(RUNS)) as pool:
+        codes = list(pool.map(lambda name: train(folder, name, [f"data.root={root}", *settings]), RUNS))
     for number, handler in before.items():
         signal.signal(number, handler)
     if any(codes):
         return max(codes)
-    runs = [str(folder / name) for lane in LANES for name in lane]
+    runs = [str(folder / name) for name in RUNS]
     report = folder / "report.html"
     images = ["--images", str(REPORT_IMAGES)]
     if code := cen(["compare", *runs]) or cen(["report", *runs, "--output", str(report), *images]):
@@ -56,28 +54,30 @@ def stop(*_: object) -> None:
         child.terminate()
 
 
-def train_lane(folder: Path, lane: dict[str, str], settings: Sequence[str]) -> int:
-    """Train a lane's runs, one after the other, until one does not come to its end; its exit code, or 0."""
-    threads = str(max(1, (os.cpu_count() or 1) // len(LANES)))
-    for name, modalities in lane.items():
-        run = folder / name
-        resume = ["--resume"] if (run / checkpoint.LAST).is_file() else []
-        own = [f"data.modalities={modalities}", f"run.output={run}"]
-        child = subprocess.Popen(
-            [sys.executable, "-m", "models", "train", "synthetic_demo", *settings, *own, *resume],
-            env=os.environ | {"OMP_NUM_THREADS": threads},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,  # Ctrl-C reaches it through the handler above, and once
-        )
-        children.append(child)
-        assert child.stdout is not None
-        for line in child.stdout:
-            print(f"{name:>11}  {line}", end="", flush=True)
-        if code := child.wait():
-            return abs(code)
-    return 0
+def train(folder: Path, name: str, settings: Sequence[str]) -> int:
+    """Train a run on its share of the cores, from where an earlier attempt came to; the exit code."""
+    run = folder / name
+    resume = ["--resume"] if (run / checkpoint.LAST).is_file() else []
+    own = [f"data.modalities={RUNS[name]}", f"run.output={run}", f"run.precision={precision()}"]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "models", "train", "synthetic_demo", *own, *settings, *resume],
+        env=os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // len(RUNS)))},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # Ctrl-C reaches it through the handler above, and once
+    )
+    children.append(child)
+    assert child.stdout is not None
+    for line in child.stdout:
+        print(f"{name:>11}  {line}", end="", flush=True)
+    return abs(child.wait())
+
+
+def precision() -> str:
+    """bfloat16, where the processor multiplies in it: convolutions take half the time then."""
+    told = Path("/proc/cpuinfo")
+    return "bf16" if told.is_file() and "avx512_bf16" in told.read_text() else "fp32"
 
 
 if __name__ == "__main__":

@@ -196,7 +196,7 @@ def nyudv2_384_cen_refinenet18() -> SegmentationRecipe:
 @recipe
 def synthetic_demo() -> SegmentationRecipe:
     """Minutes on a CPU: procedural rooms, a narrow RefineNet on ResNet-18, random weights."""
-    rates = ((350, 2e-3), (200, 1e-3), (50, 2e-4))
+    rates = ((450, 2e-3), (250, 1e-3), (100, 2e-4))
     return SegmentationRecipe(
         data=DataSettings(num_classes=11, batch_size=4, shorter_side=96, scale=(0.75, 1.5), crop=96),
         # Scales that start near the threshold let the exchange begin early. So weak a penalty leaves to the
@@ -210,5 +210,5 @@ def synthetic_demo() -> SegmentationRecipe:
         ),
         loss=LossSettings(sparsity=1e-5),
         eval=EvalSettings(batch_size=20),
-        run=RunSettings(log_steps=50, evaluate_steps=600),
+        run=RunSettings(log_steps=50, evaluate_steps=800),
     )
