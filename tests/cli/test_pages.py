@@ -82,6 +82,8 @@ OTHERS = {
     "cmake": "tests/deployment/test_cpp.py",
     "unzip": "tests/deployment/test_cpp.py",
     "build/label": "tests/deployment/test_cpp.py",
+    ".ci/smoke.py": ".github/workflows/wheels.yml; it makes environments of gigabytes",
+    "docker": "no test: it takes an engine, as docs/installing.md says",
 }
 # Runs of translation; all others are of segmentation.
 TRANSLATION = ("docs/translation.md",)
@@ -144,7 +146,7 @@ def check_pip(words: Sequence[str]) -> None:
     """Refuse extras that there are not."""
     _, _, table = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]")
     extras = set(re.findall(r"^(\w+) = \[", table.partition("\n[")[0], re.M))
-    assert words[0] == "install"
+    assert words[0] in ("install", "download")
     for word in words[1:]:
         package, _, chosen = word.rstrip("]").partition("[")
         if package in (".", "cen_ext"):
@@ -265,7 +267,7 @@ def test_commands_in_running_text(page: str) -> None:
     for span in spans(page):
         program, name, *rest = span.split()
         if program == "cen":
-            assert name in {*RUN, *NEEDS, "--import"}, span
+            assert name in {*RUN, *NEEDS, "--import", "--version"}, span
         elif program == "make":
             assert name in targets, span
         else:
