@@ -33,7 +33,10 @@ LAYOUT = {
     "modalities": {"thermal": {"kind": "intensity", "range": [15, 40]}},
 }
 # For photographs rather: data.shorter_side=480 data.crop=480 model.encoder=resnet50 model.weights=FILE.
-SMALL = "model.network=light_refinenet data.batch_size=4 data.shorter_side=64 data.crop=64 run.steps=300"
+SMALL = (
+    "model.network=light_refinenet data.batch_size=4 data.shorter_side=64 data.crop=64 run.steps=300 "
+    "loss.sparsity=5e-3"
+)
 
 
 def make_set(root: Path, counts: dict[str, int], size: tuple[int, int] = (64, 80)) -> None:
