@@ -15,7 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.fusion.budgets import BUDGETS
-from bench.fusion.methods import METHODS
 from bench.fusion.plans import SCORE
 from bench.harness.files import RESULTS, write
 
@@ -30,6 +29,20 @@ TRAINING = {
     "straightforward, bf16, compile": "torch.compile, bf16",
     "ours, bf16": "cen_ext, bf16",
 }
+# Methods of the fusions' table, in words that need no table.
+METHODS = {
+    "rgb": "RGB alone",
+    "depth": "depth alone",
+    "none": "both, no fusion but the ensemble",
+    "concat_all_shared": "concat after every stage",
+    "align_middle_shared": "align after stage 3",
+    "self_attention_middle_shared": "self-attention after stage 3",
+    "asymfusion": "AsymFusion",
+    "cen_code": "CEN, the code's λ",
+    "cen_paper": "CEN, the paper's λ",
+    "ssma": "SSMA, from two AdapNet++",
+    "fusenet": "FuseNet, from random weights",
+}
 
 
 def training_speeds(results: Path) -> dict[str, float]:
@@ -42,10 +55,10 @@ def training_speeds(results: Path) -> dict[str, float]:
 def scores(results: Path) -> dict[str, list[float]]:
     """Mean IoU of the ensemble in per cent, one value a seed, by title of the method; the best last."""
     found: dict[str, list[float]] = {}
-    for method in BUDGETS["cpu"].methods:
+    for method, title in METHODS.items():
         for file in sorted((results / "fusion" / "cpu" / "table").glob(f"{method}_seed?.json")):
             score = 100 * json.loads(file.read_text())["metrics"][SCORE]
-            found.setdefault(METHODS[method].title, []).append(score)
+            found.setdefault(title, []).append(score)
     return dict(sorted(found.items(), key=lambda item: mean(item[1])))
 
 
@@ -55,14 +68,14 @@ def draw(speeds: dict[str, float], found: dict[str, list[float]]) -> bytes:
     left, right = figure.subplots(1, 2)
     speeds = dict(reversed(speeds.items()))
     _bars(left, list(speeds), list(speeds.values()), [name.startswith("cen_ext") for name in speeds])
-    for at, value in enumerate(speeds.values()):
-        left.annotate(f"{value:.2f}", (value, at), xytext=(4, 0), textcoords="offset points", va="center")
+    _numbers(left, list(speeds.values()), "{:.2f}")
     left.set_title("RefineNet-50, RGB-D, two CPU cores: images/s in training", loc="left", fontsize=10)
     means = [mean(values) for values in found.values()]
     _bars(right, list(found), means, [name.startswith("CEN") for name in found])
     for at, values in enumerate(found.values()):
         right.plot(values, [at] * len(values), ".", color="black", markersize=4)
-    right.set_title("NYUDv2, equal short budgets: mean IoU, %", loc="left", fontsize=10)
+    _numbers(right, [max(values) for values in found.values()], "{:.1f}", means)
+    right.set_title(f"NYUDv2, {BUDGETS['cpu'].steps} steps each: mean IoU, %", loc="left", fontsize=10)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()
@@ -74,6 +87,13 @@ def _bars(axes: Axes, names: Sequence[str], values: Sequence[float], ours: Seque
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(axis="x", labelsize=8)
     axes.margins(y=0.02)
+
+
+def _numbers(axes: Axes, places: Sequence[float], form: str, values: Sequence[float] = ()) -> None:
+    """Write values, the places themselves if there are no others, beside the ends of bars."""
+    for at, (place, value) in enumerate(zip(places, values or places, strict=True)):
+        text = form.format(value)
+        axes.annotate(text, (place, at), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9)
 
 
 if __name__ == "__main__":
