@@ -20,7 +20,8 @@ def test_it_draws_what_results_say(tmp_path: Path) -> None:
 
     table = tmp_path / "fusion" / "cpu" / "table"
     table.mkdir(parents=True)
-    for name, score in {"rgb_seed0": 0.3, "rgb_seed1": 0.1, "cen_code_seed2": 0.15, "other_seed0": 1.0}.items():
+    given = {"rgb_seed0": 0.3, "rgb_seed1": 0.1, "cen_code_seed2": 0.15, "other_seed0": 1.0}
+    for name, score in given.items():
         (table / f"{name}.json").write_text(json.dumps({"metrics": {"ensemble/mean_iou": score}}))
     found = summary.scores(tmp_path)
     assert list(found) == ["CEN, the code's λ", "RGB alone"]
