@@ -134,6 +134,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("theorem")
     rooms = prepare_rooms(folder / "rooms")
     settings = ["fusion=none", "fusion.penalty=own", "run.scales_steps=1", "loss.per_output=true", *SLOW]
+    settings.append("loss.sparsity=5e-3")
     assert main(command(rooms, folder / "run", *settings)) == 0
     return folder / "run"
 

@@ -196,7 +196,7 @@ def test_resume_refuses_other_settings(
     command = [*train_command(rooms, trained), "--resume", "loss.sparsity=0.5", "run.log_steps=7"]
     assert main([*command, "optim.stages.1.encoder_lr=3"]) == 2
     message = capsys.readouterr().err
-    assert "loss.sparsity: 0.0" in message
+    assert "loss.sparsity: 1e-05" in message
     assert "-> 0.5; " in message or message.rstrip().endswith("-> 0.5")
     assert "optim.stages.1.encoder_lr" in message
     assert "log_steps" not in message

@@ -43,11 +43,3 @@ def test_the_demo_compares_three_runs(
         assert f"{run}  done: " in printed
     page = (tmp_path / "report.html").read_text()
     assert all(title in page for title in ("Exchange", "Scores", "Pictures", "rgb_alone"))
-
-
-def test_the_demo_tells_that_a_training_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    demo = importlib.import_module("examples.demo")
-    prepare = demo.prepare_synthetic
-    monkeypatch.setattr(demo, "prepare_synthetic", lambda root: prepare(root, train=4, val=2, size=(48, 64)))
-    assert demo.main(tmp_path, ["data.crop=no"]) != 0
-    assert not (tmp_path / "report.html").exists()

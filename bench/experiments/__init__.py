@@ -1,1 +1,0 @@
-"""Experiments that train: questions about the method, not about speed."""
