@@ -1,6 +1,6 @@
 """What the site needs beside its pages: files of the checkout that they link to, and no address outside.
 
-Pages link to the checkout as they do on GitHub, ``../examples/demo.py`` or ``../bench/results/training_unet.png``.
+Pages link to the checkout as they do on GitHub, ``../examples/demo.py`` or ``../docs/features.png``.
 Such files become part of the site, below ``checkout/``: Markdown as a page with links of its own, programs as
 a page with their text, all else, such as pictures, as it is.
 """
