@@ -71,7 +71,9 @@ def train(folder: Path, name: str, settings: Sequence[str]) -> int:
     assert child.stdout is not None
     for line in child.stdout:
         print(f"{name:>11}  {line}", end="", flush=True)
-    return abs(child.wait())
+    if code := abs(child.wait()):
+        stop()  # a comparison needs all of them
+    return code
 
 
 def precision() -> str:
