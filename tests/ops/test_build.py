@@ -41,6 +41,30 @@ def test_build_info():
     assert torch.ops.cen_ext.norm_exchange.default._schema.name == "cen_ext::norm_exchange"
 
 
+def setup(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """What setup.py prepares in a folder where there is nothing to build."""
+    command = [sys.executable, ROOT / "setup.py", "--version"]
+    environment = {**os.environ, "FORCE_CUDA": "0", **environment}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_a_build_for_this_processor_alone(tmp_path: Path):
+    if cen_ext.available_backends()["cpu"] != "ok":
+        pytest.skip(cen_ext.available_backends()["cpu"])
+    if os.environ.get("CEN_EXT_CPU_CAPABILITY"):
+        pytest.skip("CEN_EXT_CPU_CAPABILITY chooses another instruction set than the best one")
+    from cen_ext import _C
+
+    info = _C.build_info()
+    header = tmp_path / "build" / "include" / "cen_build.h"
+    for asked, expected in (("native", [info["instruction_set"]]), ("", info["instruction_sets"])):
+        result = setup(tmp_path, CEN_EXT_INSTRUCTION_SETS=asked)
+        assert result.returncode == 0, result.stderr
+        assert re.findall(r"CEN_BUILT_(\w+)", header.read_text()) == [name.upper() for name in expected]
+    result = setup(tmp_path, CEN_EXT_INSTRUCTION_SETS="avx2")
+    assert "CEN_EXT_INSTRUCTION_SETS: expected 'native' or nothing, got 'avx2'" in result.stderr
+
+
 @pytest.fixture
 def extension() -> Path:
     """The file of the compiled part, and nm and readelf to look into it."""
