@@ -1,6 +1,6 @@
 """Color to heat on your own pairs: ``python examples/thermal_translation.py [FOLDER] [FIELD=VALUE ...]``.
 
-FOLDER has aligned images of one name a view and ``layout.json``, as ``LAYOUT`` below; models/data/README.md
+FOLDER has aligned images of one name a view and ``layout.json``, as ``LAYOUT`` below; docs/data.md
 describes its fields. Heat is made of colors and depth, which exchange channels. FIELD=VALUE are settings, as
 ``cen train`` takes them: pairs of colors and heat alone need ``data.domains=visible``, and
 ``data.domains=thermal data.target=visible`` turns them around. Without FOLDER views are made, in which red

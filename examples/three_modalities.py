@@ -2,7 +2,7 @@
 
 FOLDER has files of one name a scene for each modality and for the label maps (gray values: the class, 255
 where there is none), ``train.txt`` and ``val.txt`` with a name a line, and ``layout.json``, which says what
-is stored where, as ``LAYOUT`` does; models/data/README.md describes its fields. Without FOLDER a small set is
+is stored where, as ``LAYOUT`` does; docs/data.md describes its fields. Without FOLDER a small set is
 made, in which each sensor sees one thing: color the poster, depth the box, heat the pipe. FIELD=VALUE are
 settings, as ``cen train`` takes them. Started again, it takes up where it stopped.
 """
